@@ -1,0 +1,59 @@
+# make help lists the targets.
+
+SHELL      := /bin/bash
+VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+STATICCHECK = go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+# Debian packages that the demo and the tests need.
+DEMO_PACKAGES := nftables conntrack vsftpd curl iproute2 kmod
+TEST_PACKAGES := $(DEMO_PACKAGES) lftp gcc libc6-dev $(file <test/vm/packages)
+
+# How long each fuzz target runs.
+FUZZTIME ?= 5s
+# Stock Debian kernels to test on, and how much slower than this machine they are.
+KERNELS ?= 6.1 6.12
+VM_SLOW ?= 10
+
+.PHONY: help build demo test lint unit fuzz netns vm clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## build bin/nfq-ftphelper, a static binary
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/nfq-ftphelper ./cmd/nfq-ftphelper
+
+demo: build ## show the main job on this machine, in network namespaces (root)
+	@test/install $(DEMO_PACKAGES)
+	@go run ./test/netns/demo -daemon bin/nfq-ftphelper
+
+test: ## everything: lint, unit, fuzz, netns, vm (root; installs what is missing)
+	@test/install $(TEST_PACKAGES)
+	$(MAKE) --no-print-directory lint unit fuzz netns vm
+
+lint: ## formatting, vet, staticcheck
+	@unformatted=$$(gofmt -l .); [[ -z $$unformatted ]] || { echo "gofmt would change: $$unformatted" >&2; exit 1; }
+	go vet ./...
+	$(STATICCHECK) ./...
+
+unit: ## the packages' own tests, with the race detector (root)
+	go test -race ./cmd/... ./internal/... ./pkg/... ./rules/...
+	go test -run '^$$' -bench . -benchtime 1x ./internal/... ./pkg/...
+
+fuzz: ## every fuzz target for FUZZTIME
+	@for package in $$(go list ./...); do \
+		for target in $$(go test -list '^Fuzz' $$package | grep ^Fuzz); do \
+			echo "$$package $$target" && go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$package || exit 1; \
+		done; \
+	done
+
+netns: ## real clients and servers through NAT, on this kernel (root)
+	go test -race -count 1 ./test/netns/...
+
+vm: build $(KERNELS:%=vm-%) ## the same on stock Debian kernels in an emulator (root)
+
+vm-%: build
+	FTPHELPER_BIN=$(CURDIR)/bin/nfq-ftphelper FTPHELPER_SLOW=$(VM_SLOW) \
+		go test -count 1 -p 1 -timeout 30m -exec '$(CURDIR)/test/vm/run $*' ./rules ./test/netns
+
+clean: ## remove what was built
+	rm -rf bin

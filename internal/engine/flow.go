@@ -1,0 +1,150 @@
+package engine
+
+import (
+	"errors"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/mangle"
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
+)
+
+// flow is one control connection.
+type flow struct {
+	master *expect.Master // nil: conntrack does not know the connection
+	sides  [2]side        // by direction: the client's, the server's
+
+	replies parse.Replies
+	greeted bool   // the server has said something that is no error
+	spoken  bool   // the client has sent an FTP command
+	auth    bool   // the client has sent AUTH
+	epsvAll bool   // the client has sent EPSV ALL
+	opaque  bool   // encrypted, or no FTP at all: nothing is read any more
+	passive uint8  // PASV and EPSV that have not been answered
+	told    uint16 // a bit for every reason that has been logged
+
+	keys       [2]expect.Tuple
+	newer, old *flow // neighbours in the order of use
+}
+
+// maxPassive bounds how many PASV and EPSV may wait for their answer.
+const maxPassive = 64
+
+// side is what one end of a control connection sends.
+type side struct {
+	stream  parse.Stream
+	edits   mangle.Edits
+	started bool
+	// midstream is set until the first line end of a connection that was not seen from its
+	// beginning: its first bytes may be the middle of anything.
+	midstream bool
+}
+
+// otherConnection is how far, in bytes, a segment may lie from where its stream is; beyond
+// that it belongs to a later connection between the same ports.
+const otherConnection = 1 << 20
+
+// find returns the flow of the packet and the packet's direction, and nil for a packet of
+// which nothing is known. The first packet of a connection is looked up in conntrack.
+func (e *Engine) find() (*flow, expect.Direction) {
+	key := expect.Tuple{Src: e.pkt.Src(), Dst: e.pkt.Dst()}
+	f := e.flows.find(key)
+	if f != nil && f.master != nil {
+		dir := expect.Original
+		if key != f.keys[expect.Original] {
+			dir = expect.Reply
+		}
+		s := &f.sides[dir]
+		if d := e.pkt.Seq().Sub(s.stream.Expected()); !s.started || -otherConnection < d && d < otherConnection {
+			return f, dir
+		}
+		e.flows.remove(f)
+		f = nil
+	}
+	if f != nil {
+		return nil, 0
+	}
+	m, dir, err := e.ct.Lookup(key)
+	if err != nil {
+		e.log.Debug("packet let go unread", "src", key.Src, "dst", key.Dst, "reason", err)
+		if errors.Is(err, expect.ErrNoEntry) {
+			e.flows.add(&flow{keys: [2]expect.Tuple{key, key}})
+		}
+		return nil, 0
+	}
+	f = &flow{master: m, keys: m.Tuples}
+	for d := range f.sides {
+		f.sides[d].edits.Resume(m.SeqAdj[d].After)
+	}
+	e.flows.add(f)
+	return f, dir
+}
+
+// flowTable finds flows by the tuples of their packets, and forgets the one that has not been
+// used for the longest when it is full.
+type flowTable struct {
+	max    int
+	byKey  map[expect.Tuple]*flow
+	count  int
+	newest *flow
+	oldest *flow
+}
+
+func newFlowTable(max int) flowTable {
+	return flowTable{max: max, byKey: make(map[expect.Tuple]*flow)}
+}
+
+func (t *flowTable) find(key expect.Tuple) *flow {
+	f := t.byKey[key]
+	if f != nil && f != t.newest {
+		t.unlink(f)
+		t.link(f)
+	}
+	return f
+}
+
+func (t *flowTable) add(f *flow) {
+	if t.count == t.max {
+		t.remove(t.oldest)
+	}
+	// A stale flow may still have one of the keys, if NAT gave its address away again.
+	for _, k := range f.keys {
+		if stale := t.byKey[k]; stale != nil && stale != f {
+			t.remove(stale)
+		}
+		t.byKey[k] = f
+	}
+	t.link(f)
+	t.count++
+}
+
+func (t *flowTable) remove(f *flow) {
+	for _, k := range f.keys {
+		delete(t.byKey, k)
+	}
+	t.unlink(f)
+	t.count--
+}
+
+func (t *flowTable) link(f *flow) {
+	f.old = t.newest
+	if t.newest != nil {
+		t.newest.newer = f
+	} else {
+		t.oldest = f
+	}
+	t.newest = f
+}
+
+func (t *flowTable) unlink(f *flow) {
+	if f.newer != nil {
+		f.newer.old = f.old
+	} else {
+		t.newest = f.old
+	}
+	if f.old != nil {
+		f.old.newer = f.newer
+	} else {
+		t.oldest = f.newer
+	}
+	f.newer, f.old = nil, nil
+}

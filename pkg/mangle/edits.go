@@ -1,0 +1,154 @@
+package mangle
+
+import (
+	"errors"
+	"slices"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
+)
+
+// ErrOverlap is returned by Edits.Add for an edit that does not lie behind those that are
+// there already.
+var ErrOverlap = errors.New("edit does not lie behind the edits before it")
+
+// Edits are the changes made to one direction of a TCP connection, in the sender's own
+// sequence space: at a position, old bytes are replaced by new ones. The receiver sees
+// another stream, and this list is all there is to know about the difference: what a
+// segment looks like, however often it is sent and however it is cut (Render), by how much
+// a sequence number is off (Offset), and what to tell the kernel (Adjustment).
+//
+// An edit of old bytes into new ones maps the first min(old, new) bytes one to one. The
+// length changes behind them: what is left of the old bytes vanishes, or what is left of
+// the new ones comes along with the last old byte. So every cut through an edited span has
+// a meaning, and both parts are what they would have been in one piece.
+//
+// The zero value has no edits. Memory is bounded by what the receiver has not acknowledged:
+// call Forget.
+type Edits struct {
+	base int32  // offset before the first edit in the list: what was forgotten
+	list []edit // in the order of the stream
+}
+
+type edit struct {
+	at  parse.Seq
+	old int    // length of what is replaced, at least 1
+	new []byte // at least 1 byte
+}
+
+func (e edit) end() parse.Seq { return e.at.Add(e.old) }
+func (e edit) delta() int32   { return int32(len(e.new) - e.old) }
+
+// last returns the last position that still has the offset from before the edit: the last
+// byte that is mapped one to one.
+func (e edit) last() parse.Seq { return e.at.Add(min(e.old, len(e.new)) - 1) }
+
+// Resume begins with an offset that is there already, as for a connection that was edited
+// before this process came. It forgets all edits.
+func (e *Edits) Resume(offset int32) { *e = Edits{base: offset} }
+
+// Add records that the old bytes from at on are replaced by new, which it keeps. Neither may
+// be empty. It returns ErrOverlap if at lies before the end of the last edit.
+func (e *Edits) Add(at parse.Seq, old int, new []byte) error {
+	if old < 1 || len(new) < 1 {
+		return errors.New("edit replaces nothing or by nothing")
+	}
+	if n := len(e.list); n > 0 && at.Before(e.list[n-1].end()) {
+		return ErrOverlap
+	}
+	e.list = append(e.list, edit{at, old, new})
+	return nil
+}
+
+// Offset returns by how many bytes the receiver's number for the byte seq differs from the
+// sender's.
+func (e *Edits) Offset(seq parse.Seq) int32 {
+	off := e.base
+	for _, d := range e.list {
+		if !d.last().Before(seq) {
+			break
+		}
+		off += d.delta()
+	}
+	return off
+}
+
+// Adjustment returns what the kernel must be told (struct nf_ct_seqadj of
+// include/net/netfilter/nf_conntrack_seqadj.h) so that it adjusts as Offset does for the
+// segment that begins at seq and for all behind the last edit: numbers up to and including
+// position are off by before, later ones by after. The kernel remembers one change of the
+// offset only; of several in one segment it learns the sum, at the place of the last.
+func (e *Edits) Adjustment(seq parse.Seq) (position parse.Seq, before, after int32) {
+	position, before, after = seq, e.Offset(seq), e.base
+	for _, d := range e.list {
+		position = d.last()
+		after += d.delta()
+	}
+	return position, before, after
+}
+
+// Forget drops the edits that the receiver has acknowledged, and every copy of which has
+// therefore been sent for the last time. ack is the receiver's acknowledgement number, in
+// its own numbers: as it stands in its packets. The offset stays as it was.
+func (e *Edits) Forget(ack parse.Seq) {
+	n, off := 0, e.base
+	for _, d := range e.list {
+		off += d.delta()
+		if ack.Before(d.end().Add(int(off))) {
+			break
+		}
+		e.base = off
+		n++
+	}
+	if n == len(e.list) {
+		e.list = nil
+	} else if n > 0 {
+		e.list = slices.Delete(e.list, 0, n)
+	}
+}
+
+// Len returns the number of edits in the list.
+func (e *Edits) Len() int { return len(e.list) }
+
+// Truncate takes back all edits but the first n: those of a segment that is to be sent
+// unchanged after all.
+func (e *Edits) Truncate(n int) { e.list = e.list[:n] }
+
+// Render returns the segment whose payload begins at seq as the receiver is to see it: the
+// payload with the edits in it, appended to dst, and the sender's number for its first byte,
+// which is another than seq only where the segment begins in bytes that vanished. The third
+// result is false, and nothing appended, if the segment is the same as it was.
+func (e *Edits) Render(dst []byte, seq parse.Seq, payload []byte) (parse.Seq, []byte, bool) {
+	end := seq.Add(len(payload))
+	changed := false
+	first, from := seq, seq // the number of the first byte; the first byte not rendered yet
+	for _, d := range e.list {
+		if !from.Before(d.end()) {
+			continue
+		}
+		if !d.at.Before(end) {
+			break
+		}
+		changed = true
+		if from.Before(d.at) {
+			dst = append(dst, payload[from.Sub(seq):d.at.Sub(seq)]...)
+			from = d.at
+		}
+		begin, stop := from.Sub(d.at), len(d.new)
+		if end.Before(d.end()) {
+			stop = min(end.Sub(d.at), len(d.new))
+		}
+		if begin < len(d.new) && begin < stop {
+			dst = append(dst, d.new[begin:stop]...)
+		} else if from == seq {
+			first = d.end()
+		}
+		from = d.end()
+	}
+	if !changed {
+		return seq, dst, false
+	}
+	if from.Before(end) {
+		dst = append(dst, payload[from.Sub(seq):]...)
+	}
+	return first, dst, true
+}

@@ -1,0 +1,220 @@
+// Package mangle changes packets and TCP streams: a bounds-checked view of an IP packet
+// that carries TCP (Packet), and the edits of one direction of a connection (Edits), from
+// which come the bytes of every segment, the offset of every sequence number, and the
+// kernel's sequence adjustment.
+//
+// It mirrors net/netfilter/nf_nat_helper.c (nf_nat_mangle_tcp_packet) and
+// nf_conntrack_seqadj.c, as pure functions: no I/O, no clock.
+package mangle
+
+import (
+	"encoding/binary"
+	"errors"
+	"net/netip"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
+)
+
+// Errors of Packet.Decode: why a packet is none that this package changes.
+var (
+	// ErrTruncated is returned for a packet that ends before its headers say it does.
+	ErrTruncated = errors.New("packet is truncated")
+	// ErrNotTCP is returned for anything but TCP directly over IPv4 or IPv6.
+	ErrNotTCP = errors.New("packet is not TCP over IPv4 or IPv6")
+	// ErrFragment is returned for a part of a fragmented packet.
+	ErrFragment = errors.New("packet is a fragment")
+	// ErrSourceRoute is returned for an IPv6 packet that has hops of a routing header
+	// before it: the destination that its TCP checksum covers is not in the IP header.
+	ErrSourceRoute = errors.New("packet is source routed")
+	// ErrTooLong is returned by AppendSegment where the packet would not fit into the
+	// length field of its IP header.
+	ErrTooLong = errors.New("packet would be longer than IP allows")
+)
+
+const (
+	ip4Header = 20
+	ip6Header = 40
+	tcpHeader = 20
+
+	protoHopByHop = 0
+	protoTCP      = 6
+	protoRouting  = 43
+	protoFragment = 44
+	protoDestOpts = 60
+)
+
+// TCP flags that matter here (RFC 9293 section 3.1), as Packet.Flags returns them.
+const (
+	FlagFIN = 1 << 0
+	FlagSYN = 1 << 1
+	FlagRST = 1 << 2
+	FlagACK = 1 << 4
+)
+
+// Packet is a view of the bytes of one IPv4 or IPv6 packet with a TCP segment. It holds no
+// copy: it is valid as long as the bytes are. The zero Packet is empty; Decode fills it,
+// and may be called again and again on the same value.
+type Packet struct {
+	bytes []byte // the IP packet, nothing behind it
+	tcp   int    // where the TCP header begins
+	data  int    // where the payload begins
+}
+
+// Decode makes p a view of b, which begins with an IP header. Bytes behind the end that the
+// IP header gives are left out. On an error p is empty.
+func (p *Packet) Decode(b []byte) error {
+	*p = Packet{}
+	if len(b) == 0 {
+		return ErrTruncated
+	}
+	var tcp, end int
+	var err error
+	switch b[0] >> 4 {
+	case 4:
+		tcp, end, err = decode4(b)
+	case 6:
+		tcp, end, err = decode6(b)
+	default:
+		err = ErrNotTCP
+	}
+	if err != nil {
+		return err
+	}
+	if tcp+tcpHeader > end {
+		return ErrTruncated
+	}
+	data := tcp + int(b[tcp+12]>>4)*4
+	if data < tcp+tcpHeader || data > end {
+		return ErrTruncated
+	}
+	*p = Packet{b[:end:end], tcp, data}
+	return nil
+}
+
+// decode4 returns where TCP begins and the packet ends (RFC 791 section 3.1).
+func decode4(b []byte) (tcp, end int, err error) {
+	if len(b) < ip4Header {
+		return 0, 0, ErrTruncated
+	}
+	tcp = int(b[0]&0x0f) * 4
+	end = int(binary.BigEndian.Uint16(b[2:]))
+	if tcp < ip4Header || end < tcp || end > len(b) {
+		return 0, 0, ErrTruncated
+	}
+	const offsetAndMF = 0x3fff
+	if binary.BigEndian.Uint16(b[6:])&offsetAndMF != 0 {
+		return 0, 0, ErrFragment
+	}
+	if b[9] != protoTCP {
+		return 0, 0, ErrNotTCP
+	}
+	return tcp, end, nil
+}
+
+// decode6 does the same over the extension headers of IPv6 (RFC 8200 section 4). Those that
+// it does not know, AH among them, make the packet one that is not changed.
+func decode6(b []byte) (tcp, end int, err error) {
+	if len(b) < ip6Header {
+		return 0, 0, ErrTruncated
+	}
+	end = ip6Header + int(binary.BigEndian.Uint16(b[4:]))
+	if end > len(b) {
+		return 0, 0, ErrTruncated
+	}
+	next, i := b[6], ip6Header
+	for next != protoTCP {
+		if i+8 > end {
+			return 0, 0, ErrTruncated
+		}
+		length := (int(b[i+1]) + 1) * 8
+		switch next {
+		case protoHopByHop, protoDestOpts:
+		case protoRouting:
+			if segmentsLeft := b[i+3]; segmentsLeft != 0 {
+				return 0, 0, ErrSourceRoute
+			}
+		case protoFragment:
+			const offsetAndM = 0xfff9
+			if binary.BigEndian.Uint16(b[i+2:])&offsetAndM != 0 {
+				return 0, 0, ErrFragment
+			}
+			length = 8
+		default:
+			return 0, 0, ErrNotTCP
+		}
+		next, i = b[i], i+length
+		if i > end {
+			return 0, 0, ErrTruncated
+		}
+	}
+	return i, end, nil
+}
+
+// Bytes returns the packet without anything behind its end.
+func (p *Packet) Bytes() []byte { return p.bytes }
+
+// Payload returns what TCP carries.
+func (p *Packet) Payload() []byte { return p.bytes[p.data:] }
+
+// Seq returns the sequence number of the first byte of the payload. (A SYN has none: its
+// number is one before.)
+func (p *Packet) Seq() parse.Seq { return parse.Seq(binary.BigEndian.Uint32(p.bytes[p.tcp+4:])) }
+
+// Ack returns the acknowledgement number, which means something if FlagACK is set.
+func (p *Packet) Ack() parse.Seq { return parse.Seq(binary.BigEndian.Uint32(p.bytes[p.tcp+8:])) }
+
+// Flags returns the TCP flags FIN to CWR.
+func (p *Packet) Flags() uint8 { return p.bytes[p.tcp+13] }
+
+// Src returns the source address and port.
+func (p *Packet) Src() netip.AddrPort { return p.endpoint(12, 8, 0) }
+
+// Dst returns the destination address and port.
+func (p *Packet) Dst() netip.AddrPort { return p.endpoint(16, 24, 2) }
+
+func (p *Packet) endpoint(at4, at6, atPort int) netip.AddrPort {
+	port := binary.BigEndian.Uint16(p.bytes[p.tcp+atPort:])
+	if p.is4() {
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte(p.bytes[at4:at4+4])), port)
+	}
+	return netip.AddrPortFrom(netip.AddrFrom16([16]byte(p.bytes[at6:at6+16])), port)
+}
+
+func (p *Packet) is4() bool { return p.bytes[0]>>4 == 4 }
+
+// AppendSegment appends to dst the packet with another sequence number and payload: same
+// headers, lengths and checksums made right. The checksums are computed in full, since the
+// kernel takes those of an altered packet as final. It returns ErrTooLong, and dst as it
+// was, where the length would not fit into the IP header.
+func (p *Packet) AppendSegment(dst []byte, seq parse.Seq, payload []byte) ([]byte, error) {
+	length := p.data + len(payload)
+	inHeader := length
+	if !p.is4() {
+		inHeader -= ip6Header
+	}
+	if inHeader > 0xffff {
+		return dst, ErrTooLong
+	}
+	start := len(dst)
+	dst = append(dst, p.bytes[:p.data]...)
+	dst = append(dst, payload...)
+	b := dst[start:]
+
+	tcp := b[p.tcp:]
+	binary.BigEndian.PutUint32(tcp[4:], uint32(seq))
+	binary.BigEndian.PutUint16(tcp[16:], 0)
+	var addresses []byte
+	if p.is4() {
+		binary.BigEndian.PutUint16(b[2:], uint16(inHeader))
+		binary.BigEndian.PutUint16(b[10:], 0)
+		binary.BigEndian.PutUint16(b[10:], ^fold(sum(0, b[:p.ip4HeaderLen()])))
+		addresses = b[12:20]
+	} else {
+		binary.BigEndian.PutUint16(b[4:], uint16(inHeader))
+		addresses = b[8:40]
+	}
+	binary.BigEndian.PutUint16(tcp[16:], ^fold(sum(pseudoHeader(addresses, len(tcp)), tcp)))
+	return dst, nil
+}
+
+func (p *Packet) ip4HeaderLen() int { return int(p.bytes[0]&0x0f) * 4 }

@@ -1,0 +1,166 @@
+package parse
+
+// Verb is the command word of a line from the client.
+type Verb uint8
+
+// The commands that matter to a helper. Every other command is Other; a line that does
+// not begin with the word of any FTP command is Unknown.
+const (
+	Unknown Verb = iota
+	Other
+	PORT // RFC 959: the client listens, IPv4
+	EPRT // RFC 2428: the client listens, any family
+	PASV // RFC 959: the server is to listen, answered by 227
+	EPSV // RFC 2428: the server is to listen, answered by 229
+	// EPSVALL is "EPSV ALL" (RFC 2428 section 4): from now on the client uses nothing
+	// but EPSV, and a helper may rely on that.
+	EPSVALL
+	AUTH // RFC 4217: the control connection is to be encrypted, accepted by 234
+	CCC  // RFC 4217: back to clear text
+)
+
+var verbNames = [...]string{"unknown", "other", "PORT", "EPRT", "PASV", "EPSV", "EPSV ALL", "AUTH", "CCC"}
+
+// String returns the command as it is written in the RFC.
+func (v Verb) String() string { return verbNames[v] }
+
+// Command is the meaning of one line from the client.
+type Command struct {
+	Verb Verb
+	// Endpoint is where the client listens: valid for PORT and EPRT only.
+	Endpoint Endpoint
+}
+
+// ParseCommand reads one line from the client, without its line end (a trailing CR
+// does not matter). Telnet's command sequences before the first letter are skipped
+// (RFC 959 section 4.1.3 has clients send them before ABOR and STAT). It returns
+// ErrSyntax, ErrRange or ErrFamily for a PORT or EPRT whose endpoint cannot be used;
+// Command.Verb is set all the same.
+func ParseCommand(line []byte) (Command, error) {
+	start := skipTelnet(line)
+	end := start
+	for end < len(line) && isLetter(line[end]) {
+		end++
+	}
+	rest := trimRight(line[:])
+	if end > len(rest) || end < len(rest) && !isSpace(rest[end]) {
+		return Command{}, nil
+	}
+	verb := lookUp(line[start:end])
+	arg := end
+	for arg < len(rest) && isSpace(rest[arg]) {
+		arg++
+	}
+	cmd := Command{Verb: verb}
+	var err error
+	switch verb {
+	case PORT:
+		cmd.Endpoint, err = portArgument(rest, arg)
+	case EPRT:
+		cmd.Endpoint, err = eprtArgument(rest, arg)
+	case EPSV:
+		if fold(rest[arg:]) == word("ALL") {
+			cmd.Verb = EPSVALL
+		}
+	}
+	return cmd, err
+}
+
+func portArgument(line []byte, i int) (Endpoint, error) {
+	e, err := commas(line, i)
+	if err == nil && e.Span.End != len(line) {
+		return Endpoint{}, ErrSyntax
+	}
+	return e, err
+}
+
+func eprtArgument(line []byte, i int) (Endpoint, error) {
+	e, err := extended(line, i)
+	if err == nil && e.Span.End+1 != len(line) {
+		return Endpoint{}, ErrSyntax
+	}
+	return e, err
+}
+
+// Telnet (RFC 854): IAC begins a command of two bytes, of three where it negotiates
+// an option; SB … IAC SE encloses a subnegotiation.
+const (
+	iac = 0xff
+	sb  = 0xfa
+	se  = 0xf0
+)
+
+// skipTelnet returns the index of the first byte behind the telnet commands with
+// which line begins.
+func skipTelnet(line []byte) int {
+	i := 0
+	for i+1 < len(line) && line[i] == iac {
+		switch c := line[i+1]; {
+		case c == sb:
+			j := i + 2
+			for j+1 < len(line) && (line[j] != iac || line[j+1] != se) {
+				j++
+			}
+			i = min(j+2, len(line))
+		case c > sb && c < iac: // WILL, WONT, DO, DONT and the option
+			i = min(i+3, len(line))
+		case c >= se:
+			i += 2
+		default:
+			return i
+		}
+	}
+	return i
+}
+
+func trimRight(line []byte) []byte {
+	for len(line) > 0 && (isSpace(line[len(line)-1]) || line[len(line)-1] == '\r') {
+		line = line[:len(line)-1]
+	}
+	return line
+}
+
+func isLetter(c byte) bool { return 'a' <= c|0x20 && c|0x20 <= 'z' }
+
+// word packs a command word of up to four letters, as fold does for what is read.
+func word(s string) uint32 {
+	return fold([]byte(s))
+}
+
+// fold packs up to four letters into a number, upper case; 0 for anything else.
+func fold(b []byte) uint32 {
+	if len(b) == 0 || len(b) > 4 {
+		return 0
+	}
+	var w uint32
+	for _, c := range b {
+		if !isLetter(c) {
+			return 0
+		}
+		w = w<<8 | uint32(c&^0x20)
+	}
+	return w
+}
+
+var verbs = func() map[uint32]Verb {
+	m := map[uint32]Verb{
+		word("PORT"): PORT, word("EPRT"): EPRT, word("PASV"): PASV, word("EPSV"): EPSV,
+		word("AUTH"): AUTH, word("CCC"): CCC,
+	}
+	// The rest of the IANA registry of FTP commands (RFC 5797), with the experimental
+	// X forms of RFC 775 and 1123 and what widespread servers add.
+	for _, s := range [...]string{
+		"ABOR", "ACCT", "ADAT", "ALGS", "ALLO", "APPE", "AVBL", "CDUP", "CLNT", "CONF", "CSID",
+		"CWD", "DELE", "ENC", "ESTA", "ESTP", "FEAT", "HASH", "HELP", "HOST", "LANG", "LIST",
+		"LPRT", "LPSV", "MDTM", "MFCT", "MFF", "MFMT", "MIC", "MKD", "MLSD", "MLST", "MODE",
+		"NLST", "NOOP", "OPTS", "PASS", "PBSZ", "PROT", "PWD", "QUIT", "REIN", "REST", "RETR",
+		"RMD", "RNFR", "RNTO", "SITE", "SIZE", "SMNT", "SPSV", "STAT", "STOR", "STOU", "STRU",
+		"SYST", "THMB", "TYPE", "USER", "XCUP", "XCRC", "XCWD", "XMD", "XMKD", "XPWD", "XRMD",
+	} {
+		m[word(s)] = Other
+	}
+	return m
+}()
+
+// lookUp returns the verb of a command word, in any case.
+func lookUp(b []byte) Verb { return verbs[fold(b)] }

@@ -1,0 +1,129 @@
+package parse
+
+// The replies that matter to a helper (RFC 959 section 5.4, RFC 2428 section 3,
+// RFC 4217 section 4).
+const (
+	CodeReady    = 220 // the greeting
+	CodePassive  = 227 // "Entering Passive Mode (h1,h2,h3,h4,p1,p2)"
+	CodeExtended = 229 // "Entering Extended Passive Mode (|||port|)"
+	CodeSecured  = 234 // AUTH is accepted: what follows is TLS
+)
+
+// Reply is the meaning of one reply line from the server.
+type Reply struct {
+	// Code is the three digits, 100 to 599.
+	Code int
+	// More is set for the first line of a multi-line reply ("227-…"), which ends
+	// with a line that has the same code and a space (RFC 959 section 4.2).
+	More bool
+	// Endpoint is where the server listens: valid for a one-line 227 or 229 only.
+	Endpoint Endpoint
+}
+
+// ParseReply reads one line from the server, without its line end (a trailing CR does
+// not matter). A line that is no reply has the code 0. It returns ErrSyntax or ErrRange
+// for a 227 or 229 without an endpoint that can be used; Reply.Code is set all the same.
+//
+// A 227 need not put its numbers in parentheses, nor anywhere in particular (RFC 1123
+// section 4.1.2.6): the first six that stand together, separated by commas, count.
+func ParseReply(line []byte) (Reply, error) {
+	r := replyCode(line)
+	if r.Code == 0 || r.More {
+		return r, nil
+	}
+	var err error
+	switch r.Code {
+	case CodePassive:
+		r.Endpoint, err = passive(line)
+	case CodeExtended:
+		r.Endpoint, err = extendedPassive(line)
+	}
+	return r, err
+}
+
+// replyCode reads the three digits and what stands behind them.
+func replyCode(line []byte) Reply {
+	if len(line) < 3 || line[0] < '1' || line[0] > '5' || !isDigit(line[1]) || !isDigit(line[2]) {
+		return Reply{}
+	}
+	r := Reply{Code: int(line[0]-'0')*100 + int(line[1]-'0')*10 + int(line[2]-'0')}
+	if len(line) == 3 {
+		return r
+	}
+	switch line[3] {
+	case '-':
+		r.More = true
+	case ' ', '\t', '\r':
+	default:
+		return Reply{}
+	}
+	return r
+}
+
+// passive finds the endpoint of a 227: the first digit that begins six numbers.
+func passive(line []byte) (Endpoint, error) {
+	failed := ErrSyntax
+	for i := 3; i < len(line); i++ {
+		if !isDigit(line[i]) {
+			continue
+		}
+		e, err := commas(line, i)
+		if err == nil {
+			return e, nil
+		}
+		if err == ErrRange {
+			failed = err
+		}
+		// Whatever it was, it is over: the tail of a list is no list of its own.
+		for i < len(line) && (isDigit(line[i]) || line[i] == ',') {
+			i++
+		}
+	}
+	return Endpoint{}, failed
+}
+
+// extendedPassive finds the endpoint of a 229: (<d><d><d>port<d>).
+func extendedPassive(line []byte) (Endpoint, error) {
+	failed := ErrSyntax
+	for i := 3; i+5 < len(line); i++ {
+		d := line[i+1]
+		if line[i] != '(' || !isDelimiter(d) || isDigit(d) || line[i+2] != d || line[i+3] != d {
+			continue
+		}
+		port, end, err := tcpPort(line, i+4)
+		if err != nil {
+			failed = err
+			continue
+		}
+		if end < len(line) && line[end] == d {
+			return Endpoint{Port: port, Span: Span{i + 4, end}, form: formPort}, nil
+		}
+	}
+	return Endpoint{}, failed
+}
+
+// Replies follows the replies of one server, line by line, so that what stands inside
+// a multi-line reply is not taken for a reply (RFC 959 section 4.2). The zero value is
+// ready to use.
+type Replies struct {
+	open int // code of the multi-line reply that has not ended, or 0
+}
+
+// Next takes the server's next line. It returns the reply that the line is and true, or
+// false for a line that belongs to a multi-line reply (its first and its last line too,
+// which end or begin it but announce nothing). The error is that of ParseReply.
+func (r *Replies) Next(line []byte) (Reply, bool, error) {
+	if r.open != 0 {
+		if c := replyCode(line); c.Code == r.open && !c.More {
+			r.open = 0
+			return c, true, nil
+		}
+		return Reply{}, false, nil
+	}
+	reply, err := ParseReply(line)
+	if reply.More {
+		r.open = reply.Code
+		return Reply{}, false, nil
+	}
+	return reply, reply.Code != 0, err
+}
