@@ -1,0 +1,224 @@
+package rules
+
+import (
+	"errors"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+func TestApplyAgain(t *testing.T) {
+	newNamespace(t)
+	other := Config{Ports: []PortRange{{990, 990}}, Queue: 8}
+	s := apply(t, example)
+	first := listing(t, s)
+	apply(t, other)
+	if err := Check(other); err != nil {
+		t.Errorf("after a second Apply: %v", err)
+	}
+	apply(t, example)
+	apply(t, example)
+	if got := listing(t, s); got != first {
+		t.Errorf("applied again it is\n%s\nat first\n%s", got, first)
+	}
+}
+
+func TestApplyOverlappingPorts(t *testing.T) {
+	newNamespace(t)
+	c := Config{Ports: []PortRange{{30, 40}, {21, 21}, {35, 50}, {22, 22}}}
+	apply(t, c)
+	if err := Check(c); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestInvalidConfig(t *testing.T) {
+	for _, c := range []Config{{}, {Ports: []PortRange{{0, 21}}}, {Ports: []PortRange{{30, 20}}}} {
+		if _, err := Apply(c); err == nil {
+			t.Errorf("Apply accepts %v", c)
+		}
+		if err := Check(c); err == nil || errors.Is(err, ErrMissing) {
+			t.Errorf("Check of %v: %v", c, err)
+		}
+	}
+}
+
+// A transaction that fails at its end leaves the ruleset before it in place.
+func TestApplyFailsWhole(t *testing.T) {
+	newNamespace(t)
+	apply(t, example)
+	overlapping := Config{Ports: []PortRange{{30, 40}, {35, 50}}}
+	if err := install(overlapping, Compat, nil); err == nil {
+		t.Fatal("the kernel accepts overlapping elements, so this test shows nothing")
+	}
+	if err := Check(example); err != nil {
+		t.Errorf("after a failed transaction: %v", err)
+	}
+}
+
+// While one ruleset replaces another there is always one.
+func TestApplyIsAtomic(t *testing.T) {
+	ns := newNamespace(t)
+	apply(t, example)
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		conn, err := nftables.New(nftables.WithNetNSFd(int(ns)))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		for {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			if err := checkTable(conn, example); err != nil {
+				t.Errorf("during Apply: %v", err)
+				return
+			}
+		}
+	})
+	for range 50 {
+		apply(t, example)
+	}
+	close(done)
+	wg.Wait()
+}
+
+func TestRemove(t *testing.T) {
+	newNamespace(t)
+	if err := Remove(); err != nil {
+		t.Errorf("with nothing there: %v", err)
+	}
+	apply(t, example)
+	if err := Remove(); err != nil {
+		t.Error(err)
+	}
+	if got := nft(t, "list ruleset"); got != "" {
+		t.Errorf("this is left:\n%s", got)
+	}
+}
+
+func TestOtherTablesAreLeftAlone(t *testing.T) {
+	newNamespace(t)
+	nft(t, `
+		table inet filter {
+			set ports { type inet_service; elements = { 22, 80 } }
+			chain prerouting { type filter hook prerouting priority -150; tcp dport @ports counter accept; }
+		}
+		table ip nfq_ftphelper { chain control { ip saddr 192.0.2.1 drop; }; }`)
+	list := func() string { return nft(t, "list table inet filter") + nft(t, "list table ip nfq_ftphelper") }
+	before := list()
+	for _, step := range []struct {
+		name string
+		do   func() error
+	}{
+		{"Apply", func() error { _, err := Apply(example); return err }},
+		{"Apply again", func() error { _, err := Apply(example); return err }},
+		{"Check", func() error { return Check(example) }},
+		{"Remove", func() error { return Remove() }},
+	} {
+		if err := step.do(); err != nil {
+			t.Fatalf("%s: %v", step.name, err)
+		}
+		if after := list(); after != before {
+			t.Errorf("%s changed another table:\n%s\nbefore\n%s", step.name, after, before)
+		}
+	}
+}
+
+// The options name a namespace without moving a thread to it.
+func TestNamespaceOption(t *testing.T) {
+	ns := newNamespace(t)
+	opt := nftables.WithNetNSFd(int(ns))
+	errs := make(chan error, 1)
+	go func() {
+		if _, err := Apply(example, opt); err != nil {
+			errs <- err
+			return
+		}
+		errs <- Check(example, opt)
+	}()
+	if err := <-errs; err != nil {
+		t.Fatal(err)
+	}
+	if err := Check(example); err != nil {
+		t.Errorf("seen from within: %v", err)
+	}
+	if err := Remove(opt); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestNotPermitted(t *testing.T) {
+	ns := newNamespace(t)
+	errs := make(chan error, 3)
+	go func() {
+		// The thread is never unlocked: it ends with the goroutine, and nobody else
+		// runs without the capability.
+		runtime.LockOSThread()
+		if err := netns.Set(ns); err != nil {
+			errs <- err
+			return
+		}
+		if err := dropNetAdmin(); err != nil {
+			errs <- err
+			return
+		}
+		_, err := Apply(example)
+		errs <- err
+		errs <- Check(example)
+		errs <- Remove()
+	}()
+	for _, name := range []string{"Apply", "Check", "Remove"} {
+		err := <-errs
+		if !errors.Is(err, unix.EPERM) || !strings.Contains(err.Error(), "CAP_NET_ADMIN") {
+			t.Fatalf("%s: %v", name, err)
+		}
+	}
+}
+
+// dropNetAdmin takes CAP_NET_ADMIN from the calling thread.
+func dropNetAdmin() error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var sets [2]unix.CapUserData
+	if err := unix.Capget(&header, &sets[0]); err != nil {
+		return err
+	}
+	sets[0].Effective &^= 1 << unix.CAP_NET_ADMIN
+	return unix.Capset(&header, &sets[0])
+}
+
+// Errnos that a kernel in working order does not give.
+func TestExplain(t *testing.T) {
+	for err, want := range map[error]string{
+		unix.EPERM:           "CAP_NET_ADMIN",
+		unix.EOPNOTSUPP:      "lacks nf_tables",
+		unix.EPROTONOSUPPORT: "lacks nf_tables",
+		unix.EAFNOSUPPORT:    "lacks nf_tables",
+		unix.EBUSY:           unix.EBUSY.Error(),
+	} {
+		got := explain("trying", err)
+		if !errors.Is(got, err) || !strings.Contains(got.Error(), want) {
+			t.Errorf("%v: %q, want %q", err, got, want)
+		}
+	}
+}
+
+func TestMissingStatement(t *testing.T) {
+	newNamespace(t)
+	err := missing(unix.ENOENT, nil)
+	if !errors.Is(err, unix.ENOENT) || !strings.Contains(err.Error(), "xt_NFQUEUE") {
+		t.Errorf("with the helper there: %v", err)
+	}
+	if got := nft(t, "list ruleset"); got != "" {
+		t.Errorf("the search left this behind:\n%s", got)
+	}
+}

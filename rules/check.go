@@ -1,0 +1,172 @@
+package rules
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// ErrMissing is what Check returns where there is no table inet nfq_ftphelper.
+var ErrMissing = errors.New("the queue rules are not installed: there is no table inet nfq_ftphelper")
+
+// Check reads the ruleset back and compares it, by meaning, with what Apply(c)
+// installs. Either Statement is right. So are more ports in the set than c has,
+// and further sets and chains in the table. It returns nil, ErrMissing, or an error
+// that says in one sentence what differs, or why the ruleset could not be read.
+func Check(c Config, opts ...nftables.ConnOption) error {
+	if err := c.validate(); err != nil {
+		return err
+	}
+	conn, err := nftables.New(opts...)
+	if err != nil {
+		return unread(err)
+	}
+	for _, check := range []func(*nftables.Conn, Config) error{
+		checkTable, checkPorts, checkHelper, checkChains, checkRules,
+	} {
+		if err := check(conn, c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func unread(err error) error { return explain("reading the queue rules", err) }
+
+func differs(format string, args ...any) error {
+	return fmt.Errorf("table inet %s: %s", table.Name, fmt.Sprintf(format, args...))
+}
+
+func checkTable(conn *nftables.Conn, _ Config) error {
+	tables, err := conn.ListTablesOfFamily(table.Family)
+	if err != nil {
+		return unread(err)
+	}
+	i := slices.IndexFunc(tables, func(t *nftables.Table) bool { return t.Name == table.Name })
+	if i < 0 {
+		return ErrMissing
+	}
+	if tables[i].Flags != 0 {
+		return differs("it has flags, such as dormant, and should have none")
+	}
+	return nil
+}
+
+func checkPorts(conn *nftables.Conn, c Config) error {
+	set, err := conn.GetSetByName(table, ports.Name)
+	if errors.Is(err, unix.ENOENT) {
+		return differs("set %s is missing", ports.Name)
+	}
+	if err != nil {
+		return unread(err)
+	}
+	if !set.Interval || set.IsMap || set.KeyType.Name != ports.KeyType.Name {
+		return differs("set %s is not \"type inet_service; flags interval\"", ports.Name)
+	}
+	elems, err := conn.GetSetElements(set)
+	if err != nil {
+		return unread(err)
+	}
+	got := ranges(elems)
+	for _, want := range merge(c.Ports) {
+		if !slices.ContainsFunc(got, func(r PortRange) bool { return r.First <= want.First && want.Last <= r.Last }) {
+			return differs("set %s lacks %v", ports.Name, want)
+		}
+	}
+	return nil
+}
+
+// ranges is the inverse of elements, for elements in any order.
+func ranges(elems []nftables.SetElement) []PortRange {
+	slices.SortFunc(elems, func(a, b nftables.SetElement) int {
+		if c := bytes.Compare(a.Key, b.Key); c != 0 || a.IntervalEnd == b.IntervalEnd {
+			return c
+		}
+		if a.IntervalEnd { // one range ends where the next one begins
+			return -1
+		}
+		return 1
+	})
+	var found []PortRange
+	open := false
+	for _, e := range elems {
+		port := binary.BigEndian.Uint16(e.Key)
+		switch {
+		case !e.IntervalEnd:
+			found = append(found, PortRange{First: port, Last: 65535})
+		case open:
+			found[len(found)-1].Last = port - 1
+		}
+		open = !e.IntervalEnd
+	}
+	return merge(found)
+}
+
+func checkHelper(conn *nftables.Conn, _ Config) error {
+	obj, err := conn.GetObject(carrier)
+	if err != nil {
+		return differs("ct helper %s can't be read (%v)", carrier.Name, err)
+	}
+	if got, ok := obj.(*nftables.NamedObj); !ok || !reflect.DeepEqual(got.Obj, carrier.Obj) {
+		return differs("ct helper %s is not \"type \\\"sane\\\" protocol tcp; l3proto inet\"", carrier.Name)
+	}
+	return nil
+}
+
+func checkChains(conn *nftables.Conn, _ Config) error {
+	chains, err := conn.ListChainsOfTableFamily(table.Family)
+	if err != nil {
+		return unread(err)
+	}
+	for _, want := range []*nftables.Chain{prerouting, output, control} {
+		i := slices.IndexFunc(chains, func(c *nftables.Chain) bool {
+			return c.Table.Name == table.Name && c.Name == want.Name
+		})
+		switch {
+		case i < 0:
+			return differs("chain %s is missing", want.Name)
+		case reflect.DeepEqual(chains[i], want):
+		case want.Hooknum == nil:
+			return differs("chain %s is hooked, and should only be jumped to", want.Name)
+		default:
+			return differs("chain %s is not \"type filter hook %[1]s priority -150; policy accept;\"", want.Name)
+		}
+	}
+	return nil
+}
+
+func checkRules(conn *nftables.Conn, c Config) error {
+	nl, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: conn.NetNS})
+	if err != nil {
+		return unread(err)
+	}
+	defer nl.Close()
+
+	native, compat := rules(c.Queue, Native), rules(c.Queue, Compat)
+	for _, chain := range []*nftables.Chain{prerouting, output, control} {
+		got, err := dumpRules(nl, chain)
+		if err != nil {
+			return unread(err)
+		}
+		n := 0
+		for i, want := range native {
+			if want.chain != chain {
+				continue
+			}
+			if n++; n > len(got) || !runs(got[n-1], want.exprs) && !runs(got[n-1], compat[i].exprs) {
+				return differs("chain %s: rule %d is not %q", chain.Name, n, want.text)
+			}
+		}
+		if len(got) > n {
+			return differs("chain %s has %d rules, and should have %d", chain.Name, len(got), n)
+		}
+	}
+	return nil
+}

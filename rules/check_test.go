@@ -1,0 +1,145 @@
+package rules
+
+import (
+	"errors"
+	"strings"
+	"testing"
+)
+
+func TestCheckMissing(t *testing.T) {
+	newNamespace(t)
+	nft(t, "table ip nfq_ftphelper { }; table inet other { }")
+	if err := Check(example); !errors.Is(err, ErrMissing) {
+		t.Errorf("got %v, want %v", err, ErrMissing)
+	}
+	apply(t, example)
+	if err := Check(example); err != nil {
+		t.Errorf("after Apply: %v", err)
+	}
+	nft(t, "delete table inet nfq_ftphelper")
+	if err := Check(example); !errors.Is(err, ErrMissing) {
+		t.Errorf("got %v, want %v", err, ErrMissing)
+	}
+}
+
+func TestCheckOtherConfig(t *testing.T) {
+	newNamespace(t)
+	apply(t, example)
+	for _, tt := range []struct {
+		c    Config
+		want string
+	}{
+		{Config{Ports: example.Ports, Queue: 8}, `chain control: rule 2 is not "ct state established @ih,0,8 >= 0x0 queue flags bypass to 8"`},
+		{Config{Ports: []PortRange{{22, 22}}, Queue: 7}, "set ports lacks 22"},
+		{Config{Ports: []PortRange{{2200, 2211}}, Queue: 7}, "set ports lacks 2200-2211"},
+		{Config{Ports: []PortRange{{2201, 2203}}, Queue: 7}, ""},
+	} {
+		wantError(t, Check(tt.c), tt.want)
+	}
+}
+
+func wantError(t *testing.T, err error, want string) {
+	t.Helper()
+	if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+		t.Errorf("got error %v, want %q", err, want)
+	}
+}
+
+// What users do with nft(8) to a ruleset that runs.
+func TestCheckAfterCommands(t *testing.T) {
+	for _, tt := range []struct {
+		command string
+		want    string
+	}{
+		{"add element inet nfq_ftphelper ports { 990, 3000-4000, 22 }", ""},
+		{"add chain inet nfq_ftphelper mine", ""},
+		{"add set inet nfq_ftphelper mine { type ipv4_addr; }", ""},
+		{"delete element inet nfq_ftphelper ports { 2121 }", "set ports lacks 2121"},
+		{"flush set inet nfq_ftphelper ports", "set ports lacks 21"},
+		{"table inet nfq_ftphelper { flags dormant; }", "dormant"},
+		{"chain inet nfq_ftphelper output { policy drop; }", "chain output is not"},
+		{"flush chain inet nfq_ftphelper control", "chain control: rule 1 is not"},
+		{"flush chain inet nfq_ftphelper output", "chain output: rule 1 is not"},
+		{"flush chain inet nfq_ftphelper output; delete chain inet nfq_ftphelper output", "chain output is missing"},
+		{`flush table inet nfq_ftphelper; delete chain inet nfq_ftphelper control
+			add chain inet nfq_ftphelper control { type filter hook input priority 0; }`, "chain control is hooked"},
+		{"insert rule inet nfq_ftphelper control accept", "chain control: rule 1 is not"},
+		{"insert rule inet nfq_ftphelper prerouting counter", "chain prerouting: rule 1 is not"},
+		{"add rule inet nfq_ftphelper output drop", "chain output has 2 rules, and should have 1"},
+		{"flush table inet nfq_ftphelper; delete set inet nfq_ftphelper ports", "set ports is missing"},
+		{"flush table inet nfq_ftphelper; delete ct helper inet nfq_ftphelper carrier", "ct helper carrier"},
+	} {
+		t.Run(tt.command, func(t *testing.T) {
+			newNamespace(t)
+			apply(t, example)
+			nft(t, tt.command)
+			wantError(t, Check(example), tt.want)
+			apply(t, example)
+			if err := Check(example); err != nil {
+				t.Errorf("Apply does not mend it: %v", err)
+			}
+		})
+	}
+}
+
+// The file with one thing changed: Check names that thing.
+func TestCheckEditedFile(t *testing.T) {
+	for _, tt := range []struct {
+		old, new string
+		want     string
+	}{
+		{"$control_ports", "{ 22 }", "set ports lacks 21"},
+		{"type inet_service", "type mark", "set ports is not"},
+		{`"sane"`, `"ftp"`, "ct helper carrier is not"},
+		{"l3proto inet", "l3proto ip", "ct helper carrier is not"},
+		{"hook prerouting priority -150", "hook prerouting priority -90", "chain prerouting is not"},
+		{"hook prerouting priority -150", "hook input priority -150", "chain prerouting is not"},
+		{"hook output priority -150", "hook output priority -300", "chain output is not"},
+		{"type filter hook output", "type route hook output", "chain output is not"},
+		{"iif lo return", "", "chain prerouting: rule 1 is not"},
+		{"iif lo return", "iif != lo return", "chain prerouting: rule 1 is not"},
+		{"iif lo return", "iif lo accept", "chain prerouting: rule 1 is not"},
+		{"proto-dst @ports jump", "proto-dst != @ports jump", "chain prerouting: rule 2 is not"},
+		{"ct original proto-dst", "ct reply proto-dst", "chain prerouting: rule 2 is not"},
+		{"meta l4proto tcp", "meta l4proto udp", "chain prerouting: rule 2 is not"},
+		{"@ports jump control", "@ports goto control", "chain prerouting: rule 2 is not"},
+		{`ct helper set "carrier"`, "", "chain control: rule 1 is not"},
+		{"ct state established", "ct state new", "chain control: rule 2 is not"},
+		{"@ih,0,8 >= 0", "@ih,0,8 > 0", "chain control: rule 2 is not"},
+		{"@ih,0,8 >= 0", "@ih,8,8 >= 0", "chain control: rule 2 is not"},
+		{"@ih,0,8 >= 0", "@th,0,8 >= 0", "chain control: rule 2 is not"},
+		{"queue flags bypass to $queue_number", "accept", "chain control: rule 2 is not"},
+	} {
+		t.Run(tt.old+"→"+tt.new, func(t *testing.T) {
+			newNamespace(t)
+			text := Text(example)
+			if !strings.Contains(text, tt.old) {
+				t.Fatalf("the file has no %q", tt.old)
+			}
+			text = strings.ReplaceAll(text, tt.old, tt.new)
+			if tt.old == "type inet_service" {
+				// Other keys: only the set itself can stand.
+				text = strings.ReplaceAll(text, "meta l4proto tcp ct original proto-dst @ports", "")
+			}
+			nft(t, textStatement.ReplaceAllString(text, "accept"))
+			wantError(t, Check(example), tt.want)
+		})
+	}
+}
+
+// A queue statement of either kind that is not quite right.
+func TestCheckStatement(t *testing.T) {
+	newNamespace(t)
+	s := apply(t, example)
+	if s == Native {
+		for _, statement := range []string{"queue to 7", "queue flags bypass to 7-8", "queue flags bypass,fanout to 7-8"} {
+			nft(t, textStatement.ReplaceAllString(Text(example), statement))
+			wantError(t, Check(example), "chain control: rule 2 is not")
+		}
+		return
+	}
+	if err := install(Config{Ports: example.Ports, Queue: 0x700}, Compat, nil); err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, Check(example), "chain control: rule 2 is not")
+}

@@ -1,0 +1,91 @@
+package rules
+
+import (
+	"os/exec"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+)
+
+// newNamespace locks the test to a thread in a fresh network namespace, whose lo
+// is up, until the test ends.
+func newNamespace(t *testing.T) netns.NsHandle {
+	t.Helper()
+	runtime.LockOSThread()
+	orig, err := netns.Get()
+	if err != nil {
+		t.Fatalf("looking up the network namespace: %v", err)
+	}
+	ns, err := netns.New()
+	if err != nil {
+		t.Fatalf("creating a network namespace (this test needs root): %v", err)
+	}
+	t.Cleanup(func() {
+		ns.Close()
+		// A thread that can't go back stays locked, and ends with the test.
+		if err := netns.Set(orig); err != nil {
+			t.Errorf("leaving the network namespace: %v", err)
+			return
+		}
+		orig.Close()
+		runtime.UnlockOSThread()
+	})
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		t.Fatal(err)
+	}
+	return ns
+}
+
+// within runs f on this thread in another namespace.
+func within(t *testing.T, ns netns.NsHandle, f func()) {
+	t.Helper()
+	here, err := netns.Get()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer here.Close()
+	if err := netns.Set(ns); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := netns.Set(here); err != nil {
+			t.Fatal(err)
+		}
+	}()
+	f()
+}
+
+// tryNft runs nft(8) on a script in the thread's network namespace.
+func tryNft(script string) (stdout, stderr string, err error) {
+	var out, errs strings.Builder
+	cmd := exec.Command("nft", "-f", "-")
+	cmd.Stdin = strings.NewReader(script)
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err = cmd.Run()
+	return out.String(), errs.String(), err
+}
+
+func nft(t *testing.T, script string) string {
+	t.Helper()
+	stdout, stderr, err := tryNft(script)
+	if err != nil {
+		t.Fatalf("nft: %v\n%s\nin\n%s", err, stderr, script)
+	}
+	return stdout
+}
+
+func apply(t *testing.T, c Config) Statement {
+	t.Helper()
+	s, err := Apply(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}

@@ -1,0 +1,155 @@
+// Package rules installs the nftables ruleset that hands the packets of FTP
+// control connections to a queue: ftp-queue.nft, which Text returns for nft(8),
+// and the same ruleset over netlink.
+//
+// The ruleset is one table, inet nfq_ftphelper. Nothing outside of it is
+// changed. What the kernel makes of it is in net/netfilter: nf_tables_api.c,
+// nft_ct.c, nft_payload.c and nft_queue.c or xt_NFQUEUE.c, Linux 5.16 and later.
+//
+// All functions act in the network namespace of the calling thread, unless
+// nftables.WithNetNSFd names another one.
+package rules
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/xt"
+	"golang.org/x/sys/unix"
+)
+
+// A Statement is the way in which the ruleset hands a packet to the queue.
+type Statement string
+
+const (
+	// Native is nftables' own queue statement (CONFIG_NFT_QUEUE).
+	Native Statement = "queue"
+
+	// Compat is the NFQUEUE target of iptables, called through nft_compat: for
+	// kernels without the native statement. nft(8) can't load it, and calls a table
+	// that has it "managed by iptables-nft" when it lists it.
+	Compat Statement = "NFQUEUE target"
+)
+
+// expr is the statement for one queue. Packets pass while nobody listens on it.
+func (s Statement) expr(queue uint16) expr.Any {
+	if s == Native {
+		return &expr.Queue{Num: queue, Total: 1, Flag: expr.QueueFlagBypass}
+	}
+	// struct xt_NFQ_info_v3 {queuenum, queues_total, flags}, padded to 8 bytes.
+	info := make(xt.Unknown, 8)
+	binary.NativeEndian.PutUint16(info[0:], queue)
+	binary.NativeEndian.PutUint16(info[2:], 1)
+	binary.NativeEndian.PutUint16(info[4:], 1) // NFQ_FLAG_BYPASS
+	return &expr.Target{Name: "NFQUEUE", Rev: 3, Info: &info}
+}
+
+// The ruleset, part by part, in the order of ftp-queue.nft.
+var (
+	table = &nftables.Table{Name: "nfq_ftphelper", Family: nftables.TableFamilyINet}
+
+	ports = &nftables.Set{
+		Table:        table,
+		ID:           1,
+		Name:         "ports",
+		KeyType:      nftables.TypeInetService,
+		KeyByteOrder: binaryutil.BigEndian,
+		Interval:     true,
+	}
+
+	carrier = &nftables.NamedObj{
+		Table: table,
+		Name:  "carrier",
+		Type:  nftables.ObjTypeCtHelper,
+		Obj:   &expr.CtHelper{Name: "sane", L3Proto: unix.NFPROTO_INET, L4Proto: unix.IPPROTO_TCP},
+	}
+
+	prerouting = baseChain("prerouting", nftables.ChainHookPrerouting)
+	output     = baseChain("output", nftables.ChainHookOutput)
+	control    = &nftables.Chain{Table: table, Name: "control"}
+)
+
+func baseChain(name string, hook *nftables.ChainHook) *nftables.Chain {
+	accept := nftables.ChainPolicyAccept
+	return &nftables.Chain{
+		Table:    table,
+		Name:     name,
+		Type:     nftables.ChainTypeFilter,
+		Hooknum:  hook,
+		Priority: nftables.ChainPriorityRef(-150),
+		Policy:   &accept,
+	}
+}
+
+// elements are the members of the set: where each range begins, and where it has
+// ended. The first one is where no range has begun yet; nft(8) writes it too.
+func elements(ranges []PortRange) []nftables.SetElement {
+	elems := []nftables.SetElement{{Key: binaryutil.BigEndian.PutUint16(0), IntervalEnd: true}}
+	for _, r := range ranges {
+		elems = append(elems, nftables.SetElement{Key: binaryutil.BigEndian.PutUint16(r.First)})
+		if r.Last < 65535 {
+			elems = append(elems, nftables.SetElement{Key: binaryutil.BigEndian.PutUint16(r.Last + 1), IntervalEnd: true})
+		}
+	}
+	return elems
+}
+
+// A rule is what the kernel runs, and how nft(8) writes it.
+type rule struct {
+	chain *nftables.Chain
+	text  string
+	exprs []expr.Any
+}
+
+// rules are those of all chains, in order.
+func rules(queue uint16, s Statement) []rule {
+	// nft_ct reads one byte of a direction and the library writes four, which is the
+	// same for "original", and costs a line in the kernel's log ("attribute type 3
+	// has an invalid length").
+	toControl := rule{
+		text: "meta l4proto tcp ct original proto-dst @ports jump control",
+		exprs: []expr.Any{
+			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
+			&expr.Ct{Key: expr.CtKeyPROTODST, Direction: 0, Register: 1},
+			&expr.Lookup{SourceRegister: 1, SetName: ports.Name},
+			&expr.Verdict{Kind: expr.VerdictJump, Chain: control.Name},
+		},
+	}
+	in := func(c *nftables.Chain, r rule) rule { r.chain = c; return r }
+
+	return []rule{
+		in(prerouting, rule{
+			text: `iif "lo" return`,
+			exprs: []expr.Any{
+				&expr.Meta{Key: expr.MetaKeyIIF, Register: 1},
+				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(1)}, // LOOPBACK_IFINDEX
+				&expr.Verdict{Kind: expr.VerdictReturn},
+			},
+		}),
+		in(prerouting, toControl),
+		in(output, toControl),
+		in(control, rule{
+			text:  `ct helper set "carrier"`,
+			exprs: []expr.Any{&expr.Objref{Type: int(carrier.Type), Name: carrier.Name}},
+		}),
+		in(control, rule{
+			text: fmt.Sprintf("ct state established @ih,0,8 >= 0x0 queue flags bypass to %d", queue),
+			exprs: []expr.Any{
+				&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
+				&expr.Bitwise{
+					SourceRegister: 1, DestRegister: 1, Len: 4,
+					Mask: binaryutil.NativeEndian.PutUint32(expr.CtStateBitESTABLISHED),
+					Xor:  make([]byte, 4),
+				},
+				&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
+				&expr.Payload{Base: unix.NFT_PAYLOAD_INNER_HEADER, Offset: 0, Len: 1, DestRegister: 1},
+				&expr.Cmp{Op: expr.CmpOpGte, Register: 1, Data: []byte{0}},
+				s.expr(queue),
+			},
+		}),
+	}
+}
