@@ -8,19 +8,20 @@ import (
 	"net/netip"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/mangle"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
 )
 
-// read takes what is new in the packet: every line that ends in it.
-func (e *Engine) read(f *flow, dir expect.Direction) {
+// read takes what is new in a packet of the flow: every line that ends in it.
+func (e *Engine) read(f *flow, dir expect.Direction, p *mangle.Packet) {
+	s := &f.sides[dir]
 	if f.opaque {
+		if s.stream.Expected().Before(end(p)) {
+			s.stream.Start(end(p), false)
+		}
 		return
 	}
-	s := &f.sides[dir]
-	if !s.started {
-		e.start(f, dir)
-	}
-	s.stream.Push(e.pkt.Seq(), e.pkt.Payload())
+	s.stream.Push(p.Seq(), p.Payload())
 	for !f.opaque {
 		line, ok := s.stream.Next()
 		if !ok {
@@ -39,13 +40,18 @@ func (e *Engine) read(f *flow, dir expect.Direction) {
 // packet is the server's greeting, which also tells where the client's stream begins.
 func (e *Engine) start(f *flow, dir expect.Direction) {
 	s, peer := &f.sides[dir], &f.sides[dir.Other()]
-	s.started, s.midstream = true, true
-	s.stream.Start(e.pkt.Seq(), true)
+	s.begin(e.pkt.Seq())
+	s.midstream = true
 	if dir == expect.Reply && !peer.started && isGreeting(e.pkt.Payload()) {
 		s.midstream = false
-		peer.started = true
-		peer.stream.Start(e.pkt.Ack(), true)
+		peer.begin(e.pkt.Ack())
 	}
+}
+
+func (s *side) begin(seq parse.Seq) {
+	s.started = true
+	s.gone = seq
+	s.stream.Start(seq, true)
 }
 
 // isGreeting reports whether what a server sends begins as its first reply does: 220, or 120
@@ -123,7 +129,10 @@ func (e *Engine) announced(f *flow, dir expect.Direction, verb string, line pars
 	}
 	x, err := e.ct.Expect(expect.For(f.master, dir, p.Port))
 	if err == nil {
-		if err = e.edit(f, dir, line, p, x.Dst); err != nil {
+		if x.Dst != announced {
+			err = e.edit(f, dir, line, p, x.Dst)
+		}
+		if err != nil {
 			err = errors.Join(err, e.ct.Unexpect(x))
 		}
 	}
@@ -141,24 +150,26 @@ func (e *Engine) announced(f *flow, dir expect.Direction, verb string, line pars
 var errGone = errors.New("the endpoint began in a segment that has been let go already")
 
 // edit records the edit that makes the line announce to, and has the kernel adjust what
-// follows. There is nothing to do where the line says so already.
+// follows. There is nothing to do where the line says so already, as a 229 does that keeps
+// its port.
 func (e *Engine) edit(f *flow, dir expect.Direction, line parse.Line, p parse.Endpoint, to netip.AddrPort) error {
 	text := p.AppendText(make([]byte, 0, p.Span.Len()+8), to)
 	if bytes.Equal(text, line.Text[p.Span.Start:p.Span.End]) {
 		return nil
 	}
+	s := &f.sides[dir]
 	at := line.Seq.Add(p.Span.Start)
-	if at.Before(e.pkt.Seq()) {
+	if at.Before(s.gone) {
 		return errGone
 	}
-	edits := &f.sides[dir].edits
+	edits := &s.edits
 	if err := edits.Add(at, p.Span.Len(), text); err != nil {
 		return err
 	}
 	if len(text) == p.Span.Len() {
 		return nil
 	}
-	position, before, after := edits.Adjustment(e.pkt.Seq())
+	position, before, after := edits.Adjustment(s.gone)
 	err := e.ct.Adjust(f.master, dir, expect.SeqAdj{Position: uint32(position), Before: before, After: after})
 	if err != nil {
 		edits.Truncate(edits.Len() - 1)

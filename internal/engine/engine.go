@@ -9,6 +9,7 @@ package engine
 
 import (
 	"log/slog"
+	"time"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/mangle"
@@ -33,12 +34,18 @@ type Config struct {
 	MaxFlows int
 	// MinPort is the lowest port that may be announced. 0 means DefaultMinPort.
 	MinPort uint16
+	// HoldTime is for how long a packet waits at most for the rest of a line that may have
+	// to be rewritten. 0 means DefaultHoldTime.
+	HoldTime time.Duration
+	// Now is the clock; nil means time.Now.
+	Now func() time.Time
 }
 
 // Defaults of Config.
 const (
 	DefaultMaxFlows = 1 << 16
 	DefaultMinPort  = 1024
+	DefaultHoldTime = 500 * time.Millisecond
 )
 
 // Verdict is what becomes of a queued packet. Every packet is let go, sooner or later.
@@ -57,20 +64,27 @@ type Stats struct {
 	Expectations uint64 // installed
 	Refused      uint64 // endpoints that were read, but not allowed
 	Failed       uint64 // endpoints that were allowed, but could not be installed or rewritten
+	Held         uint64 // packets that had to wait for others
+	GaveUp       uint64 // times that they waited in vain
 }
 
 // Engine handles the packets of one queue.
 type Engine struct {
-	ct      Conntrack
-	log     *slog.Logger
-	minPort uint16
-	flows   flowTable
-	stats   Stats
+	ct       Conntrack
+	log      *slog.Logger
+	minPort  uint16
+	holdTime time.Duration
+	now      func() time.Time
+	flows    flowTable
+	waiting  []waiting
+	held     int // packets, of all flows
+	stats    Stats
 
-	// Reused from packet to packet.
-	pkt     mangle.Packet
-	payload []byte
-	out     []byte
+	// Of the call that is under way; the memory is used again by the next one.
+	pkt      mangle.Packet
+	verdicts []Verdict
+	payload  []byte
+	out      []byte
 }
 
 // New makes an Engine.
@@ -81,51 +95,98 @@ func New(c Config) *Engine {
 	if c.MinPort == 0 {
 		c.MinPort = DefaultMinPort
 	}
-	return &Engine{ct: c.Conntrack, log: c.Log, minPort: c.MinPort, flows: newFlowTable(c.MaxFlows)}
+	if c.HoldTime == 0 {
+		c.HoldTime = DefaultHoldTime
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	return &Engine{
+		ct: c.Conntrack, log: c.Log, minPort: c.MinPort, holdTime: c.HoldTime, now: c.Now,
+		flows: newFlowTable(c.MaxFlows),
+	}
 }
 
 // Stats returns the counters.
 func (e *Engine) Stats() Stats { return e.stats }
 
 // Handle takes the packet with the number id, from its IP header on, and appends to verdicts
-// those that are due. What is not understood is let go as it is. The bytes of the packet are
-// not changed and not kept.
+// those that are due: that of the packet as a rule; none if it has to wait for others; those
+// of others that waited for it. What is not understood is let go as it is. The bytes of the
+// packet are neither changed nor kept.
 func (e *Engine) Handle(id uint32, packet []byte, verdicts []Verdict) []Verdict {
+	e.begin(verdicts)
 	e.stats.Packets++
-	return append(verdicts, Verdict{ID: id, Packet: e.handle(packet)})
-}
-
-// handle returns the changed packet, or nil.
-func (e *Engine) handle(packet []byte) []byte {
 	if e.pkt.Decode(packet) != nil || len(e.pkt.Payload()) == 0 {
-		return nil
+		return append(e.verdicts, Verdict{ID: id})
 	}
 	f, dir := e.find()
 	if f == nil {
-		return nil
+		return append(e.verdicts, Verdict{ID: id})
 	}
 	if e.pkt.Flags()&mangle.FlagACK != 0 {
 		f.sides[dir.Other()].edits.Forget(e.pkt.Ack())
 	}
-	e.read(f, dir)
-	return e.render(&f.sides[dir].edits)
+	e.advance(f, dir)
+	e.settle(id, f, dir)
+	return e.verdicts
 }
 
-// render returns the packet with the edits in it, or nil if it has none.
-func (e *Engine) render(edits *mangle.Edits) []byte {
-	if edits.Len() == 0 {
+func (e *Engine) begin(verdicts []Verdict) {
+	e.verdicts, e.out = verdicts, e.out[:0]
+}
+
+// advance reads what the packet makes readable: itself, unless bytes are missing before it,
+// and what was held behind such a gap.
+func (e *Engine) advance(f *flow, dir expect.Direction) {
+	s := &f.sides[dir]
+	if !s.started {
+		e.start(f, dir)
+	}
+	if s.stream.Expected().Before(e.pkt.Seq()) && !f.opaque {
+		return
+	}
+	e.read(f, dir, &e.pkt)
+	for i := range s.held {
+		if h := &s.held[i].pkt; !s.stream.Expected().Before(h.Seq()) {
+			e.read(f, dir, h)
+		}
+	}
+}
+
+// letGo gives a packet its verdict, with the edits of its side in it.
+func (e *Engine) letGo(id uint32, p *mangle.Packet, f *flow, dir expect.Direction) {
+	s := &f.sides[dir]
+	if last := end(p); s.gone.Before(last) {
+		s.gone = last
+	}
+	v := Verdict{ID: id}
+	if s.edits.Len() > 0 {
+		v.Packet = e.render(p, &s.edits, f.master.SeqAdj[dir])
+	}
+	e.verdicts = append(e.verdicts, v)
+}
+
+// render returns the packet with the edits in it, or nil if it is to stay as it is.
+func (e *Engine) render(p *mangle.Packet, edits *mangle.Edits, kernel expect.SeqAdj) []byte {
+	seq, payload, changed := edits.Render(e.payload[:0], p.Seq(), p.Payload())
+	// The kernel will adjust the sequence number, but knows the last change only. For what is
+	// sent again from before that, make up for the difference.
+	wrong := edits.Offset(seq) - kernel.Offset(uint32(seq))
+	if !changed && wrong == 0 {
 		return nil
 	}
-	seq, payload, changed := edits.Render(e.payload[:0], e.pkt.Seq(), e.pkt.Payload())
-	if !changed {
-		return nil
+	if changed {
+		e.payload = payload
+	} else {
+		payload = p.Payload()
 	}
-	e.payload = payload
-	out, err := e.pkt.AppendSegment(e.out[:0], seq, payload)
+	start := len(e.out)
+	out, err := p.AppendSegment(e.out, seq.Add(int(wrong)), payload)
 	if err != nil {
 		return nil
 	}
 	e.out = out
 	e.stats.Changed++
-	return out
+	return out[start:]
 }

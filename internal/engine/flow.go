@@ -2,6 +2,7 @@ package engine
 
 import (
 	"errors"
+	"time"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/mangle"
@@ -31,9 +32,12 @@ const maxPassive = 64
 
 // side is what one end of a control connection sends.
 type side struct {
-	stream  parse.Stream
-	edits   mangle.Edits
-	started bool
+	stream   parse.Stream
+	edits    mangle.Edits
+	started  bool
+	gone     parse.Seq    // first byte that has not been let go yet
+	held     []heldPacket // packets that wait, in the order of the stream
+	deadline time.Time    // when they have waited long enough
 	// midstream is set until the first line end of a connection that was not seen from its
 	// beginning: its first bytes may be the middle of anything.
 	midstream bool
@@ -57,7 +61,7 @@ func (e *Engine) find() (*flow, expect.Direction) {
 		if d := e.pkt.Seq().Sub(s.stream.Expected()); !s.started || -otherConnection < d && d < otherConnection {
 			return f, dir
 		}
-		e.flows.remove(f)
+		e.drop(f)
 		f = nil
 	}
 	if f != nil {
@@ -67,7 +71,7 @@ func (e *Engine) find() (*flow, expect.Direction) {
 	if err != nil {
 		e.log.Debug("packet let go unread", "src", key.Src, "dst", key.Dst, "reason", err)
 		if errors.Is(err, expect.ErrNoEntry) {
-			e.flows.add(&flow{keys: [2]expect.Tuple{key, key}})
+			e.track(&flow{keys: [2]expect.Tuple{key, key}})
 		}
 		return nil, 0
 	}
@@ -75,12 +79,33 @@ func (e *Engine) find() (*flow, expect.Direction) {
 	for d := range f.sides {
 		f.sides[d].edits.Resume(m.SeqAdj[d].After)
 	}
-	e.flows.add(f)
+	e.track(f)
 	return f, dir
 }
 
-// flowTable finds flows by the tuples of their packets, and forgets the one that has not been
-// used for the longest when it is full.
+// track adds a flow. The one that has not been used for the longest makes room if need be,
+// and so does one that has the same tuples: its connection is over.
+func (e *Engine) track(f *flow) {
+	if e.flows.count == e.flows.max {
+		e.drop(e.flows.oldest)
+	}
+	for _, k := range f.keys {
+		if stale := e.flows.byKey[k]; stale != nil {
+			e.drop(stale)
+		}
+	}
+	e.flows.add(f)
+}
+
+// drop forgets a flow. None of its packets stays behind.
+func (e *Engine) drop(f *flow) {
+	e.releaseAll(f, expect.Original)
+	e.releaseAll(f, expect.Reply)
+	e.flows.remove(f)
+}
+
+// flowTable finds flows by the tuples of their packets, and knows in which order they were
+// used.
 type flowTable struct {
 	max    int
 	byKey  map[expect.Tuple]*flow
@@ -103,14 +128,7 @@ func (t *flowTable) find(key expect.Tuple) *flow {
 }
 
 func (t *flowTable) add(f *flow) {
-	if t.count == t.max {
-		t.remove(t.oldest)
-	}
-	// A stale flow may still have one of the keys, if NAT gave its address away again.
 	for _, k := range f.keys {
-		if stale := t.byKey[k]; stale != nil && stale != f {
-			t.remove(stale)
-		}
 		t.byKey[k] = f
 	}
 	t.link(f)

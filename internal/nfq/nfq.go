@@ -22,11 +22,17 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 )
 
-// Handler decides about packets; engine.Engine is one. Handle takes the packet with the
-// number id, from its IP header on, and appends the verdicts that are due to verdicts. It
-// is called from one goroutine.
+// Handler decides about packets; engine.Engine is one. All is called from one goroutine.
 type Handler interface {
+	// Handle takes the packet with the number id, from its IP header on, and appends to
+	// verdicts those that are due.
 	Handle(id uint32, packet []byte, verdicts []engine.Verdict) []engine.Verdict
+	// Deadline returns when Expire has to be called; false if there is no need.
+	Deadline() (time.Time, bool)
+	// Expire appends the verdicts whose time has come.
+	Expire(verdicts []engine.Verdict) []engine.Verdict
+	// Flush appends all verdicts that are still owed.
+	Flush(verdicts []engine.Verdict) []engine.Verdict
 }
 
 const (
@@ -54,7 +60,8 @@ type Queue struct {
 	// Of the goroutine that receives.
 	nf       *nfqueue.Nfqueue
 	verdicts []engine.Verdict
-	last     uint32 // number of the last packet received; the kernel counts from 1
+	last     uint32    // number of the last packet received; the kernel counts from 1
+	deadline time.Time // of reading; zero for none
 	stopping bool
 	busy     bool // something came since the last time-out
 	stop     <-chan struct{}
@@ -157,11 +164,41 @@ func (q *Queue) packet(a nfqueue.Attribute) int {
 	if a.Payload == nil {
 		return q.verdict(engine.Verdict{ID: id})
 	}
-	q.verdicts = q.handler.Handle(id, *a.Payload, q.verdicts[:0])
-	for _, v := range q.verdicts {
+	return q.give(q.handler.Handle(id, *a.Payload, q.verdicts[:0]))
+}
+
+// give sends the handler's verdicts to the kernel, and sees to it that the next ones that are
+// due by time are not missed.
+func (q *Queue) give(verdicts []engine.Verdict) int {
+	q.verdicts = verdicts
+	for _, v := range verdicts {
 		if ret := q.verdict(v); ret != 0 {
 			return ret
 		}
+	}
+	deadline, ok := q.handler.Deadline()
+	if !ok {
+		deadline = time.Time{}
+	}
+	if q.stopping || deadline.Equal(q.deadline) {
+		return 0
+	}
+	return q.readUntil(deadline)
+}
+
+// readUntil sets the time at which receiveError is called if nothing comes.
+func (q *Queue) readUntil(deadline time.Time) int {
+	q.deadline = deadline
+	err := q.nf.Con.SetReadDeadline(deadline)
+	if !q.stopping {
+		select {
+		case <-q.stop: // Run's own deadline may just have been overwritten
+			err = q.nf.Con.SetReadDeadline(time.Now())
+		default:
+		}
+	}
+	if err != nil {
+		return q.end(err)
 	}
 	return 0
 }
@@ -188,20 +225,26 @@ func (q *Queue) receiveError(err error) int {
 	case errors.Is(err, unix.ENOENT):
 		// A verdict came too late: the packet is gone, its device perhaps.
 	case errors.As(err, &timeout) && timeout.Timeout():
-		return q.drain()
+		return q.timeout()
 	default:
 		return q.end(err)
 	}
 	return 0
 }
 
-// drain is called when the read deadline has passed: once to begin, then after every pause.
-func (q *Queue) drain() int {
+// timeout is called when the read deadline has passed: because a verdict is due, or because
+// the queue is to stop.
+func (q *Queue) timeout() int {
 	select {
 	case <-q.stop:
+		return q.drain()
 	default:
-		return 0
+		return q.give(q.handler.Expire(q.verdicts[:0]))
 	}
+}
+
+// drain is called once to begin with stopping, and then after every pause in what comes.
+func (q *Queue) drain() int {
 	switch {
 	case !q.stopping:
 		q.stopping = true
@@ -212,10 +255,10 @@ func (q *Queue) drain() int {
 		return q.end(nil)
 	}
 	q.busy = false
-	if err := q.nf.Con.SetReadDeadline(time.Now().Add(drainQuiet)); err != nil {
-		return q.end(err)
+	if ret := q.give(q.handler.Flush(q.verdicts[:0])); ret != 0 {
+		return ret
 	}
-	return 0
+	return q.readUntil(time.Now().Add(drainQuiet))
 }
 
 // closeIntake makes the kernel let every further packet go: with room for none, the queue is

@@ -1,0 +1,109 @@
+// Package conntracktest is a fake of conntrack for tests of the engine: it knows the
+// connections that it is told, keeps expectations as the kernel does, one per control
+// connection, and adjusts sequence numbers by the kernel's rule.
+package conntracktest
+
+import (
+	"slices"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
+)
+
+// Conntrack implements engine.Conntrack.
+type Conntrack struct {
+	// Lookups counts the calls of Lookup, Adjustments those of Adjust that had an effect.
+	Lookups, Adjustments int
+	// Installed are all expectations ever installed, in order; Active those that are still
+	// there.
+	Installed, Active []expect.Expectation
+
+	entries []*Entry
+}
+
+// Entry is one connection.
+type Entry struct {
+	expect.Master
+	// NoSeqAdj makes the entry one without the sequence adjustment extension.
+	NoSeqAdj bool
+}
+
+// Add makes c know a connection by its two tuples. Its helper is "sane" until changed.
+func (c *Conntrack) Add(original, reply expect.Tuple) *Entry {
+	e := &Entry{Master: expect.Master{Tuples: [2]expect.Tuple{original, reply}, Helper: "sane"}}
+	c.entries = append(c.entries, e)
+	return e
+}
+
+func (c *Conntrack) entry(t expect.Tuple) (*Entry, expect.Direction) {
+	for _, e := range c.entries {
+		if i := slices.Index(e.Tuples[:], t); i >= 0 {
+			return e, expect.Direction(i)
+		}
+	}
+	return nil, 0
+}
+
+// Lookup is as that of expect.Client.
+func (c *Conntrack) Lookup(t expect.Tuple) (*expect.Master, expect.Direction, error) {
+	c.Lookups++
+	e, dir := c.entry(t)
+	if e == nil {
+		return nil, 0, expect.ErrNoEntry
+	}
+	m := e.Master
+	return &m, dir, nil
+}
+
+// Expect is as that of expect.Client; where a port is taken, it takes the next one.
+func (c *Conntrack) Expect(x expect.Expectation) (expect.Expectation, error) {
+	e, _ := c.entry(x.Master)
+	switch {
+	case e == nil:
+		return x, expect.ErrNoEntry
+	case e.Helper == "":
+		return x, expect.ErrNoHelper
+	}
+	c.Active = slices.DeleteFunc(c.Active, func(o expect.Expectation) bool { return o.Master == x.Master })
+	for slices.ContainsFunc(c.Active, func(o expect.Expectation) bool { return o.Src == x.Src && o.Dst == x.Dst }) {
+		if !x.NAT {
+			return x, expect.ErrPortTaken
+		}
+		x = x.WithPort(x.Dst.Port() + 1)
+	}
+	c.Active = append(c.Active, x)
+	c.Installed = append(c.Installed, x)
+	return x, nil
+}
+
+// Unexpect is as that of expect.Client.
+func (c *Conntrack) Unexpect(x expect.Expectation) error {
+	c.Active = slices.DeleteFunc(c.Active, func(o expect.Expectation) bool { return o == x })
+	return nil
+}
+
+// Adjust is as that of expect.Client.
+func (c *Conntrack) Adjust(m *expect.Master, dir expect.Direction, a expect.SeqAdj) error {
+	e, _ := c.entry(m.Tuples[expect.Original])
+	switch {
+	case e == nil:
+		return expect.ErrNoEntry
+	case e.NoSeqAdj:
+		return expect.ErrNoSeqAdj
+	}
+	c.Adjustments++
+	e.SeqAdj[dir], m.SeqAdj[dir] = a, a
+	return nil
+}
+
+// Seq returns the sequence number that the kernel gives a packet of direction dir whose own is
+// seq (nf_ct_seq_adjust of net/netfilter/nf_conntrack_seqadj.c).
+func (e *Entry) Seq(dir expect.Direction, seq uint32) uint32 {
+	return seq + uint32(e.SeqAdj[dir].Offset(seq))
+}
+
+// Ack returns the acknowledgement number that the kernel gives a packet of direction dir whose
+// own is ack.
+func (e *Entry) Ack(dir expect.Direction, ack uint32) uint32 {
+	a := e.SeqAdj[dir.Other()]
+	return ack - uint32(a.Offset(ack-uint32(a.Before)))
+}

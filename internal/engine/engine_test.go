@@ -1,0 +1,477 @@
+package engine_test
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/gopacket"
+	"github.com/google/gopacket/layers"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine/conntracktest"
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
+)
+
+const (
+	client = expect.Original
+	server = expect.Reply
+)
+
+func tuple(src, dst string) expect.Tuple {
+	return expect.Tuple{Src: netip.MustParseAddrPort(src), Dst: netip.MustParseAddrPort(dst)}
+}
+
+// world is one control connection that passes through an engine.
+type world struct {
+	t     testing.TB
+	ct    *conntracktest.Conntrack
+	entry *conntracktest.Entry
+	eng   *engine.Engine
+	log   bytes.Buffer
+	now   time.Time
+	next  [2]uint32 // the next sequence number of each side
+	acked [2]uint32 // what the other side has acknowledged, as that sees it
+	id    uint32
+}
+
+// The DNAT + masquerade of a gateway: the client knows the server as 192.0.2.2, the server
+// the client as 192.168.1.1.
+var (
+	natOriginal = tuple("203.0.113.101:50774", "192.0.2.2:21")
+	natReply    = tuple("192.168.1.2:21", "192.168.1.1:50774")
+)
+
+func newWorld(t testing.TB, original, reply expect.Tuple, change ...func(*engine.Config)) *world {
+	w := &world{t: t, ct: &conntracktest.Conntrack{}, now: time.Unix(1_800_000_000, 0), next: [2]uint32{1000, 500_000}}
+	w.entry = w.ct.Add(original, reply)
+	w.restart(change...)
+	return w
+}
+
+// restart begins with an engine that knows nothing.
+func (w *world) restart(change ...func(*engine.Config)) {
+	c := engine.Config{
+		Conntrack: w.ct,
+		Log:       slog.New(slog.NewTextHandler(&w.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Now:       func() time.Time { return w.now },
+	}
+	for _, f := range change {
+		f(&c)
+	}
+	w.eng = engine.New(c)
+}
+
+// segment makes a packet of direction dir.
+func (w *world) segment(dir expect.Direction, seq uint32, payload string) []byte {
+	w.t.Helper()
+	tu := w.entry.Tuples[dir]
+	tcp := &layers.TCP{
+		SrcPort: layers.TCPPort(tu.Src.Port()), DstPort: layers.TCPPort(tu.Dst.Port()),
+		Seq: seq, Ack: w.acked[dir.Other()], ACK: true, PSH: true, Window: 500,
+	}
+	var network gopacket.SerializableLayer
+	if tu.Src.Addr().Is4() {
+		ip := &layers.IPv4{Version: 4, TTL: 64, Protocol: layers.IPProtocolTCP, SrcIP: net.IP(tu.Src.Addr().AsSlice()), DstIP: net.IP(tu.Dst.Addr().AsSlice())}
+		_ = tcp.SetNetworkLayerForChecksum(ip)
+		network = ip
+	} else {
+		ip := &layers.IPv6{Version: 6, HopLimit: 64, NextHeader: layers.IPProtocolTCP, SrcIP: net.IP(tu.Src.Addr().AsSlice()), DstIP: net.IP(tu.Dst.Addr().AsSlice())}
+		_ = tcp.SetNetworkLayerForChecksum(ip)
+		network = ip
+	}
+	buf := gopacket.NewSerializeBuffer()
+	err := gopacket.SerializeLayers(buf, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true},
+		network, tcp, gopacket.Payload(payload))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return bytes.Clone(buf.Bytes())
+}
+
+// decode returns the TCP segment of a packet.
+func decode(t testing.TB, packet []byte) *layers.TCP {
+	t.Helper()
+	first := layers.LayerTypeIPv4
+	if packet[0]>>4 == 6 {
+		first = layers.LayerTypeIPv6
+	}
+	p := gopacket.NewPacket(packet, first, gopacket.Default)
+	if p.ErrorLayer() != nil {
+		t.Fatalf("packet does not decode: %v", p.ErrorLayer().Error())
+	}
+	return p.Layer(layers.LayerTypeTCP).(*layers.TCP)
+}
+
+// send passes one segment through the engine and returns the packets that leave it then.
+func (w *world) send(dir expect.Direction, seq uint32, payload string) [][]byte {
+	w.t.Helper()
+	w.id++
+	packet := w.segment(dir, seq, payload)
+	sent := bytes.Clone(packet)
+	var out [][]byte
+	for _, v := range w.eng.Handle(w.id, packet, nil) {
+		if v.Packet == nil && v.ID == w.id {
+			v.Packet = sent
+		}
+		out = append(out, bytes.Clone(v.Packet))
+	}
+	if !bytes.Equal(packet, sent) {
+		w.t.Fatal("the engine changed the packet that it was given")
+	}
+	return out
+}
+
+// say sends text as the next segment of dir and returns what the other side gets of it.
+func (w *world) say(dir expect.Direction, text string) string {
+	w.t.Helper()
+	out := w.send(dir, w.next[dir], text)
+	w.next[dir] += uint32(len(text))
+	var got strings.Builder
+	for _, p := range out {
+		got.Write(decode(w.t, p).Payload)
+	}
+	return got.String()
+}
+
+// login says what comes before anything that matters.
+func (w *world) login() {
+	w.t.Helper()
+	w.acked[client] = w.next[client]
+	for _, l := range []struct {
+		dir  expect.Direction
+		text string
+	}{
+		{server, "220 ready\r\n"}, {client, "USER anonymous\r\n"},
+		{server, "331 password?\r\n"}, {client, "PASS me@\r\n"}, {server, "230 welcome\r\n"},
+	} {
+		if got := w.say(l.dir, l.text); got != l.text {
+			w.t.Fatalf("%q came out as %q", l.text, got)
+		}
+	}
+}
+
+func (w *world) expectations() []string {
+	var s []string
+	for _, x := range w.ct.Installed {
+		s = append(s, fmt.Sprintf("%s>%s", x.Src, x.Dst))
+	}
+	return s
+}
+
+func (w *world) logged(text string) int { return strings.Count(w.log.String(), text) }
+
+// TestRewrite says what each verb becomes on its way through each kind of NAT.
+func TestRewrite(t *testing.T) {
+	type line struct {
+		dir       expect.Direction
+		text, out string
+		expected  string // "" for none
+	}
+	for name, c := range map[string]struct {
+		original, reply expect.Tuple
+		lines           []line
+	}{
+		"DNAT and masquerade": {natOriginal, natReply, []line{
+			{client, "PASV\r\n", "PASV\r\n", ""},
+			{server, "227 Entering Passive Mode (192,168,1,2,145,37).\r\n", "227 Entering Passive Mode (192,0,2,2,145,37).\r\n", "203.0.113.101>192.0.2.2:37157"},
+			{client, "EPSV\r\n", "EPSV\r\n", ""},
+			{server, "229 Entering Extended Passive Mode (|||37158|)\r\n", "229 Entering Extended Passive Mode (|||37158|)\r\n", "203.0.113.101>192.0.2.2:37158"},
+			{client, "PORT 203,0,113,101,200,1\r\n", "PORT 192,168,1,1,200,1\r\n", "192.168.1.2>192.168.1.1:51201"},
+			{client, "eprt |1|203.0.113.101|51202|\r\n", "eprt |1|192.168.1.1|51202|\r\n", "192.168.1.2>192.168.1.1:51202"},
+			{client, "PASV\r\n", "PASV\r\n", ""},
+			{server, "227 192,000,002,002,145,38\n", "227 192,000,002,002,145,38\n", "203.0.113.101>192.0.2.2:37158"},
+		}},
+		"no NAT": {tuple("192.168.0.2:40000", "198.51.100.9:21"), tuple("198.51.100.9:21", "192.168.0.2:40000"), []line{
+			{client, "PORT 192,168,0,2,4,1\r\n", "PORT 192,168,0,2,4,1\r\n", "198.51.100.9>192.168.0.2:1025"},
+			{client, "PORT 192,168,000,002,04,1\r\n", "PORT 192,168,000,002,04,1\r\n", "198.51.100.9>192.168.0.2:1025"},
+			{client, "PASV\r\n", "PASV\r\n", ""},
+			{server, "227 (198,51,100,9,4,2)\r\n", "227 (198,51,100,9,4,2)\r\n", "192.168.0.2>198.51.100.9:1026"},
+		}},
+		"IPv6, server behind NAT": {tuple("[2001:db8::1]:40000", "[2001:db8:1::21]:21"), tuple("[2001:db8:ffff::2]:21", "[2001:db8::1]:40000"), []line{
+			{client, "EPRT |2|2001:db8::1|5000|\r\n", "EPRT |2|2001:db8::1|5000|\r\n", "2001:db8:ffff::2>2001:db8::1:5000"},
+			{client, "EPSV 2\r\n", "EPSV 2\r\n", ""},
+			{server, "229 ok (|||6446|)\r\n", "229 ok (|||6446|)\r\n", "2001:db8::1>2001:db8:1::21:6446"},
+		}},
+		"IPv6, client behind NAT": {tuple("[fd00::2]:40000", "[2001:db8:1::21]:21"), tuple("[2001:db8:1::21]:21", "[2001:db8::1]:40000"), []line{
+			{client, "EPRT |2|fd00::2|5000|\r\n", "EPRT |2|2001:db8::1|5000|\r\n", "2001:db8:1::21>2001:db8::1:5000"},
+			{client, "EPSV\r\n", "EPSV\r\n", ""},
+			{server, "229 ok (!!!6446!)\r\n", "229 ok (!!!6446!)\r\n", "fd00::2>2001:db8:1::21:6446"},
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, c.original, c.reply)
+			w.login()
+			var want []string
+			for _, l := range c.lines {
+				if got := w.say(l.dir, l.text); got != l.out {
+					t.Errorf("%q came out as %q, want %q", l.text, got, l.out)
+				}
+				if l.expected != "" {
+					// [::]:port as netip writes it, for one form of both families.
+					want = append(want, l.expected)
+				}
+			}
+			got := w.expectations()
+			for i := range got {
+				got[i] = strings.NewReplacer("[", "", "]", "").Replace(got[i])
+			}
+			if fmt.Sprint(got) != fmt.Sprint(want) {
+				t.Errorf("expected %v, want %v", got, want)
+			}
+		})
+	}
+}
+
+// TestPass says what is let go as it is, with nothing expected, and how that is counted.
+func TestPass(t *testing.T) {
+	const pasv = "PASV\r\n"
+	for name, c := range map[string]struct {
+		before          string // said by the client
+		dir             expect.Direction
+		text            string
+		refused, failed uint64
+		log             string
+	}{
+		"PORT of somebody else":         {"", client, "PORT 203,0,113,77,200,1\r\n", 1, 0, "not that of the one who announces it"},
+		"PORT of localhost":             {"", client, "PORT 127,0,0,1,200,1\r\n", 1, 0, "not that of the one"},
+		"PORT of a low port":            {"", client, "PORT 203,0,113,101,0,22\r\n", 1, 0, "below the lowest"},
+		"PORT with an octet of 256":     {"", client, "PORT 203,0,113,101,256,1\r\n", 0, 0, "out of range"},
+		"PORT with five numbers":        {"", client, "PORT 203,0,113,101,200\r\n", 0, 0, "not in the form"},
+		"PORT after SITE":               {"", client, "SITE x PORT 203,0,113,101,200,1\r\n", 0, 0, ""},
+		"PORT after EPSV ALL":           {"EPSV ALL\r\n", client, "PORT 203,0,113,101,200,1\r\n", 1, 0, "EPSV ALL"},
+		"EPRT of another family":        {"", client, "EPRT |2|2001:db8::1|5000|\r\n", 1, 0, "not that of the one"},
+		"EPRT with the wrong protocol":  {"", client, "EPRT |2|203.0.113.101|5000|\r\n", 0, 0, "does not go with"},
+		"227 that nobody asked for":     {"", server, "227 (192,168,1,2,145,37)\r\n", 1, 0, "no PASV or EPSV"},
+		"227 of somebody else":          {pasv, server, "227 (192,168,1,77,145,37)\r\n", 1, 0, "not that of the one"},
+		"227 of nowhere":                {pasv, server, "227 (0,0,0,0,82,237)\r\n", 1, 0, "not that of the one"},
+		"227 without numbers":           {pasv, server, "227 Logout.\r\n", 0, 0, "not in the form"},
+		"227 in a multi-line reply":     {pasv, server, "230-Welcome\r\n227 (192,168,1,2,145,37)\r\n230 end\r\n", 0, 0, ""},
+		"227 that is itself multi-line": {pasv, server, "227-(192,168,1,2,145,37)\r\n227 (192,168,1,2,145,37)\r\n", 0, 0, ""},
+		"229 of port 0":                 {pasv, server, "229 (|||0|)\r\n", 0, 0, "out of range"},
+		"229 without its end":           {pasv, server, "229 (|||6446)\r\n", 0, 0, "not in the form"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, natOriginal, natReply)
+			w.login()
+			if c.before != "" {
+				w.say(client, c.before)
+			}
+			if got := w.say(c.dir, c.text); got != c.text {
+				t.Errorf("%q came out as %q", c.text, got)
+			}
+			if x := w.expectations(); x != nil {
+				t.Errorf("expected %v", x)
+			}
+			if s := w.eng.Stats(); s.Refused != c.refused || s.Failed != c.failed || s.Changed != 0 {
+				t.Errorf("counted %+v", s)
+			}
+			if w.logged(c.log) == 0 {
+				t.Errorf("log lacks %q:\n%s", c.log, &w.log)
+			}
+			// The connection is unharmed.
+			w.say(client, pasv)
+			if got, want := w.say(server, "227 (192,168,1,2,4,1)\r\n"), "227 (192,0,2,2,4,1)\r\n"; got != want {
+				t.Errorf("the next 227 came out as %q, want %q", got, want)
+			}
+		})
+	}
+}
+
+// TestRetransmission says that what is sent again comes out the same, whatever its cut, and
+// that nothing is expected or adjusted again.
+func TestRetransmission(t *testing.T) {
+	const (
+		in  = "227 (192,168,1,2,145,37)\r\n"
+		out = "227 (192,0,2,2,145,37)\r\n"
+	)
+	w := newWorld(t, natOriginal, natReply)
+	w.login()
+	w.say(client, "PASV\r\n")
+	start := w.next[server]
+	if got := w.say(server, in); got != out {
+		t.Fatalf("came out as %q", got)
+	}
+	w.next[server] += 0
+	after := w.next[server]
+	check := func(seq uint32, text string) {
+		t.Helper()
+		for _, p := range w.send(server, seq, text) {
+			tcp := decode(t, p)
+			at := w.entry.Seq(server, tcp.Seq) - start
+			if got := string(tcp.Payload); !strings.HasPrefix((out + "150 go\r\n")[at:], got) {
+				t.Errorf("%q from %d came out as %q at %d", text, seq-start, got, at)
+			}
+		}
+	}
+	for cut := range len(in) {
+		check(start, in[:cut+1])
+		check(start+uint32(cut), in[cut:])
+	}
+	check(start, in+"150 go\r\n") // coalesced with what comes next
+	check(after, "150 go\r\n")
+	if len(w.ct.Installed) != 1 || w.ct.Adjustments != 1 {
+		t.Errorf("%d expectations and %d adjustments, want one each", len(w.ct.Installed), w.ct.Adjustments)
+	}
+}
+
+// TestNoHelp says what happens where the kernel does not do its part: the packet is let go as
+// it is, nothing stays behind, and it is said once.
+func TestNoHelp(t *testing.T) {
+	for name, c := range map[string]struct {
+		breakIt func(*conntracktest.Entry)
+		log     string
+	}{
+		"no helper":                 {func(e *conntracktest.Entry) { e.Helper = "" }, expect.ErrNoHelper.Error()},
+		"no sequence adjustment":    {func(e *conntracktest.Entry) { e.NoSeqAdj = true }, expect.ErrNoSeqAdj.Error()},
+		"the entry is gone already": {func(e *conntracktest.Entry) { e.Tuples[client].Src = netip.AddrPort{} }, expect.ErrNoEntry.Error()},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, natOriginal, natReply)
+			w.login()
+			tuples := w.entry.Tuples
+			for range 3 {
+				w.entry.Tuples = tuples
+				w.say(client, "PASV\r\n")
+				c.breakIt(w.entry)
+				in := "227 (192,168,1,2,145,37)\r\n"
+				if got := w.say(server, in); got != in {
+					t.Errorf("came out as %q", got)
+				}
+			}
+			if len(w.ct.Active) != 0 {
+				t.Errorf("%v is still expected", w.ct.Active)
+			}
+			if n := w.logged(c.log); n != 3 || w.logged("level=WARN") != 1 {
+				t.Errorf("logged %d times, %d as warnings, want 3 and 1:\n%s", n, w.logged("level=WARN"), &w.log)
+			}
+		})
+	}
+}
+
+// TestSameLength says that a rewrite that keeps the length asks nothing of the kernel.
+func TestSameLength(t *testing.T) {
+	w := newWorld(t, tuple("203.0.113.101:50774", "192.0.2.222:21"), tuple("192.168.1.2:21", "203.0.113.101:50774"))
+	w.entry.NoSeqAdj = true
+	w.login()
+	w.say(client, "PASV\r\n")
+	if got := w.say(server, "227 (192,168,1,2,145,37)\r\n"); got != "227 (192,0,2,222,145,37)\r\n" {
+		t.Errorf("came out as %q", got)
+	}
+	if w.ct.Adjustments != 0 {
+		t.Error("the kernel was asked to adjust")
+	}
+}
+
+// TestRestart says that a connection goes on with a daemon that has not seen its beginning.
+func TestRestart(t *testing.T) {
+	w := newWorld(t, natOriginal, natReply)
+	w.login()
+	transfer := func(port int) {
+		t.Helper()
+		w.say(client, "PASV\r\n")
+		want := fmt.Sprintf("227 (192,0,2,2,100,%d)\r\n", port)
+		if got := w.say(server, fmt.Sprintf("227 (192,168,1,2,100,%d)\r\n", port)); got != want {
+			t.Errorf("227 came out as %q, want %q", got, want)
+		}
+	}
+	transfer(1)
+	w.restart()
+	transfer(2)
+	transfer(3)
+	if a := w.entry.SeqAdj[server]; a.Before != -4 || a.After != -6 {
+		t.Errorf("after three transfers the kernel adjusts by %+v, want -4 and -6", a)
+	}
+	w.restart()
+	in := "PORT 203,0,113,101,200,1\r\n"
+	if got := w.say(client, in); got != in || w.logged("not seen from its beginning")+w.logged("has not greeted") == 0 {
+		t.Errorf("a PORT of which nobody knows that it begins a line came out as %q", got)
+	}
+	w.say(server, "200 ok\r\n")
+	if got, want := w.say(client, in), "PORT 192,168,1,1,200,1\r\n"; got != want {
+		t.Errorf("the next one came out as %q, want %q", got, want)
+	}
+}
+
+// TestEncrypted says that nothing is read after AUTH has been accepted.
+func TestEncrypted(t *testing.T) {
+	w := newWorld(t, natOriginal, natReply)
+	w.acked[client] = w.next[client]
+	w.say(server, "220 ready\r\n")
+	w.say(client, "AUTH TLS\r\n")
+	w.say(server, "234 go ahead\r\n")
+	for dir, text := range []string{"PORT 203,0,113,101,200,1\r\n", "227 (192,168,1,2,145,37)\r\n"} {
+		if got := w.say(expect.Direction(dir), text); got != text {
+			t.Errorf("%q came out as %q", text, got)
+		}
+	}
+	if w.ct.Installed != nil || w.logged("encrypted") != 1 {
+		t.Errorf("expected %v, log:\n%s", w.ct.Installed, &w.log)
+	}
+}
+
+// TestUnknown says that what is no control connection is let go.
+func TestUnknown(t *testing.T) {
+	w := newWorld(t, natOriginal, natReply)
+	valid := w.segment(client, 1, "PORT 203,0,113,101,200,1\r\n")
+	for n := range valid {
+		if v := w.eng.Handle(7, valid[:n], nil); len(v) != 1 || v[0].ID != 7 || v[0].Packet != nil {
+			t.Fatalf("%d bytes of a packet got the verdicts %v", n, v)
+		}
+	}
+	w.entry.Tuples[client].Src = netip.MustParseAddrPort("203.0.113.101:1")
+	for range 5 {
+		if v := w.eng.Handle(8, valid, nil); len(v) != 1 || v[0].Packet != nil {
+			t.Fatalf("got the verdicts %v", v)
+		}
+	}
+	if w.ct.Lookups != 1 {
+		t.Errorf("looked up %d times, want once", w.ct.Lookups)
+	}
+}
+
+// TestEviction says that the connection that has been silent for the longest is forgotten, and
+// goes on when it speaks again.
+func TestEviction(t *testing.T) {
+	w := newWorld(t, natOriginal, natReply, func(c *engine.Config) { c.MaxFlows = 3 })
+	w.login()
+	first := w.entry
+	for i := range 3 {
+		src := fmt.Sprintf("203.0.113.101:%d", 2000+i)
+		w.entry = w.ct.Add(tuple(src, "192.0.2.2:21"), tuple("192.168.1.2:21", fmt.Sprintf("192.168.1.1:%d", 2000+i)))
+		w.say(server, "220 ready\r\n")
+	}
+	w.entry = first
+	before := w.ct.Lookups
+	w.say(client, "PASV\r\n")
+	if got, want := w.say(server, "227 (192,168,1,2,4,1)\r\n"), "227 (192,0,2,2,4,1)\r\n"; got != want || w.ct.Lookups != before+1 {
+		t.Errorf("227 came out as %q, want %q, after %d look-ups", got, want, w.ct.Lookups-before)
+	}
+}
+
+// TestReused says that a new connection between the same ports is not taken for the old one.
+func TestReused(t *testing.T) {
+	w := newWorld(t, natOriginal, natReply)
+	w.login()
+	w.say(client, "PASV\r\n")
+	w.say(server, "227 (192,168,1,2,4,1)\r\n")
+	w.next = [2]uint32{3_000_000_000, 4_000_000_000}
+	w.entry.SeqAdj = [2]expect.SeqAdj{}
+	before := w.ct.Lookups
+	w.login()
+	if w.ct.Lookups != before+1 {
+		t.Errorf("looked up %d times, want once", w.ct.Lookups-before)
+	}
+	w.say(client, "PASV\r\n")
+	if got, want := w.say(server, "227 (192,168,1,2,4,1)\r\n"), "227 (192,0,2,2,4,1)\r\n"; got != want {
+		t.Errorf("227 came out as %q, want %q", got, want)
+	}
+	if a := w.entry.SeqAdj[server]; a.Before != 0 {
+		t.Errorf("the new connection begins with the offset %d", a.Before)
+	}
+}

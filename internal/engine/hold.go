@@ -1,0 +1,174 @@
+package engine
+
+import (
+	"bytes"
+	"slices"
+	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/mangle"
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
+)
+
+// A packet may leave as soon as it is known what becomes of every byte in it. That is so for
+// all that has been read, but for an unfinished line whose endpoint may have to be rewritten;
+// and it is not so for what comes behind a gap. Such packets are held until the rest is there,
+// or until the time is up, when they leave as they are.
+
+const (
+	// maxHeldSide and maxHeld bound the packets held of one direction of a connection, and
+	// of all. One more, and those of its direction leave as if their time were up.
+	maxHeldSide = 64
+	maxHeld     = 1024
+)
+
+// heldPacket waits for its verdict.
+type heldPacket struct {
+	id  uint32
+	pkt mangle.Packet // a view of a copy
+}
+
+// waiting is a side with held packets, in the order in which their time is up.
+type waiting struct {
+	f        *flow
+	dir      expect.Direction
+	deadline time.Time
+}
+
+func end(p *mangle.Packet) parse.Seq { return p.Seq().Add(len(p.Payload())) }
+
+// barrier returns the first byte of the side whose fate is not known yet.
+func (f *flow) barrier(dir expect.Direction) parse.Seq {
+	s := &f.sides[dir]
+	expected := s.stream.Expected()
+	line := s.stream.Pending()
+	if len(line.Text) == 0 || f.opaque || !f.master.NAT() {
+		return expected
+	}
+	at := len(line.Text)
+	switch {
+	case dir == expect.Original && f.greeted:
+		at = parse.CommandEndpoint(line.Text)
+	case dir == expect.Reply && f.passive > 0 && !f.replies.Open():
+		at = parse.ReplyEndpoint(line.Text)
+	}
+	if b := line.Seq.Add(at); !b.Before(s.gone) {
+		return b
+	}
+	return expected // too late: it cannot be rewritten any more
+}
+
+// settle gives the packet its verdict, or holds it; and those packets that were held before
+// and may leave now, theirs.
+func (e *Engine) settle(id uint32, f *flow, dir expect.Direction) {
+	if f.opaque {
+		e.releaseAll(f, dir)
+		e.letGo(id, &e.pkt, f, dir)
+		return
+	}
+	barrier := f.barrier(dir)
+	e.release(f, dir, barrier)
+	if barrier.Before(end(&e.pkt)) {
+		e.hold(id, f, dir)
+		return
+	}
+	e.letGo(id, &e.pkt, f, dir)
+}
+
+// hold keeps a copy of the packet, in the order of the stream.
+func (e *Engine) hold(id uint32, f *flow, dir expect.Direction) {
+	s := &f.sides[dir]
+	if len(s.held) == 0 {
+		s.deadline = e.now().Add(e.holdTime)
+		e.waiting = append(e.waiting, waiting{f, dir, s.deadline})
+	}
+	h := heldPacket{id: id}
+	if err := h.pkt.Decode(bytes.Clone(e.pkt.Bytes())); err != nil {
+		panic(err) // it has been decoded before
+	}
+	i, _ := slices.BinarySearchFunc(s.held, h.pkt.Seq(), func(o heldPacket, seq parse.Seq) int {
+		if o.pkt.Seq().Sub(seq) <= 0 {
+			return -1 // behind those with the same number
+		}
+		return 1
+	})
+	s.held = slices.Insert(s.held, i, h)
+	e.held++
+	e.stats.Held++
+	if len(s.held) > maxHeldSide || e.held > maxHeld {
+		e.giveUp(f, dir)
+	}
+}
+
+// release lets those held packets go that lie before the barrier.
+func (e *Engine) release(f *flow, dir expect.Direction, barrier parse.Seq) {
+	s := &f.sides[dir]
+	if len(s.held) == 0 {
+		return
+	}
+	kept := s.held[:0]
+	for _, h := range s.held {
+		if barrier.Before(end(&h.pkt)) {
+			kept = append(kept, h)
+			continue
+		}
+		e.letGo(h.id, &h.pkt, f, dir)
+		e.held--
+	}
+	clear(s.held[len(kept):])
+	s.held = kept
+}
+
+func (e *Engine) releaseAll(f *flow, dir expect.Direction) {
+	s := &f.sides[dir]
+	for _, h := range s.held {
+		e.letGo(h.id, &h.pkt, f, dir)
+	}
+	e.held -= len(s.held)
+	s.held = nil
+}
+
+// giveUp lets all held packets of a side go: what was missing has not come. What lies behind
+// a gap is read first, as far as it can be.
+func (e *Engine) giveUp(f *flow, dir expect.Direction) {
+	s := &f.sides[dir]
+	e.stats.GaveUp++
+	for i := range s.held {
+		e.read(f, dir, &s.held[i].pkt)
+	}
+	e.releaseAll(f, dir)
+}
+
+// Deadline returns when Expire has to be called, and false if nothing is held.
+func (e *Engine) Deadline() (time.Time, bool) {
+	for len(e.waiting) > 0 {
+		w := e.waiting[0]
+		if s := &w.f.sides[w.dir]; len(s.held) > 0 && s.deadline.Equal(w.deadline) {
+			return w.deadline, true
+		}
+		e.waiting = e.waiting[1:]
+	}
+	e.waiting = nil
+	return time.Time{}, false
+}
+
+// Expire appends the verdicts of the held packets whose time is up.
+func (e *Engine) Expire(verdicts []Verdict) []Verdict {
+	return e.expire(e.now(), verdicts)
+}
+
+// Flush appends the verdicts of all held packets: the queue is about to close.
+func (e *Engine) Flush(verdicts []Verdict) []Verdict {
+	return e.expire(e.now().Add(2*e.holdTime), verdicts)
+}
+
+func (e *Engine) expire(now time.Time, verdicts []Verdict) []Verdict {
+	e.begin(verdicts)
+	for {
+		deadline, ok := e.Deadline()
+		if !ok || deadline.After(now) {
+			return e.verdicts
+		}
+		e.giveUp(e.waiting[0].f, e.waiting[0].dir)
+	}
+}
