@@ -169,7 +169,7 @@ func (e *Engine) edit(f *flow, dir expect.Direction, line parse.Line, p parse.En
 	if len(text) == p.Span.Len() {
 		return nil
 	}
-	position, before, after := edits.Adjustment(s.gone)
+	position, before, after := edits.Adjustment()
 	err := e.ct.Adjust(f.master, dir, expect.SeqAdj{Position: uint32(position), Before: before, After: after})
 	if err != nil {
 		edits.Truncate(edits.Len() - 1)

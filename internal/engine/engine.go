@@ -13,6 +13,7 @@ import (
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/mangle"
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
 )
 
 // Conntrack is what the engine needs of conntrack; expect.Client has it, and so has the fake
@@ -169,11 +170,11 @@ func (e *Engine) letGo(id uint32, p *mangle.Packet, f *flow, dir expect.Directio
 
 // render returns the packet with the edits in it, or nil if it is to stay as it is.
 func (e *Engine) render(p *mangle.Packet, edits *mangle.Edits, kernel expect.SeqAdj) []byte {
-	seq, payload, changed := edits.Render(e.payload[:0], p.Seq(), p.Payload())
-	// The kernel will adjust the sequence number, but knows the last change only. For what is
-	// sent again from before that, make up for the difference.
-	wrong := edits.Offset(seq) - kernel.Offset(uint32(seq))
-	if !changed && wrong == 0 {
+	first, payload, changed := edits.Render(e.payload[:0], p.Seq(), p.Payload())
+	// The receiver has to see this number, and the kernel is about to adjust it. It knows the
+	// last change only; for what is sent again from before that, this makes up for it.
+	seq := parse.Seq(kernel.Undo(uint32(first.Add(int(edits.Offset(first))))))
+	if !changed && seq == p.Seq() {
 		return nil
 	}
 	if changed {
@@ -182,7 +183,7 @@ func (e *Engine) render(p *mangle.Packet, edits *mangle.Edits, kernel expect.Seq
 		payload = p.Payload()
 	}
 	start := len(e.out)
-	out, err := p.AppendSegment(e.out, seq.Add(int(wrong)), payload)
+	out, err := p.AppendSegment(e.out, seq, payload)
 	if err != nil {
 		return nil
 	}

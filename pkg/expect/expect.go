@@ -45,6 +45,24 @@ type SeqAdj struct {
 	Before, After int32
 }
 
+// Offset returns by how much the kernel changes the sequence number seq
+// (nf_ct_seq_offset of net/netfilter/nf_conntrack_seqadj.c).
+func (a SeqAdj) Offset(seq uint32) int32 {
+	if int32(a.Position-seq) < 0 {
+		return a.After
+	}
+	return a.Before
+}
+
+// Undo returns the sequence number that the kernel turns into seq: the inverse of adding
+// Offset.
+func (a SeqAdj) Undo(seq uint32) uint32 {
+	if before := seq - uint32(a.Before); int32(a.Position-before) >= 0 {
+		return before
+	}
+	return seq - uint32(a.After)
+}
+
 // Master is a control connection as conntrack has it.
 type Master struct {
 	// Tuples are the tuples of the original and the reply direction. Without NAT, one is

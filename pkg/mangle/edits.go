@@ -72,18 +72,26 @@ func (e *Edits) Offset(seq parse.Seq) int32 {
 	return off
 }
 
-// Adjustment returns what the kernel must be told (struct nf_ct_seqadj of
-// include/net/netfilter/nf_conntrack_seqadj.h) so that it adjusts as Offset does for the
-// segment that begins at seq and for all behind the last edit: numbers up to and including
-// position are off by before, later ones by after. The kernel remembers one change of the
-// offset only; of several in one segment it learns the sum, at the place of the last.
-func (e *Edits) Adjustment(seq parse.Seq) (position parse.Seq, before, after int32) {
-	position, before, after = seq, e.Offset(seq), e.base
+// Adjustment returns what the kernel is to be told (struct nf_ct_seqadj of
+// include/net/netfilter/nf_conntrack_seqadj.h): numbers of the sender up to and including
+// position are off by before, later ones by after.
+//
+// The kernel remembers the last change of the offset only. If there are more in the list, all
+// of which the receiver may still lack, before is the largest offset that any byte in front of
+// the last change has, and position makes up for it: whatever the receiver acknowledges of
+// those bytes is then taken for less than it is, never for more, and all behind is exact.
+func (e *Edits) Adjustment() (position parse.Seq, before, after int32) {
+	var last parse.Seq // the last byte in front of the last change, as the receiver counts
+	before, after = e.base, e.base
 	for _, d := range e.list {
-		position = d.last()
+		if d.delta() == 0 {
+			continue
+		}
+		before = max(before, after)
+		last = d.last().Add(int(after))
 		after += d.delta()
 	}
-	return position, before, after
+	return last.Add(int(-before)), before, after
 }
 
 // Forget drops the edits that the receiver has acknowledged, and every copy of which has
