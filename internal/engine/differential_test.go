@@ -135,13 +135,12 @@ type path struct {
 	r        *rand.Rand
 	receives [2]receiver
 	flying   map[uint32]expect.Direction // packets in the engine
-	sent     map[uint32][]byte
 	segments int
 	lossy    bool // behind the engine
 }
 
 func newPath(t testing.TB, r *rand.Rand, nat natPair, start [2]uint32) *path {
-	p := &path{world: newWorld(t, nat[client], nat[server]), r: r, flying: map[uint32]expect.Direction{}, sent: map[uint32][]byte{}}
+	p := &path{world: newWorld(t, nat[client], nat[server]), r: r, flying: map[uint32]expect.Direction{}}
 	p.next = start
 	for d := range p.receives {
 		p.receives[d].start = start[d]
@@ -165,12 +164,8 @@ func (p *path) deliver(verdicts []engine.Verdict) error {
 		if !ok {
 			return fmt.Errorf("packet %d has a second verdict", v.ID)
 		}
-		packet := v.Packet
-		if packet == nil {
-			packet = p.sent[v.ID]
-		}
 		delete(p.flying, v.ID)
-		delete(p.sent, v.ID)
+		packet := p.leave([]engine.Verdict{v})[0]
 		if p.lossy && p.r.IntN(15) == 0 {
 			continue
 		}

@@ -67,12 +67,14 @@ func (e *Engine) settle(id uint32, f *flow, dir expect.Direction) {
 		return
 	}
 	barrier := f.barrier(dir)
-	e.release(f, dir, barrier)
 	if barrier.Before(end(&e.pkt)) {
+		e.release(f, dir, barrier)
 		e.hold(id, f, dir)
 		return
 	}
+	e.release(f, dir, e.pkt.Seq())
 	e.letGo(id, &e.pkt, f, dir)
+	e.release(f, dir, barrier)
 }
 
 // hold keeps a copy of the packet, in the order of the stream.

@@ -1,0 +1,62 @@
+package engine_test
+
+import (
+	"log/slog"
+	"testing"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
+)
+
+// TestAllocations says that nothing is allocated for a packet that is only looked at, nor for
+// one that is rendered again.
+func TestAllocations(t *testing.T) {
+	for name, c := range map[string]struct {
+		before []turn
+		again  turn
+	}{
+		"command":       {nil, turn{client, "NOOP\r\n"}},
+		"reply":         {nil, turn{server, "200 ok\r\n"}},
+		"retransmitted": {[]turn{{client, "PASV\r\n"}}, turn{server, "227 (192,168,1,2,145,37)\r\n"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, natOriginal, natReply, quiet)
+			w.login()
+			for _, u := range c.before {
+				w.say(u.dir, u.text)
+			}
+			packet := w.segment(c.again.dir, w.next[c.again.dir], c.again.text)
+			verdicts := make([]engine.Verdict, 0, 4)
+			n := testing.AllocsPerRun(100, func() { verdicts = w.eng.Handle(1, packet, verdicts[:0]) })
+			if n != 0 {
+				t.Errorf("%v allocations", n)
+			}
+			if len(verdicts) != 1 || (verdicts[0].Packet != nil) != (c.before != nil) {
+				t.Errorf("verdicts %v", verdicts)
+			}
+		})
+	}
+}
+
+func quiet(c *engine.Config) { c.Log = slog.New(slog.DiscardHandler) }
+
+func BenchmarkHandle(b *testing.B) {
+	for name, u := range map[string]turn{
+		"command": {client, "NOOP\r\n"},
+		"reply":   {server, "226 Transfer complete.\r\n"},
+	} {
+		b.Run(name, func(b *testing.B) {
+			w := newWorld(b, natOriginal, natReply, quiet)
+			w.login()
+			packet := w.segment(u.dir, w.next[u.dir], u.text)
+			seq := w.next[u.dir]
+			verdicts := make([]engine.Verdict, 0, 4)
+			b.ReportAllocs()
+			for b.Loop() {
+				verdicts = w.eng.Handle(1, packet, verdicts[:0])
+				// The next line of the stream, not the same one again. Checksums are not looked at.
+				seq += uint32(len(u.text))
+				packet[24], packet[25], packet[26], packet[27] = byte(seq>>24), byte(seq>>16), byte(seq>>8), byte(seq)
+			}
+		})
+	}
+}

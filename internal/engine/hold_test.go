@@ -1,0 +1,173 @@
+package engine_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
+)
+
+// payloads returns what the other side gets of the packets, one after the other.
+func payloads(t testing.TB, packets [][]byte) string {
+	var s strings.Builder
+	for _, p := range packets {
+		s.Write(decode(t, p).Payload)
+	}
+	return s.String()
+}
+
+// ids returns whose verdicts they are, and how many of them come with a changed packet.
+func ids(verdicts []engine.Verdict) (ids []uint32, changed int) {
+	for _, v := range verdicts {
+		ids = append(ids, v.ID)
+		if v.Packet != nil {
+			changed++
+		}
+	}
+	return ids, changed
+}
+
+// TestSplit cuts a 227 and a PORT in every place: what arrives is the line as it would be in
+// one piece, and no packet waits longer than for the rest of the numbers.
+func TestSplit(t *testing.T) {
+	for _, c := range []struct{ in, out string }{
+		{"227 Entering Passive Mode (192,168,1,2,145,37).\r\n", "227 Entering Passive Mode (192,0,2,2,145,37).\r\n"},
+		{"PORT 203,0,113,101,145,37\r\n", "PORT 192,168,1,1,145,37\r\n"},
+		{"EPRT |1|203.0.113.101|37157|\r\n", "EPRT |1|192.168.1.1|37157|\r\n"},
+	} {
+		for cut := 1; cut < len(c.in); cut++ {
+			w := newWorld(t, natOriginal, natReply)
+			w.login()
+			dir := client
+			if c.in[0] == '2' {
+				dir = server
+				w.say(client, "PASV\r\n")
+			}
+			first := w.say(dir, c.in[:cut])
+			if begun := strings.ContainsAny(c.in[min(cut, 5):cut], "123456789"); begun && c.in[0] != 'E' && first != "" {
+				t.Errorf("%q was let go before the rest was there", first)
+			}
+			if first != "" && first != c.in[:cut] {
+				t.Errorf("%q was let go as %q", c.in[:cut], first)
+			}
+			if got := first + w.say(dir, c.in[cut:]); got != c.out {
+				t.Errorf("%q and %q came out as %q", c.in[:cut], c.in[cut:], got)
+			}
+			if _, waits := w.eng.Deadline(); waits || len(w.ct.Installed) != 1 {
+				t.Errorf("cut at %d: %d expectations, packets wait: %v", cut, len(w.ct.Installed), waits)
+			}
+		}
+	}
+}
+
+// TestSplitWithoutNAT says that nothing waits where nothing can have to be rewritten.
+func TestSplitWithoutNAT(t *testing.T) {
+	w := newWorld(t, tuple("192.168.0.2:40000", "198.51.100.9:21"), tuple("198.51.100.9:21", "192.168.0.2:40000"))
+	w.login()
+	for _, s := range strings.SplitAfter("PORT 192,168,0,2,4,1\r\n", "") {
+		if got := w.say(client, s); got != s {
+			t.Errorf("%q came out as %q", s, got)
+		}
+	}
+	if len(w.ct.Installed) != 1 {
+		t.Errorf("%d expectations", len(w.ct.Installed))
+	}
+}
+
+// TestTimeUp says that a packet waits for its time and no longer, that it leaves as it came,
+// and that the rest of the line is then left alone.
+func TestTimeUp(t *testing.T) {
+	w := newWorld(t, natOriginal, natReply, func(c *engine.Config) { c.HoldTime = 300 * time.Millisecond })
+	w.login()
+	w.say(client, "PASV\r\n")
+	if got := w.say(server, "227 (192,168,1"); got != "" {
+		t.Fatalf("%q did not wait", got)
+	}
+	deadline, ok := w.eng.Deadline()
+	if want := w.now.Add(300 * time.Millisecond); !ok || !deadline.Equal(want) {
+		t.Fatalf("the time is up at %v, want %v", deadline, want)
+	}
+	w.now = deadline.Add(-time.Millisecond)
+	if v := w.eng.Expire(nil); len(v) != 0 {
+		t.Fatalf("verdicts %v before the time was up", v)
+	}
+	w.now = deadline
+	if of, changed := ids(w.eng.Expire(nil)); len(of) != 1 || changed != 0 {
+		t.Fatalf("verdicts for %v, %d of them changed, when the time was up", of, changed)
+	}
+	rest := ",2,145,37)\r\n"
+	if got := w.say(server, rest); got != rest {
+		t.Errorf("the rest came out as %q", got)
+	}
+	if s := w.eng.Stats(); s.GaveUp != 1 || s.Failed != 1 || len(w.ct.Active) != 0 || w.logged("let go already") != 1 {
+		t.Errorf("counted %+v, still expected %v, log:\n%s", s, w.ct.Active, &w.log)
+	}
+}
+
+// TestGap says that what lies behind missing bytes waits for them, and goes in order.
+func TestGap(t *testing.T) {
+	w := newWorld(t, natOriginal, natReply)
+	w.login()
+	w.say(client, "PASV\r\n")
+	at := w.next[server]
+	first, second := "227 (192,168,1,2,145,37)\r\n", "150 go\r\n"
+	if got := w.send(server, at+uint32(len(first)), second); len(got) != 0 {
+		t.Fatalf("%q did not wait", payloads(t, got))
+	}
+	if got, want := payloads(t, w.send(server, at, first)), "227 (192,0,2,2,145,37)\r\n"+second; got != want {
+		t.Errorf("came out as %q, want %q", got, want)
+	}
+	if _, waits := w.eng.Deadline(); waits {
+		t.Error("a packet still waits")
+	}
+}
+
+// TestHeldBound says that no more than a bounded number of packets waits, of one connection
+// and of all, and that none is forgotten.
+func TestHeldBound(t *testing.T) {
+	w := newWorld(t, natOriginal, natReply)
+	owed := 0
+	for n := range 100 {
+		src := fmt.Sprintf("203.0.113.101:%d", 2000+n)
+		w.entry = w.ct.Add(tuple(src, "192.0.2.2:21"), tuple("192.168.1.2:21", fmt.Sprintf("192.168.1.1:%d", 2000+n)))
+		w.say(server, "220 ready\r\n")
+		for i := range 50 {
+			w.id++
+			packet := w.segment(server, w.next[server]+uint32(10+i), "x")
+			owed += 1 - len(w.eng.Handle(w.id, packet, nil))
+			if owed > 1024 {
+				t.Fatalf("%d packets wait", owed)
+			}
+		}
+	}
+	if owed == 0 {
+		t.Fatal("nothing waits: the test shows nothing")
+	}
+	if owed -= len(w.eng.Flush(nil)); owed != 0 {
+		t.Errorf("%d packets got no verdict, or one too many", owed)
+	}
+	if _, waits := w.eng.Deadline(); waits {
+		t.Error("a packet still waits")
+	}
+}
+
+// TestHeldEviction says that a connection's packets do not wait for ever when it is forgotten.
+func TestHeldEviction(t *testing.T) {
+	w := newWorld(t, natOriginal, natReply, func(c *engine.Config) { c.MaxFlows = 1 })
+	w.login()
+	w.say(client, "PASV\r\n")
+	w.say(server, "227 (192,168,1")
+	held := w.id
+	w.entry = w.ct.Add(tuple("203.0.113.101:2000", "192.0.2.2:21"), tuple("192.168.1.2:21", "192.168.1.1:2000"))
+	w.id++
+	of, _ := ids(w.eng.Handle(w.id, w.segment(server, 1, "220 ready\r\n"), nil))
+	if len(of) != 2 || of[0] != held || of[1] != w.id {
+		t.Errorf("verdicts for %v, want %d and %d", of, held, w.id)
+	}
+	w.now = w.now.Add(time.Hour)
+	if v := w.eng.Expire(nil); len(v) != 0 {
+		t.Errorf("more verdicts: %v", v)
+	}
+}
