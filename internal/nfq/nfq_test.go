@@ -1,0 +1,312 @@
+package nfq_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfq"
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/mangle"
+	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
+)
+
+const port = 2121
+
+// handler is a Handler whose parts a test can set. It lets everything go unless told
+// otherwise.
+type handler struct {
+	mu      sync.Mutex
+	packets []string // payloads
+	handle  func(id uint32, packet []byte, verdicts []engine.Verdict) []engine.Verdict
+	held    []engine.Verdict
+	until   time.Time
+}
+
+func (h *handler) Handle(id uint32, packet []byte, verdicts []engine.Verdict) []engine.Verdict {
+	var p mangle.Packet
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err := p.Decode(packet); err != nil {
+		h.packets = append(h.packets, err.Error())
+	} else {
+		h.packets = append(h.packets, string(p.Payload()))
+	}
+	if h.handle != nil {
+		return h.handle(id, packet, verdicts)
+	}
+	return append(verdicts, engine.Verdict{ID: id})
+}
+
+func (h *handler) Deadline() (time.Time, bool) {
+	return h.until, !h.until.IsZero()
+}
+
+func (h *handler) Expire(verdicts []engine.Verdict) []engine.Verdict {
+	if h.until.IsZero() || time.Now().Before(h.until) {
+		return verdicts
+	}
+	return h.Flush(verdicts)
+}
+
+func (h *handler) Flush(verdicts []engine.Verdict) []engine.Verdict {
+	verdicts = append(verdicts, h.held...)
+	h.held, h.until = nil, time.Time{}
+	return verdicts
+}
+
+func (h *handler) seen() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return strings.Join(h.packets, "")
+}
+
+// lab is a host whose connections to port are queued, over loopback.
+type lab struct {
+	t    *testing.T
+	host *netns.Host
+}
+
+func newLab(t *testing.T) *lab {
+	t.Helper()
+	host, err := netns.NewHost("host")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := host.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	l := &lab{t, host}
+	l.do(func() error {
+		_, err := rules.Apply(rules.Config{Ports: []rules.PortRange{{First: port, Last: port}}, Queue: 7})
+		return err
+	})
+	return l
+}
+
+func (l *lab) do(f func() error) {
+	l.t.Helper()
+	if err := l.host.Do(f); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+// serve binds the queue and returns what ends it.
+func (l *lab) serve(h nfq.Handler) (stop func() error, q *nfq.Queue) {
+	l.t.Helper()
+	ctx, cancel := context.WithCancel(l.t.Context())
+	q = nfq.New(7, h, slog.New(slog.NewTextHandler(l.t.Output(), nil)))
+	ended := make(chan error, 1)
+	go func() { ended <- l.host.Do(func() error { return q.Run(ctx) }) }()
+	select {
+	case <-q.Ready():
+	case err := <-ended:
+		l.t.Fatal(err)
+	}
+	return func() error { cancel(); return <-ended }, q
+}
+
+// connect returns both ends of a connection.
+func (l *lab) connect(address string) (client, server *net.TCPConn) {
+	l.t.Helper()
+	at := netip.AddrPortFrom(netip.MustParseAddr(address), port)
+	listener, err := l.host.Listen(l.t.Context(), at)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	defer listener.Close()
+	if client, err = l.host.Dial(l.t.Context(), netip.AddrPort{}, at); err != nil {
+		l.t.Fatal(err)
+	}
+	if server, err = listener.AcceptTCP(); err != nil {
+		l.t.Fatal(err)
+	}
+	l.t.Cleanup(func() { client.Close(); server.Close() })
+	return client, server
+}
+
+func (l *lab) pass(from, to *net.TCPConn, text string) string {
+	l.t.Helper()
+	if _, err := io.WriteString(from, text); err != nil {
+		l.t.Fatal(err)
+	}
+	got := make([]byte, len(text))
+	_ = to.SetReadDeadline(time.Now().Add(netns.Scale(5 * time.Second)))
+	if _, err := io.ReadFull(to, got); err != nil {
+		l.t.Fatalf("after %q: %v", text, err)
+	}
+	return string(got)
+}
+
+// TestQueue says that packets of both families and directions are handed over and let go, or
+// replaced.
+func TestQueue(t *testing.T) {
+	for _, address := range []string{"127.0.0.1", "::1"} {
+		l := newLab(t)
+		h := &handler{handle: func(id uint32, packet []byte, verdicts []engine.Verdict) []engine.Verdict {
+			var p mangle.Packet
+			if err := p.Decode(packet); err != nil || !bytes.HasPrefix(p.Payload(), []byte("old")) {
+				return append(verdicts, engine.Verdict{ID: id})
+			}
+			changed, err := p.AppendSegment(nil, p.Seq(), append([]byte("new"), p.Payload()[3:]...))
+			if err != nil {
+				t.Error(err)
+			}
+			return append(verdicts, engine.Verdict{ID: id, Packet: changed})
+		}}
+		stop, q := l.serve(h)
+		client, server := l.connect(address)
+		if got := l.pass(client, server, "hello"); got != "hello" {
+			t.Errorf("%s: received %q", address, got)
+		}
+		if got := l.pass(server, client, "old text"); got != "new text" {
+			t.Errorf("%s: received %q", address, got)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+		if got := h.seen(); got != "helloold text" || q.Lost() != 0 {
+			t.Errorf("%s: handled %q, lost %d", address, got, q.Lost())
+		}
+		// Without the daemon packets pass.
+		if got := l.pass(server, client, "old text"); got != "old text" {
+			t.Errorf("%s: received %q", address, got)
+		}
+	}
+}
+
+// TestDrain says that stopping loses nothing, however much is in the queue.
+func TestDrain(t *testing.T) {
+	l := newLab(t)
+	h := &handler{}
+	h.handle = func(id uint32, _ []byte, verdicts []engine.Verdict) []engine.Verdict {
+		time.Sleep(100 * time.Microsecond) // slower than they come
+		return append(verdicts, engine.Verdict{ID: id})
+	}
+	stop, _ := l.serve(h)
+	if err := l.host.Nft(t.Context(), countPackets); err != nil {
+		t.Fatal(err)
+	}
+	// One segment is one packet: the kernel would cut larger ones up in the queue.
+	if _, err := l.host.Run(t.Context(), "", "ip", "link", "set", "lo", "gso_max_segs", "1"); err != nil {
+		t.Fatal(err)
+	}
+	var traffic sync.WaitGroup
+	var sent atomic.Int64
+	end := time.Now().Add(netns.Scale(700 * time.Millisecond))
+	for range 8 {
+		client, server := l.connect("127.0.0.1")
+		traffic.Go(func() { _, _ = io.Copy(io.Discard, server) })
+		traffic.Go(func() {
+			for time.Now().Before(end) {
+				n, err := io.WriteString(client, "line\r\n")
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				sent.Add(int64(n))
+			}
+			_ = client.CloseWrite()
+		})
+	}
+	time.Sleep(100 * time.Millisecond)
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	handled := int64(len(h.seen()))
+	traffic.Wait()
+	if handled == 0 || handled >= sent.Load() {
+		t.Errorf("%d of %d bytes were handled before the stop: it did not come in the middle", handled, sent.Load())
+	}
+	time.Sleep(netns.Scale(10 * time.Millisecond)) // the last acknowledgements
+	if n := l.dropped(); n != 0 {
+		t.Errorf("%d packets were lost", n)
+	}
+}
+
+// countPackets has the kernel count the packets in front of the queue and behind it.
+const countPackets = `table inet count {
+	counter front { }
+	counter behind { }
+	chain front { type filter hook output priority -160; tcp dport 2121 counter name front; }
+	chain behind { type filter hook input priority 0; tcp dport 2121 counter name behind; }
+}
+`
+
+// dropped returns how many packets did not come out of the queue.
+func (l *lab) dropped() int {
+	l.t.Helper()
+	list, err := l.host.Run(l.t.Context(), "", "nft", "list", "counters", "table", "inet", "count")
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	var n []int
+	for _, m := range regexp.MustCompile(`packets (\d+)`).FindAllStringSubmatch(list, -1) {
+		packets, _ := strconv.Atoi(m[1])
+		n = append(n, packets)
+	}
+	if len(n) != 2 || n[0] == 0 {
+		l.t.Fatalf("counters are %v", n)
+	}
+	return n[0] - n[1]
+}
+
+// TestLater says that verdicts that are not given at once come at their time, and at the
+// latest when the queue stops.
+func TestLater(t *testing.T) {
+	for name, wait := range map[string]time.Duration{"in time": 50 * time.Millisecond, "at the stop": time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t)
+			h := &handler{}
+			h.handle = func(id uint32, _ []byte, verdicts []engine.Verdict) []engine.Verdict {
+				h.held = append(h.held, engine.Verdict{ID: id})
+				h.until = time.Now().Add(wait)
+				return verdicts
+			}
+			stop, _ := l.serve(h)
+			client, server := l.connect("127.0.0.1")
+			if wait == time.Hour {
+				time.AfterFunc(100*time.Millisecond, func() { _ = stop() })
+			}
+			if got := l.pass(client, server, "hello"); got != "hello" {
+				t.Errorf("received %q", got)
+			}
+			if wait != time.Hour {
+				if err := stop(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}
+
+// TestTaken says what a second program on the same queue is told.
+func TestTaken(t *testing.T) {
+	l := newLab(t)
+	stop, _ := l.serve(&handler{})
+	second := nfq.New(7, &handler{}, slog.New(slog.DiscardHandler))
+	err := l.host.Do(func() error { return second.Run(t.Context()) })
+	if err == nil || !strings.Contains(err.Error(), "another program is bound to it") {
+		t.Errorf("the second one got %v", err)
+	}
+	// The first one is unharmed.
+	client, server := l.connect("127.0.0.1")
+	l.pass(client, server, "hello")
+	if err := errors.Join(stop()); err != nil {
+		t.Error(err)
+	}
+}
