@@ -18,6 +18,8 @@ func newRules() *cobra.Command {
 		Long: `The rules are one table of nftables, inet nfq_ftphelper, and touch nothing else. They
 give FTP control connections a conntrack helper and queue those of their packets that
 carry text.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	rulesFlags(cmd.PersistentFlags(), &c)
 	add := func(use, short string, do func(cmd *cobra.Command) error) {

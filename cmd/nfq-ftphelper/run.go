@@ -112,19 +112,22 @@ func run(ctx context.Context, s runSettings, stderr io.Writer) (err error) {
 	}
 	log.Info("ready", "queue", s.rules.Queue, "ports", portList(s.rules.Ports), "rules", statement)
 
+	lost := false
 	select {
-	case err = <-ended: // the queue is lost
-		ended <- nil
+	case err = <-ended:
+		lost = true
 	case <-ctx.Done():
 	}
 	if s.applyRules {
 		err = errors.Join(err, rules.Remove())
 	}
-	stopQueue()
-	err = errors.Join(err, <-ended)
+	if !lost {
+		stopQueue()
+		err = errors.Join(err, <-ended)
+	}
 	stats := eng.Stats()
 	log.Info("stopped", "packets", stats.Packets, "changed", stats.Changed, "expected", stats.Expectations,
-		"refused", stats.Refused, "failed", stats.Failed, "lost", queue.Lost())
+		"refused", stats.Refused, "failed", stats.Failed, "held", stats.Held, "lost", queue.Lost())
 	return err
 }
 

@@ -1,0 +1,97 @@
+package main
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
+)
+
+// call runs a command line in this process.
+func call(t *testing.T, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	code = execute(t.Context(), args, &out, &errs)
+	return code, out.String(), errs.String()
+}
+
+// TestUsage says that a wrong command line ends with 2 and a sentence that names the fault.
+func TestUsage(t *testing.T) {
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"nonsense"}, `unknown command "nonsense"`},
+		{[]string{"run", "now"}, `unknown command "now"`},
+		{[]string{"run", "--ports", "0"}, `"0" is not a port`},
+		{[]string{"run", "--ports", "21,x"}, `"x" is not a port`},
+		{[]string{"run", "--queue", "65536"}, `invalid argument "65536" for "--queue"`},
+		{[]string{"run", "--log-format", "xml"}, "must be text or json"},
+		{[]string{"run", "--log-level", "loud"}, `invalid argument "loud"`},
+		{[]string{"rules", "print", "--ports", ""}, "is not a port"},
+		{[]string{"rules", "bend"}, `unknown command "bend"`},
+		{[]string{"version", "--long"}, "unknown flag: --long"},
+	} {
+		code, stdout, stderr := call(t, c.args...)
+		if code != exitUsage || !strings.Contains(stderr, c.want) || stdout != "" {
+			t.Errorf("%q: exit code %d, want 2; it says\n%s%s\nwant %q", c.args, code, stdout, stderr, c.want)
+		}
+	}
+}
+
+func TestHelp(t *testing.T) {
+	for _, args := range [][]string{{"--help"}, {"run", "--help"}, {"rules", "--help"}, {"rules", "apply", "--help"}, {"rules"}} {
+		code, stdout, stderr := call(t, args...)
+		if code != 0 || !strings.Contains(stdout, "Usage:") || stderr != "" {
+			t.Errorf("%q: exit code %d, it says\n%s%s", args, code, stdout, stderr)
+		}
+	}
+}
+
+func TestVersion(t *testing.T) {
+	code, stdout, _ := call(t, "version")
+	if code != 0 || !strings.HasPrefix(stdout, "nfq-ftphelper "+version) {
+		t.Errorf("exit code %d, it says %q", code, stdout)
+	}
+}
+
+// TestRules goes through the life of the rules on a host of its own.
+func TestRules(t *testing.T) {
+	host, err := netns.NewHost("host")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := host.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	flags := []string{"--ports", "21,2200-2210", "--queue", "9"}
+	for _, c := range []struct {
+		command string
+		code    int
+		want    string
+	}{
+		{"check", exitFailure, rules.ErrMissing.Error()},
+		{"apply", 0, "ports 21,2200-2210 go to queue 9"},
+		{"apply", 0, "is in place"},
+		{"check", 0, "as it should be"},
+		{"remove", 0, ""},
+		{"remove", 0, ""},
+		{"check", exitFailure, rules.ErrMissing.Error()},
+		{"print", 0, "define queue_number = 9"},
+	} {
+		err := host.Do(func() error {
+			code, stdout, stderr := call(t, append([]string{"rules", c.command}, flags...)...)
+			if code != c.code || !strings.Contains(stdout+stderr, c.want) {
+				t.Errorf("rules %s: exit code %d, want %d; it says\n%s%swant %q", c.command, code, c.code, stdout, stderr, c.want)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
