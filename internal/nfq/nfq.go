@@ -44,9 +44,6 @@ const (
 	// readBuffer is the socket's receive buffer in bytes: room for a full queue of packets
 	// of usual size.
 	readBuffer = 8 << 20
-	// drainQuiet is for how long nothing must come out of a queue that takes nothing in
-	// until it counts as empty.
-	drainQuiet = 20 * time.Millisecond
 )
 
 // Queue is one queue and its handler.
@@ -63,7 +60,6 @@ type Queue struct {
 	last     uint32    // number of the last packet received; the kernel counts from 1
 	deadline time.Time // of reading; zero for none
 	stopping bool
-	busy     bool // something came since the last time-out
 	stop     <-chan struct{}
 	done     chan error
 }
@@ -148,7 +144,13 @@ func (q *Queue) enlargeReadBuffer() {
 
 // packet is called by the library for every packet. It returns non-zero to end receiving.
 func (q *Queue) packet(a nfqueue.Attribute) int {
-	q.busy = true
+	if ret := q.handle(a); ret != 0 || !q.stopping {
+		return ret
+	}
+	return q.endIfEmpty()
+}
+
+func (q *Queue) handle(a nfqueue.Attribute) int {
 	if a.PacketID == nil {
 		return 0
 	}
@@ -243,22 +245,46 @@ func (q *Queue) timeout() int {
 	}
 }
 
-// drain is called once to begin with stopping, and then after every pause in what comes.
+// drain begins with stopping.
 func (q *Queue) drain() int {
-	switch {
-	case !q.stopping:
+	if !q.stopping {
 		q.stopping = true
 		if err := q.closeIntake(); err != nil {
 			return q.end(err)
 		}
-	case !q.busy:
-		return q.end(nil)
 	}
-	q.busy = false
+	return q.endIfEmpty()
+}
+
+// endIfEmpty ends receiving if all that the kernel has queued has been handled.
+func (q *Queue) endIfEmpty() int {
+	empty, err := q.empty()
+	switch {
+	case err != nil:
+		return q.end(err)
+	case !empty:
+		return q.readUntil(time.Now().Add(time.Second))
+	}
 	if ret := q.give(q.handler.Flush(q.verdicts[:0])); ret != 0 {
 		return ret
 	}
-	return q.readUntil(time.Now().Add(drainQuiet))
+	return q.end(nil)
+}
+
+// empty reports whether the socket has no message. Messages are in it as soon as their packets
+// are queued.
+func (q *Queue) empty() (empty bool, err error) {
+	raw, err := q.nf.Con.SyscallConn()
+	if err != nil {
+		return false, err
+	}
+	cerr := raw.Control(func(fd uintptr) {
+		_, _, err = unix.Recvfrom(int(fd), nil, unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	})
+	if errors.Is(err, unix.EAGAIN) {
+		return true, cerr
+	}
+	return false, errors.Join(err, cerr)
 }
 
 // closeIntake makes the kernel let every further packet go: with room for none, the queue is
