@@ -50,7 +50,7 @@ func (e *Engine) start(f *flow, dir expect.Direction) {
 
 func (s *side) begin(seq parse.Seq) {
 	s.started = true
-	s.gone = seq
+	s.begun, s.gone = seq, seq
 	s.stream.Start(seq, true)
 }
 

@@ -28,17 +28,19 @@ type turn struct {
 // natPair are the tuples of a translated control connection.
 type natPair [2]expect.Tuple
 
-// In one, what each side announces gets shorter as a rule; in the other longer.
+// What each side announces gets shorter in one, longer in another, and either in the last.
 var natPairs = []natPair{
 	{natOriginal, natReply},
 	{tuple("10.0.0.2:40000", "192.168.100.101:21"), tuple("10.0.0.3:21", "192.168.100.102:40000")},
+	{tuple("10.0.0.2:40000", "192.0.2.200:21"), tuple("10.0.0.3:21", "192.0.2.201:40000")},
 }
 
 // dialogue makes up a conversation.
 func dialogue(r *rand.Rand, nat natPair) []turn {
 	own := [2][4]byte{nat[client].Src.Addr().As4(), nat[server].Src.Addr().As4()}
 	pick := func(s ...string) string { return s[r.IntN(len(s))] }
-	padded := func(n int) string { return fmt.Sprintf("%0*d", 1+r.IntN(3), n) }
+	wide := 0
+	padded := func(n int) string { return fmt.Sprintf("%0*d", max(wide, 1+r.IntN(3)), n) }
 	numbers := func(dir expect.Direction) string {
 		port := 1024 + r.IntN(64512)
 		var s []string
@@ -53,7 +55,8 @@ func dialogue(r *rand.Rand, nat natPair) []turn {
 		{client, "USER me\r\n"}, {server, "331 password?\r\n"},
 		{client, "PASS " + strings.Repeat("x", r.IntN(40)) + "\r\n"}, {server, "230-hi\r\n227 (1,2,3,4,5,6)\r\n230 in\r\n"},
 	}
-	for range 1 + r.IntN(12) {
+	for range 1 + r.IntN(20) {
+		wide = r.IntN(2) * 3
 		switch r.IntN(11) {
 		case 0, 1:
 			turns = append(turns,
@@ -135,13 +138,14 @@ type path struct {
 	r        *rand.Rand
 	receives [2]receiver
 	flying   map[uint32]expect.Direction // packets in the engine
+	end      [2]uint32                   // of what each side has sent
 	segments int
 	lossy    bool // behind the engine
 }
 
 func newPath(t testing.TB, r *rand.Rand, nat natPair, start [2]uint32) *path {
 	p := &path{world: newWorld(t, nat[client], nat[server]), r: r, flying: map[uint32]expect.Direction{}}
-	p.next = start
+	p.next, p.end = start, start
 	for d := range p.receives {
 		p.receives[d].start = start[d]
 	}
@@ -153,6 +157,9 @@ func (p *path) transmit(dir expect.Direction, seq uint32, text string) error {
 	p.acked[dir.Other()] = p.receives[dir.Other()].ack()
 	p.id++
 	p.segments++
+	if end := seq + uint32(len(text)); int32(p.end[dir]-end) < 0 {
+		p.end[dir] = end
+	}
 	packet := p.segment(dir, seq, text)
 	p.flying[p.id], p.sent[p.id] = dir, packet
 	return p.deliver(p.eng.Handle(p.id, packet, nil))
@@ -172,6 +179,10 @@ func (p *path) deliver(verdicts []engine.Verdict) error {
 		tcp := decode(p.t, packet)
 		if err := p.receives[dir].take(p.entry.Seq(dir, tcp.Seq), tcp.Payload); err != nil {
 			return fmt.Errorf("direction %s: %w", dir, err)
+		}
+		// The receiver acknowledges at once.
+		if ack := p.receives[dir].ack(); p.entry.Invalid(dir.Other(), ack, p.end[dir]) {
+			return fmt.Errorf("direction %s: conntrack finds the acknowledgement of %d bytes too high, with %+v", dir, ack-p.receives[dir].start, p.entry.SeqAdj[dir])
 		}
 	}
 	return nil

@@ -162,8 +162,8 @@ func (e *Engine) letGo(id uint32, p *mangle.Packet, f *flow, dir expect.Directio
 		s.gone = last
 	}
 	v := Verdict{ID: id}
-	if s.edits.Len() > 0 {
-		v.Packet = e.render(p, &s.edits, f.master.SeqAdj[dir])
+	if adj := f.master.SeqAdj[dir]; (s.edits.Len() > 0 || adj.Before != adj.After) && !p.Seq().Before(s.begun) {
+		v.Packet = e.render(p, &s.edits, adj)
 	}
 	e.verdicts = append(e.verdicts, v)
 }

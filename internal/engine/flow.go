@@ -35,6 +35,7 @@ type side struct {
 	stream   parse.Stream
 	edits    mangle.Edits
 	started  bool
+	begun    parse.Seq    // first byte of which anything is known
 	gone     parse.Seq    // first byte that has not been let go yet
 	held     []heldPacket // packets that wait, in the order of the stream
 	deadline time.Time    // when they have waited long enough

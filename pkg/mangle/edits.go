@@ -80,6 +80,14 @@ func (e *Edits) Offset(seq parse.Seq) int32 {
 // of which the receiver may still lack, before is the largest offset that any byte in front of
 // the last change has, and position makes up for it: whatever the receiver acknowledges of
 // those bytes is then taken for less than it is, never for more, and all behind is exact.
+//
+// Window tracking compares position with the receiver's numbers as they are (tcp_in_window
+// calls nf_ct_seq_offset so). Where lines have become shorter in sum, and the last one longer,
+// its acknowledgement would seem to lie before position, and beyond what was sent; then before
+// is the same as after.
+//
+// Segments that the kernel would place wrongly, because they lie before the last change, have
+// to be given a number that comes out right.
 func (e *Edits) Adjustment() (position parse.Seq, before, after int32) {
 	var last parse.Seq // the last byte in front of the last change, as the receiver counts
 	before, after = e.base, e.base
@@ -91,12 +99,17 @@ func (e *Edits) Adjustment() (position parse.Seq, before, after int32) {
 		last = d.last().Add(int(after))
 		after += d.delta()
 	}
-	return last.Add(int(-before)), before, after
+	position = last.Add(int(-before))
+	if after > before && last.Before(position) {
+		before = after
+	}
+	return position, before, after
 }
 
-// Forget drops the edits that the receiver has acknowledged, and every copy of which has
-// therefore been sent for the last time. ack is the receiver's acknowledgement number, in
-// its own numbers: as it stands in its packets. The offset stays as it was.
+// Forget drops the edits that the receiver has acknowledged. ack is the receiver's
+// acknowledgement number, in its own numbers: as it stands in its packets. The offset stays
+// as it was, for all before them too: where the acknowledgement gets lost and they are sent
+// again, unedited, the receiver still passes over them if Offset places them.
 func (e *Edits) Forget(ack parse.Seq) {
 	n, off := 0, e.base
 	for _, d := range e.list {
@@ -145,7 +158,7 @@ func (e *Edits) Render(dst []byte, seq parse.Seq, payload []byte) (parse.Seq, []
 		if end.Before(d.end()) {
 			stop = min(end.Sub(d.at), len(d.new))
 		}
-		if begin < len(d.new) && begin < stop {
+		if begin < len(d.new) {
 			dst = append(dst, d.new[begin:stop]...)
 		} else if from == seq {
 			first = d.end()

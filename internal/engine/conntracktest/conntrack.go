@@ -107,3 +107,11 @@ func (e *Entry) Ack(dir expect.Direction, ack uint32) uint32 {
 	a := e.SeqAdj[dir.Other()]
 	return ack - uint32(a.Offset(ack-uint32(a.Before)))
 }
+
+// Invalid reports whether the kernel would call a packet of direction dir invalid for what it
+// acknowledges, if all that the other side has sent ends before end, in that side's own numbers:
+// the upper bound of tcp_in_window (net/netfilter/nf_conntrack_proto_tcp.c), which looks the
+// offset up by the number that stands in the packet.
+func (e *Entry) Invalid(dir expect.Direction, ack, end uint32) bool {
+	return int32(end-(ack-uint32(e.SeqAdj[dir.Other()].Offset(ack-1)))) < 0
+}
