@@ -29,7 +29,7 @@ func TestCheckOtherConfig(t *testing.T) {
 		c    Config
 		want string
 	}{
-		{Config{Ports: example.Ports, Queue: 8}, `chain control: rule 2 is not "ct state established @ih,0,8 >= 0x0 queue flags bypass to 8"`},
+		{Config{Ports: example.Ports, Queue: 8}, `chain control: rule 4 is not "ct state established @ih,0,8 >= 0x0 queue flags bypass to 8"`},
 		{Config{Ports: []PortRange{{22, 22}}, Queue: 7}, "set ports lacks 22"},
 		{Config{Ports: []PortRange{{2200, 2211}}, Queue: 7}, "set ports lacks 2200-2211"},
 		{Config{Ports: []PortRange{{2201, 2203}}, Queue: 7}, ""},
@@ -104,11 +104,11 @@ func TestCheckEditedFile(t *testing.T) {
 		{"meta l4proto tcp", "meta l4proto udp", "chain prerouting: rule 2 is not"},
 		{"@ports jump control", "@ports goto control", "chain prerouting: rule 2 is not"},
 		{`ct helper set "carrier"`, "", "chain control: rule 1 is not"},
-		{"ct state established", "ct state new", "chain control: rule 2 is not"},
-		{"@ih,0,8 >= 0", "@ih,0,8 > 0", "chain control: rule 2 is not"},
-		{"@ih,0,8 >= 0", "@ih,8,8 >= 0", "chain control: rule 2 is not"},
-		{"@ih,0,8 >= 0", "@th,0,8 >= 0", "chain control: rule 2 is not"},
-		{"queue flags bypass to $queue_number", "accept", "chain control: rule 2 is not"},
+		{"ct state established", "ct state new", "chain control: rule 4 is not"},
+		{"@ih,0,8 >= 0", "@ih,0,8 > 0", "chain control: rule 4 is not"},
+		{"@ih,0,8 >= 0", "@ih,8,8 >= 0", "chain control: rule 4 is not"},
+		{"@ih,0,8 >= 0", "@th,0,8 >= 0", "chain control: rule 4 is not"},
+		{"queue flags bypass to $queue_number", "accept", "chain control: rule 4 is not"},
 	} {
 		t.Run(tt.old+"→"+tt.new, func(t *testing.T) {
 			newNamespace(t)
@@ -134,12 +134,12 @@ func TestCheckStatement(t *testing.T) {
 	if s == Native {
 		for _, statement := range []string{"queue to 7", "queue flags bypass to 7-8", "queue flags bypass,fanout to 7-8"} {
 			nft(t, textStatement.ReplaceAllString(Text(example), statement))
-			wantError(t, Check(example), "chain control: rule 2 is not")
+			wantError(t, Check(example), "chain control: rule 4 is not")
 		}
 		return
 	}
 	if err := install(Config{Ports: example.Ports, Queue: 0x700}, Compat, nil); err != nil {
 		t.Fatal(err)
 	}
-	wantError(t, Check(example), "chain control: rule 2 is not")
+	wantError(t, Check(example), "chain control: rule 4 is not")
 }

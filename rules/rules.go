@@ -47,6 +47,23 @@ func (s Statement) expr(queue uint16) expr.Any {
 	return &expr.Target{Name: "NFQUEUE", Rev: 3, Info: &info}
 }
 
+// Bits of the conntrack label (ct label), 0 to 127.
+const (
+	// ControlLabel marks the control connections that the ruleset has given a helper.
+	ControlLabel = 121
+
+	// OpaqueLabel is for the daemon to set on connections in which there is nothing left
+	// to read: they are not queued any more.
+	OpaqueLabel = 122
+)
+
+// label is the label with one bit set, as the kernel has it.
+func label(bit int) []byte {
+	l := make([]byte, 16)
+	binary.NativeEndian.PutUint32(l[bit/32*4:], 1<<(bit%32))
+	return l
+}
+
 // The ruleset, part by part, in the order of ftp-queue.nft.
 var (
 	table = &nftables.Table{Name: "nfq_ftphelper", Family: nftables.TableFamilyINet}
@@ -119,6 +136,17 @@ func rules(queue uint16, s Statement) []rule {
 			&expr.Verdict{Kind: expr.VerdictJump, Chain: control.Name},
 		},
 	}
+	state := func(bit uint32) []expr.Any {
+		return []expr.Any{
+			&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
+			&expr.Bitwise{
+				SourceRegister: 1, DestRegister: 1, Len: 4,
+				Mask: binaryutil.NativeEndian.PutUint32(bit),
+				Xor:  make([]byte, 4),
+			},
+			&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
+		}
+	}
 	in := func(c *nftables.Chain, r rule) rule { r.chain = c; return r }
 
 	return []rule{
@@ -137,19 +165,28 @@ func rules(queue uint16, s Statement) []rule {
 			exprs: []expr.Any{&expr.Objref{Type: int(carrier.Type), Name: carrier.Name}},
 		}),
 		in(control, rule{
-			text: fmt.Sprintf("ct state established @ih,0,8 >= 0x0 queue flags bypass to %d", queue),
+			text: fmt.Sprintf("ct label %d return", OpaqueLabel),
 			exprs: []expr.Any{
-				&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
-				&expr.Bitwise{
-					SourceRegister: 1, DestRegister: 1, Len: 4,
-					Mask: binaryutil.NativeEndian.PutUint32(expr.CtStateBitESTABLISHED),
-					Xor:  make([]byte, 4),
-				},
-				&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
+				&expr.Ct{Key: expr.CtKeyLABELS, Register: 1},
+				&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 16, Mask: label(OpaqueLabel), Xor: make([]byte, 16)},
+				&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 16)},
+				&expr.Verdict{Kind: expr.VerdictReturn},
+			},
+		}),
+		in(control, rule{
+			text: fmt.Sprintf("ct state new ct label set %d", ControlLabel),
+			exprs: append(state(expr.CtStateBitNEW),
+				&expr.Immediate{Register: 1, Data: label(ControlLabel)},
+				&expr.Ct{Key: expr.CtKeyLABELS, Register: 1, SourceRegister: true},
+			),
+		}),
+		in(control, rule{
+			text: fmt.Sprintf("ct state established @ih,0,8 >= 0x0 queue flags bypass to %d", queue),
+			exprs: append(state(expr.CtStateBitESTABLISHED),
 				&expr.Payload{Base: unix.NFT_PAYLOAD_INNER_HEADER, Offset: 0, Len: 1, DestRegister: 1},
 				&expr.Cmp{Op: expr.CmpOpGte, Register: 1, Data: []byte{0}},
 				s.expr(queue),
-			},
+			),
 		}),
 	}
 }

@@ -107,7 +107,7 @@ func TestTextIsWhatApplyInstalls(t *testing.T) {
 			nft(t, textStatement.ReplaceAllString(Text(c), "accept"))
 			applied = withStatement(applied, "accept")
 			// Check looks at this rule last, so everything before it was right.
-			if err := Check(c); err == nil || !strings.Contains(err.Error(), "chain control: rule 2 is not") {
+			if err := Check(c); err == nil || !strings.Contains(err.Error(), "chain control: rule 4 is not") {
 				t.Errorf("Check after nft -f: %v", err)
 			}
 		}

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -21,7 +23,7 @@ import (
 type runSettings struct {
 	rules      rules.Config
 	applyRules bool
-	minPort    uint16
+	engine     engine.Config
 	logFormat  logFormat
 	logLevel   slog.Level
 }
@@ -40,7 +42,8 @@ there, packets pass unread and connections that were helped go on.`,
 		Example: `  nfq-ftphelper run --rules                       FTP on port 21
   nfq-ftphelper run --rules --ports 21,2121-2130  on other ports too
   nfq-ftphelper run --queue 7                     with rules of your own that queue to 7`,
-		Args: cobra.NoArgs,
+		Args:    cobra.NoArgs,
+		PreRunE: func(*cobra.Command, []string) error { return s.validate() },
 		RunE: running(func(cmd *cobra.Command) error {
 			return run(cmd.Context(), s, cmd.ErrOrStderr())
 		}),
@@ -48,10 +51,67 @@ there, packets pass unread and connections that were helped go on.`,
 	f := cmd.Flags()
 	rulesFlags(f, &s.rules)
 	f.BoolVar(&s.applyRules, "rules", false, "apply the rules at start and remove them at stop")
-	f.Uint16Var(&s.minPort, "min-port", engine.DefaultMinPort, "lowest `port` that a client or server may announce")
-	f.Var(&s.logFormat, "log-format", "how to log, `text` or json, to standard error")
-	f.TextVar(&s.logLevel, "log-level", slog.LevelInfo, "what to log: `debug`, info, warn or error")
+	p := &s.engine.Policy
+	f.Uint16Var(&p.MinPort, "min-port", engine.DefaultMinPort, "lowest `port` that a client or server may announce")
+	f.BoolVar(&p.Loose, "loose", false, "let them announce any address, not only their own (FXP; opens the way for bounce attacks)")
+	f.Var(prefixesFlag{&p.Allowed}, "allow", "`addresses` that they may announce besides their own, such as 192.0.2.7,2001:db8::/64")
+	f.IntVar(&p.Rate, "rate", engine.DefaultRate, "most data connections expected for one client address within a second, a `number`")
+	f.IntVar(&s.engine.MaxFlows, "max-connections", engine.DefaultMaxFlows, "most control connections tracked, a `number`; beyond it the longest silent one is forgotten")
+	f.DurationVar(&s.engine.HoldTime, "hold-time", engine.DefaultHoldTime, "how long a packet waits for the rest of a line, a `duration`")
+	f.Var(&s.logFormat, "log-format", "log `format`: text or json, to standard error")
+	f.TextVar(&s.logLevel, "log-level", slog.LevelInfo, "log `level`: debug, info, warn or error")
 	return cmd
+}
+
+// validate refuses numbers with which nothing could be helped.
+func (s *runSettings) validate() error {
+	switch c := s.engine; {
+	case c.Policy.MinPort == 0:
+		return errors.New("--min-port must be 1 at least; there is no port 0")
+	case c.Policy.Rate < 1:
+		return errors.New("--rate must be 1 at least")
+	case c.MaxFlows < 1:
+		return errors.New("--max-connections must be 1 at least")
+	case c.HoldTime <= 0:
+		return errors.New("--hold-time must be longer than nothing")
+	}
+	return nil
+}
+
+// prefixesFlag is a flag that takes addresses and networks.
+type prefixesFlag struct{ prefixes *[]netip.Prefix }
+
+// String implements pflag.Value.
+func (p prefixesFlag) String() string {
+	if p.prefixes == nil {
+		return ""
+	}
+	var texts []string
+	for _, n := range *p.prefixes {
+		texts = append(texts, n.String())
+	}
+	return strings.Join(texts, ",")
+}
+
+// Type implements pflag.Value.
+func (p prefixesFlag) Type() string { return "addresses" }
+
+// Set implements pflag.Value.
+func (p prefixesFlag) Set(s string) error {
+	var prefixes []netip.Prefix
+	for text := range strings.SplitSeq(s, ",") {
+		n, err := netip.ParsePrefix(text)
+		if err != nil {
+			a, aerr := netip.ParseAddr(text)
+			if aerr != nil {
+				return fmt.Errorf("%q is neither an address nor a network such as 192.0.2.0/24", text)
+			}
+			n = netip.PrefixFrom(a, a.BitLen())
+		}
+		prefixes = append(prefixes, n.Masked())
+	}
+	*p.prefixes = prefixes
+	return nil
 }
 
 // logFormat is a flag that takes text or json.
@@ -93,7 +153,9 @@ func run(ctx context.Context, s runSettings, stderr io.Writer) (err error) {
 	}
 	defer func() { err = errors.Join(err, conntrack.Close()) }()
 
-	eng := engine.New(engine.Config{Conntrack: conntrack, Log: log, MinPort: s.minPort})
+	config := s.engine
+	config.Conntrack, config.Log, config.OpaqueLabel = conntrack, log, rules.OpaqueLabel
+	eng := engine.New(config)
 	queue := nfq.New(s.rules.Queue, eng, log)
 	queueCtx, stopQueue := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopQueue()

@@ -68,7 +68,7 @@ func (e *Engine) command(f *flow, line parse.Line) {
 	} else if !f.spoken && !f.sides[expect.Original].midstream {
 		// A browser that is made to talk to port 21 begins with a line of HTTP; what it
 		// uploads may hold any number of PORT commands.
-		f.opaque = true
+		e.ignore(f)
 		e.log.Info("control connection ignored: what its client says is not FTP",
 			"client", f.master.Client(), "server", f.master.Server())
 		return
@@ -100,9 +100,20 @@ func (e *Engine) reply(f *flow, line parse.Line) {
 	case r.Code == parse.CodeExtended && (r.Endpoint.IsValid() || err != nil):
 		e.announced(f, expect.Reply, "229", line, r.Endpoint, err)
 	case r.Code == parse.CodeSecured && f.auth:
-		f.opaque = true
+		e.ignore(f)
 		e.log.Info("control connection is encrypted from here on, its data connections cannot be helped: give the server a fixed range of passive ports and let that in",
 			"client", f.master.Client(), "server", f.master.Server())
+	}
+}
+
+// ignore stops reading a connection, and the kernel from queueing it where the rules know how.
+func (e *Engine) ignore(f *flow) {
+	f.opaque = true
+	if e.opaque == 0 {
+		return
+	}
+	if err := e.ct.SetLabel(f.master, e.opaque); err != nil {
+		e.log.Debug("connection stays queued", "client", f.master.Client(), "server", f.master.Server(), "reason", err)
 	}
 }
 
@@ -127,7 +138,11 @@ func (e *Engine) announced(f *flow, dir expect.Direction, verb string, line pars
 	if dir == expect.Reply {
 		f.passive--
 	}
-	x, err := e.ct.Expect(expect.For(f.master, dir, p.Port))
+	x := expect.For(f.master, dir, p.Port)
+	if !f.master.Vouches(dir, announced.Addr()) {
+		x = expect.Elsewhere(f.master, dir, announced)
+	}
+	x, err = e.ct.Expect(x)
 	if err == nil {
 		if x.Dst != announced {
 			err = e.edit(f, dir, line, p, x.Dst)

@@ -23,6 +23,7 @@ type Conntrack interface {
 	Expect(e expect.Expectation) (expect.Expectation, error)
 	Unexpect(e expect.Expectation) error
 	Adjust(m *expect.Master, dir expect.Direction, a expect.SeqAdj) error
+	SetLabel(m *expect.Master, bit int) error
 }
 
 // Config is what an Engine is made of.
@@ -33,8 +34,10 @@ type Config struct {
 	// that has been silent for the longest is forgotten; when it speaks again it is looked
 	// up anew. 0 means DefaultMaxFlows.
 	MaxFlows int
-	// MinPort is the lowest port that may be announced. 0 means DefaultMinPort.
-	MinPort uint16
+	Policy   Policy
+	// OpaqueLabel is the bit of the conntrack label that makes the rules queue nothing more of
+	// a connection, 1 to 127. 0 means that there is none.
+	OpaqueLabel int
 	// HoldTime is for how long a packet waits at most for the rest of a line that may have
 	// to be rewritten. 0 means DefaultHoldTime.
 	HoldTime time.Duration
@@ -45,7 +48,6 @@ type Config struct {
 // Defaults of Config.
 const (
 	DefaultMaxFlows = 1 << 16
-	DefaultMinPort  = 1024
 	DefaultHoldTime = 500 * time.Millisecond
 )
 
@@ -73,9 +75,11 @@ type Stats struct {
 type Engine struct {
 	ct       Conntrack
 	log      *slog.Logger
-	minPort  uint16
+	policy   Policy
+	opaque   int
 	holdTime time.Duration
 	now      func() time.Time
+	rate     rate
 	flows    flowTable
 	waiting  []waiting
 	held     int // packets, of all flows
@@ -93,9 +97,6 @@ func New(c Config) *Engine {
 	if c.MaxFlows == 0 {
 		c.MaxFlows = DefaultMaxFlows
 	}
-	if c.MinPort == 0 {
-		c.MinPort = DefaultMinPort
-	}
 	if c.HoldTime == 0 {
 		c.HoldTime = DefaultHoldTime
 	}
@@ -103,8 +104,8 @@ func New(c Config) *Engine {
 		c.Now = time.Now
 	}
 	return &Engine{
-		ct: c.Conntrack, log: c.Log, minPort: c.MinPort, holdTime: c.HoldTime, now: c.Now,
-		flows: newFlowTable(c.MaxFlows),
+		ct: c.Conntrack, log: c.Log, policy: c.Policy.withDefaults(), opaque: c.OpaqueLabel,
+		holdTime: c.HoldTime, now: c.Now, flows: newFlowTable(c.MaxFlows),
 	}
 }
 

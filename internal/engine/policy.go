@@ -2,9 +2,45 @@ package engine
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 )
+
+// Policy says which announced endpoints may be opened. The zero Policy is the safe one.
+type Policy struct {
+	// MinPort is the lowest port that may be announced. 0 means DefaultMinPort.
+	MinPort uint16
+	// Loose lets everybody announce any address, as nf_conntrack_ftp does with its parameter of
+	// that name: for transfers between two servers (FXP), and for bounce attacks.
+	Loose bool
+	// Allowed are addresses that may be announced besides one's own.
+	Allowed []netip.Prefix
+	// Rate is how many data connections are expected for one client address within a second.
+	// 0 means DefaultRate.
+	Rate int
+}
+
+// Defaults of Policy.
+const (
+	DefaultMinPort = 1024
+	DefaultRate    = 500
+)
+
+func (p Policy) withDefaults() Policy {
+	if p.MinPort == 0 {
+		p.MinPort = DefaultMinPort
+	}
+	if p.Rate == 0 {
+		p.Rate = DefaultRate
+	}
+	return p
+}
+
+// allows reports whether an address may be announced by one who does not have it.
+func (p Policy) allows(a netip.Addr) bool {
+	return p.Loose || slices.ContainsFunc(p.Allowed, func(n netip.Prefix) bool { return n.Contains(a) })
+}
 
 // reason is why an announced endpoint is not opened. Its line is let go as it is.
 type reason uint8
@@ -17,6 +53,7 @@ const (
 	notGreeted
 	inMidstream
 	afterEPSVALL
+	tooMany
 	failed // allowed, but the kernel did not do it
 )
 
@@ -28,6 +65,7 @@ var reasonTexts = [...]string{
 	notGreeted:   "the server has not greeted yet",
 	inMidstream:  "it is not certain that a line begins there: the connection was not seen from its beginning",
 	afterEPSVALL: "the client has promised to use nothing but EPSV (EPSV ALL)",
+	tooMany:      "too many data connections have been announced for this client within a second",
 	failed:       "failed",
 }
 
@@ -47,10 +85,30 @@ func (e *Engine) judge(f *flow, dir expect.Direction, announced netip.AddrPort) 
 		return inMidstream
 	case dir == expect.Original && f.epsvAll:
 		return afterEPSVALL
-	case !f.master.Vouches(dir, announced.Addr()):
+	case !f.master.Vouches(dir, announced.Addr()) && !e.policy.allows(announced.Addr()):
 		return notPeer
-	case announced.Port() < e.minPort:
+	case announced.Port() < e.policy.MinPort:
 		return lowPort
+	case !e.rate.allow(f.master.Client().Addr(), e.now().Unix(), e.policy.Rate):
+		return tooMany
 	}
 	return allowed
+}
+
+// rate counts, for the second that is under way.
+type rate struct {
+	second int64
+	counts map[netip.Addr]int
+}
+
+// allow counts one more for the address, and reports whether it is within the limit.
+func (r *rate) allow(a netip.Addr, second int64, limit int) bool {
+	if r.second != second || r.counts == nil {
+		r.second, r.counts = second, make(map[netip.Addr]int)
+	}
+	if r.counts[a] >= limit {
+		return false
+	}
+	r.counts[a]++
+	return true
 }

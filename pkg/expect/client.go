@@ -1,6 +1,7 @@
 package expect
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -36,6 +37,8 @@ const (
 	msgExpDelete = 2
 
 	ctaTupleOrig   = 1
+	ctaLabels      = 22
+	ctaLabelsMask  = 23
 	ctaSeqAdjOrig  = 15
 	ctaSeqAdjReply = 16
 
@@ -218,6 +221,25 @@ func (c *Client) Adjust(m *Master, dir Direction, a SeqAdj) error {
 		m.adjustable = true
 	}
 	m.SeqAdj[dir] = a
+	return nil
+}
+
+// SetLabel sets a bit of the connection's label (ct label in nftables), 0 to 127. The kernel
+// refuses with ENOSPC where no rule sets labels: it has room for them only then.
+func (c *Client) SetLabel(m *Master, bit int) error {
+	label := make([]byte, 16)
+	binary.NativeEndian.PutUint32(label[bit/32*4:], 1<<(bit%32))
+	_, err := c.query(netfilter.NFSubsysCTNetlink, msgCtNew, m.Client().Addr(), []netfilter.Attribute{
+		tupleAttribute(ctaTupleOrig, m.Tuples[Original]),
+		{Type: ctaLabels, Data: label},
+		{Type: ctaLabelsMask, Data: label},
+	})
+	if errors.Is(err, unix.ENOENT) {
+		return ErrNoEntry
+	}
+	if err != nil {
+		return fmt.Errorf("set label %d of %s to %s: %w", bit, m.Client(), m.Server(), err)
+	}
 	return nil
 }
 

@@ -132,6 +132,19 @@ func For(m *Master, dir Direction, port uint16) Expectation {
 	}
 }
 
+// Elsewhere returns what to expect when that side announces an address that is not its own, and
+// may: a data connection from the other side to there, which is translated as any other
+// connection is.
+func Elsewhere(m *Master, dir Direction, announced netip.AddrPort) Expectation {
+	return Expectation{
+		Master: m.Tuples[Original],
+		Src:    m.Tuples[dir.Other()].Src.Addr(),
+		Dst:    announced,
+		Port:   announced.Port(),
+		Dir:    dir.Other(),
+	}
+}
+
 // WithPort returns e for another destination port; what is listened on stays the same.
 func (e Expectation) WithPort(port uint16) Expectation {
 	e.Dst = netip.AddrPortFrom(e.Dst.Addr(), port)

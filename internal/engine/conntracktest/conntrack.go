@@ -25,6 +25,8 @@ type Entry struct {
 	expect.Master
 	// NoSeqAdj makes the entry one without the sequence adjustment extension.
 	NoSeqAdj bool
+	// Labels are the bits of its label that were set.
+	Labels []int
 }
 
 // Add makes c know a connection by its two tuples. Its helper is "sane" until changed.
@@ -92,6 +94,16 @@ func (c *Conntrack) Adjust(m *expect.Master, dir expect.Direction, a expect.SeqA
 	}
 	c.Adjustments++
 	e.SeqAdj[dir], m.SeqAdj[dir] = a, a
+	return nil
+}
+
+// SetLabel is as that of expect.Client.
+func (c *Conntrack) SetLabel(m *expect.Master, bit int) error {
+	e, _ := c.entry(m.Tuples[expect.Original])
+	if e == nil {
+		return expect.ErrNoEntry
+	}
+	e.Labels = append(e.Labels, bit)
 	return nil
 }
 
