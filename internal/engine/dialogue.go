@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"strconv"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/mangle"
@@ -73,15 +74,14 @@ func (e *Engine) command(f *flow, line parse.Line) {
 			"client", f.master.Client(), "server", f.master.Server())
 		return
 	}
+	f.asked.push(cmd.Verb == parse.PASV || cmd.Verb == parse.EPSV)
 	switch cmd.Verb {
-	case parse.PASV, parse.EPSV:
-		f.passive = min(f.passive, maxPassive-1) + 1
 	case parse.EPSVALL:
 		f.epsvAll = true
 	case parse.AUTH:
 		f.auth = true
 	case parse.PORT, parse.EPRT:
-		e.announced(f, expect.Original, cmd.Verb.String(), line, cmd.Endpoint, err)
+		e.announced(f, announcement{expect.Original, cmd.Verb.String(), line, cmd.Endpoint, true}, err)
 	}
 }
 
@@ -94,15 +94,17 @@ func (e *Engine) reply(f *flow, line parse.Line) {
 	if r.Code < 400 {
 		f.greeted = true
 	}
+	if r.Code < 200 {
+		return // preliminary: the command is not answered yet
+	}
+	asked := f.asked.answer(r.Code == parse.CodePassive || r.Code == parse.CodeExtended)
 	switch {
-	case r.Code == parse.CodePassive && (r.Endpoint.IsValid() || err != nil):
-		e.announced(f, expect.Reply, "227", line, r.Endpoint, err)
-	case r.Code == parse.CodeExtended && (r.Endpoint.IsValid() || err != nil):
-		e.announced(f, expect.Reply, "229", line, r.Endpoint, err)
 	case r.Code == parse.CodeSecured && f.auth:
 		e.ignore(f)
 		e.log.Info("control connection is encrypted from here on, its data connections cannot be helped: give the server a fixed range of passive ports and let that in",
 			"client", f.master.Client(), "server", f.master.Server())
+	case r.Endpoint.IsValid() || err != nil:
+		e.announced(f, announcement{expect.Reply, strconv.Itoa(r.Code), line, r.Endpoint, asked}, err)
 	}
 }
 
@@ -117,48 +119,51 @@ func (e *Engine) ignore(f *flow) {
 	}
 }
 
-// announced takes a line in which the side that sends in direction dir announces an endpoint,
-// or, with an error, fails to. If the endpoint may be opened, conntrack is told to expect the
-// data connection, and the line is edited so that the other side learns where to connect to.
-func (e *Engine) announced(f *flow, dir expect.Direction, verb string, line parse.Line, p parse.Endpoint, err error) {
+// announcement is a line in which one side says where it listens.
+type announcement struct {
+	dir      expect.Direction
+	verb     string // PORT, EPRT, 227 or 229
+	line     parse.Line
+	endpoint parse.Endpoint
+	asked    bool // the other side has asked for it, or need not
+}
+
+// announced takes an announcement, or, with an error, what should have been one. If the endpoint
+// may be opened, conntrack is told to expect the data connection, and the line is edited so that
+// the other side learns where to connect to.
+func (e *Engine) announced(f *flow, a announcement, err error) {
 	if err != nil {
 		e.log.Debug("no endpoint in line", "client", f.master.Client(), "server", f.master.Server(),
-			"verb", verb, "line", string(bytes.TrimRight(line.Text, "\r")), "reason", err)
+			"verb", a.verb, "line", string(bytes.TrimRight(a.line.Text, "\r")), "reason", err)
 		return
 	}
-	announced := netip.AddrPortFrom(p.Addr, p.Port)
-	if !p.Addr.IsValid() {
-		announced = netip.AddrPortFrom(f.master.Tuples[dir].Src.Addr(), p.Port)
+	at := netip.AddrPortFrom(a.endpoint.Addr, a.endpoint.Port)
+	if !at.Addr().IsValid() {
+		at = netip.AddrPortFrom(f.master.Tuples[a.dir].Src.Addr(), at.Port())
 	}
-	if r := e.judge(f, dir, announced); r != allowed {
+	if r := e.judge(f, a, at); r != allowed {
 		e.stats.Refused++
-		e.tell(f, r, slog.LevelWarn, "endpoint refused", "verb", verb, "announced", announced, "reason", r)
+		e.tell(f, r, "endpoint refused", "verb", a.verb, "announced", at, "reason", r)
 		return
 	}
-	if dir == expect.Reply {
-		f.passive--
-	}
-	x := expect.For(f.master, dir, p.Port)
-	if !f.master.Vouches(dir, announced.Addr()) {
-		x = expect.Elsewhere(f.master, dir, announced)
+	x := expect.For(f.master, a.dir, at.Port())
+	if !f.master.Vouches(a.dir, at.Addr()) {
+		x = expect.Elsewhere(f.master, a.dir, at)
 	}
 	x, err = e.ct.Expect(x)
-	if err == nil {
-		if x.Dst != announced {
-			err = e.edit(f, dir, line, p, x.Dst)
-		}
-		if err != nil {
+	if err == nil && x.Dst != at {
+		if err = e.edit(f, a, x.Dst); err != nil {
 			err = errors.Join(err, e.ct.Unexpect(x))
 		}
 	}
 	if err != nil {
 		e.stats.Failed++
-		e.tell(f, failed, slog.LevelWarn, "data connection cannot be helped", "verb", verb, "announced", announced, "reason", err)
+		e.tell(f, failed, "data connection cannot be helped", "verb", a.verb, "announced", at, "reason", err)
 		return
 	}
 	e.stats.Expectations++
 	e.log.Info("data connection expected", "client", f.master.Client(), "server", f.master.Server(),
-		"verb", verb, "announced", announced, "expected", x.Dst)
+		"verb", a.verb, "announced", at, "expected", x.Dst)
 }
 
 // errGone is why a line is not edited whose endpoint began in a segment that was let go.
@@ -167,34 +172,35 @@ var errGone = errors.New("the endpoint began in a segment that has been let go a
 // edit records the edit that makes the line announce to, and has the kernel adjust what
 // follows. There is nothing to do where the line says so already, as a 229 does that keeps
 // its port.
-func (e *Engine) edit(f *flow, dir expect.Direction, line parse.Line, p parse.Endpoint, to netip.AddrPort) error {
-	text := p.AppendText(make([]byte, 0, p.Span.Len()+8), to)
-	if bytes.Equal(text, line.Text[p.Span.Start:p.Span.End]) {
+func (e *Engine) edit(f *flow, a announcement, to netip.AddrPort) error {
+	span := a.endpoint.Span
+	text := a.endpoint.AppendText(make([]byte, 0, span.Len()+8), to)
+	if bytes.Equal(text, a.line.Text[span.Start:span.End]) {
 		return nil
 	}
-	s := &f.sides[dir]
-	at := line.Seq.Add(p.Span.Start)
+	s := &f.sides[a.dir]
+	at := a.line.Seq.Add(span.Start)
 	if at.Before(s.gone) {
 		return errGone
 	}
-	edits := &s.edits
-	if err := edits.Add(at, p.Span.Len(), text); err != nil {
+	if err := s.edits.Add(at, span.Len(), text); err != nil {
 		return err
 	}
-	if len(text) == p.Span.Len() {
+	if len(text) == span.Len() {
 		return nil
 	}
-	position, before, after := edits.Adjustment()
-	err := e.ct.Adjust(f.master, dir, expect.SeqAdj{Position: uint32(position), Before: before, After: after})
+	position, before, after := s.edits.Adjustment()
+	err := e.ct.Adjust(f.master, a.dir, expect.SeqAdj{Position: uint32(position), Before: before, After: after})
 	if err != nil {
-		edits.Truncate(edits.Len() - 1)
+		s.edits.Truncate(s.edits.Len() - 1)
 	}
 	return err
 }
 
-// tell logs what happened to an endpoint: once per connection and reason, and after that only
-// at debug level.
-func (e *Engine) tell(f *flow, r reason, level slog.Level, msg string, args ...any) {
+// tell warns of what happened to an endpoint: once per connection and reason, and after that
+// only at debug level.
+func (e *Engine) tell(f *flow, r reason, msg string, args ...any) {
+	level := slog.LevelWarn
 	if f.told&(1<<r) != 0 {
 		level = slog.LevelDebug
 	}

@@ -409,7 +409,7 @@ func TestRestart(t *testing.T) {
 
 // TestEncrypted says that nothing is read after AUTH has been accepted.
 func TestEncrypted(t *testing.T) {
-	w := newWorld(t, natOriginal, natReply)
+	w := newWorld(t, natOriginal, natReply, func(c *engine.Config) { c.OpaqueLabel = 122 })
 	w.acked[client] = w.next[client]
 	w.say(server, "220 ready\r\n")
 	w.say(client, "AUTH TLS\r\n")
@@ -419,7 +419,7 @@ func TestEncrypted(t *testing.T) {
 			t.Errorf("%q came out as %q", text, got)
 		}
 	}
-	if w.ct.Installed != nil || w.logged("encrypted") != 1 {
+	if w.ct.Installed != nil || w.logged("encrypted") != 1 || len(w.entry.Labels) != 1 {
 		t.Errorf("expected %v, log:\n%s", w.ct.Installed, &w.log)
 	}
 }

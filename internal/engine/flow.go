@@ -2,6 +2,7 @@ package engine
 
 import (
 	"errors"
+	"math/bits"
 	"time"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
@@ -15,20 +16,53 @@ type flow struct {
 	sides  [2]side        // by direction: the client's, the server's
 
 	replies parse.Replies
-	greeted bool   // the server has said something that is no error
-	spoken  bool   // the client has sent an FTP command
-	auth    bool   // the client has sent AUTH
-	epsvAll bool   // the client has sent EPSV ALL
-	opaque  bool   // encrypted, or no FTP at all: nothing is read any more
-	passive uint8  // PASV and EPSV that have not been answered
-	told    uint16 // a bit for every reason that has been logged
+	greeted bool     // the server has said something that is no error
+	spoken  bool     // the client has sent an FTP command
+	auth    bool     // the client has sent AUTH
+	epsvAll bool     // the client has sent EPSV ALL
+	opaque  bool     // encrypted, or no FTP at all: nothing is read any more
+	asked   commands // those that have not been answered
+	told    uint16   // a bit for every reason that has been logged
 
 	keys       [2]expect.Tuple
 	newer, old *flow // neighbours in the order of use
 }
 
-// maxPassive bounds how many PASV and EPSV may wait for their answer.
-const maxPassive = 64
+// commands are those that the server has not answered, oldest first: for each a bit that says
+// whether it asks for a passive data connection. A server answers in order (RFC 959 section
+// 5.4). More than 64 are not remembered.
+type commands struct {
+	passive uint64 // the lowest bit is the oldest
+	n       int
+}
+
+func (c *commands) push(passive bool) {
+	if c.n == 64 {
+		c.pop(1)
+	}
+	if passive {
+		c.passive |= 1 << c.n
+	}
+	c.n++
+}
+
+func (c *commands) pop(n int) {
+	c.passive >>= n
+	c.n -= min(n, c.n)
+}
+
+// answer takes note of an answer, and reports whether a command has asked for one of its kind:
+// with passive set, PASV and EPSV have. An error answers the oldest command, whatever it was;
+// a passive answer also those before the one that asked for it, since what a server says beyond
+// what it was asked must not come between the two.
+func (c *commands) answer(passive bool) bool {
+	if !passive || c.passive == 0 {
+		c.pop(1)
+		return !passive
+	}
+	c.pop(bits.TrailingZeros64(c.passive) + 1)
+	return true
+}
 
 // side is what one end of a control connection sends.
 type side struct {

@@ -49,7 +49,7 @@ func (f *flow) barrier(dir expect.Direction) parse.Seq {
 	switch {
 	case dir == expect.Original && f.greeted:
 		at = parse.CommandEndpoint(line.Text)
-	case dir == expect.Reply && f.passive > 0 && !f.replies.Open():
+	case dir == expect.Reply && f.asked.passive != 0 && !f.replies.Open():
 		at = parse.ReplyEndpoint(line.Text)
 	}
 	if b := line.Seq.Add(at); !b.Before(s.gone) {

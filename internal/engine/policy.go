@@ -49,7 +49,7 @@ const (
 	allowed reason = iota
 	notPeer
 	lowPort
-	unpaired
+	unasked
 	notGreeted
 	inMidstream
 	afterEPSVALL
@@ -61,7 +61,7 @@ var reasonTexts = [...]string{
 	allowed:      "allowed",
 	notPeer:      "the address is not that of the one who announces it",
 	lowPort:      "the port is below the lowest one allowed",
-	unpaired:     "no PASV or EPSV asked for it",
+	unasked:      "no PASV or EPSV asked for it",
 	notGreeted:   "the server has not greeted yet",
 	inMidstream:  "it is not certain that a line begins there: the connection was not seen from its beginning",
 	afterEPSVALL: "the client has promised to use nothing but EPSV (EPSV ALL)",
@@ -72,22 +72,21 @@ var reasonTexts = [...]string{
 // String returns the reason as part of a sentence.
 func (r reason) String() string { return reasonTexts[r] }
 
-// judge decides whether an endpoint that the side sending in direction dir announces may be
-// opened: RFC 2577 on bounce attacks, RFC 2428 section 4 on EPSV ALL, and that the line is
+// judge decides whether the endpoint at, which is announced, may be opened: RFC 2577 on bounce attacks, RFC 2428 section 4 on EPSV ALL, and that the line is
 // what it seems to be.
-func (e *Engine) judge(f *flow, dir expect.Direction, announced netip.AddrPort) reason {
+func (e *Engine) judge(f *flow, a announcement, at netip.AddrPort) reason {
 	switch {
-	case dir == expect.Reply && f.passive == 0:
-		return unpaired
-	case dir == expect.Original && !f.greeted:
+	case !a.asked:
+		return unasked
+	case a.dir == expect.Original && !f.greeted:
 		return notGreeted
-	case dir == expect.Original && f.sides[dir].midstream:
+	case a.dir == expect.Original && f.sides[a.dir].midstream:
 		return inMidstream
-	case dir == expect.Original && f.epsvAll:
+	case a.dir == expect.Original && f.epsvAll:
 		return afterEPSVALL
-	case !f.master.Vouches(dir, announced.Addr()) && !e.policy.allows(announced.Addr()):
+	case !f.master.Vouches(a.dir, at.Addr()) && !e.policy.allows(at.Addr()):
 		return notPeer
-	case announced.Port() < e.policy.MinPort:
+	case at.Port() < e.policy.MinPort:
 		return lowPort
 	case !e.rate.allow(f.master.Client().Addr(), e.now().Unix(), e.policy.Rate):
 		return tooMany

@@ -1,0 +1,110 @@
+package netns
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// WatchEvents starts "conntrack -E" with arguments such as "expect", and waits
+// until it has subscribed, so that no later event is missed.
+func (h *Host) WatchEvents(ctx context.Context, args ...string) (*Process, error) {
+	path, err := findProgram("conntrack")
+	if err != nil {
+		return nil, err
+	}
+	process, err := h.Start(exec.Command(path, append([]string{"-E"}, args...)...))
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, Scale(10*time.Second))
+	defer cancel()
+	for {
+		subscribed, err := hasSubscription(process.Pid())
+		if err == nil && subscribed {
+			return process, nil
+		}
+		select {
+		case <-process.done:
+			return nil, fmt.Errorf("conntrack -E ended: %v: %s", process.err, process.Output())
+		case <-ctx.Done():
+			return nil, fmt.Errorf("conntrack -E does not subscribe: %w (%v)", ctx.Err(), err)
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+}
+
+// hasSubscription says whether a process has a netfilter netlink socket that is
+// in a multicast group.
+func hasSubscription(pid int) (bool, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/netlink", pid))
+	if err != nil {
+		return false, err
+	}
+	sockets, err := socketInodes(pid)
+	if err != nil {
+		return false, err
+	}
+	for line := range strings.Lines(string(text)) {
+		const netlinkNetfilter, protocol, groups, inode = "12", 1, 3, 9
+		fields := strings.Fields(line)
+		if len(fields) > inode && fields[protocol] == netlinkNetfilter &&
+			strings.Trim(fields[groups], "0") != "" && slices.Contains(sockets, fields[inode]) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// socketInodes are the numbers of a process's sockets.
+func socketInodes(pid int) ([]string, error) {
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var inodes []string
+	for _, file := range files {
+		target, err := os.Readlink(filepath.Join(dir, file.Name()))
+		if err != nil {
+			continue // closed in the meantime
+		}
+		if inode, ok := strings.CutPrefix(target, "socket:["); ok {
+			inodes = append(inodes, strings.TrimSuffix(inode, "]"))
+		}
+	}
+	return inodes, nil
+}
+
+// QueuedPackets is the number of packets that the host's kernel has given to
+// user-space queues so far.
+func (h *Host) QueuedPackets() (int, error) {
+	var text []byte
+	err := h.Do(func() (err error) {
+		text, err = os.ReadFile("/proc/thread-self/net/netfilter/nfnetlink_queue")
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("packets queued on the %s: %w", h.Name, err)
+	}
+	total := 0
+	for line := range strings.Lines(string(text)) {
+		const idSequence = 7
+		fields := strings.Fields(line)
+		if len(fields) <= idSequence {
+			return 0, fmt.Errorf("packets queued on the %s: cannot read this line: %q", h.Name, line)
+		}
+		packets, err := strconv.Atoi(fields[idSequence])
+		if err != nil {
+			return 0, fmt.Errorf("packets queued on the %s: %w", h.Name, err)
+		}
+		total += packets
+	}
+	return total, nil
+}

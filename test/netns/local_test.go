@@ -1,0 +1,170 @@
+package netns
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// place is where the two ends are when one is on the router, or both.
+type place struct {
+	router *Router
+	client *Host
+	server *Host
+	at     netip.Addr
+}
+
+// TestLocalEndpoints has the server on the router, the client on the router, and
+// both on one host over loopback, with every verb.
+func TestLocalEndpoints(t *testing.T) {
+	t.Parallel()
+	builders := []func(*testing.T, Family, Helper) place{serverOnRouter, clientOnRouter, overLoopback}
+	for _, family := range Families {
+		for _, helper := range []Helper{None, Kernel, Ours} {
+			for i, build := range builders {
+				name := []string{"server on the router", "client on the router", "loopback"}[i]
+				t.Run(fmt.Sprintf("%s/%s/%s", name, family, helper), func(t *testing.T) {
+					t.Parallel()
+					if helper == Kernel {
+						needKernelHelper(t)
+					}
+					p := build(t, family, helper)
+					if helper == None {
+						p.wantFailures(t, family)
+						return
+					}
+					p.wantSuccesses(t, family)
+				})
+			}
+		}
+	}
+}
+
+func serverOnRouter(t *testing.T, f Family, helper Helper) place {
+	lab := newLab(t, Config{Situation: Routed, Family: f, Helper: helper})
+	router := lab.ServerRouter()
+	return place{router: router, client: lab.Client, server: router.Host, at: lab.Addresses.ClientGateway.Addr()}
+}
+
+func clientOnRouter(t *testing.T, f Family, helper Helper) place {
+	lab := newLab(t, Config{Situation: Routed, Family: f, Helper: helper})
+	router := lab.ClientRouter()
+	return place{router: router, client: router.Host, server: lab.Server, at: lab.Addresses.Server.Addr()}
+}
+
+func overLoopback(t *testing.T, f Family, helper Helper) place {
+	router := newRouter(t, "host", helper, 21)
+	at := netip.MustParseAddr("127.0.0.1")
+	if f == IPv6 {
+		at = netip.IPv6Loopback()
+	}
+	return place{router: router, client: router.Host, server: router.Host, at: at}
+}
+
+func (p place) transfer(site *Site, verb Verb, operation Operation, timeout time.Duration) Transfer {
+	return Transfer{Program: Curl, Verb: verb, Operation: operation, Server: p.at, Site: site, Timeout: timeout}
+}
+
+func (p place) wantSuccesses(t *testing.T, f Family) {
+	t.Helper()
+	site := startSite(t, p.server, f, SiteOptions{})
+	ctx := testContext(t, 2*time.Minute)
+	for _, verb := range f.Verbs() {
+		for _, operation := range Operations {
+			outcome := p.transfer(site, verb, operation, workingTimeout).Run(ctx, p.client)
+			if outcome.Err != nil {
+				t.Errorf("%s %s: %v\n%s", verb, operation, outcome.Err, outcome.Transcript)
+			}
+		}
+	}
+	wantNothingInvalid(t, p.router)
+}
+
+func (p place) wantFailures(t *testing.T, f Family) {
+	t.Helper()
+	site := startSite(t, p.server, f, SiteOptions{})
+	ctx := testContext(t, time.Minute)
+	wantNoData(t, f, func(verb Verb) Outcome {
+		return p.transfer(site, verb, Download, failingTimeout).Run(ctx, p.client)
+	})
+}
+
+// TestLoopbackOnce shows that a packet which a host sends to itself is queued
+// once, though it passes the hooks of output and of prerouting, and that nobody
+// waits for it.
+func TestLoopbackOnce(t *testing.T) {
+	t.Parallel()
+	host := newRouter(t, "host", Ours, 21)
+	at := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), 21)
+	server := startScripted(t, host.Host, at, script{})
+	client := dialScripted(t, host.Host, netip.AddrPort{}, at)
+	client.login()
+	const dialogues = 40
+	var times []time.Duration
+	for i := range dialogues {
+		begin := time.Now()
+		client.do("200", "NOOP")
+		times = append(times, time.Since(begin))
+		name := fmt.Sprintf("file-%d", i)
+		wantContent(t, name, client.fetch(name, client.passive(PASV), netip.AddrPort{}), fileContent(name))
+		wantContent(t, name, client.fetchActive(name, 0, portCommand), fileContent(name))
+	}
+	client.quit()
+
+	received, sent := server.lines()
+	queued, err := host.QueuedPackets()
+	if err != nil {
+		t.Fatal(err)
+	}
+	segments := len(received) + len(sent)
+	again, err := retransmitted(host.Host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(times)
+	median := times[len(times)/2]
+	t.Logf("%d segments with payload, %d of them sent again, %d packets queued, NOOP answered within %s (median)",
+		segments, again, queued, median)
+	if queued == 0 {
+		t.Error("no packet was queued")
+	}
+	if queued > segments+again {
+		t.Errorf("%d packets were queued for %d segments and %d retransmissions: some twice", queued, segments, again)
+	}
+	// A lost or held segment comes again after 200 ms at the earliest.
+	if limit := Scale(50 * time.Millisecond); median > limit {
+		t.Errorf("a NOOP takes %s, want less than %s", median, limit)
+	}
+	wantNothingInvalid(t, host)
+}
+
+// retransmitted is the number of TCP segments that the host has sent again.
+func retransmitted(h *Host) (int, error) {
+	var text []byte
+	err := h.Do(func() (err error) {
+		text, err = os.ReadFile("/proc/thread-self/net/snmp")
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	var names []string
+	for line := range strings.Lines(string(text)) {
+		fields := strings.Fields(line)
+		if len(fields) == 0 || fields[0] != "Tcp:" {
+			continue
+		}
+		if names == nil {
+			names = fields
+			continue
+		}
+		return strconv.Atoi(fields[slices.Index(names, "RetransSegs")])
+	}
+	return 0, errors.New("no line about TCP in /proc/net/snmp")
+}

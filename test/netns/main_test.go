@@ -1,0 +1,173 @@
+package netns
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+)
+
+// binaryEnv names the environment variable with the path of the daemon to test.
+// Without it, the tests build one.
+const binaryEnv = "FTPHELPER_BIN"
+
+// rulesetFile is the ruleset that a user edits and loads.
+const rulesetFile = "../../rules/ftp-queue.nft"
+
+var buildDir string
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	if os.Geteuid() != 0 {
+		fmt.Fprintln(os.Stderr, "these tests make network namespaces: run them as root")
+		return 1
+	}
+	if err := CheckPrograms(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	var err error
+	if buildDir, err = os.MkdirTemp("", "ftphelper-build-"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(buildDir)
+	flag.Parse()
+	if err := moreParallel(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return m.Run()
+}
+
+// moreParallel lets more tests run at the same time than there are processors,
+// unless the command line says how many: these tests mostly wait.
+func moreParallel() error {
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
+	if given {
+		return nil
+	}
+	return flag.Set("test.parallel", strconv.Itoa(3*runtime.GOMAXPROCS(0)))
+}
+
+var binary = sync.OnceValues(func() (string, error) {
+	if path := os.Getenv(binaryEnv); path != "" {
+		return filepath.Abs(path)
+	}
+	path := filepath.Join(buildDir, "nfq-ftphelper")
+	args := []string{"build", "-o", path}
+	if raceEnabled {
+		args = append(args, "-race")
+	}
+	output, err := exec.Command("go", append(args, "../../cmd/nfq-ftphelper")...).CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("build the daemon (or name one in %s): %w\n%s", binaryEnv, err, output)
+	}
+	return path, nil
+})
+
+// daemon is our daemon with the rules that this kernel can have: those that nft
+// loads from the file, or those that the daemon applies.
+func daemon(t testing.TB) Daemon {
+	t.Helper()
+	path, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := Daemon{Binary: path, Queue: 100}
+	if CheckQueueStatement() == nil {
+		d.Ruleset = rulesetFile
+	}
+	return d
+}
+
+// testContext is done after a time-out, stretched by [Scale], and at the test's end.
+func testContext(t testing.TB, timeout time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), Scale(timeout))
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// newLab builds a lab that is gone at the test's end. A failed test shows what
+// the programs in it have printed.
+func newLab(t testing.TB, c Config) *Lab {
+	t.Helper()
+	if c.Helper == Ours {
+		c.Daemon = daemon(t)
+	}
+	lab, err := New(testContext(t, 30*time.Second), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(lab.Logs())
+		}
+		if err := lab.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return lab
+}
+
+// newRouter makes a host with firewall and helper that stands alone.
+func newRouter(t testing.TB, name string, helper Helper, ports ...uint16) *Router {
+	t.Helper()
+	r, err := NewRouter(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(r.Logs())
+		}
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	ctx := testContext(t, 30*time.Second)
+	if err := r.LoadFirewall(ctx, ports); err != nil {
+		t.Fatal(err)
+	}
+	var d Daemon
+	if helper == Ours {
+		d = daemon(t)
+	}
+	if err := r.StartHelper(ctx, helper, d); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// startSite starts vsftpd until the test's end.
+func startSite(t testing.TB, h *Host, f Family, options SiteOptions) *Site {
+	t.Helper()
+	site, err := StartSite(testContext(t, 30*time.Second), h, f, options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := site.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return site
+}
+
+// needKernelHelper is for tests that compare with the kernel's helper.
+func needKernelHelper(t testing.TB) {
+	t.Helper()
+	if err := CheckKernelHelper(); err != nil {
+		t.Fatalf("this kernel has no FTP helper to compare with (CONFIG_NF_CONNTRACK_FTP): %v", err)
+	}
+}

@@ -1,0 +1,6 @@
+//go:build !race
+
+package netns
+
+// raceEnabled says whether this test has the race detector; the daemon gets it, too.
+const raceEnabled = false
