@@ -42,7 +42,7 @@ func ParseCommand(line []byte) (Command, error) {
 	for end < len(line) && isLetter(line[end]) {
 		end++
 	}
-	rest := trimRight(line[:])
+	rest := trimRight(line)
 	if end > len(rest) || end < len(rest) && !isSpace(rest[end]) {
 		return Command{}, nil
 	}
@@ -64,6 +64,35 @@ func ParseCommand(line []byte) (Command, error) {
 		}
 	}
 	return cmd, err
+}
+
+// CommandEndpoint returns the index from which on an endpoint may stand in a line from the
+// client of which only the beginning, part, has come; len(part) if it could only stand
+// behind it, or not at all.
+func CommandEndpoint(part []byte) int {
+	start := skipTelnet(part)
+	end := start
+	for end < len(part) && isLetter(part[end]) {
+		end++
+	}
+	arg := end
+	for arg < len(part) && isSpace(part[arg]) {
+		arg++
+	}
+	switch verb := lookUp(part[start:end]); {
+	case arg == len(part) || arg == end:
+		return len(part)
+	case verb == PORT:
+		return arg
+	case verb == EPRT:
+		// Behind the second delimiter.
+		for i := arg + 1; i < len(part); i++ {
+			if part[i] == part[arg] {
+				return i + 1
+			}
+		}
+	}
+	return len(part)
 }
 
 func portArgument(line []byte, i int) (Endpoint, error) {
@@ -104,9 +133,9 @@ func skipTelnet(line []byte) int {
 			i = min(j+2, len(line))
 		case c > sb && c < iac: // WILL, WONT, DO, DONT and the option
 			i = min(i+3, len(line))
-		case c >= se:
+		case c >= se && c < sb:
 			i += 2
-		default:
+		default: // IAC IAC among them: that is the data byte 255
 			return i
 		}
 	}

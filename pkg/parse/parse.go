@@ -69,9 +69,10 @@ type Endpoint struct {
 func (e Endpoint) IsValid() bool { return e.form != formNone }
 
 // CanAnnounce reports whether a can be written in the form of e: PORT and 227 know
-// only IPv4 (RFC 959), the others any address (RFC 2428).
+// only IPv4 (RFC 959), EPRT the family that its protocol number gives, which the span
+// does not cover; 229 says nothing of the address (RFC 2428).
 func (e Endpoint) CanAnnounce(a netip.Addr) bool {
-	return e.form != formCommas || a.Is4()
+	return e.form == formPort || a.BitLen() == e.Addr.BitLen()
 }
 
 // AppendText appends to dst the endpoint ap, written as e was: the text that
@@ -212,14 +213,14 @@ func address(b []byte, proto uint32) (netip.Addr, error) {
 }
 
 func address4(b []byte) (netip.Addr, error) {
+	if isAddress6(b) {
+		return netip.Addr{}, ErrFamily
+	}
 	var a [4]byte
 	i := 0
 	for k := range a {
 		v, end := number(b, i)
 		if end == i {
-			if isAddress6(b) {
-				return netip.Addr{}, ErrFamily
-			}
 			return netip.Addr{}, ErrSyntax
 		}
 		if v > 255 {
@@ -229,9 +230,6 @@ func address4(b []byte) (netip.Addr, error) {
 		i = end
 		if k < len(a)-1 {
 			if i >= len(b) || b[i] != '.' {
-				if isAddress6(b) {
-					return netip.Addr{}, ErrFamily
-				}
 				return netip.Addr{}, ErrSyntax
 			}
 			i++

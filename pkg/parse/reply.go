@@ -102,6 +102,33 @@ func extendedPassive(line []byte) (Endpoint, error) {
 	return Endpoint{}, failed
 }
 
+// ReplyEndpoint is to replies what CommandEndpoint is to commands.
+func ReplyEndpoint(part []byte) int {
+	switch r := replyCode(part); {
+	case len(part) < 4 || r.More:
+	case r.Code == CodePassive:
+		for i := 4; i < len(part); i++ {
+			if !isDigit(part[i]) {
+				continue
+			}
+			start := i
+			for i < len(part) && (isDigit(part[i]) || part[i] == ',') {
+				i++
+			}
+			if _, err := commas(part[:i], start); i == len(part) || err == nil {
+				return start
+			}
+		}
+	case r.Code == CodeExtended:
+		for i := 4; i+4 < len(part); i++ {
+			if d := part[i+1]; part[i] == '(' && isDelimiter(d) && !isDigit(d) && part[i+2] == d && part[i+3] == d {
+				return i + 4
+			}
+		}
+	}
+	return len(part)
+}
+
 // Replies follows the replies of one server, line by line, so that what stands inside
 // a multi-line reply is not taken for a reply (RFC 959 section 4.2). The zero value is
 // ready to use.
@@ -109,9 +136,12 @@ type Replies struct {
 	open int // code of the multi-line reply that has not ended, or 0
 }
 
+// Open reports whether a multi-line reply has begun and not ended.
+func (r *Replies) Open() bool { return r.open != 0 }
+
 // Next takes the server's next line. It returns the reply that the line is and true, or
-// false for a line that belongs to a multi-line reply (its first and its last line too,
-// which end or begin it but announce nothing). The error is that of ParseReply.
+// false for a line that is none: the first lines of a multi-line reply. Its last line has
+// the code, and announces no endpoint. The error is that of ParseReply.
 func (r *Replies) Next(line []byte) (Reply, bool, error) {
 	if r.open != 0 {
 		if c := replyCode(line); c.Code == r.open && !c.More {

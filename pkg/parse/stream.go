@@ -39,7 +39,7 @@ func (s *Stream) Start(seq Seq, lineStart bool) {
 func (s *Stream) Expected() Seq { return s.next }
 
 // Pending returns the unfinished line behind the last LF: its position and what has come
-// of it. The text is empty between lines, and nil for a line that is being skipped.
+// of it. The text is empty between lines, and for a line that is being skipped.
 func (s *Stream) Pending() Line { return Line{s.line, s.part} }
 
 // Push gives the stream the payload of a segment, whose first byte has the number seq.
@@ -79,6 +79,7 @@ func (s *Stream) Next() (Line, bool) {
 			return line, true
 		}
 	}
+	s.rest = nil // so that the packet can go
 	return Line{}, false
 }
 
@@ -92,5 +93,4 @@ func (s *Stream) keep() {
 	default:
 		s.part = append(s.part, s.rest...)
 	}
-	s.rest = nil
 }
