@@ -187,10 +187,19 @@ func run(ctx context.Context, s runSettings, stderr io.Writer) (err error) {
 		stopQueue()
 		err = errors.Join(err, <-ended)
 	}
-	stats := eng.Stats()
-	log.Info("stopped", "packets", stats.Packets, "changed", stats.Changed, "expected", stats.Expectations,
-		"refused", stats.Refused, "failed", stats.Failed, "held", stats.Held, "lost", queue.Lost())
+	logStopped(log, eng.Stats(), queue.Lost())
 	return err
+}
+
+// logStopped says what has been done.
+func logStopped(log *slog.Logger, s engine.Stats, lost uint64) {
+	for r, n := range s.Refused {
+		if n > 0 {
+			log.Info("endpoints were refused", "count", n, "reason", engine.Reason(r))
+		}
+	}
+	log.Info("stopped", "packets", s.Packets, "changed", s.Changed, "expected", s.Expectations,
+		"failed", s.Failed, "held", s.Held, "gave_up", s.GaveUp, "lost", lost)
 }
 
 // ensureRules applies the rules if it is to, and says what fills the queue.

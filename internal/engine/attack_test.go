@@ -111,7 +111,7 @@ func TestFlood(t *testing.T) {
 		w.say(client, fmt.Sprintf("PORT 203,0,113,101,%d,%d\r\n", 8+i%200, i/200%256))
 	}
 	s := w.eng.Stats()
-	if s.Expectations != engine.DefaultRate || s.Refused != 100_000-engine.DefaultRate {
+	if s.Expectations != engine.DefaultRate || s.Refused[engine.TooMany] != 100_000-engine.DefaultRate {
 		t.Errorf("counted %+v, want %d expectations", s, engine.DefaultRate)
 	}
 	w.now = w.now.Add(time.Second)

@@ -91,7 +91,7 @@ func (e *Engine) reply(f *flow, line parse.Line) {
 	if !ok {
 		return
 	}
-	if r.Code < 400 {
+	if r.Code < 300 {
 		f.greeted = true
 	}
 	if r.Code < 200 {
@@ -142,7 +142,7 @@ func (e *Engine) announced(f *flow, a announcement, err error) {
 		at = netip.AddrPortFrom(f.master.Tuples[a.dir].Src.Addr(), at.Port())
 	}
 	if r := e.judge(f, a, at); r != allowed {
-		e.stats.Refused++
+		e.stats.Refused[r]++
 		e.tell(f, r, "endpoint refused", "verb", a.verb, "announced", at, "reason", r)
 		return
 	}
@@ -199,7 +199,7 @@ func (e *Engine) edit(f *flow, a announcement, to netip.AddrPort) error {
 
 // tell warns of what happened to an endpoint: once per connection and reason, and after that
 // only at debug level.
-func (e *Engine) tell(f *flow, r reason, msg string, args ...any) {
+func (e *Engine) tell(f *flow, r Reason, msg string, args ...any) {
 	level := slog.LevelWarn
 	if f.told&(1<<r) != 0 {
 		level = slog.LevelDebug

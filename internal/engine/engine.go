@@ -65,10 +65,11 @@ type Stats struct {
 	Packets      uint64 // handled
 	Changed      uint64 // of these, let go with another payload
 	Expectations uint64 // installed
-	Refused      uint64 // endpoints that were read, but not allowed
 	Failed       uint64 // endpoints that were allowed, but could not be installed or rewritten
 	Held         uint64 // packets that had to wait for others
 	GaveUp       uint64 // times that they waited in vain
+	// Refused are the endpoints that were read, but not allowed, by Reason.
+	Refused [len(reasonTexts)]uint64
 }
 
 // Engine handles the packets of one queue.

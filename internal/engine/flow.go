@@ -16,7 +16,7 @@ type flow struct {
 	sides  [2]side        // by direction: the client's, the server's
 
 	replies parse.Replies
-	greeted bool     // the server has said something that is no error
+	greeted bool     // the server has said something that is neither an error nor a question
 	spoken  bool     // the client has sent an FTP command
 	auth    bool     // the client has sent AUTH
 	epsvAll bool     // the client has sent EPSV ALL

@@ -42,54 +42,55 @@ func (p Policy) allows(a netip.Addr) bool {
 	return p.Loose || slices.ContainsFunc(p.Allowed, func(n netip.Prefix) bool { return n.Contains(a) })
 }
 
-// reason is why an announced endpoint is not opened. Its line is let go as it is.
-type reason uint8
+// Reason is why an announced endpoint is not opened. Its line is let go as it is.
+type Reason uint8
 
+// The reasons, in the order in which they are looked for.
 const (
-	allowed reason = iota
-	notPeer
-	lowPort
-	unasked
-	notGreeted
-	inMidstream
-	afterEPSVALL
-	tooMany
-	failed // allowed, but the kernel did not do it
+	allowed      Reason = iota
+	Unasked             // a 227 or 229 without a PASV or EPSV
+	NotGreeted          // a PORT or EPRT before the server has greeted
+	Midstream           // a PORT or EPRT where no line may begin
+	AfterEPSVALL        // a PORT or EPRT after EPSV ALL
+	NotPeer             // somebody else's address
+	LowPort             // a port below Policy.MinPort
+	TooMany             // more than Policy.Rate
+	failed              // allowed, but the kernel did not do it
 )
 
 var reasonTexts = [...]string{
 	allowed:      "allowed",
-	notPeer:      "the address is not that of the one who announces it",
-	lowPort:      "the port is below the lowest one allowed",
-	unasked:      "no PASV or EPSV asked for it",
-	notGreeted:   "the server has not greeted yet",
-	inMidstream:  "it is not certain that a line begins there: the connection was not seen from its beginning",
-	afterEPSVALL: "the client has promised to use nothing but EPSV (EPSV ALL)",
-	tooMany:      "too many data connections have been announced for this client within a second",
+	Unasked:      "no PASV or EPSV asked for it",
+	NotGreeted:   "the server has not greeted yet",
+	Midstream:    "it is not certain that a line begins there: the connection was not seen from its beginning",
+	AfterEPSVALL: "the client has promised to use nothing but EPSV (EPSV ALL)",
+	NotPeer:      "the address is not that of the one who announces it",
+	LowPort:      "the port is below the lowest one allowed",
+	TooMany:      "too many data connections have been announced for this client within a second",
 	failed:       "failed",
 }
 
 // String returns the reason as part of a sentence.
-func (r reason) String() string { return reasonTexts[r] }
+func (r Reason) String() string { return reasonTexts[r] }
 
 // judge decides whether the endpoint at, which is announced, may be opened: RFC 2577 on bounce attacks, RFC 2428 section 4 on EPSV ALL, and that the line is
 // what it seems to be.
-func (e *Engine) judge(f *flow, a announcement, at netip.AddrPort) reason {
+func (e *Engine) judge(f *flow, a announcement, at netip.AddrPort) Reason {
 	switch {
 	case !a.asked:
-		return unasked
+		return Unasked
 	case a.dir == expect.Original && !f.greeted:
-		return notGreeted
+		return NotGreeted
 	case a.dir == expect.Original && f.sides[a.dir].midstream:
-		return inMidstream
+		return Midstream
 	case a.dir == expect.Original && f.epsvAll:
-		return afterEPSVALL
+		return AfterEPSVALL
 	case !f.master.Vouches(a.dir, at.Addr()) && !e.policy.allows(at.Addr()):
-		return notPeer
+		return NotPeer
 	case at.Port() < e.policy.MinPort:
-		return lowPort
+		return LowPort
 	case !e.rate.allow(f.master.Client().Addr(), e.now().Unix(), e.policy.Rate):
-		return tooMany
+		return TooMany
 	}
 	return allowed
 }

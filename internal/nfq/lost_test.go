@@ -1,0 +1,43 @@
+package nfq
+
+import (
+	"context"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
+)
+
+// idle is a Handler that is never asked.
+type idle struct{}
+
+func (idle) Handle(_ uint32, _ []byte, verdicts []engine.Verdict) []engine.Verdict { return verdicts }
+func (idle) Deadline() (time.Time, bool)                                           { return time.Time{}, false }
+func (idle) Expire(verdicts []engine.Verdict) []engine.Verdict                     { return verdicts }
+func (idle) Flush(verdicts []engine.Verdict) []engine.Verdict                      { return verdicts }
+
+// TestLost says that Run ends with an error when the queue's socket is gone.
+func TestLost(t *testing.T) {
+	host, err := netns.NewHost("host")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := host.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	q := New(7, idle{}, slog.New(slog.DiscardHandler))
+	ended := make(chan error, 1)
+	go func() { ended <- host.Do(func() error { return q.Run(context.Background()) }) }()
+	<-q.Ready()
+	if err := q.nf.Con.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err == nil || !strings.Contains(err.Error(), "queue 7 is lost") {
+		t.Errorf("Run ended with %v", err)
+	}
+}
