@@ -56,6 +56,9 @@ there, packets pass unread and connections that were helped go on.`,
 	f.BoolVar(&p.Loose, "loose", false, "let them announce any address, not only their own (FXP; opens the way for bounce attacks)")
 	f.Var(prefixesFlag{&p.Allowed}, "allow", "`addresses` that they may announce besides their own, such as 192.0.2.7,2001:db8::/64")
 	f.IntVar(&p.Rate, "rate", engine.DefaultRate, "most data connections expected for one client address within a second, a `number`")
+	a := &s.engine.Advertise
+	f.Var(advertiseFlag{a}, "advertise", "`address` that clients reach the servers at, where NAT happens elsewhere; one of each family at most, as in 203.0.113.55,2001:db8::55")
+	f.Var(prefixesFlag{&a.Except}, "advertise-except", "`addresses` of clients that reach the servers directly, such as 10.0.0.0/8")
 	f.IntVar(&s.engine.MaxFlows, "max-connections", engine.DefaultMaxFlows, "most control connections tracked, a `number`; beyond it the longest silent one is forgotten")
 	f.DurationVar(&s.engine.HoldTime, "hold-time", engine.DefaultHoldTime, "how long a packet waits for the rest of a line, a `duration`")
 	f.Var(&s.logFormat, "log-format", "log `format`: text or json, to standard error")
@@ -75,6 +78,47 @@ func (s *runSettings) validate() error {
 	case c.HoldTime <= 0:
 		return errors.New("--hold-time must be longer than nothing")
 	}
+	return nil
+}
+
+// advertiseFlag is a flag that takes an address of either family, or one of each.
+type advertiseFlag struct{ a *engine.Advertise }
+
+// String implements pflag.Value.
+func (f advertiseFlag) String() string {
+	if f.a == nil {
+		return ""
+	}
+	var texts []string
+	for _, a := range []netip.Addr{f.a.Addr4, f.a.Addr6} {
+		if a.IsValid() {
+			texts = append(texts, a.String())
+		}
+	}
+	return strings.Join(texts, ",")
+}
+
+// Type implements pflag.Value.
+func (f advertiseFlag) Type() string { return "address" }
+
+// Set implements pflag.Value.
+func (f advertiseFlag) Set(s string) error {
+	var addr4, addr6 netip.Addr
+	for text := range strings.SplitSeq(s, ",") {
+		a, err := netip.ParseAddr(text)
+		if err != nil || a.Zone() != "" {
+			return fmt.Errorf("%q is not an address", text)
+		}
+		of := &addr6
+		if a = a.Unmap(); a.Is4() {
+			of = &addr4
+		}
+		if of.IsValid() {
+			return fmt.Errorf("%s and %s are of the same family", *of, a)
+		}
+		*of = a
+	}
+	f.a.Addr4, f.a.Addr6 = addr4, addr6
 	return nil
 }
 

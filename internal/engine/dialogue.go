@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"strconv"
@@ -147,12 +148,16 @@ func (e *Engine) announced(f *flow, a announcement, err error) {
 		return
 	}
 	x := expect.For(f.master, a.dir, at.Port())
-	if !f.master.Vouches(a.dir, at.Addr()) {
+	if !e.vouches(f, a.dir, at.Addr()) {
 		x = expect.Elsewhere(f.master, a.dir, at)
 	}
 	x, err = e.ct.Expect(x)
-	if err == nil && x.Dst != at {
-		if err = e.edit(f, a, x.Dst); err != nil {
+	to := x.Dst
+	if a.dir == expect.Reply {
+		to = netip.AddrPortFrom(e.advertise.to(f.master, to.Addr()), to.Port())
+	}
+	if err == nil && to != at {
+		if err = e.edit(f, a, to); err != nil {
 			err = errors.Join(err, e.ct.Unexpect(x))
 		}
 	}
@@ -163,38 +168,69 @@ func (e *Engine) announced(f *flow, a announcement, err error) {
 	}
 	e.stats.Expectations++
 	e.log.Info("data connection expected", "client", f.master.Client(), "server", f.master.Server(),
-		"verb", a.verb, "announced", at, "expected", x.Dst)
+		"verb", a.verb, "announced", at, "rewritten", to, "expected", x.Dst)
 }
 
-// errGone is why a line is not edited whose endpoint began in a segment that was let go.
-var errGone = errors.New("the endpoint began in a segment that has been let go already")
+// vouches reports whether addr is one that the side sending in direction dir may announce as its
+// own.
+func (e *Engine) vouches(f *flow, dir expect.Direction, addr netip.Addr) bool {
+	return f.master.Vouches(dir, addr) || dir == expect.Reply && addr == e.advertise.addr(f.master)
+}
 
-// edit records the edit that makes the line announce to, and has the kernel adjust what
-// follows. There is nothing to do where the line says so already, as a 229 does that keeps
-// its port.
+// Why a line cannot be edited.
+var (
+	errGone   = errors.New("the line began in a segment that has been let go already")
+	errNoRoom = fmt.Errorf("%w, and the line is too short to announce another address in the same length", expect.ErrNoSeqAdj)
+)
+
+// edit records the edit that makes the line announce to. There is nothing to do where the line
+// says so already, as a 229 does that keeps its port. A change of length takes a kernel that
+// adjusts sequence numbers; without it a reply still has text for people, which can give or take.
 func (e *Engine) edit(f *flow, a announcement, to netip.AddrPort) error {
-	span := a.endpoint.Span
+	s, span := &f.sides[a.dir], a.endpoint.Span
 	text := a.endpoint.AppendText(make([]byte, 0, span.Len()+8), to)
-	if bytes.Equal(text, a.line.Text[span.Start:span.End]) {
+	switch {
+	case bytes.Equal(text, a.line.Text[span.Start:span.End]):
 		return nil
+	case len(text) == span.Len():
+		return s.edit(a.line, span, text)
+	case !f.fixedLength:
+		err := s.edit(a.line, span, text)
+		if err != nil {
+			return err
+		}
+		if err = e.adjust(f, a.dir); err == nil {
+			return nil
+		}
+		s.edits.Truncate(s.edits.Len() - 1)
+		if !errors.Is(err, expect.ErrNoSeqAdj) {
+			return err
+		}
+		f.fixedLength = true
 	}
-	s := &f.sides[a.dir]
-	at := a.line.Seq.Add(span.Start)
+	if a.dir == expect.Original {
+		return expect.ErrNoSeqAdj
+	}
+	start, text, ok := a.endpoint.AppendSameLength(text[:0], a.line.Text, to)
+	if !ok {
+		return errNoRoom
+	}
+	return s.edit(a.line, parse.Span{Start: start, End: span.End}, text)
+}
+
+// adjust has the kernel adjust what follows the last edit.
+func (e *Engine) adjust(f *flow, dir expect.Direction) error {
+	position, before, after := f.sides[dir].edits.Adjustment()
+	return e.ct.Adjust(f.master, dir, expect.SeqAdj{Position: uint32(position), Before: before, After: after})
+}
+
+// edit records an edit of a line, if none of it has been let go yet.
+func (s *side) edit(line parse.Line, span parse.Span, text []byte) error {
+	at := line.Seq.Add(span.Start)
 	if at.Before(s.gone) {
 		return errGone
 	}
-	if err := s.edits.Add(at, span.Len(), text); err != nil {
-		return err
-	}
-	if len(text) == span.Len() {
-		return nil
-	}
-	position, before, after := s.edits.Adjustment()
-	err := e.ct.Adjust(f.master, a.dir, expect.SeqAdj{Position: uint32(position), Before: before, After: after})
-	if err != nil {
-		s.edits.Truncate(s.edits.Len() - 1)
-	}
-	return err
+	return s.edits.Add(at, span.Len(), text)
 }
 
 // tell warns of what happened to an endpoint: once per connection and reason, and after that

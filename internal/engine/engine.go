@@ -33,8 +33,9 @@ type Config struct {
 	// MaxFlows is how many control connections are tracked at most. One more, and the one
 	// that has been silent for the longest is forgotten; when it speaks again it is looked
 	// up anew. 0 means DefaultMaxFlows.
-	MaxFlows int
-	Policy   Policy
+	MaxFlows  int
+	Policy    Policy
+	Advertise Advertise
 	// OpaqueLabel is the bit of the conntrack label that makes the rules queue nothing more of
 	// a connection, 1 to 127. 0 means that there is none.
 	OpaqueLabel int
@@ -74,17 +75,18 @@ type Stats struct {
 
 // Engine handles the packets of one queue.
 type Engine struct {
-	ct       Conntrack
-	log      *slog.Logger
-	policy   Policy
-	opaque   int
-	holdTime time.Duration
-	now      func() time.Time
-	rate     rate
-	flows    flowTable
-	waiting  []waiting
-	held     int // packets, of all flows
-	stats    Stats
+	ct        Conntrack
+	log       *slog.Logger
+	policy    Policy
+	advertise Advertise
+	opaque    int
+	holdTime  time.Duration
+	now       func() time.Time
+	rate      rate
+	flows     flowTable
+	waiting   []waiting
+	held      int // packets, of all flows
+	stats     Stats
 
 	// Of the call that is under way; the memory is used again by the next one.
 	pkt      mangle.Packet
@@ -105,8 +107,8 @@ func New(c Config) *Engine {
 		c.Now = time.Now
 	}
 	return &Engine{
-		ct: c.Conntrack, log: c.Log, policy: c.Policy.withDefaults(), opaque: c.OpaqueLabel,
-		holdTime: c.HoldTime, now: c.Now, flows: newFlowTable(c.MaxFlows),
+		ct: c.Conntrack, log: c.Log, policy: c.Policy.withDefaults(), advertise: c.Advertise,
+		opaque: c.OpaqueLabel, holdTime: c.HoldTime, now: c.Now, flows: newFlowTable(c.MaxFlows),
 	}
 }
 

@@ -344,7 +344,6 @@ func TestNoHelp(t *testing.T) {
 		log     string
 	}{
 		"no helper":                 {func(e *conntracktest.Entry) { e.Helper = "" }, expect.ErrNoHelper.Error()},
-		"no sequence adjustment":    {func(e *conntracktest.Entry) { e.NoSeqAdj = true }, expect.ErrNoSeqAdj.Error()},
 		"the entry is gone already": {func(e *conntracktest.Entry) { e.Tuples[client].Src = netip.AddrPort{} }, expect.ErrNoEntry.Error()},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -370,8 +369,8 @@ func TestNoHelp(t *testing.T) {
 	}
 }
 
-// TestSameLength says that a rewrite that keeps the length asks nothing of the kernel.
-func TestSameLength(t *testing.T) {
+// TestAsLong says that a rewrite that keeps the length asks nothing of the kernel.
+func TestAsLong(t *testing.T) {
 	w := newWorld(t, tuple("203.0.113.101:50774", "192.0.2.222:21"), tuple("192.168.1.2:21", "203.0.113.101:50774"))
 	w.entry.NoSeqAdj = true
 	w.login()

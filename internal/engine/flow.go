@@ -16,13 +16,16 @@ type flow struct {
 	sides  [2]side        // by direction: the client's, the server's
 
 	replies parse.Replies
-	greeted bool     // the server has said something that is neither an error nor a question
-	spoken  bool     // the client has sent an FTP command
-	auth    bool     // the client has sent AUTH
-	epsvAll bool     // the client has sent EPSV ALL
-	opaque  bool     // encrypted, or no FTP at all: nothing is read any more
-	asked   commands // those that have not been answered
-	told    uint16   // a bit for every reason that has been logged
+	greeted bool // the server has said something that is neither an error nor a question
+	spoken  bool // the client has sent an FTP command
+	auth    bool // the client has sent AUTH
+	epsvAll bool // the client has sent EPSV ALL
+	opaque  bool // encrypted, or no FTP at all: nothing is read any more
+	// fixedLength is set where the kernel does not adjust sequence numbers: no line may change its
+	// length. It makes room for that only in entries of connections that it translates.
+	fixedLength bool
+	asked       commands // those that have not been answered
+	told        uint16   // a bit for every reason that has been logged
 
 	keys       [2]expect.Tuple
 	newer, old *flow // neighbours in the order of use
@@ -110,7 +113,7 @@ func (e *Engine) find() (*flow, expect.Direction) {
 		}
 		return nil, 0
 	}
-	f = &flow{master: m, keys: m.Tuples}
+	f = &flow{master: m, keys: m.Tuples, fixedLength: !m.NAT()}
 	for d := range f.sides {
 		f.sides[d].edits.Resume(m.SeqAdj[d].After)
 	}

@@ -38,24 +38,31 @@ type waiting struct {
 func end(p *mangle.Packet) parse.Seq { return p.Seq().Add(len(p.Payload())) }
 
 // barrier returns the first byte of the side whose fate is not known yet.
-func (f *flow) barrier(dir expect.Direction) parse.Seq {
+func (e *Engine) barrier(f *flow, dir expect.Direction) parse.Seq {
 	s := &f.sides[dir]
 	expected := s.stream.Expected()
 	line := s.stream.Pending()
-	if len(line.Text) == 0 || f.opaque || !f.master.NAT() {
+	if len(line.Text) == 0 {
 		return expected
 	}
 	at := len(line.Text)
 	switch {
-	case dir == expect.Original && f.greeted:
+	case dir == expect.Original && f.greeted && f.master.NAT():
 		at = parse.CommandEndpoint(line.Text)
-	case dir == expect.Reply && f.asked.passive != 0 && !f.replies.Open():
-		at = parse.ReplyEndpoint(line.Text)
+	case dir == expect.Reply && f.asked.passive != 0 && !f.replies.Open() && e.rewrites(f):
+		if at = parse.ReplyEndpoint(line.Text); f.fixedLength {
+			at = parse.ReplyText(line.Text)
+		}
 	}
 	if b := line.Seq.Add(at); !b.Before(s.gone) {
 		return b
 	}
 	return expected // too late: it cannot be rewritten any more
+}
+
+// rewrites reports whether what the server announces may have to be rewritten.
+func (e *Engine) rewrites(f *flow) bool {
+	return f.master.NAT() || e.advertise.addr(f.master).IsValid()
 }
 
 // settle gives the packet its verdict, or holds it; and those packets that were held before
@@ -66,7 +73,7 @@ func (e *Engine) settle(id uint32, f *flow, dir expect.Direction) {
 		e.letGo(id, &e.pkt, f, dir)
 		return
 	}
-	barrier := f.barrier(dir)
+	barrier := e.barrier(f, dir)
 	if barrier.Before(end(&e.pkt)) {
 		e.release(f, dir, barrier)
 		e.hold(id, f, dir)

@@ -85,7 +85,7 @@ func (e *Engine) judge(f *flow, a announcement, at netip.AddrPort) Reason {
 		return Midstream
 	case a.dir == expect.Original && f.epsvAll:
 		return AfterEPSVALL
-	case !f.master.Vouches(a.dir, at.Addr()) && !e.policy.allows(at.Addr()):
+	case !e.vouches(f, a.dir, at.Addr()) && !e.policy.allows(at.Addr()):
 		return NotPeer
 	case at.Port() < e.policy.MinPort:
 		return LowPort

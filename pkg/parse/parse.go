@@ -13,6 +13,7 @@
 package parse
 
 import (
+	"bytes"
 	"errors"
 	"net/netip"
 	"unsafe"
@@ -96,6 +97,37 @@ func (e Endpoint) AppendText(dst []byte, ap netip.AddrPort) []byte {
 		return appendUint(dst, uint32(ap.Port()))
 	}
 	return dst
+}
+
+// AppendSameLength appends to dst what replaces the bytes of line from the returned index up to
+// the end of e.Span, so that a 227 or 229 announces ap and is as long as it was: the text for
+// people in front of the endpoint gives bytes up, or gets spaces. line is the reply from which e
+// was parsed. The last result is false, and nothing appended, if there is no text to give so
+// many bytes, or ap cannot be announced.
+func (e Endpoint) AppendSameLength(dst, line []byte, ap netip.AddrPort) (start int, out []byte, ok bool) {
+	start = replyText
+	var buf [64]byte
+	text := e.AppendText(buf[:0], ap)
+	human := line[min(start, e.Span.Start):e.Span.Start]
+	// An opening parenthesis, and the delimiters of a 229, are no text for people.
+	fixed := bytes.LastIndexByte(human, '(')
+	if fixed < 0 {
+		fixed = len(human)
+	}
+	room := e.Span.End - start - len(text)
+	if len(text) == 0 || room < len(human)-fixed {
+		return 0, dst, false
+	}
+	cut := max(0, len(human)-room)
+	if cut > 0 && human[cut-1] != ' ' {
+		// What is left of a word says nothing.
+		cut += max(0, bytes.IndexByte(human[cut:fixed], ' '))
+	}
+	for n := room - (len(human) - cut); n > 0; n-- {
+		dst = append(dst, ' ')
+	}
+	dst = append(dst, human[cut:]...)
+	return start, append(dst, text...), true
 }
 
 func appendUint(dst []byte, n uint32) []byte {

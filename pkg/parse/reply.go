@@ -9,6 +9,9 @@ const (
 	CodeSecured  = 234 // AUTH is accepted: what follows is TLS
 )
 
+// replyText is where the text of a reply begins, behind its code and a space.
+const replyText = 4
+
 // Reply is the meaning of one reply line from the server.
 type Reply struct {
 	// Code is the three digits, 100 to 599.
@@ -102,12 +105,21 @@ func extendedPassive(line []byte) (Endpoint, error) {
 	return Endpoint{}, failed
 }
 
+// ReplyText returns the index from which on the text of a 227 or 229 stands, of which only the
+// beginning, part, has come; len(part) for any other reply.
+func ReplyText(part []byte) int {
+	if r := replyCode(part); !r.More && (r.Code == CodePassive || r.Code == CodeExtended) {
+		return min(replyText, len(part))
+	}
+	return len(part)
+}
+
 // ReplyEndpoint is to replies what CommandEndpoint is to commands.
 func ReplyEndpoint(part []byte) int {
 	switch r := replyCode(part); {
-	case len(part) < 4 || r.More:
+	case len(part) < replyText || r.More:
 	case r.Code == CodePassive:
-		for i := 4; i < len(part); i++ {
+		for i := replyText; i < len(part); i++ {
 			if !isDigit(part[i]) {
 				continue
 			}
@@ -120,7 +132,7 @@ func ReplyEndpoint(part []byte) int {
 			}
 		}
 	case r.Code == CodeExtended:
-		for i := 4; i+4 < len(part); i++ {
+		for i := replyText; i+4 < len(part); i++ {
 			if d := part[i+1]; part[i] == '(' && isDelimiter(d) && !isDigit(d) && part[i+2] == d && part[i+3] == d {
 				return i + 4
 			}
