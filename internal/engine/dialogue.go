@@ -23,6 +23,9 @@ func (e *Engine) read(f *flow, dir expect.Direction, p *mangle.Packet) {
 		}
 		return
 	}
+	if dir == expect.Reply && s.stream.Expected().Before(p.Seq()) {
+		f.replies = parse.Replies{} // a multi-line reply may have ended, or begun, in what is missing
+	}
 	s.stream.Push(p.Seq(), p.Payload())
 	for !f.opaque {
 		line, ok := s.stream.Next()

@@ -448,6 +448,11 @@ func TestUnknown(t *testing.T) {
 	if w.ct.Lookups != 1 {
 		t.Errorf("looked up %d times, want once", w.ct.Lookups)
 	}
+	w.now = w.now.Add(time.Second)
+	w.eng.Handle(9, valid, nil)
+	if w.ct.Lookups != 2 {
+		t.Errorf("looked up %d times after a second, want twice", w.ct.Lookups)
+	}
 }
 
 // TestEviction says that the connection that has been silent for the longest is forgotten, and

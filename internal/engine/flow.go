@@ -12,7 +12,8 @@ import (
 
 // flow is one control connection.
 type flow struct {
-	master *expect.Master // nil: conntrack does not know the connection
+	master *expect.Master // nil: conntrack does not know the connection, so far
+	retry  time.Time      // when to ask it again
 	sides  [2]side        // by direction: the client's, the server's
 
 	replies parse.Replies
@@ -85,11 +86,18 @@ type side struct {
 // that it belongs to a later connection between the same ports.
 const otherConnection = 1 << 20
 
+// retryAfter is for how long packets are let go without asking conntrack for a connection that it
+// did not know.
+const retryAfter = time.Second
+
 // find returns the flow of the packet and the packet's direction, and nil for a packet of
 // which nothing is known. The first packet of a connection is looked up in conntrack.
 func (e *Engine) find() (*flow, expect.Direction) {
 	key := expect.Tuple{Src: e.pkt.Src(), Dst: e.pkt.Dst()}
 	f := e.flows.find(key)
+	if f != nil && f.master == nil && e.now().Before(f.retry) {
+		return nil, 0
+	}
 	if f != nil && f.master != nil {
 		dir := expect.Original
 		if key != f.keys[expect.Original] {
@@ -99,17 +107,15 @@ func (e *Engine) find() (*flow, expect.Direction) {
 		if d := e.pkt.Seq().Sub(s.stream.Expected()); !s.started || -otherConnection < d && d < otherConnection {
 			return f, dir
 		}
-		e.drop(f)
-		f = nil
 	}
 	if f != nil {
-		return nil, 0
+		e.drop(f)
 	}
 	m, dir, err := e.ct.Lookup(key)
 	if err != nil {
 		e.log.Debug("packet let go unread", "src", key.Src, "dst", key.Dst, "reason", err)
 		if errors.Is(err, expect.ErrNoEntry) {
-			e.track(&flow{keys: [2]expect.Tuple{key, key}})
+			e.track(&flow{keys: [2]expect.Tuple{key, key}, retry: e.now().Add(retryAfter)})
 		}
 		return nil, 0
 	}
