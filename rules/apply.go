@@ -58,7 +58,7 @@ func install(c Config, s Statement, opts []nftables.ConnOption) error {
 	conn.AddChain(prerouting)
 	conn.AddChain(output)
 	conn.AddChain(control)
-	for _, r := range rules(c.Queue, s) {
+	for _, r := range rules(c, s) {
 		conn.AddRule(&nftables.Rule{Table: table, Chain: r.chain, Exprs: r.exprs})
 	}
 	return conn.Flush()

@@ -149,7 +149,7 @@ func checkRules(conn *nftables.Conn, c Config) error {
 	}
 	defer nl.Close()
 
-	native, compat := rules(c.Queue, Native), rules(c.Queue, Compat)
+	native, compat := rules(c, Native), rules(c, Compat)
 	for _, chain := range []*nftables.Chain{prerouting, output, control} {
 		got, err := dumpRules(nl, chain)
 		if err != nil {

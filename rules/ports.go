@@ -18,6 +18,9 @@ const (
 	DefaultQueue = 2121
 )
 
+// maxQueues is more than there is use for: a queue is for a processor.
+const maxQueues = 256
+
 // maxRanges keeps the ruleset within one netlink message.
 const maxRanges = 256
 
@@ -39,13 +42,25 @@ type Config struct {
 	// least 1 range and at most 256, without port 0; they may overlap.
 	Ports []PortRange
 
-	// Queue is the number of the netfilter queue.
+	// Queue is the number of the netfilter queue, or of the first one.
 	Queue uint16
+
+	// Queues is how many queues there are, with consecutive numbers; 0 means 1. Both
+	// directions of a connection go to the same one.
+	Queues uint16
 }
+
+func (c Config) queues() uint16 { return max(c.Queues, 1) }
 
 func (c Config) validate() error {
 	if len(c.Ports) == 0 {
 		return errors.New("no control port is given; FTP's own is 21")
+	}
+	if last := int(c.Queue) + int(c.queues()) - 1; last > 65535 {
+		return fmt.Errorf("%d queues from number %d on are too many; the last number is 65535", c.Queues, c.Queue)
+	}
+	if c.Queues > maxQueues {
+		return fmt.Errorf("%d queues are too many; up to %d are possible", c.Queues, maxQueues)
 	}
 	for _, r := range c.Ports {
 		switch {

@@ -13,6 +13,7 @@ package rules
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -121,8 +122,57 @@ type rule struct {
 	exprs []expr.Any
 }
 
+// hashSeed is any number but 0, for which the kernel would make up another one in each rule.
+const hashSeed = 1
+
+// queueRules hand packets to the queues. With several, a connection's ct id picks one: it is the
+// same in both directions, whatever NAT does to the addresses.
+func queueRules(c Config, s Statement) []rule {
+	const carriesPayload = "ct state established @ih,0,8 >= 0x0"
+	match := append(state(expr.CtStateBitESTABLISHED),
+		&expr.Payload{Base: unix.NFT_PAYLOAD_INNER_HEADER, Offset: 0, Len: 1, DestRegister: 1},
+		&expr.Cmp{Op: expr.CmpOpGte, Register: 1, Data: []byte{0}},
+	)
+	if c.queues() == 1 {
+		return []rule{{
+			text:  fmt.Sprintf("%s queue flags bypass to %d", carriesPayload, c.Queue),
+			exprs: append(match, s.expr(c.Queue)),
+		}}
+	}
+	var fan []rule
+	for i := range c.queues() {
+		fan = append(fan, rule{
+			text: fmt.Sprintf("%s jhash ct id mod %d seed %#x %d queue flags bypass to %d",
+				carriesPayload, c.queues(), hashSeed, i, c.Queue+i),
+			exprs: append(slices.Clip(match),
+				&expr.Ct{Key: ctKeyID, Register: 2},
+				&expr.Hash{SourceRegister: 2, DestRegister: 1, Length: 4, Modulus: uint32(c.queues()), Seed: hashSeed, Type: expr.HashTypeJenkins},
+				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(uint32(i))},
+				s.expr(c.Queue+i),
+			),
+		})
+	}
+	return fan
+}
+
+// ctKeyID is NFT_CT_ID, for which the library has no name.
+const ctKeyID expr.CtKey = 23
+
+// state matches packets whose conntrack state has the bit.
+func state(bit uint32) []expr.Any {
+	return []expr.Any{
+		&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
+		&expr.Bitwise{
+			SourceRegister: 1, DestRegister: 1, Len: 4,
+			Mask: binaryutil.NativeEndian.PutUint32(bit),
+			Xor:  make([]byte, 4),
+		},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
+	}
+}
+
 // rules are those of all chains, in order.
-func rules(queue uint16, s Statement) []rule {
+func rules(c Config, s Statement) []rule {
 	// nft_ct reads one byte of a direction and the library writes four, which is the
 	// same for "original", and costs a line in the kernel's log ("attribute type 3
 	// has an invalid length").
@@ -136,20 +186,9 @@ func rules(queue uint16, s Statement) []rule {
 			&expr.Verdict{Kind: expr.VerdictJump, Chain: control.Name},
 		},
 	}
-	state := func(bit uint32) []expr.Any {
-		return []expr.Any{
-			&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
-			&expr.Bitwise{
-				SourceRegister: 1, DestRegister: 1, Len: 4,
-				Mask: binaryutil.NativeEndian.PutUint32(bit),
-				Xor:  make([]byte, 4),
-			},
-			&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
-		}
-	}
 	in := func(c *nftables.Chain, r rule) rule { r.chain = c; return r }
 
-	return []rule{
+	all := []rule{
 		in(prerouting, rule{
 			text: `iif "lo" return`,
 			exprs: []expr.Any{
@@ -180,13 +219,9 @@ func rules(queue uint16, s Statement) []rule {
 				&expr.Ct{Key: expr.CtKeyLABELS, Register: 1, SourceRegister: true},
 			),
 		}),
-		in(control, rule{
-			text: fmt.Sprintf("ct state established @ih,0,8 >= 0x0 queue flags bypass to %d", queue),
-			exprs: append(state(expr.CtStateBitESTABLISHED),
-				&expr.Payload{Base: unix.NFT_PAYLOAD_INNER_HEADER, Offset: 0, Len: 1, DestRegister: 1},
-				&expr.Cmp{Op: expr.CmpOpGte, Register: 1, Data: []byte{0}},
-				s.expr(queue),
-			),
-		}),
 	}
+	for _, r := range queueRules(c, s) {
+		all = append(all, in(control, r))
+	}
+	return all
 }

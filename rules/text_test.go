@@ -49,8 +49,8 @@ func TestTextDefaults(t *testing.T) {
 // The queue statement, in the file and in a listing. What nft(8) lists for Compat
 // depends on its version and on whether iptables is installed.
 var (
-	textStatement   = regexp.MustCompile(`queue flags bypass to \$queue_number`)
-	listedStatement = regexp.MustCompile(`(@ih,0,8 >= 0x0)[^}]*`)
+	textStatement   = regexp.MustCompile(`queue flags bypass to (\$queue_number|\d+)`)
+	listedStatement = regexp.MustCompile(`(?m)(@ih,0,8 >= 0x0( jhash ct id mod \d+ seed 0x1 \d+)?)( .*)?$`)
 )
 
 // listing lists the table, with the Native statement in any case.
@@ -64,7 +64,7 @@ func listing(t *testing.T, s Statement) string {
 }
 
 func withStatement(listing, statement string) string {
-	return listedStatement.ReplaceAllString(listing, "$1 "+statement+"\n\t")
+	return listedStatement.ReplaceAllString(listing, "$1 "+statement)
 }
 
 func TestListing(t *testing.T) {
@@ -81,6 +81,7 @@ func TestTextIsWhatApplyInstalls(t *testing.T) {
 		{Ports: []PortRange{{21, 21}}, Queue: 65535},
 		{Ports: []PortRange{{1, 65535}}},
 		{Ports: []PortRange{{40000, 65535}, {1, 1}}},
+		{Ports: []PortRange{{21, 21}}, Queue: 100, Queues: 4},
 	} {
 		newNamespace(t)
 		s := apply(t, c)
@@ -99,7 +100,7 @@ func TestTextIsWhatApplyInstalls(t *testing.T) {
 			}
 		case err == nil:
 			t.Fatal("nft -f finds a queue statement, Apply did not")
-		case strings.Count(stderr, "Error: ") != 1 ||
+		case strings.Count(stderr, "Error: ") != int(c.queues()) ||
 			!strings.Contains(stderr, "No such file or directory") || !strings.Contains(stderr, "queue flags bypass"):
 			t.Fatalf("nft fails for another reason than a missing queue statement:\n%s", stderr)
 		default:

@@ -111,7 +111,9 @@ func (e Endpoint) AppendSameLength(dst, line []byte, ap netip.AddrPort) (start i
 	human := line[min(start, e.Span.Start):e.Span.Start]
 	// An opening parenthesis, and the delimiters of a 229, are no text for people.
 	fixed := bytes.LastIndexByte(human, '(')
-	if fixed < 0 {
+	if e.form == formPort {
+		fixed = len(human) - len("(|||") // the delimiter may be a parenthesis, too
+	} else if fixed < 0 {
 		fixed = len(human)
 	}
 	room := e.Span.End - start - len(text)
@@ -120,8 +122,12 @@ func (e Endpoint) AppendSameLength(dst, line []byte, ap netip.AddrPort) (start i
 	}
 	cut := max(0, len(human)-room)
 	if cut > 0 && human[cut-1] != ' ' {
-		// What is left of a word says nothing.
-		cut += max(0, bytes.IndexByte(human[cut:fixed], ' '))
+		// What is left of a word says nothing, or, of numbers, something else.
+		if i := bytes.IndexByte(human[cut:fixed], ' '); i >= 0 {
+			cut += i
+		} else {
+			cut = fixed
+		}
 	}
 	for n := room - (len(human) - cut); n > 0; n-- {
 		dst = append(dst, ' ')
