@@ -67,6 +67,9 @@ func isGreeting(payload []byte) bool {
 
 // command takes a line from the client.
 func (e *Engine) command(f *flow, line parse.Line) {
+	if len(bytes.TrimSpace(line.Text)) == 0 {
+		return // no command, and not answered
+	}
 	cmd, err := parse.ParseCommand(line.Text)
 	if cmd.Verb != parse.Unknown {
 		f.spoken = true

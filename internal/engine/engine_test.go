@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"strings"
@@ -333,6 +334,37 @@ func TestRetransmission(t *testing.T) {
 	check(after, "150 go\r\n")
 	if len(w.ct.Installed) != 1 || w.ct.Adjustments != 1 {
 		t.Errorf("%d expectations and %d adjustments, want one each", len(w.ct.Installed), w.ct.Adjustments)
+	}
+}
+
+// TestLateRetransmission has the server send a 227 again that the client has acknowledged, but
+// behind the engine the acknowledgement was lost: alone, and together with what comes next.
+// The client must not take any of it for new.
+func TestLateRetransmission(t *testing.T) {
+	for _, nat := range natPairs {
+		for _, next := range []string{"", "150 go\r\n"} {
+			p := newPath(t, rand.New(rand.NewPCG(1, 1)), nat, [2]uint32{1000, 500_000})
+			p.receives[server].passes = true
+			in := fmt.Sprintf("227 (%s,100,1)\r\n", strings.ReplaceAll(nat[server].Src.Addr().String(), ".", ","))
+			out := fmt.Sprintf("227 (%s,100,1)\r\n", strings.ReplaceAll(nat[client].Dst.Addr().String(), ".", ","))
+			var at uint32
+			for _, u := range []turn{{server, "220 ready\r\n"}, {client, "PASV\r\n"}, {server, in}, {client, "LIST\r\n"}} {
+				at = p.next[server]
+				if u.dir == client && u.text == "LIST\r\n" {
+					at -= uint32(len(in))
+				}
+				if err := p.transmit(u.dir, p.next[u.dir], u.text); err != nil {
+					t.Fatal(err)
+				}
+				p.next[u.dir] += uint32(len(u.text))
+			}
+			if err := p.transmit(server, at, in+next); err != nil {
+				t.Error(err)
+			}
+			if got, want := string(p.receives[server].bytes), "220 ready\r\n"+out+next; got != want {
+				t.Errorf("the client received %q, want %q", got, want)
+			}
+		}
 	}
 }
 

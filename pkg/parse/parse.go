@@ -170,12 +170,10 @@ func commas(b []byte, i int) (Endpoint, error) {
 		}
 		n[k] = byte(v)
 		i = end
-		if i < len(b) && b[i] == ',' {
-			if k == len(n)-1 {
-				return Endpoint{}, ErrSyntax
-			}
+		switch comma := i < len(b) && b[i] == ','; {
+		case k < len(n)-1 && comma:
 			i++
-		} else if k < len(n)-1 {
+		case k < len(n)-1, comma && i+1 < len(b) && isDigit(b[i+1]):
 			return Endpoint{}, ErrSyntax
 		}
 	}
@@ -209,7 +207,7 @@ func tcpPort(b []byte, i int) (port uint16, end int, err error) {
 // extended reads <d>net-prt<d>net-addr<d>tcp-port<d>, the argument of EPRT
 // (RFC 2428 section 2), from b[i:].
 func extended(b []byte, i int) (Endpoint, error) {
-	if i >= len(b) || !isDelimiter(b[i]) {
+	if i >= len(b) || !isDelimiter(b[i]) || isAddress(b[i]) {
 		return Endpoint{}, ErrSyntax
 	}
 	d := b[i]
@@ -302,12 +300,16 @@ func isAddress6(b []byte) bool {
 		switch {
 		case c == ':':
 			colon = true
-		case isDigit(c), c == '.', 'a' <= c|0x20 && c|0x20 <= 'f':
-		default:
+		case !isAddress(c):
 			return false
 		}
 	}
 	return colon
+}
+
+// isAddress reports whether c may stand in an address; as a delimiter it would be ambiguous.
+func isAddress(c byte) bool {
+	return isDigit(c) || c == '.' || c == ':' || 'a' <= c|0x20 && c|0x20 <= 'f'
 }
 
 // RFC 2428 section 2: "The delimiter character MUST be one of the ASCII characters

@@ -60,9 +60,6 @@ func (s *Stream) Push(seq Seq, payload []byte) {
 // Next returns the next whole line of what was pushed, and false when there is none.
 func (s *Stream) Next() (Line, bool) {
 	for len(s.rest) > 0 {
-		if len(s.part) == 0 && !s.skip {
-			s.line = s.next
-		}
 		n := bytes.IndexByte(s.rest, '\n')
 		if n < 0 {
 			s.keep()
