@@ -19,7 +19,7 @@ import (
 // if nf_tables is missing or older than 5.16; ENOENT if the SANE helper or both
 // statements are.
 func Apply(c Config, opts ...nftables.ConnOption) (Statement, error) {
-	if err := c.validate(); err != nil {
+	if err := c.Validate(); err != nil {
 		return "", err
 	}
 	c.Ports = merge(c.Ports)

@@ -21,7 +21,7 @@ var ErrMissing = errors.New("the queue rules are not installed: there is no tabl
 // and further sets and chains in the table. It returns nil, ErrMissing, or an error
 // that says in one sentence what differs, or why the ruleset could not be read.
 func Check(c Config, opts ...nftables.ConnOption) error {
-	if err := c.validate(); err != nil {
+	if err := c.Validate(); err != nil {
 		return err
 	}
 	conn, err := nftables.New(opts...)

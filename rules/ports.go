@@ -52,7 +52,8 @@ type Config struct {
 
 func (c Config) queues() uint16 { return max(c.Queues, 1) }
 
-func (c Config) validate() error {
+// Validate returns an error, one sentence, for a Config that Apply would refuse.
+func (c Config) Validate() error {
 	if len(c.Ports) == 0 {
 		return errors.New("no control port is given; FTP's own is 21")
 	}
@@ -97,7 +98,7 @@ func ParsePorts(s string) ([]PortRange, error) {
 		}
 		ranges = append(ranges, r)
 	}
-	if err := (Config{Ports: ranges}).validate(); err != nil {
+	if err := (Config{Ports: ranges}).Validate(); err != nil {
 		return nil, err
 	}
 	return merge(ranges), nil

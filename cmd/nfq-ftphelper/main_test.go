@@ -31,6 +31,8 @@ func TestUsage(t *testing.T) {
 		{[]string{"run", "--log-format", "xml"}, "must be text or json"},
 		{[]string{"run", "--log-level", "loud"}, `invalid argument "loud"`},
 		{[]string{"run", "--min-port", "0"}, "there is no port 0"},
+		{[]string{"run", "--queues", "0"}, "--queues must be 1 at least"},
+		{[]string{"run", "--queues", "2", "--queue", "65535"}, "the last number is 65535"},
 		{[]string{"run", "--rate", "0"}, "--rate must be 1 at least"},
 		{[]string{"run", "--hold-time", "-1s"}, "--hold-time must be longer"},
 		{[]string{"run", "--max-connections", "0"}, "--max-connections must be 1"},

@@ -32,16 +32,16 @@ carry text.`,
 	add("apply", "Put the rules into the kernel, in one transaction", func(cmd *cobra.Command) error {
 		statement, err := rules.Apply(c)
 		if err == nil {
-			fmt.Fprintf(cmd.OutOrStdout(), "table inet nfq_ftphelper is in place: ports %s go to queue %d (%s)\n",
-				portList(c.Ports), c.Queue, statement)
+			fmt.Fprintf(cmd.OutOrStdout(), "table inet nfq_ftphelper is in place: ports %s go to %s (%s)\n",
+				portList(c.Ports), queueList(c), statement)
 		}
 		return err
 	})
 	add("check", "Say whether the rules are in the kernel as they should be", func(cmd *cobra.Command) error {
 		err := rules.Check(c)
 		if err == nil {
-			fmt.Fprintf(cmd.OutOrStdout(), "table inet nfq_ftphelper is as it should be: ports %s go to queue %d\n",
-				portList(c.Ports), c.Queue)
+			fmt.Fprintf(cmd.OutOrStdout(), "table inet nfq_ftphelper is as it should be: ports %s go to %s\n",
+				portList(c.Ports), queueList(c))
 		}
 		return err
 	})
@@ -59,6 +59,7 @@ func rulesFlags(f *pflag.FlagSet, c *rules.Config) {
 	}
 	f.Var(ports, "ports", "control `ports` to help, such as 21,2121,2200-2210")
 	f.Uint16Var(&c.Queue, "queue", rules.DefaultQueue, "`number` of the queue, 0 to 65535")
+	f.Uint16Var(&c.Queues, "queues", 1, "how many queues, a `count`: that one and those behind it, for as many processors")
 }
 
 // portsFlag is a flag that takes a list of ports.
@@ -90,4 +91,11 @@ func portList(ports []rules.PortRange) string {
 		texts = append(texts, r.String())
 	}
 	return strings.Join(texts, ",")
+}
+
+func queueList(c rules.Config) string {
+	if c.Queues <= 1 {
+		return fmt.Sprintf("queue %d", c.Queue)
+	}
+	return fmt.Sprintf("queues %d to %d", c.Queue, int(c.Queue)+int(c.Queues)-1)
 }

@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfq"
@@ -55,11 +56,11 @@ there, packets pass unread and connections that were helped go on.`,
 	f.Uint16Var(&p.MinPort, "min-port", engine.DefaultMinPort, "lowest `port` that a client or server may announce")
 	f.BoolVar(&p.Loose, "loose", false, "let them announce any address, not only their own (FXP; opens the way for bounce attacks)")
 	f.Var(prefixesFlag{&p.Allowed}, "allow", "`addresses` that they may announce besides their own, such as 192.0.2.7,2001:db8::/64")
-	f.IntVar(&p.Rate, "rate", engine.DefaultRate, "most data connections expected for one client address within a second, a `number`")
+	f.IntVar(&p.Rate, "rate", engine.DefaultRate, "most data connections expected for one client address within a second in each queue, a `number`")
 	a := &s.engine.Advertise
 	f.Var(advertiseFlag{a}, "advertise", "`address` that clients reach the servers at, where NAT happens elsewhere; one of each family at most, as in 203.0.113.55,2001:db8::55")
 	f.Var(prefixesFlag{&a.Except}, "advertise-except", "`addresses` of clients that reach the servers directly, such as 10.0.0.0/8")
-	f.IntVar(&s.engine.MaxFlows, "max-connections", engine.DefaultMaxFlows, "most control connections tracked, a `number`; beyond it the longest silent one is forgotten")
+	f.IntVar(&s.engine.MaxFlows, "max-connections", engine.DefaultMaxFlows, "most control connections tracked in each queue, a `number`; beyond it the longest silent one is forgotten")
 	f.DurationVar(&s.engine.HoldTime, "hold-time", engine.DefaultHoldTime, "how long a packet waits for the rest of a line, a `duration`")
 	f.Var(&s.logFormat, "log-format", "log `format`: text or json, to standard error")
 	f.TextVar(&s.logLevel, "log-level", slog.LevelInfo, "log `level`: debug, info, warn or error")
@@ -68,6 +69,12 @@ there, packets pass unread and connections that were helped go on.`,
 
 // validate refuses numbers with which nothing could be helped.
 func (s *runSettings) validate() error {
+	if s.rules.Queues < 1 {
+		return errors.New("--queues must be 1 at least")
+	}
+	if err := s.rules.Validate(); err != nil {
+		return err
+	}
 	switch c := s.engine; {
 	case c.Policy.MinPort == 0:
 		return errors.New("--min-port must be 1 at least; there is no port 0")
@@ -184,66 +191,89 @@ func newLogger(s runSettings, w io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, options))
 }
 
-// run wires the parts and runs them: the queue is bound before the rules fill it, and the
-// rules are gone before it closes.
+// run wires the parts and runs them: the queues are bound before the rules fill them, and the
+// rules are gone before they close.
 func run(ctx context.Context, s runSettings, stderr io.Writer) (err error) {
 	log := newLogger(s, stderr)
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 
-	conntrack, err := expect.Dial()
-	if err != nil {
-		return err
+	// Each queue has an engine of its own, and that a connection to conntrack: no locks. If one
+	// queue is lost, all end.
+	served, lost := errgroup.WithContext(context.WithoutCancel(ctx))
+	queueCtx, stopQueues := context.WithCancel(lost)
+	defer stopQueues()
+	var workers []worker
+	for i := range s.rules.Queues {
+		w, failed := newWorker(s, s.rules.Queue+i, log)
+		if failed != nil {
+			return failed
+		}
+		defer func() { err = errors.Join(err, w.conntrack.Close()) }()
+		workers = append(workers, w)
 	}
-	defer func() { err = errors.Join(err, conntrack.Close()) }()
-
-	config := s.engine
-	config.Conntrack, config.Log, config.OpaqueLabel = conntrack, log, rules.OpaqueLabel
-	eng := engine.New(config)
-	queue := nfq.New(s.rules.Queue, eng, log)
-	queueCtx, stopQueue := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopQueue()
-	ended := make(chan error, 1)
-	go func() { ended <- queue.Run(queueCtx) }()
-	select {
-	case err := <-ended:
-		return err
-	case <-queue.Ready():
+	for _, w := range workers {
+		served.Go(func() error { return w.queue.Run(queueCtx) })
+	}
+	for _, w := range workers {
+		select {
+		case <-w.queue.Ready():
+		case <-lost.Done():
+			return served.Wait()
+		}
 	}
 
 	statement, err := ensureRules(s, log)
 	if err != nil {
-		stopQueue()
-		return errors.Join(err, <-ended)
+		stopQueues()
+		return errors.Join(err, served.Wait())
 	}
-	log.Info("ready", "queue", s.rules.Queue, "ports", portList(s.rules.Ports), "rules", statement)
+	log.Info("ready", "queue", s.rules.Queue, "queues", s.rules.Queues, "ports", portList(s.rules.Ports), "rules", statement)
 
-	lost := false
 	select {
-	case err = <-ended:
-		lost = true
 	case <-ctx.Done():
+	case <-lost.Done():
 	}
 	if s.applyRules {
-		err = errors.Join(err, rules.Remove())
+		err = rules.Remove()
 	}
-	if !lost {
-		stopQueue()
-		err = errors.Join(err, <-ended)
+	stopQueues()
+	err = errors.Join(err, served.Wait())
+	for _, w := range workers {
+		w.logStopped(log)
 	}
-	logStopped(log, eng.Stats(), queue.Lost())
 	return err
 }
 
+// worker is a queue and what serves it.
+type worker struct {
+	number    uint16
+	conntrack *expect.Client
+	engine    *engine.Engine
+	queue     *nfq.Queue
+}
+
+func newWorker(s runSettings, number uint16, log *slog.Logger) (worker, error) {
+	conntrack, err := expect.Dial()
+	if err != nil {
+		return worker{}, err
+	}
+	config := s.engine
+	config.Conntrack, config.Log, config.OpaqueLabel = conntrack, log, rules.OpaqueLabel
+	eng := engine.New(config)
+	return worker{number, conntrack, eng, nfq.New(number, eng, log)}, nil
+}
+
 // logStopped says what has been done.
-func logStopped(log *slog.Logger, s engine.Stats, lost uint64) {
+func (w worker) logStopped(log *slog.Logger) {
+	s := w.engine.Stats()
 	for r, n := range s.Refused {
 		if n > 0 {
-			log.Info("endpoints were refused", "count", n, "reason", engine.Reason(r))
+			log.Info("endpoints were refused", "queue", w.number, "count", n, "reason", engine.Reason(r))
 		}
 	}
-	log.Info("stopped", "packets", s.Packets, "changed", s.Changed, "expected", s.Expectations,
-		"failed", s.Failed, "held", s.Held, "gave_up", s.GaveUp, "lost", lost)
+	log.Info("stopped", "queue", w.number, "packets", s.Packets, "changed", s.Changed, "expected", s.Expectations,
+		"failed", s.Failed, "held", s.Held, "gave_up", s.GaveUp, "lost", w.queue.Lost())
 }
 
 // ensureRules applies the rules if it is to, and says what fills the queue.
