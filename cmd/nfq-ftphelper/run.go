@@ -273,7 +273,7 @@ func (w worker) logStopped(log *slog.Logger) {
 		}
 	}
 	log.Info("stopped", "queue", w.number, "packets", s.Packets, "changed", s.Changed, "expected", s.Expectations,
-		"failed", s.Failed, "held", s.Held, "gave_up", s.GaveUp, "lost", w.queue.Lost())
+		"failed", s.Failed, "held", s.Held, "gave_up", s.GaveUp, "overflows", w.queue.Overflows())
 }
 
 // ensureRules applies the rules if it is to, and says what fills the queue.

@@ -179,13 +179,53 @@ func TestQueue(t *testing.T) {
 		if err := stop(); err != nil {
 			t.Error(err)
 		}
-		if got := h.seen(); got != "helloold text" || q.Lost() != 0 {
-			t.Errorf("%s: handled %q, lost %d", address, got, q.Lost())
+		if got := h.seen(); got != "helloold text" || q.Overflows() != 0 {
+			t.Errorf("%s: handled %q, %d overflows", address, got, q.Overflows())
 		}
 		// Without the daemon packets pass.
 		if got := l.pass(server, client, "old text"); got != "old text" {
 			t.Errorf("%s: received %q", address, got)
 		}
+	}
+}
+
+// chatter opens connections on which lines are written until the time is over, and returns what
+// waits for the last one to arrive.
+func (l *lab) chatter(connections int, d time.Duration, sent *atomic.Int64) (wait func()) {
+	l.t.Helper()
+	var traffic sync.WaitGroup
+	end := time.Now().Add(d)
+	for range connections {
+		client, server := l.connect("127.0.0.1")
+		traffic.Go(func() { _, _ = io.Copy(io.Discard, server) })
+		traffic.Go(func() {
+			for time.Now().Before(end) {
+				n, err := io.WriteString(client, "line\r\n")
+				if err != nil {
+					l.t.Error(err)
+					return
+				}
+				sent.Add(int64(n))
+			}
+			_ = client.CloseWrite()
+		})
+	}
+	return traffic.Wait
+}
+
+// count begins to count packets; the function that it returns says how many have got lost.
+func (l *lab) count() (lost func() int) {
+	l.t.Helper()
+	if err := l.host.Nft(l.t.Context(), countPackets); err != nil {
+		l.t.Fatal(err)
+	}
+	// One segment is one packet: the kernel would cut larger ones up in the queue.
+	if _, err := l.host.Run(l.t.Context(), "", "ip", "link", "set", "lo", "gso_max_segs", "1"); err != nil {
+		l.t.Fatal(err)
+	}
+	return func() int {
+		time.Sleep(netns.Scale(10 * time.Millisecond)) // the last acknowledgements
+		return l.dropped()
 	}
 }
 
@@ -198,43 +238,70 @@ func TestDrain(t *testing.T) {
 		return append(verdicts, engine.Verdict{ID: id})
 	}
 	stop, _ := l.serve(h)
-	if err := l.host.Nft(t.Context(), countPackets); err != nil {
-		t.Fatal(err)
-	}
-	// One segment is one packet: the kernel would cut larger ones up in the queue.
-	if _, err := l.host.Run(t.Context(), "", "ip", "link", "set", "lo", "gso_max_segs", "1"); err != nil {
-		t.Fatal(err)
-	}
-	var traffic sync.WaitGroup
+	lost := l.count()
 	var sent atomic.Int64
-	end := time.Now().Add(netns.Scale(700 * time.Millisecond))
-	for range 8 {
-		client, server := l.connect("127.0.0.1")
-		traffic.Go(func() { _, _ = io.Copy(io.Discard, server) })
-		traffic.Go(func() {
-			for time.Now().Before(end) {
-				n, err := io.WriteString(client, "line\r\n")
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				sent.Add(int64(n))
-			}
-			_ = client.CloseWrite()
-		})
-	}
+	wait := l.chatter(8, netns.Scale(700*time.Millisecond), &sent)
 	time.Sleep(100 * time.Millisecond)
 	if err := stop(); err != nil {
 		t.Error(err)
 	}
 	handled := int64(len(h.seen()))
-	traffic.Wait()
+	wait()
 	if handled == 0 || handled >= sent.Load() {
 		t.Errorf("%d of %d bytes were handled before the stop: it did not come in the middle", handled, sent.Load())
 	}
-	time.Sleep(netns.Scale(10 * time.Millisecond)) // the last acknowledgements
-	if n := l.dropped(); n != 0 {
+	if n := lost(); n != 0 {
 		t.Errorf("%d packets were lost", n)
+	}
+}
+
+// TestStartInTraffic starts and stops while packets come: the queue can be bound every time, and
+// nothing gets lost.
+func TestStartInTraffic(t *testing.T) {
+	l := newLab(t)
+	lost := l.count()
+	var sent atomic.Int64
+	wait := l.chatter(8, netns.Scale(500*time.Millisecond), &sent)
+	starts := 0
+	for end := time.Now().Add(netns.Scale(400 * time.Millisecond)); time.Now().Before(end); starts++ {
+		stop, _ := l.serve(&handler{})
+		time.Sleep(time.Millisecond)
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wait()
+	if n := lost(); n != 0 || starts < 10 {
+		t.Errorf("%d packets were lost in %d starts", n, starts)
+	}
+}
+
+// TestStopAfterOverflow stops after more has come than the socket can hold: the queue is drained
+// all the same.
+func TestStopAfterOverflow(t *testing.T) {
+	l := newLab(t)
+	h := &handler{}
+	begun := make(chan struct{})
+	h.handle = func(id uint32, _ []byte, verdicts []engine.Verdict) []engine.Verdict {
+		if len(h.packets) == 1 {
+			close(begun)
+			time.Sleep(netns.Scale(500 * time.Millisecond))
+		}
+		return append(verdicts, engine.Verdict{ID: id})
+	}
+	stop, q := l.serve(h)
+	for range 700 {
+		client, server := l.connect("127.0.0.1")
+		go func() { _, _ = io.Copy(io.Discard, server) }()
+		go func() { _, _ = client.Write(make([]byte, 60000)) }()
+	}
+	<-begun
+	time.Sleep(netns.Scale(300 * time.Millisecond))
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	if q.Overflows() == 0 || len(h.packets) < 100 {
+		t.Errorf("%d overflows, %d packets handled: the test shows nothing", q.Overflows(), len(h.packets))
 	}
 }
 
