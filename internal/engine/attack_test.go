@@ -75,6 +75,24 @@ func TestInjectedCommand(t *testing.T) {
 	w.unharmed()
 }
 
+// TestLongCommand has lines that are longer than any endpoint needs: they count as what they are,
+// and nothing is read of their numbers.
+func TestLongCommand(t *testing.T) {
+	w := newWorld(t, natOriginal, natReply)
+	w.login()
+	long := strings.Repeat("x", 600)
+	w.harmless(client, "CWD /"+long+"\r\nPASV\r\n")
+	w.harmless(server, "550 no\r\n")
+	if got, want := w.say(server, "227 (192,168,1,2,4,1)\r\n"), "227 (192,0,2,2,4,1)\r\n"; got != want {
+		t.Errorf("227 came out as %q, want %q", got, want)
+	}
+	w.harmless(client, "PORT 203,0,113,101,100,1 "+long+"\r\n")
+	w.harmless(client, "PASV\r\n")
+	w.harmless(server, "227 (192,168,1,2,4,1) "+long+"\r\n")
+	w.harmless(server, "230-welcome\r\n230 "+long+"\r\n")
+	w.unharmed()
+}
+
 // TestSlipstream has a browser upload what it was given, to port 21 over HTTP, cut so that a
 // PORT stands at the beginning of a segment, and of a line.
 func TestSlipstream(t *testing.T) {
@@ -109,6 +127,9 @@ func TestFlood(t *testing.T) {
 	w.login()
 	for i := range 100_000 {
 		w.say(client, fmt.Sprintf("PORT 203,0,113,101,%d,%d\r\n", 8+i%200, i/200%256))
+		if i%32 == 0 {
+			w.say(server, "200 ok\r\n")
+		}
 	}
 	s := w.eng.Stats()
 	if s.Expectations != engine.DefaultRate || s.Refused[engine.TooMany] != 100_000-engine.DefaultRate {

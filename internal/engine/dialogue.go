@@ -47,9 +47,14 @@ func (e *Engine) start(f *flow, dir expect.Direction) {
 	s, peer := &f.sides[dir], &f.sides[dir.Other()]
 	s.begin(e.pkt.Seq())
 	s.midstream = true
+	// Where the kernel adjusts already, what lies before its last change is up to it.
+	if adj := f.master.SeqAdj[dir]; adj.Before != adj.After && !parse.Seq(adj.Position).Before(s.begun) {
+		s.begun = parse.Seq(adj.Position).Add(1)
+	}
 	if dir == expect.Reply && !peer.started && isGreeting(e.pkt.Payload()) {
 		s.midstream = false
-		peer.begin(e.pkt.Ack())
+		ack, _ := e.pkt.Ack()
+		peer.begin(ack)
 	}
 }
 
@@ -71,12 +76,15 @@ func (e *Engine) command(f *flow, line parse.Line) {
 		return // no command, and not answered
 	}
 	cmd, err := parse.ParseCommand(line.Text)
+	if line.Cut {
+		cmd.Endpoint, err = parse.Endpoint{}, errLong
+	}
 	if cmd.Verb != parse.Unknown {
 		f.spoken = true
 	} else if !f.spoken && !f.sides[expect.Original].midstream {
 		// A browser that is made to talk to port 21 begins with a line of HTTP; what it
 		// uploads may hold any number of PORT commands.
-		e.ignore(f)
+		f.opaque = true
 		e.log.Info("control connection ignored: what its client says is not FTP",
 			"client", f.master.Client(), "server", f.master.Server())
 		return
@@ -98,30 +106,40 @@ func (e *Engine) reply(f *flow, line parse.Line) {
 	if !ok {
 		return
 	}
+	if line.Cut {
+		r.Endpoint, err = parse.Endpoint{}, errLong
+	}
 	if r.Code < 300 {
 		f.greeted = true
 	}
 	if r.Code < 200 {
 		return // preliminary: the command is not answered yet
 	}
+	if r.Code == parse.CodeReady {
+		return // the greeting: no answer, though commands may have been sent before it
+	}
 	asked := f.asked.answer(r.Code == parse.CodePassive || r.Code == parse.CodeExtended)
 	switch {
 	case r.Code == parse.CodeSecured && f.auth:
-		e.ignore(f)
+		f.opaque = true
 		e.log.Info("control connection is encrypted from here on, its data connections cannot be helped: give the server a fixed range of passive ports and let that in",
 			"client", f.master.Client(), "server", f.master.Server())
-	case r.Endpoint.IsValid() || err != nil:
+	case r.Endpoint.IsValid(), err != nil && (r.Code == parse.CodePassive || r.Code == parse.CodeExtended):
 		e.announced(f, announcement{expect.Reply, strconv.Itoa(r.Code), line, r.Endpoint, asked}, err)
 	}
 }
 
-// ignore stops reading a connection, and the kernel from queueing it where the rules know how.
-func (e *Engine) ignore(f *flow) {
-	f.opaque = true
-	if e.opaque == 0 {
+// label makes the rules queue nothing more of a connection that is not read any more, as soon as
+// there is nothing left that might have to be rendered again.
+func (e *Engine) label(f *flow) {
+	if f.sides[expect.Original].edits.Len()+f.sides[expect.Reply].edits.Len() > 0 {
 		return
 	}
-	if err := e.ct.SetLabel(f.master, e.opaque); err != nil {
+	f.labelled = true
+	if e.opaqueLabel == 0 {
+		return
+	}
+	if err := e.ct.SetLabel(f.master, e.opaqueLabel); err != nil {
 		e.log.Debug("connection stays queued", "client", f.master.Client(), "server", f.master.Server(), "reason", err)
 	}
 }
@@ -185,8 +203,9 @@ func (e *Engine) vouches(f *flow, dir expect.Direction, addr netip.Addr) bool {
 
 // Why a line cannot be edited.
 var (
-	errGone   = errors.New("the line began in a segment that has been let go already")
-	errNoRoom = fmt.Errorf("%w, and the line is too short to announce another address in the same length", expect.ErrNoSeqAdj)
+	errLong  = fmt.Errorf("the line is longer than %d bytes", parse.MaxLine)
+	errGrown = errors.New("the packet would become too long for the way ahead")
+	errGone  = errors.New("the line began in a segment that has been let go already")
 )
 
 // edit records the edit that makes the line announce to. There is nothing to do where the line
@@ -200,7 +219,7 @@ func (e *Engine) edit(f *flow, a announcement, to netip.AddrPort) error {
 		return nil
 	case len(text) == span.Len():
 		return s.edit(a.line, span, text)
-	case !f.fixedLength:
+	case !f.fixedLength && e.fits(s, len(text)-span.Len()):
 		err := s.edit(a.line, span, text)
 		if err != nil {
 			return err
@@ -208,20 +227,35 @@ func (e *Engine) edit(f *flow, a announcement, to netip.AddrPort) error {
 		if err = e.adjust(f, a.dir); err == nil {
 			return nil
 		}
-		s.edits.Truncate(s.edits.Len() - 1)
+		s.edits.UndoAdd()
 		if !errors.Is(err, expect.ErrNoSeqAdj) {
 			return err
 		}
 		f.fixedLength = true
 	}
+	reason := errGrown
+	if f.fixedLength {
+		reason = expect.ErrNoSeqAdj
+	}
 	if a.dir == expect.Original {
-		return expect.ErrNoSeqAdj
+		return reason
 	}
 	start, text, ok := a.endpoint.AppendSameLength(text[:0], a.line.Text, to)
 	if !ok {
-		return errNoRoom
+		return fmt.Errorf("%w, and the line is too short to announce another address in the same length", reason)
 	}
 	return s.edit(a.line, parse.Span{Start: start, End: span.End}, text)
+}
+
+// fits reports whether the packets that leave next may become n bytes longer. IPv4 can fragment
+// them on their way; IPv6 cannot, but every link takes 1280 bytes (RFC 8200 section 5).
+func (e *Engine) fits(s *side, n int) bool {
+	const any4, any6 = 0xffff, 1280
+	longest := len(e.pkt.Bytes())
+	for _, h := range s.held {
+		longest = max(longest, len(h.pkt.Bytes()))
+	}
+	return n <= 0 || longest+n <= any6 || e.pkt.Is4() && longest+n <= any4
 }
 
 // adjust has the kernel adjust what follows the last edit.

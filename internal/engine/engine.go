@@ -64,29 +64,30 @@ type Verdict struct {
 // Stats counts what an Engine has done since it was made.
 type Stats struct {
 	Packets      uint64 // handled
-	Changed      uint64 // of these, let go with another payload
+	Unknown      uint64 // of these, let go unread because conntrack did not say what they belong to
+	Changed      uint64 // of these, let go with another payload or sequence number
 	Expectations uint64 // installed
 	Failed       uint64 // endpoints that were allowed, but could not be installed or rewritten
 	Held         uint64 // packets that had to wait for others
 	GaveUp       uint64 // times that they waited in vain
-	// Refused are the endpoints that were read, but not allowed, by Reason.
+	// Refused counts the endpoints that were read, but not allowed; the index is the Reason.
 	Refused [len(reasonTexts)]uint64
 }
 
 // Engine handles the packets of one queue.
 type Engine struct {
-	ct        Conntrack
-	log       *slog.Logger
-	policy    Policy
-	advertise Advertise
-	opaque    int
-	holdTime  time.Duration
-	now       func() time.Time
-	rate      rate
-	flows     flowTable
-	waiting   []waiting
-	held      int // packets, of all flows
-	stats     Stats
+	ct          Conntrack
+	log         *slog.Logger
+	policy      Policy
+	advertise   Advertise
+	opaqueLabel int
+	holdTime    time.Duration
+	now         func() time.Time
+	rate        rate
+	flows       flowTable
+	waiting     []waiting
+	held        int // packets, of all flows
+	stats       Stats
 
 	// Of the call that is under way; the memory is used again by the next one.
 	pkt      mangle.Packet
@@ -108,7 +109,7 @@ func New(c Config) *Engine {
 	}
 	return &Engine{
 		ct: c.Conntrack, log: c.Log, policy: c.Policy.withDefaults(), advertise: c.Advertise,
-		opaque: c.OpaqueLabel, holdTime: c.HoldTime, now: c.Now, flows: newFlowTable(c.MaxFlows),
+		opaqueLabel: c.OpaqueLabel, holdTime: c.HoldTime, now: c.Now, flows: newFlowTable(c.MaxFlows),
 	}
 }
 
@@ -127,13 +128,17 @@ func (e *Engine) Handle(id uint32, packet []byte, verdicts []Verdict) []Verdict 
 	}
 	f, dir := e.find()
 	if f == nil {
+		e.stats.Unknown++
 		return append(e.verdicts, Verdict{ID: id})
 	}
-	if e.pkt.Flags()&mangle.FlagACK != 0 {
-		f.sides[dir.Other()].edits.Forget(e.pkt.Ack())
+	if ack, ok := e.pkt.Ack(); ok {
+		f.sides[dir.Other()].edits.Forget(ack)
 	}
 	e.advance(f, dir)
 	e.settle(id, f, dir)
+	if f.opaque && !f.labelled {
+		e.label(f)
+	}
 	return e.verdicts
 }
 

@@ -445,6 +445,75 @@ func TestRestart(t *testing.T) {
 	}
 }
 
+// TestPipelined has a client that does not wait for the greeting.
+func TestPipelined(t *testing.T) {
+	w := newWorld(t, natOriginal, natReply)
+	w.say(client, "USER me\r\nPASS x\r\nPASV\r\n")
+	in, want := "220 hi\r\n331 who\r\n230 in\r\n227 (192,168,1,2,4,1)\r\n", "220 hi\r\n331 who\r\n230 in\r\n227 (192,0,2,2,4,1)\r\n"
+	if got := w.say(server, in); got != want {
+		t.Errorf("came out as %q, want %q", got, want)
+	}
+}
+
+// TestResume has a daemon that comes anew see a segment again that was sent before the kernel's
+// last adjustment: the kernel alone places it rightly.
+func TestResume(t *testing.T) {
+	for _, after := range []int32{-7, 5} {
+		w := newWorld(t, natOriginal, natReply)
+		w.entry.SeqAdj[server] = expect.SeqAdj{Position: 500_020, Before: 0, After: after}
+		w.next[server] = 500_010
+		for _, l := range []string{"150 go\r\n", "226 done\r\n", "200 ok\r\n"} {
+			seq := w.next[server]
+			out := w.send(server, seq, l)
+			if got, want := w.entry.Seq(server, decode(t, out[0]).Seq), w.entry.Seq(server, seq); got != want {
+				t.Errorf("after %d: %q arrives at %d, want %d", after, l, got, want)
+			}
+			w.next[server] += uint32(len(l))
+		}
+	}
+}
+
+// TestLabelLate says that a connection is queued as long as something may have to be rendered.
+func TestLabelLate(t *testing.T) {
+	w := newWorld(t, natOriginal, natReply, func(c *engine.Config) { c.OpaqueLabel = 122 })
+	w.login()
+	w.say(client, "PASV\r\nAUTH TLS\r\n")
+	acked := w.acked[server]
+	w.say(server, "227 (192,168,1,2,4,1)\r\n234 go\r\n")
+	w.acked[server] = acked // the client has not got it yet
+	w.say(client, "\x16\x03\x01")
+	if len(w.entry.Labels) != 0 {
+		t.Error("the connection is not queued any more, and the 227 may come again")
+	}
+	w.acked[server] = w.entry.Seq(server, w.next[server])
+	w.say(client, "\x16\x03\x01")
+	if len(w.entry.Labels) != 1 {
+		t.Errorf("labels %v, want one", w.entry.Labels)
+	}
+}
+
+// TestGrown says what becomes of lines that would make a packet too long for its way.
+func TestGrown(t *testing.T) {
+	fill := strings.Repeat("150 go\r\n", 175) // nearly all that fits on an Ethernet
+	w := newWorld(t, tuple("[fd00::2]:40000", "[2001:db8:1::21]:21"), tuple("[2001:db8:1::21]:21", "[2001:db8:9999:8888:7777:6666:5555:4444]:40000"))
+	w.login()
+	in := strings.Repeat("NOOP\r\n", 230) + "EPRT |2|fd00::2|5000|\r\n"
+	if got := w.say(client, in); got != in || len(w.ct.Active) != 0 || w.logged("too long for the way") != 1 {
+		t.Errorf("came out as %q, expected %v, log:\n%s", got, w.ct.Active, &w.log)
+	}
+	if got := w.say(client, "EPRT |2|fd00::2|5000|\r\n"); !strings.Contains(got, "4444|5000") {
+		t.Errorf("came out as %q", got)
+	}
+
+	w = newWorld(t, natPairs[1][client], natPairs[1][server])
+	w.login()
+	w.say(client, "PASV\r\n")
+	out := w.send(server, w.next[server], fill+"227 (10,0,0,3,4,1)\r\n")
+	if got := payloads(t, out); got != fill+"227 (192,168,100,101,4,1)\r\n" || out[0][6]&0x40 != 0 {
+		t.Errorf("came out as %q, and may not be fragmented", got[len(fill):])
+	}
+}
+
 // TestEncrypted says that nothing is read after AUTH has been accepted.
 func TestEncrypted(t *testing.T) {
 	w := newWorld(t, natOriginal, natReply, func(c *engine.Config) { c.OpaqueLabel = 122 })

@@ -1,7 +1,9 @@
 package engine
 
 import (
+	"context"
 	"errors"
+	"log/slog"
 	"math/bits"
 	"time"
 
@@ -16,20 +18,21 @@ type flow struct {
 	retry  time.Time      // when to ask it again
 	sides  [2]side        // by direction: the client's, the server's
 
-	replies parse.Replies
-	greeted bool // the server has said something that is neither an error nor a question
-	spoken  bool // the client has sent an FTP command
-	auth    bool // the client has sent AUTH
-	epsvAll bool // the client has sent EPSV ALL
-	opaque  bool // encrypted, or no FTP at all: nothing is read any more
+	replies  parse.Replies
+	greeted  bool // the server has said something that is neither an error nor a question
+	spoken   bool // the client has sent an FTP command
+	auth     bool // the client has sent AUTH
+	epsvAll  bool // the client has sent EPSV ALL
+	opaque   bool // encrypted, or no FTP at all: nothing is read any more
+	labelled bool // and the rules have been told
 	// fixedLength is set where the kernel does not adjust sequence numbers: no line may change its
 	// length. It makes room for that only in entries of connections that it translates.
 	fixedLength bool
 	asked       commands // those that have not been answered
 	told        uint16   // a bit for every reason that has been logged
 
-	keys       [2]expect.Tuple
-	newer, old *flow // neighbours in the order of use
+	keys         [2]expect.Tuple
+	newer, older *flow // neighbours in the order of use
 }
 
 // commands are those that the server has not answered, oldest first: for each a bit that says
@@ -113,7 +116,7 @@ func (e *Engine) find() (*flow, expect.Direction) {
 	}
 	m, dir, err := e.ct.Lookup(key)
 	if err != nil {
-		e.log.Debug("packet let go unread", "src", key.Src, "dst", key.Dst, "reason", err)
+		e.unknown(key, err)
 		if errors.Is(err, expect.ErrNoEntry) {
 			e.track(&flow{keys: [2]expect.Tuple{key, key}, retry: e.now().Add(retryAfter)})
 		}
@@ -125,6 +128,16 @@ func (e *Engine) find() (*flow, expect.Direction) {
 	}
 	e.track(f)
 	return f, dir
+}
+
+// unknown says that a connection cannot be looked up: as a warning the first time, since no
+// connection may be.
+func (e *Engine) unknown(key expect.Tuple, err error) {
+	level := slog.LevelDebug
+	if e.stats.Unknown == 0 {
+		level = slog.LevelWarn
+	}
+	e.log.Log(context.Background(), level, "packet let go unread", "src", key.Src, "dst", key.Dst, "reason", err)
 }
 
 // track adds a flow. The one that has not been used for the longest makes room if need be,
@@ -188,7 +201,7 @@ func (t *flowTable) remove(f *flow) {
 }
 
 func (t *flowTable) link(f *flow) {
-	f.old = t.newest
+	f.older = t.newest
 	if t.newest != nil {
 		t.newest.newer = f
 	} else {
@@ -199,14 +212,14 @@ func (t *flowTable) link(f *flow) {
 
 func (t *flowTable) unlink(f *flow) {
 	if f.newer != nil {
-		f.newer.old = f.old
+		f.newer.older = f.older
 	} else {
-		t.newest = f.old
+		t.newest = f.older
 	}
-	if f.old != nil {
-		f.old.newer = f.newer
+	if f.older != nil {
+		f.older.newer = f.newer
 	} else {
 		t.oldest = f.newer
 	}
-	f.newer, f.old = nil, nil
+	f.newer, f.older = nil, nil
 }

@@ -22,10 +22,11 @@ const (
 	maxHeld     = 1024
 )
 
-// heldPacket waits for its verdict.
+// heldPacket waits for its verdict, or, where nothing can have to be rewritten, only to be read.
 type heldPacket struct {
-	id  uint32
-	pkt mangle.Packet // a view of a copy
+	id   uint32
+	pkt  mangle.Packet // a view of a copy
+	left bool          // it has its verdict
 }
 
 // waiting is a side with held packets, in the order in which their time is up.
@@ -60,7 +61,7 @@ func (e *Engine) barrier(f *flow, dir expect.Direction) parse.Seq {
 	return expected // too late: it cannot be rewritten any more
 }
 
-// rewrites reports whether what the server announces may have to be rewritten.
+// rewrites reports whether anything that is said may have to be rewritten.
 func (e *Engine) rewrites(f *flow) bool {
 	return f.master.NAT() || e.advertise.addr(f.master).IsValid()
 }
@@ -69,7 +70,8 @@ func (e *Engine) rewrites(f *flow) bool {
 // and may leave now, theirs.
 func (e *Engine) settle(id uint32, f *flow, dir expect.Direction) {
 	if f.opaque {
-		e.releaseAll(f, dir)
+		e.releaseAll(f, expect.Original)
+		e.releaseAll(f, expect.Reply)
 		e.letGo(id, &e.pkt, f, dir)
 		return
 	}
@@ -91,7 +93,10 @@ func (e *Engine) hold(id uint32, f *flow, dir expect.Direction) {
 		s.deadline = e.now().Add(e.holdTime)
 		e.waiting = append(e.waiting, waiting{f, dir, s.deadline})
 	}
-	h := heldPacket{id: id}
+	h := heldPacket{id: id, left: !e.rewrites(f)}
+	if h.left {
+		e.letGo(id, &e.pkt, f, dir)
+	}
 	if err := h.pkt.Decode(bytes.Clone(e.pkt.Bytes())); err != nil {
 		panic(err) // it has been decoded before
 	}
@@ -121,8 +126,7 @@ func (e *Engine) release(f *flow, dir expect.Direction, barrier parse.Seq) {
 			kept = append(kept, h)
 			continue
 		}
-		e.letGo(h.id, &h.pkt, f, dir)
-		e.held--
+		e.leave(h, f, dir)
 	}
 	clear(s.held[len(kept):])
 	s.held = kept
@@ -131,10 +135,17 @@ func (e *Engine) release(f *flow, dir expect.Direction, barrier parse.Seq) {
 func (e *Engine) releaseAll(f *flow, dir expect.Direction) {
 	s := &f.sides[dir]
 	for _, h := range s.held {
+		e.leave(h, f, dir)
+	}
+	s.held = nil
+}
+
+// leave lets a packet go that is held no more.
+func (e *Engine) leave(h heldPacket, f *flow, dir expect.Direction) {
+	e.held--
+	if !h.left {
 		e.letGo(h.id, &h.pkt, f, dir)
 	}
-	e.held -= len(s.held)
-	s.held = nil
 }
 
 // giveUp lets all held packets of a side go: what was missing has not come. What lies behind

@@ -76,6 +76,26 @@ func TestSplitWithoutNAT(t *testing.T) {
 	}
 }
 
+// TestGapWithoutNAT says that packets do not wait there either, and are read all the same.
+func TestGapWithoutNAT(t *testing.T) {
+	w := newWorld(t, tuple("192.168.0.2:40000", "198.51.100.9:21"), tuple("198.51.100.9:21", "192.168.0.2:40000"))
+	w.login()
+	at := w.next[client]
+	lines := []string{"NOOP\r\n", "PORT 192,168,0,2,4,1\r\n", "NOOP\r\n"}
+	for _, i := range []int{1, 2, 0} {
+		seq := at
+		for _, l := range lines[:i] {
+			seq += uint32(len(l))
+		}
+		if got := payloads(t, w.send(client, seq, lines[i])); got != lines[i] {
+			t.Errorf("%q came out as %q", lines[i], got)
+		}
+	}
+	if _, waits := w.eng.Deadline(); waits || len(w.ct.Installed) != 1 {
+		t.Errorf("%d expectations, packets wait: %v", len(w.ct.Installed), waits)
+	}
+}
+
 // TestTimeUp says that a packet waits for its time and no longer, that it leaves as it came,
 // and that the rest of the line is then left alone.
 func TestTimeUp(t *testing.T) {

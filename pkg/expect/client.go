@@ -24,6 +24,8 @@ var (
 	// ErrPortTaken is returned where another control connection expects a data connection
 	// at the same place, and no other port could be had.
 	ErrPortTaken = errors.New("another control connection expects a data connection there")
+	// ErrFull is returned where the kernel's table of expectations is full.
+	ErrFull = errors.New("the table of expectations is full: raise the sysctl net.netfilter.nf_conntrack_expect_max")
 	// ErrNoSeqAdj is returned where the kernel does not adjust the sequence numbers of the
 	// control connection: its conntrack entry got no room for that when it was made,
 	// because it is not translated, or the helper was attached after NAT.
@@ -119,7 +121,7 @@ const maxTries = 128
 // Expect installs the expectation e and returns what was installed. That is e itself, or,
 // if another control connection expects the same and the connection is translated, e with
 // another destination port. An expectation of the same master for the same place is
-// replaced. It returns ErrNoEntry, ErrNoHelper, ErrPortTaken, or what the kernel said.
+// replaced. It returns ErrNoEntry, ErrNoHelper, ErrPortTaken, ErrFull, or what the kernel said.
 func (c *Client) Expect(e Expectation) (Expectation, error) {
 	err := c.create(e)
 	if errors.Is(err, unix.EEXIST) && c.owns(e) {
@@ -140,6 +142,8 @@ func (c *Client) Expect(e Expectation) (Expectation, error) {
 		return e, ErrNoEntry
 	case errors.Is(err, unix.EOPNOTSUPP):
 		return e, ErrNoHelper
+	case errors.Is(err, unix.EMFILE):
+		return e, ErrFull
 	}
 	return e, fmt.Errorf("install expectation %s to %s: %w", e.Src, e.Dst, err)
 }
@@ -193,8 +197,9 @@ func (c *Client) Unexpect(e Expectation) error {
 
 // Adjust makes the kernel adjust the sequence numbers of direction dir of m, and the
 // acknowledgements of the other one, from the next packet that it lets go. The kernel
-// answers success and does nothing where it cannot, so the first time the entry is read
-// back: ErrNoSeqAdj says that nothing is adjusted.
+// answers success and does nothing where it cannot, so the entry is read back until it has been
+// seen to: ErrNoSeqAdj says that nothing is adjusted. On any other error nothing is, either; an
+// error of reading back is none, as the kernel did answer success.
 func (c *Client) Adjust(m *Master, dir Direction, a SeqAdj) error {
 	_, err := c.query(netfilter.NFSubsysCTNetlink, msgCtNew, m.Client().Addr(), []netfilter.Attribute{
 		tupleAttribute(ctaTupleOrig, m.Tuples[Original]),
@@ -212,13 +217,10 @@ func (c *Client) Adjust(m *Master, dir Direction, a SeqAdj) error {
 	}
 	if !m.adjustable {
 		now, _, err := c.Lookup(m.Tuples[Original])
-		if err != nil {
-			return err
-		}
-		if !now.adjustable || now.SeqAdj[dir] != a {
+		if err == nil && (!now.adjustable || now.SeqAdj[dir] != a) {
 			return ErrNoSeqAdj
 		}
-		m.adjustable = true
+		m.adjustable = err == nil
 	}
 	m.SeqAdj[dir] = a
 	return nil

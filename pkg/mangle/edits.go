@@ -7,9 +7,16 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
 )
 
-// ErrOverlap is returned by Edits.Add for an edit that does not lie behind those that are
-// there already.
-var ErrOverlap = errors.New("edit does not lie behind the edits before it")
+// MaxEdits is how many edits of one direction may wait for the receiver's acknowledgement.
+const MaxEdits = 64
+
+// Errors of Edits.Add.
+var (
+	// ErrOverlap is returned for an edit that does not lie behind those that are there already.
+	ErrOverlap = errors.New("edit does not lie behind the edits before it")
+	// ErrTooMany is returned where MaxEdits edits are there already.
+	ErrTooMany = errors.New("too many edits that the other side has not acknowledged")
+)
 
 // Edits are the changes made to one direction of a TCP connection, in the sender's own
 // sequence space: at a position, old bytes are replaced by new ones. The receiver sees
@@ -22,8 +29,8 @@ var ErrOverlap = errors.New("edit does not lie behind the edits before it")
 // the new ones comes along with the last old byte. So every cut through an edited span has
 // a meaning, and both parts are what they would have been in one piece.
 //
-// The zero value has no edits. Memory is bounded by what the receiver has not acknowledged:
-// call Forget.
+// The zero value has no edits. Those that the receiver is known to have can be forgotten
+// (Forget); no more than MaxEdits are kept.
 type Edits struct {
 	base int32  // offset before the first edit in the list: what was forgotten
 	list []edit // in the order of the stream
@@ -51,6 +58,9 @@ func (e *Edits) Resume(offset int32) { *e = Edits{base: offset} }
 func (e *Edits) Add(at parse.Seq, old int, new []byte) error {
 	if old < 1 || len(new) < 1 {
 		return errors.New("edit replaces nothing or by nothing")
+	}
+	if len(e.list) == MaxEdits {
+		return ErrTooMany
 	}
 	if n := len(e.list); n > 0 && at.Before(e.list[n-1].end()) {
 		return ErrOverlap
@@ -130,9 +140,8 @@ func (e *Edits) Forget(ack parse.Seq) {
 // Len returns the number of edits in the list.
 func (e *Edits) Len() int { return len(e.list) }
 
-// Truncate takes back all edits but the first n: those of a segment that is to be sent
-// unchanged after all.
-func (e *Edits) Truncate(n int) { e.list = e.list[:n] }
+// UndoAdd takes back the last edit that was added.
+func (e *Edits) UndoAdd() { e.list = e.list[:len(e.list)-1] }
 
 // Render returns the segment whose payload begins at seq as the receiver is to see it: the
 // payload with the edits in it, appended to dst, and the sender's number for its first byte,

@@ -323,13 +323,15 @@ func TestAddRefuses(t *testing.T) {
 	}
 }
 
-func TestTruncate(t *testing.T) {
+func TestUndoAdd(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(7, 8))
 	for range 100 {
 		w := randomWorld(rnd, 40, 6)
-		for n := range len(w.changes) + 1 {
+		for n := range len(w.changes) {
 			e := w.edits(t)
-			e.Truncate(n)
+			for range len(w.changes) - n {
+				e.UndoAdd()
+			}
 			if e.Len() != n {
 				t.Fatalf("%d edits, want %d", e.Len(), n)
 			}
@@ -341,6 +343,18 @@ func TestTruncate(t *testing.T) {
 			}
 			checkAllSegments(t, w, e)
 		}
+	}
+}
+
+func TestTooManyEdits(t *testing.T) {
+	var e Edits
+	for i := range MaxEdits {
+		if err := e.Add(parse.Seq(10*i), 1, []byte("x")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := e.Add(10*MaxEdits, 1, []byte("x")); err != ErrTooMany || e.Len() != MaxEdits {
+		t.Errorf("one more: %v, %d edits", err, e.Len())
 	}
 }
 

@@ -43,13 +43,9 @@ const (
 	protoDestOpts = 60
 )
 
-// TCP flags that matter here (RFC 9293 section 3.1), as Packet.Flags returns them.
-const (
-	FlagFIN = 1 << 0
-	FlagSYN = 1 << 1
-	FlagRST = 1 << 2
-	FlagACK = 1 << 4
-)
+// flagACK is the flag that says that the acknowledgement number means something (RFC 9293
+// section 3.1).
+const flagACK = 1 << 4
 
 // Packet is a view of the bytes of one IPv4 or IPv6 packet with a TCP segment. It holds no
 // copy: it is valid as long as the bytes are. The zero Packet is empty; Decode fills it,
@@ -160,11 +156,13 @@ func (p *Packet) Payload() []byte { return p.bytes[p.data:] }
 // number is one before.)
 func (p *Packet) Seq() parse.Seq { return parse.Seq(binary.BigEndian.Uint32(p.bytes[p.tcp+4:])) }
 
-// Ack returns the acknowledgement number, which means something if FlagACK is set.
-func (p *Packet) Ack() parse.Seq { return parse.Seq(binary.BigEndian.Uint32(p.bytes[p.tcp+8:])) }
+// Ack returns the acknowledgement number, and whether the packet acknowledges anything.
+func (p *Packet) Ack() (parse.Seq, bool) {
+	return parse.Seq(binary.BigEndian.Uint32(p.bytes[p.tcp+8:])), p.bytes[p.tcp+13]&flagACK != 0
+}
 
-// Flags returns the TCP flags FIN to CWR.
-func (p *Packet) Flags() uint8 { return p.bytes[p.tcp+13] }
+// Is4 reports whether the packet is one of IPv4.
+func (p *Packet) Is4() bool { return p.bytes[0]>>4 == 4 }
 
 // Src returns the source address and port.
 func (p *Packet) Src() netip.AddrPort { return p.endpoint(12, 8, 0) }
@@ -174,22 +172,21 @@ func (p *Packet) Dst() netip.AddrPort { return p.endpoint(16, 24, 2) }
 
 func (p *Packet) endpoint(at4, at6, atPort int) netip.AddrPort {
 	port := binary.BigEndian.Uint16(p.bytes[p.tcp+atPort:])
-	if p.is4() {
+	if p.Is4() {
 		return netip.AddrPortFrom(netip.AddrFrom4([4]byte(p.bytes[at4:at4+4])), port)
 	}
 	return netip.AddrPortFrom(netip.AddrFrom16([16]byte(p.bytes[at6:at6+16])), port)
 }
 
-func (p *Packet) is4() bool { return p.bytes[0]>>4 == 4 }
-
 // AppendSegment appends to dst the packet with another sequence number and payload: same
 // headers, lengths and checksums made right. The checksums are computed in full, since the
-// kernel takes those of an altered packet as final. It returns ErrTooLong, and dst as it
-// was, where the length would not fit into the IP header.
+// kernel takes those of an altered packet as final. An IPv4 packet that becomes longer may be
+// fragmented (RFC 791): its sender, who does not know of its length, could not make it fit. It
+// returns ErrTooLong, and dst as it was, where the length would not fit into the IP header.
 func (p *Packet) AppendSegment(dst []byte, seq parse.Seq, payload []byte) ([]byte, error) {
 	length := p.data + len(payload)
 	inHeader := length
-	if !p.is4() {
+	if !p.Is4() {
 		inHeader -= ip6Header
 	}
 	if inHeader > 0xffff {
@@ -204,7 +201,11 @@ func (p *Packet) AppendSegment(dst []byte, seq parse.Seq, payload []byte) ([]byt
 	binary.BigEndian.PutUint32(tcp[4:], uint32(seq))
 	binary.BigEndian.PutUint16(tcp[16:], 0)
 	var addresses []byte
-	if p.is4() {
+	if p.Is4() {
+		const dontFragment = 0x40
+		if length > len(p.bytes) {
+			b[6] &^= dontFragment
+		}
 		binary.BigEndian.PutUint16(b[2:], uint16(inHeader))
 		binary.BigEndian.PutUint16(b[10:], 0)
 		binary.BigEndian.PutUint16(b[10:], ^fold(sum(0, b[:p.ip4HeaderLen()])))

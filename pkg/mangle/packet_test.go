@@ -86,19 +86,18 @@ var (
 var packets = []struct {
 	name    string
 	bytes   []byte
-	flags   uint8
 	payload string
 	// gopacket does not look into fragments, not even where the fragment is the whole.
 	fragment bool
 }{
-	{name: "IPv4", bytes: ip4Packet, flags: 0x18, payload: "PASV\r\n"},
-	{name: "IPv4 with options", bytes: ip4Options, flags: 0x18, payload: "PASV\r\nx"},
-	{name: "IPv4 with TCP options", bytes: ip4TCPOptions, flags: 0xd8, payload: "PASV\r\n"},
-	{name: "IPv4 without payload", bytes: ip4NoPayload, flags: 0x10},
-	{name: "IPv6", bytes: ip6Packet, flags: 0x18, payload: "PASV\r\n"},
-	{name: "IPv6 with TCP options", bytes: ip6TCPOptions, flags: 0x58, payload: "PASV\r\nx"},
-	{name: "IPv6 with extension headers", bytes: ip6Extensions, flags: 0x18, payload: "PASV\r\n"},
-	{name: "IPv6 atomic fragment", bytes: ip6AtomicFragment, flags: 0x18, payload: "PASV\r\n", fragment: true},
+	{name: "IPv4", bytes: ip4Packet, payload: "PASV\r\n"},
+	{name: "IPv4 with options", bytes: ip4Options, payload: "PASV\r\nx"},
+	{name: "IPv4 with TCP options", bytes: ip4TCPOptions, payload: "PASV\r\n"},
+	{name: "IPv4 without payload", bytes: ip4NoPayload},
+	{name: "IPv6", bytes: ip6Packet, payload: "PASV\r\n"},
+	{name: "IPv6 with TCP options", bytes: ip6TCPOptions, payload: "PASV\r\nx"},
+	{name: "IPv6 with extension headers", bytes: ip6Extensions, payload: "PASV\r\n"},
+	{name: "IPv6 atomic fragment", bytes: ip6AtomicFragment, payload: "PASV\r\n", fragment: true},
 }
 
 func decode(t testing.TB, b []byte) *Packet {
@@ -125,8 +124,8 @@ func TestDecode(t *testing.T) {
 				if want := netip.AddrPortFrom(netip.MustParseAddr(dst), 21); p.Dst() != want {
 					t.Errorf("Dst %v, want %v", p.Dst(), want)
 				}
-				if p.Seq() != 0x01020304 || p.Ack() != 0x05060708 || p.Flags() != tt.flags {
-					t.Errorf("Seq %x, Ack %x, Flags %x", p.Seq(), p.Ack(), p.Flags())
+				if ack, ok := p.Ack(); p.Seq() != 0x01020304 || ack != 0x05060708 || !ok {
+					t.Errorf("Seq %x, Ack %x, %v", p.Seq(), ack, ok)
 				}
 				if string(p.Payload()) != tt.payload {
 					t.Errorf("Payload %q, want %q", p.Payload(), tt.payload)
@@ -164,7 +163,7 @@ func TestDecodeShortPayload(t *testing.T) {
 			switch {
 			case b == nil || n < ip4Header:
 				continue
-			case p.is4():
+			case p.Is4():
 				b[2], b[3] = 0, byte(n)
 			case n < ip6Header:
 				continue
@@ -263,18 +262,6 @@ func TestDecodeTakes(t *testing.T) {
 	}
 }
 
-func TestFlags(t *testing.T) {
-	for flags := range 0x100 {
-		b := bytes.Clone(ip4Packet)
-		b[33] = byte(flags)
-		f := decode(t, b).Flags()
-		tcp := gopacket.NewPacket(b, layers.LayerTypeIPv4, gopacket.Default).TransportLayer().(*layers.TCP)
-		if f&FlagFIN != 0 != tcp.FIN || f&FlagSYN != 0 != tcp.SYN || f&FlagRST != 0 != tcp.RST || f&FlagACK != 0 != tcp.ACK {
-			t.Errorf("flags %08b: FIN %v, SYN %v, RST %v, ACK %v", f, tcp.FIN, tcp.SYN, tcp.RST, tcp.ACK)
-		}
-	}
-}
-
 // A packet that is written as it was comes out as it was: the checksums in the tables are
 // those of another program.
 func TestAppendSegmentSame(t *testing.T) {
@@ -331,9 +318,12 @@ func checkRendered(t *testing.T, p *Packet, b []byte, seq parse.Seq, payload []b
 	// All that is in the headers but lengths, checksums and sequence number stays.
 	was, is := bytes.Clone(p.Bytes()[:p.data]), bytes.Clone(b[:got.data])
 	for _, h := range [][]byte{was, is} {
-		if p.is4() {
+		if p.Is4() {
 			clear(h[2:4])
 			clear(h[10:12])
+			if len(b) > len(p.Bytes()) {
+				h[6] &^= 0x40 // TestDontFragment
+			}
 		} else {
 			clear(h[4:6])
 		}
@@ -345,7 +335,7 @@ func checkRendered(t *testing.T, p *Packet, b []byte, seq parse.Seq, payload []b
 	}
 	// A sum over all, the checksum in it, is all ones (RFC 1071 section 1).
 	addresses := b[8:40]
-	if p.is4() {
+	if p.Is4() {
 		addresses = b[12:20]
 		if s := slowSum(b[:got.tcp]); s != 0xffff {
 			t.Errorf("IPv4 header sums up to %04x", s)
@@ -412,7 +402,7 @@ func TestAppendSegmentTooLong(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			p := decode(t, tt.bytes)
 			longest := 65535 - p.data
-			if !p.is4() {
+			if !p.Is4() {
 				longest += ip6Header
 			}
 			b, err := p.AppendSegment(nil, 1, text[:longest])
@@ -447,7 +437,8 @@ func FuzzDecode(f *testing.F) {
 		if !bytes.HasPrefix(b, p.Bytes()) || !bytes.HasSuffix(p.Bytes(), p.Payload()) {
 			t.Fatalf("%x with the payload %x", p.Bytes(), p.Payload())
 		}
-		src, dst, flags, ack := p.Src(), p.Dst(), p.Flags(), p.Ack()
+		src, dst := p.Src(), p.Dst()
+		ack, acks := p.Ack()
 		for _, text := range [][]byte{p.Payload(), payload} {
 			seq := p.Seq().Add(-len(text))
 			out, err := p.AppendSegment(nil, seq, text)
@@ -459,12 +450,41 @@ func FuzzDecode(f *testing.F) {
 			}
 			checkRendered(t, &p, out, seq, text)
 			q := decode(t, out)
-			if q.Src() != src || q.Dst() != dst || q.Flags() != flags || q.Ack() != ack {
-				t.Fatalf("%v %v %x %d became %v %v %x %d", src, dst, flags, ack, q.Src(), q.Dst(), q.Flags(), q.Ack())
+			if a, ok := q.Ack(); q.Src() != src || q.Dst() != dst || a != ack || ok != acks {
+				t.Fatalf("%v %v %d %v became %v %v %d %v", src, dst, ack, acks, q.Src(), q.Dst(), a, ok)
 			}
 		}
 		if !bytes.Equal(b, was) {
 			t.Fatal("the bytes themselves have changed")
 		}
 	})
+}
+
+// A segment without ACK has a number in that field, but acknowledges nothing.
+func TestAck(t *testing.T) {
+	for flags := range 0x100 {
+		b := bytes.Clone(ip4Packet)
+		b[20+13] = byte(flags)
+		tcp := gopacket.NewPacket(b, layers.LayerTypeIPv4, gopacket.Default).TransportLayer().(*layers.TCP)
+		if _, ok := decode(t, b).Ack(); ok != tcp.ACK {
+			t.Errorf("flags %08b: acknowledges %v, want %v", flags, ok, tcp.ACK)
+		}
+	}
+}
+
+// A packet that grows may be fragmented, one that does not keeps the flag that forbids it.
+func TestDontFragment(t *testing.T) {
+	const dontFragment = 0x40
+	b := bytes.Clone(ip4Packet)
+	b[6] |= dontFragment
+	p := decode(t, b)
+	for _, tt := range []struct {
+		payload string
+		want    byte
+	}{{string(p.Payload()) + "x", 0}, {string(p.Payload()), dontFragment}, {"x", dontFragment}} {
+		out, err := p.AppendSegment(nil, p.Seq(), []byte(tt.payload))
+		if err != nil || out[6]&dontFragment != tt.want {
+			t.Errorf("payload %q: flags %#x, %v, want %#x", tt.payload, out[6], err, tt.want)
+		}
+	}
 }

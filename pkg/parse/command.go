@@ -16,10 +16,9 @@ const (
 	// but EPSV, and a helper may rely on that.
 	EPSVALL
 	AUTH // RFC 4217: the control connection is to be encrypted, accepted by 234
-	CCC  // RFC 4217: back to clear text
 )
 
-var verbNames = [...]string{"unknown", "other", "PORT", "EPRT", "PASV", "EPSV", "EPSV ALL", "AUTH", "CCC"}
+var verbNames = [...]string{"unknown", "other", "PORT", "EPRT", "PASV", "EPSV", "EPSV ALL", "AUTH"}
 
 // String returns the command as it is written in the RFC.
 func (v Verb) String() string { return verbNames[v] }
@@ -174,12 +173,12 @@ func fold(b []byte) uint32 {
 var verbs = func() map[uint32]Verb {
 	m := map[uint32]Verb{
 		word("PORT"): PORT, word("EPRT"): EPRT, word("PASV"): PASV, word("EPSV"): EPSV,
-		word("AUTH"): AUTH, word("CCC"): CCC,
+		word("AUTH"): AUTH,
 	}
 	// The rest of the IANA registry of FTP commands (RFC 5797), with the experimental
 	// X forms of RFC 775 and 1123 and what widespread servers add.
 	for _, s := range [...]string{
-		"ABOR", "ACCT", "ADAT", "ALGS", "ALLO", "APPE", "AVBL", "CDUP", "CLNT", "CONF", "CSID",
+		"ABOR", "ACCT", "ADAT", "ALGS", "ALLO", "APPE", "AVBL", "CCC", "CDUP", "CLNT", "CONF", "CSID",
 		"CWD", "DELE", "ENC", "ESTA", "ESTP", "FEAT", "HASH", "HELP", "HOST", "LANG", "LIST",
 		"LPRT", "LPSV", "MDTM", "MFCT", "MFF", "MFMT", "MIC", "MKD", "MLSD", "MLST", "MODE",
 		"NLST", "NOOP", "OPTS", "PASS", "PBSZ", "PROT", "PWD", "QUIT", "REIN", "REST", "RETR",

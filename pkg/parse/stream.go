@@ -2,8 +2,8 @@ package parse
 
 import "bytes"
 
-// MaxLine is the longest line, in bytes without its LF, that Stream hands out. Longer
-// ones are skipped to their end: no endpoint needs as many, and memory is bounded.
+// MaxLine is how many bytes of a line Stream hands out at most, without its LF. Of a longer
+// one it is the beginning: no endpoint needs as many, and memory is bounded.
 const MaxLine = 512
 
 // Stream cuts the segments of one direction of a control connection into lines. It
@@ -17,7 +17,8 @@ type Stream struct {
 	line Seq    // first byte of the line that is being read
 	part []byte // what has been read of that line, if it began in an earlier segment
 	rest []byte // what is left of the segment
-	skip bool   // the line being read is not to be handed out
+	cut  bool   // and more than that has been read
+	skip bool   // the line being read is not to be handed out: its beginning is missing
 }
 
 // Line is one line of a Stream.
@@ -27,6 +28,8 @@ type Line struct {
 	// Text is the line without its LF; a CR before that is still there. It is valid
 	// until the next call of the Stream.
 	Text []byte
+	// Cut says that the line was longer than Text, which has its first MaxLine bytes.
+	Cut bool
 }
 
 // Start begins the stream at the byte seq. Where that byte is not known to begin a
@@ -39,8 +42,14 @@ func (s *Stream) Start(seq Seq, lineStart bool) {
 func (s *Stream) Expected() Seq { return s.next }
 
 // Pending returns the unfinished line behind the last LF: its position and what has come
-// of it. The text is empty between lines, and for a line that is being skipped.
-func (s *Stream) Pending() Line { return Line{s.line, s.part} }
+// of it. The text is empty between lines, for a line that is being skipped, and for one that
+// is longer than MaxLine already.
+func (s *Stream) Pending() Line {
+	if s.cut {
+		return Line{Seq: s.line, Cut: true}
+	}
+	return Line{Seq: s.line, Text: s.part}
+}
 
 // Push gives the stream the payload of a segment, whose first byte has the number seq.
 // Bytes that have been read before are passed over. If bytes are missing before the
@@ -62,17 +71,18 @@ func (s *Stream) Next() (Line, bool) {
 	for len(s.rest) > 0 {
 		n := bytes.IndexByte(s.rest, '\n')
 		if n < 0 {
-			s.keep()
+			s.keep(s.rest)
+			s.next = s.next.Add(len(s.rest))
 			break
 		}
-		text, skip := s.rest[:n], s.skip
-		if len(s.part) > 0 {
-			text = append(s.part, text...)
+		line, skip := Line{Seq: s.line, Text: s.rest[:n]}, s.skip
+		if len(s.part) > 0 || n > MaxLine {
+			s.keep(s.rest[:n])
+			line.Text, line.Cut = s.part, s.cut
 		}
-		line := Line{s.line, text}
 		s.next = s.next.Add(n + 1)
-		s.rest, s.part, s.skip, s.line = s.rest[n+1:], nil, false, s.next
-		if !skip && len(text) <= MaxLine {
+		s.rest, s.part, s.cut, s.skip, s.line = s.rest[n+1:], nil, false, false, s.next
+		if !skip {
 			return line, true
 		}
 	}
@@ -80,14 +90,13 @@ func (s *Stream) Next() (Line, bool) {
 	return Line{}, false
 }
 
-// keep remembers the beginning of a line whose end has not come.
-func (s *Stream) keep() {
-	s.next = s.next.Add(len(s.rest))
-	switch {
-	case s.skip:
-	case len(s.part)+len(s.rest) > MaxLine:
-		s.part, s.skip = nil, true
-	default:
-		s.part = append(s.part, s.rest...)
+// keep remembers the beginning of a line.
+func (s *Stream) keep(b []byte) {
+	if s.skip {
+		return
 	}
+	if room := MaxLine - len(s.part); len(b) > room {
+		b, s.cut = b[:room], true
+	}
+	s.part = append(s.part, b...)
 }

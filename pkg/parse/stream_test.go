@@ -42,9 +42,7 @@ func linesOf(text string) (lines []lineAt, pending string) {
 			}
 			return lines, line
 		}
-		if len(line) <= MaxLine {
-			lines = append(lines, lineAt{offset, line})
-		}
+		lines = append(lines, lineAt{offset, line[:min(len(line), MaxLine)]})
 		offset = len(text) - len(rest)
 	}
 }
@@ -167,22 +165,22 @@ func TestStream(t *testing.T) {
 		{
 			name:     "line too long by one",
 			segments: []segment{{0, "PASV\n" + long + "x\nNOOP\n"}},
-			want:     []lineAt{{0, "PASV"}, {5 + MaxLine + 2, "NOOP"}},
+			want:     []lineAt{{0, "PASV"}, {5, long}, {5 + MaxLine + 2, "NOOP"}},
 		},
 		{
 			name:     "line too long by one, its last byte apart",
 			segments: []segment{{0, long}, {MaxLine, "x\nNOOP\n"}},
-			want:     []lineAt{{MaxLine + 2, "NOOP"}},
+			want:     []lineAt{{0, long}, {MaxLine + 2, "NOOP"}},
 		},
 		{
 			name:     "line too long, its LF apart",
 			segments: []segment{{0, long + "x"}, {MaxLine + 1, "\nNOOP\n"}},
-			want:     []lineAt{{MaxLine + 2, "NOOP"}},
+			want:     []lineAt{{0, long}, {MaxLine + 2, "NOOP"}},
 		},
 		{
 			name:     "line too long by far, in parts, and what looks like a line in it",
 			segments: []segment{{0, long}, {MaxLine, long}, {2 * MaxLine, "PASV\r\nNOOP\r\n"}},
-			want:     []lineAt{{2*MaxLine + 6, "NOOP\r"}},
+			want:     []lineAt{{0, long}, {2*MaxLine + 6, "NOOP\r"}},
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -309,9 +307,6 @@ func TestStreamBoundedMemory(t *testing.T) {
 		if c := cap(s.part); c > 2*MaxLine {
 			t.Fatalf("%d bytes kept", c)
 		}
-	}
-	if s.part != nil {
-		t.Errorf("%d bytes kept of a line that is skipped", len(s.part))
 	}
 	// The memory of a packet must not be kept either.
 	s.Push(s.Expected(), []byte("\nPASV\n"))
