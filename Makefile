@@ -32,6 +32,7 @@ test: ## everything: lint, unit, fuzz, netns, vm (root; installs what is missing
 
 lint: ## formatting, vet, staticcheck
 	@unformatted=$$(gofmt -l .); [[ -z $$unformatted ]] || { echo "gofmt would change: $$unformatted" >&2; exit 1; }
+	go mod tidy -diff
 	go vet ./...
 	$(STATICCHECK) ./...
 

@@ -68,6 +68,7 @@ connections to it; it rewrites the addresses in PORT, EPRT, 227 and 229 where NA
 work, and tells conntrack which data connections to expect.
 
 The quickest way, as root: nfq-ftphelper run --rules`,
+		Version:           version,
 		SilenceUsage:      true,
 		SilenceErrors:     true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},

@@ -40,7 +40,7 @@ carry text.`,
 	add("check", "Say whether the rules are in the kernel as they should be", func(cmd *cobra.Command) error {
 		err := rules.Check(c)
 		if err == nil {
-			fmt.Fprintf(cmd.OutOrStdout(), "table inet nfq_ftphelper is as it should be: ports %s go to %s\n",
+			fmt.Fprintf(cmd.OutOrStdout(), "table inet nfq_ftphelper is as it should be: ports %s, and any that were added, go to %s\n",
 				portList(c.Ports), queueList(c))
 		}
 		return err
@@ -57,9 +57,9 @@ func rulesFlags(f *pflag.FlagSet, c *rules.Config) {
 	if err := ports.Set(rules.DefaultPorts); err != nil {
 		panic(err)
 	}
-	f.Var(ports, "ports", "control `ports` to help, such as 21,2121,2200-2210")
+	f.Var(ports, "ports", "control `ports` that the rules queue, such as 21,2121,2200-2210")
 	f.Uint16Var(&c.Queue, "queue", rules.DefaultQueue, "`number` of the queue, 0 to 65535")
-	f.Uint16Var(&c.Queues, "queues", 1, "how many queues, a `count`: that one and those behind it, for as many processors")
+	f.Uint16Var(&c.Queues, "queues", 1, "how many queues (`count`): that one and those behind it, for as many processors")
 }
 
 // portsFlag is a flag that takes a list of ports.

@@ -54,14 +54,14 @@ there, packets pass unread and connections that were helped go on.`,
 	f.BoolVar(&s.applyRules, "rules", false, "apply the rules at start and remove them at stop")
 	p := &s.engine.Policy
 	f.Uint16Var(&p.MinPort, "min-port", engine.DefaultMinPort, "lowest `port` that a client or server may announce")
-	f.BoolVar(&p.Loose, "loose", false, "let them announce any address, not only their own (FXP; opens the way for bounce attacks)")
-	f.Var(prefixesFlag{&p.Allowed}, "allow", "`addresses` that they may announce besides their own, such as 192.0.2.7,2001:db8::/64")
-	f.IntVar(&p.Rate, "rate", engine.DefaultRate, "most data connections expected for one client address within a second in each queue, a `number`")
+	f.BoolVar(&p.Loose, "loose", false, "let clients and servers announce any address, not only their own (FXP; opens the way for bounce attacks)")
+	f.Var(prefixesFlag{&p.Allowed}, "allow", "`addresses` that clients and servers may announce besides their own, such as 192.0.2.7,2001:db8::/64")
+	f.IntVar(&p.Rate, "rate", engine.DefaultRate, "most data connections expected for one client address within a second, in each queue (`number`)")
 	a := &s.engine.Advertise
 	f.Var(advertiseFlag{a}, "advertise", "`address` that clients reach the servers at, where NAT happens elsewhere; one of each family at most, as in 203.0.113.55,2001:db8::55")
 	f.Var(prefixesFlag{&a.Except}, "advertise-except", "`addresses` of clients that reach the servers directly, such as 10.0.0.0/8")
-	f.IntVar(&s.engine.MaxFlows, "max-connections", engine.DefaultMaxFlows, "most control connections tracked in each queue, a `number`; beyond it the longest silent one is forgotten")
-	f.DurationVar(&s.engine.HoldTime, "hold-time", engine.DefaultHoldTime, "how long a packet waits for the rest of a line, a `duration`")
+	f.IntVar(&s.engine.MaxFlows, "max-connections", engine.DefaultMaxFlows, "most control connections tracked in each queue (`number`); beyond it the longest silent one is forgotten")
+	f.DurationVar(&s.engine.HoldTime, "hold-time", engine.DefaultHoldTime, "how long a packet waits at most for the rest of a line (`duration`)")
 	f.Var(&s.logFormat, "log-format", "log `format`: text or json, to standard error")
 	f.TextVar(&s.logLevel, "log-level", slog.LevelInfo, "log `level`: debug, info, warn or error")
 	return cmd
@@ -197,6 +197,8 @@ func run(ctx context.Context, s runSettings, stderr io.Writer) (err error) {
 	log := newLogger(s, stderr)
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
+	// A log that nobody reads any more must not end the daemon.
+	signal.Ignore(syscall.SIGPIPE)
 
 	// Each queue has an engine of its own, and that a connection to conntrack: no locks. If one
 	// queue is lost, all end.
@@ -228,14 +230,14 @@ func run(ctx context.Context, s runSettings, stderr io.Writer) (err error) {
 		stopQueues()
 		return errors.Join(err, served.Wait())
 	}
-	log.Info("ready", "queue", s.rules.Queue, "queues", s.rules.Queues, "ports", portList(s.rules.Ports), "rules", statement)
+	log.Info("ready", "queue", s.rules.Queue, "queues", s.rules.Queues, "rules", statement)
 
 	select {
 	case <-ctx.Done():
 	case <-lost.Done():
 	}
 	if s.applyRules {
-		err = rules.Remove()
+		err = removeRules(s, log)
 	}
 	stopQueues()
 	err = errors.Join(err, served.Wait())
@@ -272,7 +274,7 @@ func (w worker) logStopped(log *slog.Logger) {
 			log.Info("endpoints were refused", "queue", w.number, "count", n, "reason", engine.Reason(r))
 		}
 	}
-	log.Info("stopped", "queue", w.number, "packets", s.Packets, "changed", s.Changed, "expected", s.Expectations,
+	log.Info("stopped", "queue", w.number, "packets", s.Packets, "unknown", s.Unknown, "changed", s.Changed, "expected", s.Expectations,
 		"failed", s.Failed, "held", s.Held, "gave_up", s.GaveUp, "overflows", w.queue.Overflows())
 }
 
@@ -283,8 +285,21 @@ func ensureRules(s runSettings, log *slog.Logger) (string, error) {
 		return fmt.Sprintf("own (%s)", statement), err
 	}
 	if err := rules.Check(s.rules); err != nil {
-		log.Warn("nothing may fill the queue: load ftp-queue.nft, or use --rules", "reason", err)
-		return "unknown", nil
+		log.Warn("the rules are not as --ports, --queue and --queues say, the queue may stay empty: load ftp-queue.nft, or use --rules",
+			"reason", err)
+		return "not checked", nil
 	}
-	return "ftp-queue.nft", nil
+	return "in place", nil
+}
+
+// removeRules removes the rules that were applied, unless they are somebody else's by now.
+func removeRules(s runSettings, log *slog.Logger) error {
+	switch err := rules.Check(s.rules); {
+	case errors.Is(err, rules.ErrMissing):
+		return nil
+	case err != nil:
+		log.Warn("the rules are left in place: they are not those that were applied", "reason", err)
+		return nil
+	}
+	return rules.Remove()
 }
