@@ -100,14 +100,26 @@ func loadTarget(opts []nftables.ConnOption) {
 
 // missing says what an ENOENT of the whole transaction was about.
 func missing(enoent error, opts []nftables.ConnOption) error {
-	err := try(table.Family, opts, func(conn *nftables.Conn, t *nftables.Table) {
+	if err := tryCarrier(opts); errors.Is(err, unix.ENOENT) {
+		return missingCarrier(err)
+	}
+	return missingStatement(enoent)
+}
+
+// tryCarrier fails with ENOENT where the kernel has no SANE helper.
+func tryCarrier(opts []nftables.ConnOption) error {
+	return try(table.Family, opts, func(conn *nftables.Conn, t *nftables.Table) {
 		helper := *carrier
 		helper.Table = t
 		conn.AddObj(&helper)
 	})
-	if errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("the kernel lacks the SANE conntrack helper: provide the module nf_conntrack_sane (%w)", err)
-	}
+}
+
+func missingCarrier(enoent error) error {
+	return fmt.Errorf("the kernel lacks the SANE conntrack helper: provide the module nf_conntrack_sane (%w)", enoent)
+}
+
+func missingStatement(enoent error) error {
 	return fmt.Errorf("the kernel has no queue statement: provide the module nft_queue, or nft_compat and xt_NFQUEUE (%w)", enoent)
 }
 

@@ -191,8 +191,9 @@ func newLogger(s runSettings, w io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, options))
 }
 
-// run wires the parts and runs them: the queues are bound before the rules fill them, and the
-// rules are gone before they close.
+// run wires the parts and runs them. The queues are bound before the rules fill them, and empty
+// before the rules go: with a table's hooks, the kernel drops all that waits in any queue
+// (nf_queue_nf_hook_drop). In between packets pass unread.
 func run(ctx context.Context, s runSettings, stderr io.Writer) (err error) {
 	log := newLogger(s, stderr)
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
@@ -236,11 +237,11 @@ func run(ctx context.Context, s runSettings, stderr io.Writer) (err error) {
 	case <-ctx.Done():
 	case <-lost.Done():
 	}
-	if s.applyRules {
-		err = removeRules(s, log)
-	}
 	stopQueues()
-	err = errors.Join(err, served.Wait())
+	err = served.Wait()
+	if s.applyRules {
+		err = errors.Join(err, removeRules(s, log))
+	}
 	for _, w := range workers {
 		w.logStopped(log)
 	}
@@ -280,16 +281,17 @@ func (w worker) logStopped(log *slog.Logger) {
 
 // ensureRules applies the rules if it is to, and says what fills the queue.
 func ensureRules(s runSettings, log *slog.Logger) (string, error) {
-	if s.applyRules {
-		statement, err := rules.Apply(s.rules)
-		return fmt.Sprintf("own (%s)", statement), err
-	}
-	if err := rules.Check(s.rules); err != nil {
+	err := rules.Check(s.rules)
+	switch {
+	case err == nil:
+		return "in place", nil
+	case !s.applyRules:
 		log.Warn("the rules are not as --ports, --queue and --queues say, the queue may stay empty: load ftp-queue.nft, or use --rules",
 			"reason", err)
 		return "not checked", nil
 	}
-	return "in place", nil
+	statement, err := rules.Apply(s.rules)
+	return fmt.Sprintf("own (%s)", statement), err
 }
 
 // removeRules removes the rules that were applied, unless they are somebody else's by now.

@@ -1,0 +1,59 @@
+package doctor
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+func checkLookup(p *patient) []Finding {
+	if err := p.lookup(); err != nil {
+		return problem(err.Error(), "the daemon looks every control connection up, and can't",
+			"modprobe nf_conntrack_netlink")
+	}
+	return ok("ctnetlink answers")
+}
+
+// The tables of conntrack, in /proc/sys/net/netfilter.
+const (
+	conntrackCount = "nf_conntrack_count"
+	conntrackMax   = "nf_conntrack_max"
+	expectMax      = "nf_conntrack_expect_max"
+)
+
+func checkConntrackFill(p *patient) []Finding {
+	count, err := p.number(conntrackCount)
+	if err != nil {
+		return unread("the number of connections", err)
+	}
+	return p.fill(count, "connections", conntrackMax, "the kernel drops new connections when the table is full")
+}
+
+func checkExpectationFill(p *patient) []Finding {
+	count, err := p.expectations()
+	if err != nil {
+		return unread("the number of expectations", err)
+	}
+	return p.fill(count, "expectations", expectMax, "no data connection is expected any more when the table is full")
+}
+
+// fill judges how full a table is: from 80 % on it is worth a warning.
+func (p *patient) fill(count int, of, setting, why string) []Finding {
+	limit, err := p.number(setting)
+	if err != nil {
+		return unread("the limit of "+of, err)
+	}
+	what := fmt.Sprintf("%d of %d %s", count, limit, of)
+	if limit > 0 && count >= limit*8/10 { // 0 is no limit
+		return warning(what, why, fmt.Sprintf("sysctl -w net.netfilter.%s=%d", setting, 2*limit))
+	}
+	return ok("%s", what)
+}
+
+func (p *patient) number(setting string) (int, error) {
+	text, err := p.readFile("/proc/sys/net/netfilter/" + setting)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(text)))
+}

@@ -1,0 +1,163 @@
+// Package doctor examines a host for everything that keeps FTP connections from being
+// helped: what the kernel lacks, rules that are missing or in the way, a queue that nobody
+// serves. It changes nothing; what it tries, it tries in a network namespace that
+// is thrown away.
+//
+// A check asks the host through the interface system and turns the answers into findings,
+// without a look at anything else, so that tests can ask for any host.
+package doctor
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+)
+
+// Level says how bad a Finding is.
+type Level int
+
+// The levels.
+const (
+	OK      Level = iota // as it should be
+	Warning              // may be in the way, or could not be examined
+	Problem              // connections are not helped, or break
+)
+
+// String returns "ok", "warning" or "problem".
+func (l Level) String() string {
+	switch l {
+	case OK:
+		return "ok"
+	case Warning:
+		return "warning"
+	case Problem:
+		return "problem"
+	}
+	return fmt.Sprintf("Level(%d)", int(l))
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (l Level) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
+
+// Finding is what one check has to say.
+type Finding struct {
+	// Check names what was examined.
+	Check string `json:"check"`
+	Level Level  `json:"level"`
+	// What is there.
+	What string `json:"what"`
+	// Why it matters; empty if all is well.
+	Why string `json:"why,omitempty"`
+	// Mend is the command, or the line of a file, that mends it, if there is one.
+	Mend string `json:"mend,omitempty"`
+}
+
+// Examine examines the network namespace of the calling thread, to which the goroutine must
+// be locked unless all threads are in one. It looks for the rules that rules.Apply(c) installs.
+func Examine(c rules.Config) []Finding {
+	return examine(&patient{system: host{}, config: c}, checks)
+}
+
+// Ready returns an error in the words of the findings if no connection could be helped on
+// this host, whatever the rules are.
+func Ready(c rules.Config) error {
+	var errs []error
+	for _, f := range examine(&patient{system: host{}, config: c}, needed) {
+		if f.Level == Problem {
+			errs = append(errs, fmt.Errorf("%s: %s: %s", f.Check, f.What, f.Why))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// patient is a host under examination.
+type patient struct {
+	system
+	config rules.Config
+
+	asked struct { // for what has been asked already
+		ruleset  *ruleset
+		err      error
+		answered bool
+	}
+}
+
+// A check is one subject, and what finds out about it.
+type check struct {
+	name       string
+	privileged bool // nothing can be said without CAP_NET_ADMIN
+	find       func(*patient) []Finding
+}
+
+// needed are the checks without which nothing can be helped.
+var needed = []check{
+	{"kernel", false, checkKernel},
+	{"privileges", false, checkPrivileges},
+	{"trial", true, checkTrial},
+	{"conntrack look-up", true, checkLookup},
+}
+
+// checks are all of them.
+var checks = append(needed[:len(needed):len(needed)],
+	check{"conntrack table", false, checkConntrackFill},
+	check{"expectation table", true, checkExpectationFill},
+	check{"rules", true, checkRules},
+	check{"queue", false, checkQueues},
+	check{"other helpers", true, checkHelpers},
+	check{"related", true, checkRelated},
+	check{"iptables", false, checkLegacy},
+	check{"forwarding", false, checkForwarding},
+)
+
+func examine(p *patient, checks []check) []Finding {
+	admin, _ := p.netAdmin()
+	var found []Finding
+	var skipped []string
+	for _, c := range checks {
+		if c.privileged && !admin {
+			skipped = append(skipped, c.name)
+			continue
+		}
+		for _, f := range c.find(p) {
+			if f.Check == "" {
+				f.Check = c.name
+			}
+			found = append(found, f)
+		}
+	}
+	if len(skipped) > 0 {
+		found = append(found, Finding{Check: "not examined", Level: Warning, What: strings.Join(skipped, ", "),
+			Why: "these can't be read without CAP_NET_ADMIN"})
+	}
+	return found
+}
+
+// rulesetOnce reads the rules of the host's own tables once.
+func (p *patient) rulesetOnce() (*ruleset, error) {
+	if a := &p.asked; !a.answered {
+		a.ruleset, a.err = p.ruleset()
+		a.answered = true
+	}
+	return p.asked.ruleset, p.asked.err
+}
+
+// ok, warning and problem make the one finding of a check.
+
+func ok(format string, args ...any) []Finding {
+	return []Finding{{What: fmt.Sprintf(format, args...)}}
+}
+
+func warning(what, why, mend string) []Finding {
+	return []Finding{{Level: Warning, What: what, Why: why, Mend: mend}}
+}
+
+func problem(what, why, mend string) []Finding {
+	return []Finding{{Level: Problem, What: what, Why: why, Mend: mend}}
+}
+
+// unread is for what could not be examined.
+func unread(what string, err error) []Finding {
+	return warning(fmt.Sprintf("%s can't be read: %v", what, err), "so nothing can be said about it", "")
+}

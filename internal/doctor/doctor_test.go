@@ -1,0 +1,234 @@
+package doctor
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
+	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+)
+
+// fake is a host of which everything can be said. A missing file does not exist.
+type fake struct {
+	version    string
+	admin      bool
+	files      map[string]string
+	owners     map[uint32]owner
+	noOwner    error
+	interfaces map[string][]netip.Addr
+	noLookup   error
+	expected   int
+	trial      trial
+	noTrial    error
+	rules      error
+	rs         *ruleset
+	broken     error // of everything
+}
+
+func (f *fake) release() (string, error) { return f.version, f.broken }
+func (f *fake) netAdmin() (bool, error)  { return f.admin, f.broken }
+func (f *fake) readFile(name string) ([]byte, error) {
+	if f.broken != nil {
+		return nil, f.broken
+	}
+	text, ok := f.files[name]
+	if !ok {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
+	}
+	return []byte(text), nil
+}
+func (f *fake) owner(portid uint32) (owner, error) {
+	if f.noOwner != nil {
+		return owner{}, f.noOwner
+	}
+	return f.owners[portid], nil
+}
+func (f *fake) addresses() (map[string][]netip.Addr, error) { return f.interfaces, f.broken }
+func (f *fake) lookup() error                               { return errors.Join(f.broken, f.noLookup) }
+func (f *fake) expectations() (int, error)                  { return f.expected, f.broken }
+func (f *fake) try(rules.Config) (trial, error)             { return f.trial, errors.Join(f.broken, f.noTrial) }
+func (f *fake) checkRules(rules.Config) error               { return errors.Join(f.broken, f.rules) }
+func (f *fake) ruleset() (*ruleset, error)                  { return f.rs, f.broken }
+func (f *fake) set(name, text string)                       { f.files[name] = text }
+func (f *fake) setting(name string, number int) {
+	f.set("/proc/sys/net/netfilter/"+name, fmt.Sprintln(number))
+}
+func (f *fake) queue(format string, args ...any) { f.set(queueFile, fmt.Sprintf(format+"\n", args...)) }
+func (f *fake) examine(c rules.Config) []Finding {
+	return examine(&patient{system: f, config: c}, checks)
+}
+func (f *fake) wantFinding(t *testing.T, w want)      { t.Helper(); wantFinding(t, f.examine(ftp), w) }
+func noElements(tableName, string) ([]element, error) { return nil, nil }
+
+var ftp = rules.Config{Ports: []rules.PortRange{{First: 21, Last: 21}}, Queue: rules.DefaultQueue}
+
+func healthy() *fake {
+	f := &fake{
+		version: "6.12.0",
+		admin:   true,
+		files:   map[string]string{"/proc/sys/net/ipv4/ip_forward": "1\n", "/proc/sys/net/ipv6/conf/all/forwarding": "1\n"},
+		owners:  map[uint32]owner{77: {pid: 7, name: program}},
+		interfaces: map[string][]netip.Addr{
+			"eth0": {netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")},
+			"eth1": {netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")},
+			"eth2": {netip.MustParseAddr("fe80::1")},
+		},
+		trial: trial{helper: "sane", translated: true},
+		rs:    &ruleset{elements: noElements},
+	}
+	f.setting(conntrackCount, 10)
+	f.setting(conntrackMax, 100)
+	f.setting(expectMax, 100)
+	f.queue(" 2121     77     0 2 65535     0     0      123  1")
+	return f
+}
+
+// want is a finding, with parts of its texts.
+type want struct {
+	level             Level
+	check, what, mend string
+}
+
+// wantFinding wants one finding, and nothing else that is not ok.
+func wantFinding(t *testing.T, findings []Finding, w want) {
+	t.Helper()
+	var bad []Finding
+	for _, f := range findings {
+		if f.Level != OK {
+			bad = append(bad, f)
+		}
+	}
+	if len(bad) != 1 {
+		t.Fatalf("want %v, got\n%s", w, text(findings))
+	}
+	f := bad[0]
+	if f.Level != w.level || f.Check != w.check || !strings.Contains(f.What, w.what) || !strings.Contains(f.Mend, w.mend) || f.Why == "" {
+		t.Errorf("want %v, got\n%s", w, text(bad))
+	}
+}
+
+func text(findings []Finding) string {
+	var b strings.Builder
+	_ = WriteText(&b, findings, false)
+	return b.String()
+}
+
+func TestHealthy(t *testing.T) {
+	for _, f := range healthy().examine(ftp) {
+		if f.Level != OK || f.Why != "" || f.Mend != "" || f.What == "" || f.Check == "" {
+			t.Errorf("%+v", f)
+		}
+	}
+}
+
+// TestFindings has the findings that take a kernel or a program that can't be had everywhere,
+// and those whose numbers matter.
+func TestFindings(t *testing.T) {
+	for name, c := range map[string]struct {
+		fault func(*fake)
+		want  want
+	}{
+		"old kernel":       {func(f *fake) { f.version = "5.15.0-1" }, want{Problem, "kernel", "5.15.0-1", "later"}},
+		"very old kernel":  {func(f *fake) { f.version = "4.19.0" }, want{Problem, "kernel", "4.19.0", "later"}},
+		"odd version":      {func(f *fake) { f.version = "strange" }, want{Warning, "kernel", "strange", ""}},
+		"no queue":         {func(f *fake) { f.trial.noStatement = errors.New("no queue statement") }, want{Problem, "queue statement", "no queue statement", "modprobe nft_queue"}},
+		"no carrier":       {func(f *fake) { f.trial.noCarrier = errors.New("lacks SANE") }, want{Problem, "carrier helper", "lacks SANE", "modprobe nf_conntrack_sane"}},
+		"no ctnetlink":     {func(f *fake) { f.noLookup = errors.New("no answer") }, want{Problem, "conntrack look-up", "no answer", "modprobe nf_conntrack_netlink"}},
+		"no trial":         {func(f *fake) { f.noTrial = errors.New("EPERM") }, want{Warning, "trial", "EPERM", "sudo"}},
+		"no helper":        {func(f *fake) { f.trial.expect = expect.ErrNoHelper }, want{Problem, "expectations", "no helper", "modprobe"}},
+		"refused":          {func(f *fake) { f.trial.expect = errors.New("EINVAL") }, want{Problem, "expectations", "EINVAL", ""}},
+		"no adjustment":    {func(f *fake) { f.trial.adjust = expect.ErrNoSeqAdj }, want{Problem, "sequence adjustment", "does not adjust", "later kernel"}},
+		"no NAT":           {func(f *fake) { f.trial.translate = errors.New("no nft_nat") }, want{Warning, "sequence adjustment", "no nft_nat", ""}},
+		"NAT did nothing":  {func(f *fake) { f.trial.translated = false }, want{Warning, "sequence adjustment", "not translated", ""}},
+		"conntrack 80 %":   {func(f *fake) { f.setting(conntrackCount, 80) }, want{Warning, "conntrack table", "80 of 100", "nf_conntrack_max=200"}},
+		"no conntrack max": {func(f *fake) { delete(f.files, "/proc/sys/net/netfilter/"+conntrackMax) }, want{Warning, "conntrack table", "can't be read", ""}},
+		"expectations":     {func(f *fake) { f.expected = 80 }, want{Warning, "expectation table", "80 of 100", "nf_conntrack_expect_max=200"}},
+		"rules missing":    {func(f *fake) { f.rules = rules.ErrMissing }, want{Problem, "rules", "not installed", "nfq-ftphelper rules apply, or"}},
+		"no queue file":    {func(f *fake) { delete(f.files, queueFile) }, want{Warning, "queue", "nobody serves queue 2121", "nfq-ftphelper run"}},
+		"queue unbound":    {func(f *fake) { f.queue(" 7 77 0 2 65535 0 0 123 1") }, want{Warning, "queue", "nobody serves queue 2121", "nfq-ftphelper run"}},
+		"odd queue file":   {func(f *fake) { f.queue("nonsense") }, want{Warning, "queue", "can't be read", ""}},
+		"dead peer":        {func(f *fake) { f.noOwner = errNoSocket }, want{Problem, "queue", "socket 77, which is gone", "run"}},
+		"hidden peer":      {func(f *fake) { f.noOwner = errNoOwner }, want{Warning, "queue", "by whom can't be seen", ""}},
+		"unknown peer":     {func(f *fake) { f.noOwner = errors.New("EIO") }, want{Warning, "queue", "EIO", ""}},
+		"another program":  {func(f *fake) { f.owners[77] = owner{pid: 8, name: "suricata"} }, want{Problem, "queue", "suricata, process 8", "--queue NUMBER"}},
+		"stopped":          {func(f *fake) { f.owners[77] = owner{pid: 7, name: program, stopped: true} }, want{Problem, "queue", "is stopped", "kill -CONT 7"}},
+		"socket overflow":  {func(f *fake) { f.owners[77] = owner{pid: 7, name: program, lost: 3} }, want{Warning, "queue", "3 packets did not fit", "--queues 2"}},
+		"queue full":       {func(f *fake) { f.queue("2121 77 0 2 65535 4 0 123 1") }, want{Warning, "queue", "dropped 4", "run"}},
+		"queue lost":       {func(f *fake) { f.queue("2121 77 0 2 65535 0 5 123 1") }, want{Warning, "queue", "dropped 5", "run"}},
+		"many waiting":     {func(f *fake) { f.queue("2121 77 256 2 65535 0 0 123 1") }, want{Warning, "queue", "256 packets wait", "run --rules --queues 2"}},
+		"automatic helper": {func(f *fake) { f.setting("nf_conntrack_helper", 1) }, want{Problem, "other helpers", "its own helper to port 21", "nf_conntrack_helper=0"}},
+		"iptables-legacy":  {func(f *fake) { f.set("/proc/thread-self/net/ip_tables_names", "mangle\nfilter\n") }, want{Warning, "iptables", "table filter", "iptables-legacy-save"}},
+		"no ip_forward":    {func(f *fake) { f.set("/proc/sys/net/ipv4/ip_forward", "0\n") }, want{Warning, "forwarding", "IPv4 is not forwarded between eth0, eth1", "net.ipv4.ip_forward=1"}},
+		"no forwarding":    {func(f *fake) { f.set("/proc/sys/net/ipv6/conf/all/forwarding", "0\n") }, want{Warning, "forwarding", "IPv6 is not forwarded between eth0, eth1", "net.ipv6.conf.all.forwarding=1"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := healthy()
+			c.fault(f)
+			f.wantFinding(t, c.want)
+		})
+	}
+}
+
+// TestNothingKnown says that no check claims anything about what it can't read.
+func TestNothingKnown(t *testing.T) {
+	f := healthy()
+	f.broken, f.noOwner = errors.New("no answer"), errors.New("no answer")
+	for _, admin := range []bool{true, false} {
+		f.admin = admin
+		findings := f.examine(ftp)
+		for _, finding := range findings {
+			if finding.Level == OK {
+				t.Errorf("%+v", finding)
+			}
+		}
+		if want := map[bool]int{true: len(checks), false: 7}[admin]; len(findings) != want {
+			t.Errorf("%d findings, want %d:\n%s", len(findings), want, text(findings))
+		}
+	}
+}
+
+func TestUnprivileged(t *testing.T) {
+	f := healthy()
+	f.admin = false
+	findings := f.examine(ftp)
+	s := text(findings)
+	if Count(findings, Problem) != 1 || !strings.Contains(s, "CAP_NET_ADMIN is missing") ||
+		!strings.Contains(s, "not examined") || !strings.Contains(s, "trial, conntrack look-up") {
+		t.Error(s)
+	}
+}
+
+func TestSeveralQueues(t *testing.T) {
+	f := healthy()
+	f.queue("2121 77 0 2 65535 0 0 1 1\n2123 77 0 2 65535 0 0 1 1")
+	c := ftp
+	c.Queues = 3
+	wantFinding(t, f.examine(c), want{Warning, "queue", "nobody serves queue 2122", "nfq-ftphelper run --queues 3"})
+}
+
+func TestCommand(t *testing.T) {
+	p := &patient{config: rules.Config{Ports: []rules.PortRange{{First: 21, Last: 21}, {First: 30, Last: 40}}, Queue: 7, Queues: 2}}
+	if got, want := p.command("run"), "nfq-ftphelper run --ports 21,30-40 --queue 7 --queues 2"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+func TestFindSocket(t *testing.T) {
+	const file = `sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode
+00000000802e1415 0   4711       00000000 0        0        0     2        0        4
+0000000040de3550 12  4711       00000000 0        0        0     2        6        1584
+0000000040de3551 12  4294963201 00000000 0        0        0     2        0        1585
+`
+	for portid, want := range map[uint32]netlinkSocket{4711: {"1584", 6}, 4294963201: {"1585", 0}} {
+		if got, err := findSocket(file, portid); err != nil || got != want {
+			t.Errorf("%d: %+v, %v", portid, got, err)
+		}
+	}
+	if _, err := findSocket(file, 1); !errors.Is(err, errNoSocket) {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,130 @@
+package doctor
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+)
+
+// Where a helper has to be attached: after conntrack, before NAT.
+const (
+	conntrackPriority = -200
+	natPriority       = -100
+	helperPriority    = -150
+)
+
+// carrierKind is the helper that our own rules attach; it does nothing, whoever attaches it.
+const carrierKind = "sane"
+
+// checkHelpers looks for rules that attach a helper to control connections, besides ours, and
+// for one that is attached too early or too late.
+func checkHelpers(p *patient) []Finding {
+	var found []Finding
+	// Kernels before 6.0: helpers attached by port, without a rule.
+	if value, err := p.readFile("/proc/sys/net/netfilter/nf_conntrack_helper"); err == nil && strings.TrimSpace(string(value)) != "0" {
+		found = append(found, problem("the kernel attaches its own helper to port 21", oneHelper,
+			"sysctl -w net.netfilter.nf_conntrack_helper=0")...)
+	}
+	rs, err := p.rulesetOnce()
+	if err != nil {
+		return append(found, unread("the ruleset", err)...)
+	}
+	for _, c := range rs.chains {
+		if !c.base || c.table == (tableName{familyInet, ownTable}) {
+			continue
+		}
+		rs.walk(c, func(r *rule, a action) {
+			if a.helper == nil || !a.helper.tcp || a.match.notTCP || !overlap(a.match.ports, p.config.Ports) {
+				return
+			}
+			f, bad := judgeHelper(c, r, a)
+			if bad && !slices.Contains(found, f) {
+				found = append(found, f)
+			}
+		})
+	}
+	if len(found) == 0 {
+		return ok("no other rule attaches one to port %s", portList(p.config.Ports))
+	}
+	return found
+}
+
+const oneHelper = "a connection has one helper; the kernel's own does the daemon's work again, or instead"
+
+// judgeHelper says what is wrong with a rule that attaches a helper to a control connection.
+func judgeHelper(c chain, r *rule, a action) (f Finding, bad bool) {
+	ports := "any port"
+	if a.match.ports != nil {
+		ports = "port " + portList(a.match.ports)
+	}
+	early, late := c.early(), c.late()
+	when := fmt.Sprintf("%s priority %d", hookName(c.hook), c.priority)
+	switch {
+	case late:
+		when += ", after NAT"
+	case early:
+		when += ", before conntrack"
+	}
+	f = Finding{Level: Problem, What: fmt.Sprintf("table %s, chain %s (%s): helper %q for %s", r.table, r.chain, when, a.helper.kind, ports)}
+	remove := fmt.Sprintf("nft delete rule %s %s handle %d", r.table, r.chain, r.handle)
+	switch {
+	case a.helper.kind != carrierKind:
+		f.Why, f.Mend = oneHelper, remove
+		if late {
+			f.Why += ", and attached after NAT it breaks connections"
+		}
+		if a.match.ports == nil {
+			f.Level, f.Why = Warning, "if that is for FTP: "+f.Why
+		}
+	case late:
+		f.Check = "helper priority"
+		f.Why = "attached after NAT, a connection has no room for sequence adjustment, and breaks at the first rewrite"
+		f.Mend = fmt.Sprintf("in chain %s: type filter hook prerouting priority %d;", c.name, helperPriority)
+		if c.hook == unix.NF_INET_LOCAL_OUT {
+			f.Mend = strings.Replace(f.Mend, "prerouting", "output", 1)
+		}
+	case early:
+		f.Check = "helper priority"
+		f.Why = "before conntrack there is no connection to attach it to"
+		f.Mend = fmt.Sprintf("in chain %s: type filter hook %s priority %d;", c.name, hookName(c.hook), helperPriority)
+	default:
+		return Finding{}, false
+	}
+	return f, true
+}
+
+// late tells whether a connection's first packet has been through DNAT in the chain.
+func (c chain) late() bool {
+	return c.hook != unix.NF_INET_PRE_ROUTING && c.hook != unix.NF_INET_LOCAL_OUT || c.priority >= natPriority
+}
+
+// early tells whether conntrack does not know the connection yet. iptables' table raw may do
+// it there nevertheless.
+func (c chain) early() bool { return !c.late() && c.priority <= conntrackPriority }
+
+func hookName(hook uint32) string {
+	names := []string{"prerouting", "input", "forward", "output", "postrouting"}
+	if int(hook) < len(names) {
+		return names[hook]
+	}
+	return fmt.Sprintf("hook %d", hook)
+}
+
+// overlap tells whether a port may be in both; nil is any port.
+func overlap(a, b []rules.PortRange) bool {
+	if a == nil {
+		return true
+	}
+	for _, r := range a {
+		for _, s := range b {
+			if r.First <= s.Last && s.First <= r.Last {
+				return true
+			}
+		}
+	}
+	return false
+}

@@ -1,0 +1,285 @@
+package doctor
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/ti-mo/conntrack"
+	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
+	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
+)
+
+// TestTrial does on this kernel what the daemon does, and then breaks it.
+func TestTrial(t *testing.T) {
+	trialWith := func(prepare func(t *trial) error) (made trial) {
+		t.Helper()
+		err := inNewNamespace(func() error {
+			if err := prepare(&made); err != nil {
+				return err
+			}
+			conn, peer, err := connectTrial(21)
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			defer peer.Close()
+			return made.run(conn)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return made
+	}
+
+	made, err := host{}.try(ftp)
+	if err != nil || made.statement == "" || made != (trial{statement: made.statement, helper: "sane", translated: true}) {
+		t.Errorf("%+v, %v", made, err)
+	}
+	// NAT alone: the connection has no helper.
+	made = trialWith(func(made *trial) error {
+		made.translate = translateTrial()
+		return made.translate
+	})
+	if !errors.Is(made.expect, expect.ErrNoHelper) || !errors.Is(made.adjust, expect.ErrNoSeqAdj) {
+		t.Errorf("without our rules: %+v", made)
+	}
+	f := healthy()
+	f.trial = made
+	var bad []Finding
+	for _, finding := range f.examine(ftp) {
+		if finding.Level == Problem {
+			bad = append(bad, finding)
+		}
+	}
+	if len(bad) != 2 || bad[0].Check != "expectations" || bad[1].Check != "sequence adjustment" {
+		t.Errorf("without our rules:\n%s", text(bad))
+	}
+	// Our rules alone: the kernel has nothing to adjust.
+	made = trialWith(func(*trial) error {
+		_, err := rules.Apply(ftp)
+		return err
+	})
+	if made != (trial{helper: "sane"}) {
+		t.Errorf("without NAT: %+v", made)
+	}
+	f.trial = made
+	f.wantFinding(t, want{Warning, "sequence adjustment", "not translated", ""})
+}
+
+// TestNothingChanges examines a host with a helper's rules and wants to find it as it was.
+func TestNothingChanges(t *testing.T) {
+	h := newHost(t)
+	do(t, h, func() error {
+		_, err := rules.Apply(ftp)
+		return err
+	})
+	state := func() string {
+		var all string
+		for _, command := range [][]string{{"nft", "list", "ruleset"}, {"conntrack", "-L"}, {"conntrack", "-L", "expect"}} {
+			out, err := h.Run(t.Context(), "", command[0], command[1:]...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all += out
+		}
+		return all
+	}
+	before := state()
+	var here, after string
+	do(t, h, func() (err error) {
+		here, err = os.Readlink("/proc/thread-self/ns/net")
+		Examine(ftp)
+		after, _ = os.Readlink("/proc/thread-self/ns/net")
+		return err
+	})
+	if now := state(); now != before || here != after {
+		t.Errorf("before\n%s\nafter\n%s\nin %s, then in %s", before, now, here, after)
+	}
+}
+
+// TestReady says that something can be helped here, and why nothing can.
+func TestReady(t *testing.T) {
+	do(t, newHost(t), func() error { return Ready(ftp) })
+	unprivileged(t, func() {
+		if err := Ready(ftp); err == nil || err.Error() != "privileges: CAP_NET_ADMIN is missing: rules, queues and conntrack can be neither read nor used without it" {
+			t.Error(err)
+		}
+	})
+}
+
+// TestNotPermitted examines the host as somebody who may not.
+func TestNotPermitted(t *testing.T) {
+	unprivileged(t, func() {
+		some := slices.DeleteFunc(slices.Clone(checks), func(c check) bool {
+			return c.name != "privileges" && c.name != "rules" && c.name != "related"
+		})
+		findings := examine(&patient{system: host{}, config: ftp}, some)
+		if len(findings) != 2 || findings[0].Level != Problem || findings[1].What != "rules, related" {
+			t.Error(text(findings))
+		}
+	})
+}
+
+// unprivileged runs f on a thread that has not got CAP_NET_ADMIN, and ends with it.
+func unprivileged(t *testing.T, f func()) {
+	t.Helper()
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var sets [2]unix.CapUserData
+		err := unix.Capget(&header, &sets[0])
+		if err == nil {
+			sets[0].Effective &^= 1 << unix.CAP_NET_ADMIN
+			err = unix.Capset(&header, &sets[0])
+		}
+		if err == nil {
+			f()
+		}
+		done <- err
+	}()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// entries makes connections from successive addresses, without a packet.
+func entries(t *testing.T, c *conntrack.Conn, count int, helper string) []conntrack.Tuple {
+	t.Helper()
+	var made []conntrack.Tuple
+	for i := range count {
+		tuple := conntrack.Tuple{
+			IP: conntrack.IPTuple{
+				SourceAddress:      netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}),
+				DestinationAddress: netip.AddrFrom4([4]byte{192, 0, 2, 1}),
+			},
+			Proto: conntrack.ProtoTuple{Protocol: unix.IPPROTO_TCP, SourcePort: 1024, DestinationPort: 21},
+		}
+		reply := tuple
+		reply.IP.SourceAddress, reply.IP.DestinationAddress = tuple.IP.DestinationAddress, tuple.IP.SourceAddress
+		reply.Proto.SourcePort, reply.Proto.DestinationPort = 21, 1024
+		f := conntrack.Flow{TupleOrig: tuple, TupleReply: reply, Timeout: 600, Status: conntrack.StatusConfirmed}
+		f.Helper.Name = helper
+		if helper != "" {
+			f.Helper.Name += "\x00"
+		}
+		if err := c.Create(f); err != nil {
+			t.Fatalf("connection %d: %v", i, err)
+		}
+		made = append(made, tuple)
+	}
+	return made
+}
+
+func sysctl(t *testing.T, name string) int {
+	t.Helper()
+	data, err := os.ReadFile("/proc/sys/net/netfilter/" + name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := strconv.Atoi(string(bytes.TrimSpace(data)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// dialConntrack opens conntrack on the host.
+func dialConntrack(t *testing.T, h *netns.Host) *conntrack.Conn {
+	t.Helper()
+	var c *conntrack.Conn
+	do(t, h, func() (err error) {
+		c, err = conntrack.Dial(nil)
+		return err
+	})
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// TestFullConntrackTable fills it to four fifths.
+func TestFullConntrackTable(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	limit := sysctl(t, conntrackMax)
+	begin := time.Now()
+	entries(t, dialConntrack(t, h), limit*8/10+1, "")
+	t.Logf("it took %s", time.Since(begin))
+	wantFinding(t, among(t, h, ftp, "conntrack table"), want{Warning, "conntrack table",
+		fmt.Sprintf(" of %d connections", limit), fmt.Sprintf("sysctl -w net.netfilter.nf_conntrack_max=%d", 2*limit)})
+}
+
+// TestFullExpectationTable fills it to four fifths, from as many connections.
+func TestFullExpectationTable(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	do(t, h, func() error { // so that the helper is there
+		_, err := rules.Apply(ftp)
+		return err
+	})
+	c := dialConntrack(t, h)
+	limit := sysctl(t, expectMax)
+	count := limit*8/10 + 1
+	for i, master := range entries(t, c, count, "sane") {
+		tuple, mask := master, master
+		tuple.Proto.SourcePort, tuple.Proto.DestinationPort = 0, 40000
+		mask.IP.SourceAddress, mask.IP.DestinationAddress = netip.AddrFrom4([4]byte{255, 255, 255, 255}), netip.AddrFrom4([4]byte{})
+		mask.Proto.SourcePort, mask.Proto.DestinationPort = 0, 65535
+		if err := c.CreateExpect(conntrack.Expect{TupleMaster: master, Tuple: tuple, Mask: mask}); err != nil {
+			t.Fatalf("expectation %d: %v", i, err)
+		}
+	}
+	wantFinding(t, among(t, h, ftp, "expectation table"), want{Warning, "expectation table",
+		fmt.Sprintf("%d of %d expectations", count, limit), fmt.Sprintf("sysctl -w net.netfilter.nf_conntrack_expect_max=%d", 2*limit)})
+}
+
+// TestOwner finds this process behind sockets, of which the first may have its number.
+func TestOwner(t *testing.T) {
+	do(t, newHost(t), func() error {
+		for range 2 {
+			fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(fd)
+			if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+				return err
+			}
+			at, err := unix.Getsockname(fd)
+			if err != nil {
+				return err
+			}
+			portid := at.(*unix.SockaddrNetlink).Pid
+			o, err := host{}.owner(portid)
+			if err != nil || o.pid != os.Getpid() || o.name != "doctor.test" || o.stopped || o.lost != 0 {
+				t.Errorf("port id %d: %+v, %v", portid, o, err)
+			}
+		}
+		if o, err := (host{}).owner(1); !errors.Is(err, errNoSocket) {
+			t.Errorf("%+v, %v", o, err)
+		}
+		return nil
+	})
+}
+
+// TestAddresses leaves out loopback.
+func TestAddresses(t *testing.T) {
+	h := newHost(t)
+	do(t, h, func() error {
+		found, err := host{}.addresses()
+		if err != nil || len(found) != 0 {
+			t.Errorf("%v, %v", found, err)
+		}
+		return nil
+	})
+}

@@ -1,0 +1,32 @@
+package doctor
+
+import "fmt"
+
+// checkKernel wants Linux 5.16, the first with "@ih" in nftables.
+func checkKernel(p *patient) []Finding {
+	release, err := p.release()
+	if err != nil {
+		return unread("the kernel's version", err)
+	}
+	var major, minor int
+	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
+		return unread(fmt.Sprintf("the version in %q", release), err)
+	}
+	if major < 5 || major == 5 && minor < 16 {
+		return problem("Linux "+release, "the queue rules need nftables of Linux 5.16 or later",
+			"install a later kernel")
+	}
+	return ok("Linux %s", release)
+}
+
+func checkPrivileges(p *patient) []Finding {
+	admin, err := p.netAdmin()
+	switch {
+	case err != nil:
+		return unread("the thread's capabilities", err)
+	case !admin:
+		return problem("CAP_NET_ADMIN is missing", "rules, queues and conntrack can be neither read nor used without it",
+			"run it as root: sudo nfq-ftphelper doctor")
+	}
+	return ok("CAP_NET_ADMIN")
+}

@@ -1,0 +1,61 @@
+package doctor
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+)
+
+var sample = []Finding{
+	{Check: "kernel", What: "Linux 6.12"},
+	{Check: "rules", Level: Problem, What: "missing", Why: "nothing is queued", Mend: "nfq-ftphelper rules apply '<>'"},
+	{Check: "queue", Level: Warning, What: "nobody", Why: "packets pass"},
+}
+
+func TestWriteText(t *testing.T) {
+	const want = `ok       kernel  Linux 6.12
+problem  rules   missing
+                 nothing is queued
+                 => nfq-ftphelper rules apply '<>'
+warning  queue   nobody
+                 packets pass
+`
+	if got := text(sample); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	var coloured strings.Builder
+	if err := WriteText(&coloured, sample, true); err != nil {
+		t.Fatal(err)
+	}
+	got := coloured.String()
+	for _, colour := range colours {
+		if !strings.Contains(got, colour) {
+			t.Errorf("%q is not in %q", colour, got)
+		}
+		got = strings.ReplaceAll(got, colour, "")
+	}
+	if got = strings.ReplaceAll(got, plain, ""); got != want {
+		t.Errorf("without colours it is\n%s", got)
+	}
+}
+
+func TestWriteJSON(t *testing.T) {
+	var b strings.Builder
+	if err := WriteJSON(&b, sample); err != nil {
+		t.Fatal(err)
+	}
+	var got struct {
+		Problems, Warnings int
+		Findings           []map[string]string
+	}
+	if err := json.Unmarshal([]byte(b.String()), &got); err != nil {
+		t.Fatal(err)
+	}
+	if got.Problems != 1 || got.Warnings != 1 || len(got.Findings) != 3 || got.Findings[1]["level"] != "problem" ||
+		got.Findings[1]["mend"] != "nfq-ftphelper rules apply '<>'" {
+		t.Errorf("%+v of\n%s", got, b.String())
+	}
+	if strings.Contains(b.String(), `"why": ""`) {
+		t.Errorf("it has empty texts:\n%s", b.String())
+	}
+}

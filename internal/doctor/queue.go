@@ -1,0 +1,146 @@
+package doctor
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"strconv"
+	"strings"
+)
+
+// queueLine is one line of /proc/net/netfilter/nfnetlink_queue (seq_show of
+// net/netfilter/nfnetlink_queue.c).
+type queueLine struct {
+	number  uint16
+	portid  uint32 // of the netlink socket that is bound to the queue
+	waiting int
+	dropped int // because the queue was full, or the socket
+}
+
+// queueFile exists where the kernel has NFQUEUE. /proc/net would be that of the main thread.
+const queueFile = "/proc/thread-self/net/netfilter/nfnetlink_queue"
+
+// manyWaiting packets wait only for a daemon that is stuck.
+const manyWaiting = 256
+
+func checkQueues(p *patient) []Finding {
+	text, err := p.readFile(queueFile)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // there is none before the first queue
+		return unread("the list of queues", err)
+	}
+	lines, err := parseQueues(string(text))
+	if err != nil {
+		return unread("the list of queues", err)
+	}
+	var found []Finding
+	for i := range max(p.config.Queues, 1) {
+		number := p.config.Queue + i
+		line, bound := lines[number]
+		if !bound {
+			found = append(found, warning(fmt.Sprintf("nobody serves queue %d", number),
+				"the daemon is not running, and packets pass unread", p.command("run"))...)
+			continue
+		}
+		found = append(found, p.judgeOwner(line)...)
+		found = append(found, p.judgeFill(line)...)
+	}
+	return found
+}
+
+func parseQueues(text string) (map[uint16]queueLine, error) {
+	lines := make(map[uint16]queueLine)
+	for row := range strings.Lines(text) {
+		var q queueLine
+		var mode, length, full, lost int
+		if _, err := fmt.Sscan(row, &q.number, &q.portid, &q.waiting, &mode, &length, &full, &lost); err != nil {
+			return nil, fmt.Errorf("%q: %w", strings.TrimSpace(row), err)
+		}
+		q.dropped = full + lost
+		lines[q.number] = q
+	}
+	return lines, nil
+}
+
+// program is the name of this program's file.
+const program = "nfq-ftphelper"
+
+// owner is the program that has bound a queue.
+type owner struct {
+	pid     int
+	name    string
+	stopped bool // by SIGSTOP or a debugger
+	lost    int  // messages that did not fit into its socket
+}
+
+var (
+	errNoSocket = errors.New("there is no such socket")
+	errNoOwner  = errors.New("no program that can be seen from here has it")
+)
+
+func (p *patient) judgeOwner(line queueLine) []Finding {
+	o, err := p.owner(line.portid)
+	switch {
+	case errors.Is(err, errNoSocket):
+		return problem(fmt.Sprintf("queue %d is bound to netlink socket %d, which is gone", line.number, line.portid),
+			"packets wait for a program that is dead", p.command("run"))
+	case errors.Is(err, errNoOwner):
+		return warning(fmt.Sprintf("queue %d is bound, but by whom can't be seen", line.number),
+			"it may be another program than "+program+"; in a container, look from the host", "")
+	case err != nil:
+		return unread(fmt.Sprintf("who serves queue %d", line.number), err)
+	case o.name != program:
+		return problem(fmt.Sprintf("queue %d is bound by another program: %s, process %d", line.number, o.name, o.pid),
+			"the daemon can't have that queue, and FTP packets go to that program",
+			fmt.Sprintf("%s run --rules --queue NUMBER, or stop process %d", program, o.pid))
+	case o.stopped:
+		return problem(fmt.Sprintf("queue %d: %s, process %d, is stopped", line.number, o.name, o.pid),
+			"packets wait for it, and FTP connections hang", fmt.Sprintf("kill -CONT %d", o.pid))
+	case o.lost > 0:
+		return warning(fmt.Sprintf("queue %d: %d packets did not fit into the socket of %s, process %d", line.number, o.lost, o.name, o.pid),
+			"they passed unread; more queues use more processors", p.moreQueues())
+	}
+	return ok("queue %d is served by %s, process %d", line.number, o.name, o.pid)
+}
+
+func (p *patient) judgeFill(line queueLine) []Finding {
+	var found []Finding
+	if line.dropped > 0 {
+		found = append(found, warning(fmt.Sprintf("queue %d has dropped %d packets", line.number, line.dropped),
+			"what serves it is too slow, and does not have the kernel pass packets instead, as the daemon does", p.command("run"))...)
+	}
+	if line.waiting >= manyWaiting {
+		found = append(found, warning(fmt.Sprintf("%d packets wait in queue %d", line.waiting, line.number),
+			"what serves it does not keep up; more queues use more processors", p.moreQueues())...)
+	}
+	return found
+}
+
+// moreQueues is the command that serves twice as many.
+func (p *patient) moreQueues() string {
+	more := *p
+	more.config.Queues = 2 * max(p.config.Queues, 1)
+	return more.command("run --rules")
+}
+
+// netlinkSocket is a line of /proc/net/netlink.
+type netlinkSocket struct {
+	inode string
+	drops int
+}
+
+const netfilterProtocol = "12" // NETLINK_NETFILTER
+
+// findSocket finds the netfilter socket with a port id in the text of /proc/net/netlink
+// (netlink_native_seq_show of net/netlink/af_netlink.c).
+func findSocket(text string, portid uint32) (netlinkSocket, error) {
+	const columns = 10 // sk Eth Pid Groups Rmem Wmem Dump Locks Drops Inode
+	for row := range strings.Lines(text) {
+		f := strings.Fields(row)
+		if len(f) < columns || f[1] != netfilterProtocol || f[2] != strconv.FormatUint(uint64(portid), 10) {
+			continue
+		}
+		drops, err := strconv.Atoi(f[8])
+		return netlinkSocket{inode: f[9], drops: drops}, err
+	}
+	return netlinkSocket{}, errNoSocket
+}

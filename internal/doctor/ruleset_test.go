@@ -1,0 +1,283 @@
+package doctor
+
+import (
+	"encoding/binary"
+	"slices"
+	"testing"
+
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/xt"
+	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
+)
+
+// newHost makes a host that is gone at the test's end.
+func newHost(t *testing.T) *netns.Host {
+	t.Helper()
+	h, err := netns.NewHost("host")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := h.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return h
+}
+
+// do runs f in the host's namespace.
+func do(t *testing.T, h *netns.Host, f func() error) {
+	t.Helper()
+	if err := h.Do(f); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// among are the findings of some checks on this host.
+func among(t *testing.T, h *netns.Host, c rules.Config, names ...string) []Finding {
+	t.Helper()
+	some := slices.Clone(checks)
+	some = slices.DeleteFunc(some, func(c check) bool { return !slices.Contains(names, c.name) })
+	if len(some) != len(names) {
+		t.Fatalf("of %q only %d are checks", names, len(some))
+	}
+	var found []Finding
+	do(t, h, func() error {
+		found = examine(&patient{system: host{}, config: c}, some)
+		return nil
+	})
+	return found
+}
+
+const (
+	ftpObject  = `ct helper ftp { type "ftp" protocol tcp; }; `
+	saneObject = `ct helper mine { type "sane" protocol tcp; }; `
+)
+
+// TestUserRules loads rulesets such as users have, and reads what is said of them. No want is
+// that all is ok.
+func TestUserRules(t *testing.T) {
+	kernelHelper := func(what, mend string) *want { return &want{Problem, "other helpers", what, mend} }
+	late := func(what, mend string) *want { return &want{Problem, "helper priority", what, mend} }
+	related := func(what, mend string) *want { return &want{Warning, "related", what, mend} }
+	const forward = "table inet filter { chain forward { type filter hook forward priority 0; policy drop; "
+	const missing = "table inet filter, chain forward drops"
+	const insert = "nft insert rule inet filter forward ct state established,related accept"
+
+	for name, c := range map[string]struct {
+		ruleset string
+		want    *want
+	}{
+		// Helpers.
+		"kernel's helper": {
+			`table inet f { ` + ftpObject + `chain pre { type filter hook prerouting priority -150; tcp dport 21 ct helper set "ftp"; }; }`,
+			kernelHelper(`table inet f, chain pre (prerouting priority -150): helper "ftp" for port 21`, "nft delete rule inet f pre handle "),
+		},
+		"the classic mistake": {
+			`table ip f { ` + ftpObject + `chain pre { type filter hook prerouting priority 0; tcp dport 21 ct helper set "ftp"; }; }`,
+			kernelHelper(`table ip f, chain pre (prerouting priority 0, after NAT): helper "ftp" for port 21`, "nft delete rule ip f pre handle "),
+		},
+		"in forward": {
+			`table ip6 f { ` + ftpObject + `chain f { type filter hook forward priority -150; tcp dport 21 ct helper set "ftp"; }; }`,
+			kernelHelper(`(forward priority -150, after NAT)`, "nft delete rule ip6 f f handle "),
+		},
+		"in a set": {
+			`table inet f { ` + ftpObject + `chain out { type filter hook output priority -150; tcp dport { 20-22, 990 } ct helper set "ftp"; }; }`,
+			kernelHelper(`helper "ftp" for port 20-22,990`, "nft delete rule inet f out"),
+		},
+		"in a named set": {
+			`table inet f { ` + ftpObject + `set s { type inet_service; elements = { 990, 21 }; }; chain out { type filter hook output priority -150; tcp dport @s ct helper set "ftp"; }; }`,
+			kernelHelper(`helper "ftp" for port 21,990`, "nft delete rule inet f out"),
+		},
+		"a range": {
+			`table inet f { ` + ftpObject + `chain out { type filter hook output priority -150; tcp dport 20-30 ct helper set "ftp"; }; }`,
+			kernelHelper(`helper "ftp" for port 20-30`, "nft delete rule inet f out"),
+		},
+		"the original port": {
+			`table inet f { ` + ftpObject + `chain out { type filter hook output priority -150; meta l4proto tcp ct original proto-dst 21 ct helper set "ftp"; }; }`,
+			kernelHelper(`helper "ftp" for port 21`, "nft delete rule inet f out"),
+		},
+		"a map": {
+			`table inet f { ` + ftpObject + `chain out { type filter hook output priority -150; ct helper set tcp dport map { 21 : "ftp" }; }; }`,
+			kernelHelper(`helper "ftp" for port 21`, "nft delete rule inet f out"),
+		},
+		"behind jumps": {
+			`table inet f { ` + ftpObject + `chain b { ct helper set "ftp"; }; chain a { ct state new goto b; }; chain pre { type filter hook prerouting priority 10; tcp dport vmap { 21 : jump a, 22 : accept }; }; }`,
+			kernelHelper(`table inet f, chain b (prerouting priority 10, after NAT): helper "ftp" for port 21`, "nft delete rule inet f b"),
+		},
+		"any port": {
+			`table inet f { ` + ftpObject + `chain pre { type filter hook prerouting priority -150; ip daddr 192.0.2.1 ct helper set "ftp"; }; }`,
+			&want{Warning, "other helpers", `helper "ftp" for any port`, "nft delete rule inet f pre"},
+		},
+		"own carrier, too late": {
+			`table inet f { ` + saneObject + `chain pre { type filter hook prerouting priority 0; tcp dport 21 ct helper set "mine"; }; }`,
+			late(`(prerouting priority 0, after NAT): helper "sane" for port 21`, "in chain pre: type filter hook prerouting priority -150;"),
+		},
+		"own carrier, at NAT": {
+			`table inet f { ` + saneObject + `chain o { type filter hook output priority -100; tcp dport 21 ct helper set "mine"; }; }`,
+			late(`(output priority -100, after NAT)`, "in chain o: type filter hook output priority -150;"),
+		},
+		"own carrier, too early": {
+			`table inet f { ` + saneObject + `chain pre { type filter hook prerouting priority raw; tcp dport 21 ct helper set "mine"; }; }`,
+			late(`(prerouting priority -300, before conntrack)`, "in chain pre: type filter hook prerouting priority -150;"),
+		},
+		"own carrier":          {`table inet f { ` + saneObject + `chain pre { type filter hook prerouting priority -150; tcp dport 21 ct helper set "mine"; }; }`, nil},
+		"another port":         {`table inet f { ` + ftpObject + `chain pre { type filter hook prerouting priority 0; tcp dport 2121 ct helper set "ftp"; }; }`, nil},
+		"other ports":          {`table inet f { ` + ftpObject + `chain pre { type filter hook prerouting priority 0; tcp dport { 22-2121, 1-20 } ct helper set "ftp"; }; }`, nil},
+		"no way there":         {`table inet f { ` + ftpObject + `chain a { tcp dport 21 ct helper set "ftp"; }; }`, nil},
+		"helper's name read":   {`table inet f { chain pre { type filter hook prerouting priority 0; ct helper "ftp" accept; }; }`, nil},
+		"a dormant table":      {`table inet f { flags dormant; ` + ftpObject + `chain pre { type filter hook prerouting priority 0; tcp dport 21 ct helper set "ftp"; }; }`, nil},
+		"an object of its own": {`table inet f { counter c { }; chain pre { type filter hook prerouting priority 0; tcp dport 21 counter name "c"; }; }`, nil},
+
+		// Related.
+		"related":                {forward + "ct state established,related accept; }; }", nil},
+		"related in a set":       {forward + "ct state { established, related } accept; }; }", nil},
+		"related alone":          {forward + "ct state established accept; ct state related accept; }; }", nil},
+		"related ==":             {forward + "ct state == related accept; }; }", nil},
+		"related in a map":       {forward + "ct state vmap { established : accept, related : accept, invalid : drop }; }; }", nil},
+		"all but invalid":        {forward + "ct state != invalid accept; }; }", nil},
+		"related of our helper":  {forward + `ct state related ct helper "sane" accept; }; }`, nil},
+		"related on a device":    {forward + `iifname "eth0" ct state related counter accept; }; }`, nil},
+		"everything":             {forward + "accept; }; }", nil},
+		"in a chain of its own":  {"table inet filter { chain x { ct state established,related accept; }; chain forward { type filter hook forward priority 0; policy drop; jump x; }; }", nil},
+		"a state and a jump":     {"table inet filter { chain x { tcp dport > 1023 accept; }; chain forward { type filter hook forward priority 0; policy drop; ct state vmap { established : accept, related : goto x }; }; }", nil},
+		"nothing is dropped":     {"table inet filter { chain forward { type filter hook forward priority 0; tcp dport 22 drop; }; }", nil},
+		"nothing at all":         {"", nil},
+		"related, high ports":    {forward + "tcp dport 1024-65535 ct state related accept; }; }", nil},
+		"related, control port":  {forward + "ct state established accept; tcp dport { 21, 990 } ct state related accept; }; }", related(missing, insert)},
+		"no rule":                {forward + "}; }", related(missing, insert)},
+		"established only":       {forward + "ct state established accept; }; }", related(missing, insert)},
+		"new, established":       {forward + "ct state { new, established } accept; }; }", related(missing, insert)},
+		"new only, in a map":     {forward + "ct state vmap { established : accept, related : drop, new : accept }; }; }", related(missing, insert)},
+		"related dropped":        {forward + "ct state related drop; }; }", related(missing, insert)},
+		"all but related":        {forward + "ct state != related accept; }; }", related(missing, insert)},
+		"ICMP only":              {forward + "ct state related meta l4proto icmp accept; }; }", related(missing, insert)},
+		"ports only":             {forward + "tcp dport 21 accept; ip saddr 192.0.2.0/24 accept; }; }", related(missing, insert)},
+		"related of a helper":    {forward + `ct state established accept; ct state related ct helper "ftp" accept; }; }`, related(`of the helper "ftp" only; ours is "sane"`, insert)},
+		"drop at the end":        {"table ip filter { chain in { type filter hook input priority 0; tcp dport 21 accept; counter drop; }; }", related("table ip filter, chain in drops", "nft insert rule ip filter in ct state established,related accept")},
+		"reject at the end":      {"table ip6 filter { chain in { type filter hook input priority 0; tcp dport 21 accept; reject; }; }", related("table ip6 filter, chain in drops", "nft insert rule ip6 filter in ct state established,related accept")},
+		"jump where none is":     {"table inet filter { chain x { counter; }; chain forward { type filter hook forward priority 0; policy drop; jump x; }; }", related(missing, insert)},
+		"a loop of goto and map": {"table inet filter { chain x { ct state vmap { new : jump y }; }; chain y { tcp dport 21 accept; }; chain forward { type filter hook forward priority 0; policy drop; jump x; jump y; goto x; }; }", related(missing, insert)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := newHost(t)
+			if err := h.Nft(t.Context(), c.ruleset); err != nil {
+				t.Fatal(err)
+			}
+			findings := among(t, h, ftp, "other helpers", "related")
+			if c.want != nil {
+				wantFinding(t, findings, *c.want)
+			} else if n := Count(findings, OK); n != len(findings) || n != 2 {
+				t.Errorf("want nothing wrong, got\n%s", text(findings))
+			}
+		})
+	}
+}
+
+// TestOwnRules says that our own rules are nobody else's.
+func TestOwnRules(t *testing.T) {
+	h := newHost(t)
+	do(t, h, func() error {
+		_, err := rules.Apply(ftp)
+		return err
+	})
+	if findings := among(t, h, ftp, "rules", "other helpers", "related"); Count(findings, OK) != len(findings) {
+		t.Error(text(findings))
+	}
+}
+
+// TestBrokenRules empties the set of ports, and breaks more.
+func TestBrokenRules(t *testing.T) {
+	h := newHost(t)
+	do(t, h, func() error {
+		_, err := rules.Apply(ftp)
+		return err
+	})
+	for _, c := range []struct {
+		command string
+		want    want
+	}{
+		{"flush set inet nfq_ftphelper ports", want{Problem, "rules", "set ports of table inet nfq_ftphelper is empty", "nft add element inet nfq_ftphelper ports '{ 21 }'"}},
+		{"add element inet nfq_ftphelper ports { 2121 }", want{Problem, "rules", "set ports lacks 21", "nfq-ftphelper rules apply"}},
+		{"add element inet nfq_ftphelper ports { 21 }; flush chain inet nfq_ftphelper output", want{Problem, "rules", "chain output", "nfq-ftphelper rules apply"}},
+		{"delete table inet nfq_ftphelper", want{Problem, "rules", "there is no table", "nfq-ftphelper rules apply"}},
+	} {
+		if err := h.Nft(t.Context(), c.command); err != nil {
+			t.Fatal(err)
+		}
+		wantFinding(t, among(t, h, ftp, "rules"), c.want)
+	}
+}
+
+// wire is a rule as it would be read, of expressions that need not be on this kernel.
+func wire(t *testing.T, c chain, exprs ...expr.Any) rule {
+	t.Helper()
+	r := rule{table: c.table, chain: c.name, handle: 1}
+	for _, e := range exprs {
+		data, err := expr.Marshal(c.table.family, e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a := parse(data)
+		r.exprs = append(r.exprs, expression{a.text(unix.NFTA_EXPR_NAME), parse(a.find(unix.NFTA_EXPR_DATA))})
+	}
+	return r
+}
+
+// TestIptables reads what iptables-nft writes.
+func TestIptables(t *testing.T) {
+	forward := chain{table: tableName{familyIPv4, "filter"}, name: "FORWARD", base: true, kind: "filter", hook: unix.NF_INET_FORWARD, drops: true}
+	raw := chain{table: tableName{familyIPv4, "raw"}, name: "PREROUTING", base: true, kind: "filter", hook: unix.NF_INET_PRE_ROUTING, priority: -300}
+	accept := &expr.Verdict{Kind: expr.VerdictAccept}
+	conntrack := make(xt.Unknown, 160) // --ctstate RELATED,ESTABLISHED
+	binary.NativeEndian.PutUint16(conntrack[150:], 6)
+	established := make(xt.Unknown, 160)
+	binary.NativeEndian.PutUint16(established[150:], 2)
+	state := make(xt.Unknown, 4)
+	binary.NativeEndian.PutUint32(state, 6)
+	comment := make(xt.Unknown, 256)
+	ct := make(xt.Unknown, 72) // -j CT --helper ftp
+	copy(ct[12:], "ftp\x00")
+	port := []expr.Any{
+		&expr.Payload{Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2, DestRegister: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0, 21}},
+	}
+	missing := &want{Warning, "related", "table ip filter, chain FORWARD drops", "nft insert rule ip filter FORWARD"}
+
+	for name, c := range map[string]struct {
+		chain chain
+		exprs []expr.Any
+		want  *want
+	}{
+		"conntrack":   {forward, []expr.Any{&expr.Match{Name: "conntrack", Rev: 3, Info: &conntrack}, &expr.Counter{}, accept}, nil},
+		"state":       {forward, []expr.Any{&expr.Match{Name: "state", Info: &state}, accept}, nil},
+		"established": {forward, []expr.Any{&expr.Match{Name: "conntrack", Rev: 3, Info: &established}, accept}, missing},
+		"comment":     {forward, []expr.Any{&expr.Match{Name: "comment", Info: &comment}, accept}, missing},
+		"CT":          {raw, append(port, &expr.Target{Name: "CT", Rev: 2, Info: &ct}), &want{Problem, "other helpers", `table ip raw, chain PREROUTING (prerouting priority -300, before conntrack): helper "ftp" for port 21`, "nft delete rule ip raw PREROUTING handle 1"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := healthy()
+			f.rs = &ruleset{chains: []chain{c.chain}, rules: []rule{wire(t, c.chain, c.exprs...)}, elements: noElements}
+			if c.want != nil {
+				f.wantFinding(t, *c.want)
+			} else if findings := f.examine(ftp); Count(findings, OK) != len(findings) {
+				t.Error(text(findings))
+			}
+		})
+	}
+}
+
+// TestMalformed reads rules that nobody would load.
+func TestMalformed(t *testing.T) {
+	c := chain{table: tableName{familyInet, "f"}, name: "c", base: true, kind: "filter", hook: unix.NF_INET_FORWARD, drops: true}
+	f := healthy()
+	f.rs = &ruleset{chains: []chain{c}, elements: noElements}
+	for _, name := range []string{"ct", "payload", "meta", "bitwise", "cmp", "lookup", "match", "immediate", "objref", "target", "reject", "future"} {
+		f.rs.rules = append(f.rs.rules, rule{table: c.table, chain: "c", exprs: []expression{{name: name}}})
+	}
+	f.wantFinding(t, want{Warning, "related", "chain c drops", "accept"})
+}

@@ -1,0 +1,107 @@
+package doctor
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+
+	"github.com/ti-mo/conntrack"
+	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
+	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+)
+
+// system is what the checks ask of a host.
+type system interface {
+	// release is the kernel's, such as "6.1.0-50-amd64".
+	release() (string, error)
+	netAdmin() (bool, error)
+	// readFile reads a file of /proc, whose "net" is that of the calling thread.
+	readFile(name string) ([]byte, error)
+	// owner finds the program behind a netlink socket of the netfilter protocol.
+	owner(portid uint32) (owner, error)
+	// addresses are those of each interface that is up, but for loopback.
+	addresses() (map[string][]netip.Addr, error)
+
+	// lookup looks up a connection that is not there.
+	lookup() error
+	// expectations is how many there are.
+	expectations() (int, error)
+	// try does what the daemon does, in a network namespace of its own. The error is why that
+	// can't be had.
+	try(rules.Config) (trial, error)
+
+	checkRules(rules.Config) error
+	ruleset() (*ruleset, error)
+}
+
+// host is the system that the program runs on.
+type host struct{}
+
+func (host) release() (string, error) {
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return "", err
+	}
+	return unix.ByteSliceToString(name.Release[:]), nil
+}
+
+func (host) netAdmin() (bool, error) {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var sets [2]unix.CapUserData
+	if err := unix.Capget(&header, &sets[0]); err != nil {
+		return false, err
+	}
+	return sets[0].Effective&(1<<unix.CAP_NET_ADMIN) != 0, nil
+}
+
+func (host) readFile(name string) ([]byte, error) { return os.ReadFile(name) }
+
+func (host) addresses() (map[string][]netip.Addr, error) {
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return nil, err
+	}
+	found := make(map[string][]netip.Addr)
+	for _, i := range interfaces {
+		if i.Flags&net.FlagLoopback != 0 || i.Flags&net.FlagUp == 0 {
+			continue
+		}
+		addrs, err := i.Addrs()
+		if err != nil {
+			return nil, err
+		}
+		for _, a := range addrs {
+			if p, err := netip.ParsePrefix(a.String()); err == nil {
+				found[i.Name] = append(found[i.Name], p.Addr())
+			}
+		}
+	}
+	return found, nil
+}
+
+func (host) lookup() error {
+	c, err := expect.Dial()
+	if err != nil {
+		return err
+	}
+	nobody := netip.MustParseAddrPort("192.0.2.1:1") // TEST-NET-1, RFC 5737
+	_, _, err = c.Lookup(expect.Tuple{Src: nobody, Dst: nobody})
+	if errors.Is(err, expect.ErrNoEntry) {
+		err = nil
+	}
+	return errors.Join(err, c.Close())
+}
+
+func (host) expectations() (int, error) {
+	c, err := conntrack.Dial(nil)
+	if err != nil {
+		return 0, err
+	}
+	all, err := c.DumpExpect()
+	return len(all), errors.Join(err, c.Close())
+}
+
+func (host) checkRules(c rules.Config) error { return rules.Check(c) }

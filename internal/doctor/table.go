@@ -1,0 +1,73 @@
+package doctor
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+)
+
+// The table that rules.Apply installs.
+const (
+	ownTable = "nfq_ftphelper"
+	ownPorts = "ports"
+)
+
+func checkRules(p *patient) []Finding {
+	const why = "packets of control connections don't reach the daemon"
+	err := p.checkRules(p.config)
+	if err == nil {
+		return ok("table inet %s is in place, with port %s", ownTable, portList(p.config.Ports))
+	}
+	if errors.Is(err, rules.ErrMissing) {
+		return problem(err.Error(), why, fmt.Sprintf("%s, or %s --rules", p.command("rules apply"), p.command("run")))
+	}
+	if p.noPorts() {
+		return problem(fmt.Sprintf("set %s of table inet %s is empty", ownPorts, ownTable), "no connection is a control connection",
+			fmt.Sprintf("nft add element inet %s %s '{ %s }'", ownTable, ownPorts, strings.ReplaceAll(portList(p.config.Ports), ",", ", ")))
+	}
+	return problem(err.Error(), why, p.command("rules apply"))
+}
+
+// noPorts tells whether our set of ports is there and empty.
+func (p *patient) noPorts() bool {
+	rs, err := p.rulesetOnce()
+	if err != nil {
+		return false
+	}
+	elements, err := rs.elements(tableName{familyInet, ownTable}, ownPorts)
+	if err != nil {
+		return false
+	}
+	for _, e := range elements {
+		if !e.end {
+			return false
+		}
+	}
+	return true
+}
+
+func portList(ports []rules.PortRange) string {
+	var texts []string
+	for _, r := range ports {
+		texts = append(texts, r.String())
+	}
+	return strings.Join(texts, ",")
+}
+
+// command is a command line of this program with the flags that say what rules are meant.
+func (p *patient) command(words string) string {
+	c := p.config
+	line := program + " " + words
+	if list := portList(c.Ports); list != rules.DefaultPorts {
+		line += " --ports " + list
+	}
+	if c.Queue != rules.DefaultQueue {
+		line += fmt.Sprintf(" --queue %d", c.Queue)
+	}
+	if c.Queues > 1 {
+		line += fmt.Sprintf(" --queues %d", c.Queues)
+	}
+	return line
+}

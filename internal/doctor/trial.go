@@ -1,0 +1,227 @@
+package doctor
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"runtime"
+	"slices"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
+	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+)
+
+// trial is what came of doing to one connection what the daemon does, as far as it went.
+type trial struct {
+	statement   rules.Statement // that hands packets to the queue
+	noStatement error
+	noCarrier   error
+	helper      string // attached to the connection
+	expect      error  // of installing and removing an expectation
+	translate   error  // of setting up NAT, without which adjust is not tried
+	translated  bool   // the connection is
+	adjust      error  // of setting a sequence adjustment and reading it back
+}
+
+// checkTrial says what the kernel can do, as seen in a namespace of its own: where the helper
+// of a rule is removed, the kernel drops all packets that wait in the queues of that namespace.
+func checkTrial(p *patient) []Finding {
+	t, err := p.try(p.config)
+	if err != nil {
+		return warning(fmt.Sprintf("nothing can be tried: %v", err),
+			"whether the kernel can queue, expect and adjust is unknown", "run it as root: sudo nfq-ftphelper doctor")
+	}
+	found := slices.Concat(named("queue statement", judgeStatement(t)), named("carrier helper", judgeCarrier(t)))
+	if t.noStatement != nil || t.noCarrier != nil {
+		return found
+	}
+	return slices.Concat(found, named("expectations", judgeExpectation(t)), named("sequence adjustment", judgeAdjustment(t)))
+}
+
+func named(check string, found []Finding) []Finding {
+	for i := range found {
+		found[i].Check = check
+	}
+	return found
+}
+
+func judgeStatement(t trial) []Finding {
+	if t.noStatement != nil {
+		return problem(t.noStatement.Error(), "without it no packet reaches the daemon",
+			"modprobe nft_queue || modprobe -a nft_compat xt_NFQUEUE")
+	}
+	return ok("packets are queued by nftables' %s", t.statement)
+}
+
+func judgeCarrier(t trial) []Finding {
+	if t.noCarrier != nil {
+		return problem(t.noCarrier.Error(), "the kernel accepts expectations only for connections that have a helper",
+			"modprobe nf_conntrack_sane")
+	}
+	return ok("sane, which reads nothing, is there")
+}
+
+func judgeExpectation(t trial) []Finding {
+	const why = "data connections of FTP stay unknown to conntrack: no NAT for them, and not \"related\""
+	switch {
+	case errors.Is(t.expect, expect.ErrNoHelper):
+		return problem("the rules attach no helper to a connection", why, "modprobe nf_conntrack_sane")
+	case t.expect != nil:
+		return problem(fmt.Sprintf("the kernel refuses them: %v", t.expect), why, "")
+	}
+	return ok("one was installed and removed, on a connection with the helper %s", t.helper)
+}
+
+func judgeAdjustment(t trial) []Finding {
+	const unknown = "whether lines can be rewritten to another length is unknown"
+	switch {
+	case t.translate != nil:
+		return warning(fmt.Sprintf("NAT can't be tried: %v", t.translate), unknown, "")
+	case !t.translated:
+		return warning("the connection of the trial was not translated", unknown, "")
+	case t.adjust != nil:
+		return problem(t.adjust.Error(), "lines can't be rewritten to another length", "install a later kernel")
+	}
+	return ok("one was set and read back, on a connection with DNAT")
+}
+
+// try implements system.
+func (host) try(c rules.Config) (t trial, err error) {
+	err = inNewNamespace(func() error {
+		t.statement, t.noStatement = rules.ProbeStatement()
+		t.noCarrier = rules.ProbeCarrier()
+		if t.noStatement != nil || t.noCarrier != nil {
+			return nil
+		}
+		if _, err := rules.Apply(c); err != nil {
+			return err
+		}
+		t.translate = translateTrial()
+		conn, peer, err := connectTrial(c.Ports[0].First)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		defer peer.Close()
+		return t.run(conn)
+	})
+	return t, err
+}
+
+// In the namespace of the trial a client on this host connects to one loopback address, and
+// DNAT sends it to another one.
+var (
+	trialAddress = netip.AddrFrom4([4]byte{127, 0, 0, 2})
+	trialServer  = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+)
+
+// inNewNamespace runs do in a network namespace that ends with it. Its loopback interface is up.
+func inNewNamespace(do func() error) error {
+	done := make(chan error)
+	go func() {
+		// The thread is not unlocked, so it ends with the goroutine, unless it is the main one.
+		runtime.LockOSThread()
+		home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			done <- err
+			return
+		}
+		defer unix.Close(home)
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			done <- fmt.Errorf("no network namespace can be made: %w", err)
+			return
+		}
+		defer unix.Setns(home, unix.CLONE_NEWNET)
+		if err := loopbackUp(); err != nil {
+			done <- fmt.Errorf("the loopback interface: %w", err)
+			return
+		}
+		done <- do()
+	}()
+	return <-done
+}
+
+func loopbackUp() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	request, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	request.SetUint16(unix.IFF_UP)
+	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, request)
+}
+
+// translateTrial has connections to trialAddress go to trialServer.
+func translateTrial() error {
+	conn, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	table := conn.AddTable(&nftables.Table{Name: "trial", Family: nftables.TableFamilyIPv4})
+	chain := conn.AddChain(&nftables.Chain{Table: table, Name: "output", Type: nftables.ChainTypeNAT,
+		Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityNATDest})
+	conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
+		&expr.Payload{Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4, DestRegister: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: trialAddress.AsSlice()},
+		&expr.Immediate{Register: 1, Data: trialServer.AsSlice()},
+		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1},
+	}})
+	return conn.Flush()
+}
+
+// connectTrial opens a connection to a port of trialAddress, on which somebody listens,
+// with NAT or without.
+func connectTrial(port uint16) (conn, peer net.Conn, err error) {
+	listener, err := net.Listen("tcp4", netip.AddrPortFrom(netip.IPv4Unspecified(), port).String())
+	if err != nil {
+		return nil, nil, err
+	}
+	defer listener.Close()
+	dialer := net.Dialer{
+		Timeout:   5 * time.Second,
+		LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(trialServer, 0)),
+	}
+	dialer.SetMultipathTCP(false)
+	if conn, err = dialer.Dial("tcp4", netip.AddrPortFrom(trialAddress, port).String()); err != nil {
+		return nil, nil, err
+	}
+	if peer, err = listener.Accept(); err != nil {
+		conn.Close()
+	}
+	return conn, peer, err
+}
+
+// run does to the connection what the daemon does.
+func (t *trial) run(conn net.Conn) error {
+	c, err := expect.Dial()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	m, _, err := c.Lookup(expect.Tuple{
+		Src: conn.LocalAddr().(*net.TCPAddr).AddrPort(),
+		Dst: conn.RemoteAddr().(*net.TCPAddr).AddrPort(),
+	})
+	if err != nil {
+		return err
+	}
+	t.helper, t.translated = m.Helper, m.NAT()
+	var installed expect.Expectation
+	if installed, t.expect = c.Expect(expect.For(m, expect.Reply, 40000)); t.expect == nil {
+		t.expect = c.Unexpect(installed)
+	}
+	if t.translated {
+		t.adjust = c.Adjust(m, expect.Reply, expect.SeqAdj{Position: 1000, Before: 0, After: 4})
+	}
+	return nil
+}
