@@ -3,6 +3,9 @@ package netns
 import (
 	"fmt"
 	"net/netip"
+	"regexp"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 )
@@ -89,4 +92,43 @@ func TestDaemonGone(t *testing.T) {
 			wantNothingInvalid(t, lab.Routers...)
 		})
 	}
+}
+
+var countInLog = regexp.MustCompile(`\b(\w+)=(\d+)\b`)
+
+// stopAndCount stops a router's daemon and returns what it has counted, by the
+// names in its log.
+func stopAndCount(t testing.TB, r *Router) map[string]int {
+	t.Helper()
+	if err := r.StopDaemon(testContext(t, 20*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(r.DaemonProcess().Output()) {
+		_, line, found := strings.Cut(line, "msg=stopped")
+		if !found {
+			continue
+		}
+		counts := make(map[string]int)
+		for _, match := range countInLog.FindAllStringSubmatch(line, -1) {
+			counts[match[1]], _ = strconv.Atoi(match[2])
+		}
+		return counts
+	}
+	t.Fatal("the daemon did not log what it has counted")
+	return nil
+}
+
+// wantAllHelped stops the routers' daemons and wants them to have helped wherever
+// there was something to help. It returns how many packets they have held.
+func wantAllHelped(t testing.TB, routers ...*Router) (held int) {
+	t.Helper()
+	for _, r := range routers {
+		counts := stopAndCount(t, r)
+		if counts["expected"] == 0 || counts["failed"] > 0 || counts["gave_up"] > 0 || counts["overflows"] > 0 ||
+			strings.Contains(r.DaemonProcess().Output(), "refused") {
+			t.Errorf("the daemon on the %s has not helped everywhere: %v", r.Name, counts)
+		}
+		held += counts["held"]
+	}
+	return held
 }

@@ -82,27 +82,38 @@ func socketInodes(pid int) ([]string, error) {
 	return inodes, nil
 }
 
+// Columns of /proc/net/netfilter/nfnetlink_queue.
+const (
+	queueTotal      = 2
+	queueIDSequence = 7
+)
+
 // QueuedPackets is the number of packets that the host's kernel has given to
 // user-space queues so far.
-func (h *Host) QueuedPackets() (int, error) {
+func (h *Host) QueuedPackets() (int, error) { return h.sumOverQueues(queueIDSequence) }
+
+// WaitingPackets is the number of packets in the host's user-space queues that
+// wait for a verdict.
+func (h *Host) WaitingPackets() (int, error) { return h.sumOverQueues(queueTotal) }
+
+func (h *Host) sumOverQueues(column int) (int, error) {
 	var text []byte
 	err := h.Do(func() (err error) {
 		text, err = os.ReadFile("/proc/thread-self/net/netfilter/nfnetlink_queue")
 		return err
 	})
 	if err != nil {
-		return 0, fmt.Errorf("packets queued on the %s: %w", h.Name, err)
+		return 0, fmt.Errorf("queues on the %s: %w", h.Name, err)
 	}
 	total := 0
 	for line := range strings.Lines(string(text)) {
-		const idSequence = 7
 		fields := strings.Fields(line)
-		if len(fields) <= idSequence {
-			return 0, fmt.Errorf("packets queued on the %s: cannot read this line: %q", h.Name, line)
+		if len(fields) <= column {
+			return 0, fmt.Errorf("queues on the %s: cannot read this line: %q", h.Name, line)
 		}
-		packets, err := strconv.Atoi(fields[idSequence])
+		packets, err := strconv.Atoi(fields[column])
 		if err != nil {
-			return 0, fmt.Errorf("packets queued on the %s: %w", h.Name, err)
+			return 0, fmt.Errorf("queues on the %s: %w", h.Name, err)
 		}
 		total += packets
 	}

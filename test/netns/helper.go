@@ -155,7 +155,10 @@ func (r *Router) DaemonProcess() *Process { return r.process }
 
 // loadKernelNAT loads nf_nat_ftp where it is a module: a rule with "ct helper"
 // loads nf_conntrack_ftp only.
-func loadKernelNAT(ctx context.Context, h *Host) error {
+func loadKernelNAT(ctx context.Context, h *Host) error { return loadModule(ctx, h, "nf_nat_ftp") }
+
+// loadModule loads a module unless the kernel has none.
+func loadModule(ctx context.Context, h *Host, module string) error {
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {
 		return fmt.Errorf("uname: %w", err)
@@ -163,6 +166,6 @@ func loadKernelNAT(ctx context.Context, h *Host) error {
 	if unix.Access("/lib/modules/"+unix.ByteSliceToString(name.Release[:]), unix.R_OK) != nil {
 		return nil // no modules: the kernel has it built in or not at all
 	}
-	_, err := h.Run(ctx, "", "modprobe", "nf_nat_ftp")
+	_, err := h.Run(ctx, "", "modprobe", module)
 	return err
 }

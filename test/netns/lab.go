@@ -20,6 +20,8 @@ type Config struct {
 	Ports []uint16
 	// Addresses replace the default ones if not nil.
 	Addresses *Addresses
+	// Connect joins two hosts; the function of that name if nil.
+	Connect func(a *Host, aInterface string, b *Host, bInterface string) error
 }
 
 // Lab is a client and a server with one router or two between them:
@@ -49,6 +51,9 @@ func (l *Lab) build(ctx context.Context, c Config) error {
 	if len(c.Ports) == 0 {
 		c.Ports = []uint16{21}
 	}
+	if c.Connect == nil {
+		c.Connect = Connect
+	}
 	l.Addresses = DefaultAddresses(c.Situation, c.Family)
 	if c.Addresses != nil {
 		l.Addresses = *c.Addresses
@@ -60,7 +65,7 @@ func (l *Lab) build(ctx context.Context, c Config) error {
 	if err := l.addHosts(c.Situation); err != nil {
 		return err
 	}
-	if err := l.addLinks(c.Situation); err != nil {
+	if err := l.addLinks(c); err != nil {
 		return err
 	}
 	for _, r := range l.Routers {
@@ -109,11 +114,11 @@ func (l *Lab) ServerRouter() *Router { return l.Routers[len(l.Routers)-1] }
 // ClientRouter is the router next to the client.
 func (l *Lab) ClientRouter() *Router { return l.Routers[0] }
 
-func (l *Lab) addLinks(s Situation) error {
+func (l *Lab) addLinks(c Config) error {
 	near, far, a := l.ClientRouter(), l.ServerRouter(), l.Addresses
 	if near != far {
 		if err := errors.Join(
-			Connect(near.Host, "eth1", far.Host, "eth0"),
+			c.Connect(near.Host, "eth1", far.Host, "eth0"),
 			near.AddAddress("eth1", a.ClientOuter),
 			far.AddAddress("eth0", a.ServerOuter),
 			near.AddDefaultRoute(a.ServerOuter.Addr()),
@@ -122,8 +127,8 @@ func (l *Lab) addLinks(s Situation) error {
 		}
 	}
 	if err := errors.Join(
-		Connect(l.Client, "eth0", near.Host, "eth0"),
-		Connect(far.Host, "eth1", l.Server, "eth0"),
+		c.Connect(l.Client, "eth0", near.Host, "eth0"),
+		c.Connect(far.Host, "eth1", l.Server, "eth0"),
 		l.Client.AddAddress("eth0", a.Client),
 		near.AddAddress("eth0", a.ClientGateway),
 		far.AddAddress("eth1", a.ServerGateway),
@@ -132,12 +137,12 @@ func (l *Lab) addLinks(s Situation) error {
 	); err != nil {
 		return err
 	}
-	if s != DNATMasquerade {
+	if c.Situation != DNATMasquerade {
 		if err := l.Server.AddDefaultRoute(a.ServerGateway.Addr()); err != nil {
 			return err
 		}
 	}
-	if s.translatesServer() {
+	if c.Situation.translatesServer() {
 		return far.AddAddress("eth0", netip.PrefixFrom(a.Public, a.Public.BitLen()))
 	}
 	return nil

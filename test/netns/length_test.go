@@ -96,7 +96,7 @@ func wantBothSigns(t *testing.T, before, after []string, start string) {
 	}
 }
 
-func wantNothingInvalid(t *testing.T, routers ...*Router) {
+func wantNothingInvalid(t testing.TB, routers ...*Router) {
 	t.Helper()
 	for _, r := range routers {
 		invalid, err := r.Invalid(testContext(t, 10*time.Second))
@@ -109,7 +109,7 @@ func wantNothingInvalid(t *testing.T, routers ...*Router) {
 	}
 }
 
-func wantContent(t *testing.T, name string, got, want []byte) {
+func wantContent(t testing.TB, name string, got, want []byte) {
 	t.Helper()
 	if !bytes.Equal(got, want) {
 		t.Fatalf("%s: %d bytes arrived, want %d, or others", name, len(got), len(want))

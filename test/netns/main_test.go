@@ -98,12 +98,15 @@ func testContext(t testing.TB, timeout time.Duration) context.Context {
 	return ctx
 }
 
-// newLab builds a lab that is gone at the test's end. A failed test shows what
-// the programs in it have printed.
+// newLab builds a lab that is gone at the test's end. Of the daemon, only the
+// flags are the caller's. A failed test shows what the programs in the lab have
+// printed.
 func newLab(t testing.TB, c Config) *Lab {
 	t.Helper()
 	if c.Helper == Ours {
+		flags := c.Daemon.Flags
 		c.Daemon = daemon(t)
+		c.Daemon.Flags = flags
 	}
 	lab, err := New(testContext(t, 30*time.Second), c)
 	if err != nil {

@@ -102,7 +102,12 @@ func (r *Router) LoadNAT(ctx context.Context, f Family, prerouting, postrouting 
 // Invalid is the number of packets that conntrack found invalid, such as those
 // with a sequence number outside the window.
 func (r *Router) Invalid(ctx context.Context) (int, error) {
-	text, err := r.Run(ctx, "", "nft", "list", "counter", "inet", "filter", "invalid")
+	return r.Counter(ctx, "filter", "invalid")
+}
+
+// Counter is the number of packets that a named counter of an inet table has seen.
+func (r *Router) Counter(ctx context.Context, table, name string) (int, error) {
+	text, err := r.Run(ctx, "", "nft", "list", "counter", "inet", table, name)
 	if err != nil {
 		return 0, err
 	}

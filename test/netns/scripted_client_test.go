@@ -23,6 +23,10 @@ type scriptedClient struct {
 	in   *bufio.Reader
 	// lateClose is how long a data connection stays half closed.
 	lateClose time.Duration
+	// write sends text, in as many segments as it likes.
+	write func(conn *net.TCPConn, text string) error
+	// patience is how long it waits for the server at least; it is not stretched.
+	patience time.Duration
 	// sent and received are whole lines, without CR LF.
 	sent, received []string
 }
@@ -35,26 +39,43 @@ func scaledContext(d time.Duration) (context.Context, context.CancelFunc) {
 // address leaves the choice to the kernel.
 func dialScripted(t testing.TB, host *Host, local, server netip.AddrPort) *scriptedClient {
 	t.Helper()
-	ctx, cancel := scaledContext(5 * time.Second)
-	defer cancel()
-	conn, err := host.Dial(ctx, local, server)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { conn.Close() })
-	c := &scriptedClient{t: t, host: host, conn: conn, in: bufio.NewReader(conn)}
-	c.want("220")
+	c := &scriptedClient{t: t, host: host}
+	c.connect(local, server)
 	return c
 }
 
-// send puts text on the wire as one segment: no CR LF is added, and there is no
-// delay for more.
+func (c *scriptedClient) connect(local, server netip.AddrPort) {
+	c.t.Helper()
+	if c.write == nil {
+		c.write = writeOnce
+	}
+	c.conn = c.dial(local, server)
+	c.t.Cleanup(func() { c.conn.Close() })
+	c.in = bufio.NewReader(c.conn)
+	c.want("220")
+}
+
+func (c *scriptedClient) dial(local, server netip.AddrPort) *net.TCPConn {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), c.wait(5*time.Second))
+	defer cancel()
+	conn, err := c.host.Dial(ctx, local, server)
+	if err != nil {
+		c.t.Fatalf("connect: %v\nlast replies: %q", err, last(c.received))
+	}
+	return conn
+}
+
+func (c *scriptedClient) wait(d time.Duration) time.Duration { return max(Scale(d), c.patience) }
+
+// send puts text on the wire, as one segment unless there is another way to
+// write: no CR LF is added, and there is no delay for more.
 func (c *scriptedClient) send(text string) {
 	c.t.Helper()
-	if err := c.conn.SetDeadline(time.Now().Add(Scale(8 * time.Second))); err != nil {
+	if err := c.conn.SetDeadline(time.Now().Add(c.wait(8 * time.Second))); err != nil {
 		c.t.Fatal(err)
 	}
-	if _, err := io.WriteString(c.conn, text); err != nil {
+	if err := c.write(c.conn, text); err != nil {
 		c.t.Fatalf("send %q: %v", text, err)
 	}
 }
@@ -64,7 +85,7 @@ func (c *scriptedClient) send(text string) {
 func (c *scriptedClient) want(code string) string {
 	c.t.Helper()
 	for {
-		if err := c.conn.SetReadDeadline(time.Now().Add(Scale(8 * time.Second))); err != nil {
+		if err := c.conn.SetReadDeadline(time.Now().Add(c.wait(8 * time.Second))); err != nil {
 			c.t.Fatal(err)
 		}
 		line, err := c.in.ReadString('\n')
@@ -117,15 +138,23 @@ var (
 // passive sends PASV or EPSV and returns where the server says it listens.
 func (c *scriptedClient) passive(verb Verb) netip.AddrPort {
 	c.t.Helper()
+	c.sent = append(c.sent, string(verb))
+	c.send(string(verb) + "\r\n")
+	return c.wantPassive(verb)
+}
+
+// wantPassive reads the reply to PASV or EPSV.
+func (c *scriptedClient) wantPassive(verb Verb) netip.AddrPort {
+	c.t.Helper()
 	if verb == PASV {
-		reply := c.do("227", "PASV")
+		reply := c.want("227")
 		at, err := parseNumbers(passiveNumbers.FindString(reply))
 		if err != nil {
 			c.t.Fatalf("in %q: %v", reply, err)
 		}
 		return at
 	}
-	reply := c.do("229", "EPSV")
+	reply := c.want("229")
 	match := extendedPort.FindStringSubmatch(reply)
 	if match == nil {
 		c.t.Fatalf("no port in %q", reply)
@@ -141,12 +170,12 @@ func (c *scriptedClient) passive(verb Verb) netip.AddrPort {
 // fetch downloads a file from where the server listens.
 func (c *scriptedClient) fetch(name string, at, local netip.AddrPort) []byte {
 	c.t.Helper()
-	ctx, cancel := scaledContext(5 * time.Second)
-	defer cancel()
-	data, err := c.host.Dial(ctx, local, at)
-	if err != nil {
-		c.t.Fatalf("data connection: %v\nlast replies: %q", err, last(c.received))
-	}
+	return c.retrieve(name, c.dial(local, at))
+}
+
+// retrieve downloads a file over a data connection.
+func (c *scriptedClient) retrieve(name string, data *net.TCPConn) []byte {
+	c.t.Helper()
 	c.do("150", "RETR "+name)
 	content := c.readAll(data)
 	c.want("226")
@@ -156,12 +185,7 @@ func (c *scriptedClient) fetch(name string, at, local netip.AddrPort) []byte {
 // store uploads a file to where the server listens.
 func (c *scriptedClient) store(name string, content []byte, at, local netip.AddrPort) {
 	c.t.Helper()
-	ctx, cancel := scaledContext(5 * time.Second)
-	defer cancel()
-	data, err := c.host.Dial(ctx, local, at)
-	if err != nil {
-		c.t.Fatalf("data connection: %v\nlast replies: %q", err, last(c.received))
-	}
+	data := c.dial(local, at)
 	c.do("150", "STOR "+name)
 	if _, err := data.Write(content); err != nil {
 		c.t.Fatalf("write to the data connection: %v", err)
@@ -172,13 +196,16 @@ func (c *scriptedClient) store(name string, content []byte, at, local netip.Addr
 	c.want("226")
 }
 
+func (c *scriptedClient) ownAddress() netip.Addr {
+	return c.conn.LocalAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
+}
+
 // listen opens a listener for data on the control connection's own address.
 func (c *scriptedClient) listen(port uint16) *net.TCPListener {
 	c.t.Helper()
 	ctx, cancel := scaledContext(5 * time.Second)
 	defer cancel()
-	own := c.conn.LocalAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
-	listener, err := c.host.Listen(ctx, netip.AddrPortFrom(own, port))
+	listener, err := c.host.Listen(ctx, netip.AddrPortFrom(c.ownAddress(), port))
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -191,24 +218,58 @@ func (c *scriptedClient) fetchActive(name string, port uint16, announce func(net
 	c.t.Helper()
 	listener := c.listen(port)
 	defer listener.Close()
-	c.do("200", announce(listener.Addr().(*net.TCPAddr).AddrPort()))
+	c.do("200", announce(address(listener)))
 	c.do("150", "RETR "+name)
-	if err := listener.SetDeadline(time.Now().Add(Scale(5 * time.Second))); err != nil {
+	content := c.readAll(c.accept(listener))
+	c.want("226")
+	return content
+}
+
+func address(listener *net.TCPListener) netip.AddrPort {
+	return listener.Addr().(*net.TCPAddr).AddrPort()
+}
+
+// accept waits for the server's data connection.
+func (c *scriptedClient) accept(listener *net.TCPListener) *net.TCPConn {
+	c.t.Helper()
+	if err := listener.SetDeadline(time.Now().Add(c.wait(5 * time.Second))); err != nil {
 		c.t.Fatal(err)
 	}
 	data, err := listener.AcceptTCP()
 	if err != nil {
 		c.t.Fatalf("no data connection from the server: %v\nlast commands: %q", err, last(c.sent))
 	}
-	content := c.readAll(data)
-	c.want("226")
-	return content
+	return data
+}
+
+// fetchBy downloads a file over a data connection that a verb arranges. The server
+// must say that it listens where the client has reached it.
+func (c *scriptedClient) fetchBy(verb Verb, name string, server netip.Addr) []byte {
+	c.t.Helper()
+	switch verb {
+	case PORT:
+		return c.fetchActive(name, 0, portCommand)
+	case EPRT:
+		return c.fetchActive(name, 0, eprtCommand)
+	}
+	at := c.passive(verb)
+	if at.Addr() != server {
+		c.t.Fatalf("%s: the client was told %s", name, at)
+	}
+	return c.fetch(name, at, netip.AddrPort{})
+}
+
+// pipeline sends commands together.
+func (c *scriptedClient) pipeline(commands ...string) {
+	c.t.Helper()
+	c.sent = append(c.sent, commands...)
+	c.send(strings.Join(commands, "\r\n") + "\r\n")
 }
 
 // readAll reads to the end and closes the connection.
 func (c *scriptedClient) readAll(data *net.TCPConn) []byte {
 	c.t.Helper()
-	if err := data.SetDeadline(time.Now().Add(Scale(8 * time.Second))); err != nil {
+	if err := data.SetDeadline(time.Now().Add(c.wait(8 * time.Second))); err != nil {
 		c.t.Fatal(err)
 	}
 	content, err := io.ReadAll(data)

@@ -2,14 +2,17 @@ package netns
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -27,8 +30,16 @@ type script struct {
 	// lateClose is how long it leaves a data connection open after the last byte.
 	lateClose time.Duration
 	// write sends a reply, in as many segments as it likes.
-	write func(conn net.Conn, reply string) error
+	write func(conn *net.TCPConn, reply string) error
+	// coalesce keeps replies back until the client has to act, and sends them together.
+	coalesce bool
+	// replies are those to commands that have no meaning here.
+	replies map[string]string
+	// patience is how long it waits for a client at least; it is not stretched.
+	patience time.Duration
 }
+
+func (s script) wait(d time.Duration) time.Duration { return max(Scale(d), s.patience) }
 
 // scriptedServer is a small FTP server with files that follow from their names.
 type scriptedServer struct {
@@ -58,10 +69,7 @@ func startScripted(t testing.TB, host *Host, at netip.AddrPort, how script) *scr
 		}
 	}
 	if how.write == nil {
-		how.write = func(conn net.Conn, reply string) error {
-			_, err := io.WriteString(conn, reply)
-			return err
-		}
+		how.write = writeOnce
 	}
 	s := &scriptedServer{host: host, script: how, stored: make(map[string][]byte)}
 	listener, err := host.Listen(testContext(t, 10*time.Second), at)
@@ -80,7 +88,7 @@ func startScripted(t testing.TB, host *Host, at netip.AddrPort, how script) *scr
 			s.mu.Unlock()
 			sessions.Go(func() {
 				defer conn.Close()
-				if err := (&serverSession{server: s, conn: conn}).serve(); err != nil {
+				if err := (&serverSession{server: s, conn: conn, in: bufio.NewReader(conn)}).serve(); err != nil {
 					s.mu.Lock()
 					s.errs = append(s.errs, err)
 					s.mu.Unlock()
@@ -109,6 +117,13 @@ func (s *scriptedServer) lines() (received, sent []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return append([]string(nil), s.received...), append([]string(nil), s.sent...)
+}
+
+// connections are the control connections that there have been.
+func (s *scriptedServer) connections() []*net.TCPConn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.conns)
 }
 
 // file is a stored file.
@@ -155,7 +170,10 @@ func fileContent(name string) []byte {
 type serverSession struct {
 	server  *scriptedServer
 	conn    *net.TCPConn
+	in      *bufio.Reader
 	passive int
+	// pending are replies that have not been sent yet.
+	pending string
 	// open makes the data connection that has been arranged.
 	open func() (*net.TCPConn, error)
 	// discard drops it unused.
@@ -167,12 +185,11 @@ func (s *serverSession) serve() error {
 	if err := s.reply("220 Scripted FTP server"); err != nil {
 		return err
 	}
-	in := bufio.NewReader(s.conn)
 	for {
-		if err := s.conn.SetDeadline(time.Now().Add(Scale(30 * time.Second))); err != nil {
+		if err := s.conn.SetDeadline(time.Now().Add(s.server.script.wait(30 * time.Second))); err != nil {
 			return err
 		}
-		line, err := in.ReadString('\n')
+		line, err := s.in.ReadString('\n')
 		if err == io.EOF && line == "" {
 			return nil
 		}
@@ -235,6 +252,9 @@ func (s *serverSession) command(verb, argument string) error {
 	case "QUIT":
 		return s.reply("221 Goodbye")
 	}
+	if reply, ok := s.server.script.replies[verb]; ok {
+		return s.reply(reply)
+	}
 	return s.reply("502 Not in this script")
 }
 
@@ -242,7 +262,13 @@ func (s *serverSession) reply(text string) error {
 	s.server.mu.Lock()
 	s.server.sent = append(s.server.sent, text)
 	s.server.mu.Unlock()
-	if err := s.server.script.write(s.conn, text+"\r\n"); err != nil {
+	s.pending += text + "\r\n"
+	// After a preliminary reply the server waits for the data connection.
+	if s.server.script.coalesce && s.in.Buffered() > 0 && text[0] != '1' {
+		return nil
+	}
+	text, s.pending = s.pending, ""
+	if err := s.server.script.write(s.conn, text); err != nil {
 		return fmt.Errorf("reply %q: %w", text, err)
 	}
 	return nil
@@ -256,13 +282,20 @@ func (s *serverSession) listen() (netip.AddrPort, error) {
 	s.forgetData()
 	ctx, cancel := scaledContext(10 * time.Second)
 	defer cancel()
-	listener, err := s.server.host.Listen(ctx, netip.AddrPortFrom(s.localAddr(), s.server.script.passivePort))
+	at := netip.AddrPortFrom(s.localAddr(), s.server.script.passivePort)
+	listener, err := s.server.host.Listen(ctx, at)
+	for errors.Is(err, syscall.EADDRINUSE) && ctx.Err() == nil {
+		// A program that this process is starting has a copy of a socket that is
+		// closed here, until it begins.
+		time.Sleep(time.Millisecond)
+		listener, err = s.server.host.Listen(ctx, at)
+	}
 	if err != nil {
 		return netip.AddrPort{}, err
 	}
 	s.discard = func() { listener.Close() }
 	s.open = func() (*net.TCPConn, error) {
-		if err := listener.SetDeadline(time.Now().Add(Scale(5 * time.Second))); err != nil {
+		if err := listener.SetDeadline(time.Now().Add(s.server.script.wait(5 * time.Second))); err != nil {
 			return nil, err
 		}
 		return listener.AcceptTCP()
@@ -276,7 +309,7 @@ func (s *serverSession) active(client netip.AddrPort, err error) error {
 	}
 	s.forgetData()
 	s.open = func() (*net.TCPConn, error) {
-		ctx, cancel := scaledContext(5 * time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), s.server.script.wait(5*time.Second))
 		defer cancel()
 		return s.server.host.Dial(ctx, netip.AddrPortFrom(s.localAddr(), s.server.script.activePort), client)
 	}

@@ -40,6 +40,8 @@ const (
 type SiteOptions struct {
 	// Port is where it listens; 21 if it is 0.
 	Port uint16
+	// Settings are further lines of vsftpd's configuration.
+	Settings []string
 }
 
 // isolate would put each session into a network namespace of its own, and
@@ -81,13 +83,13 @@ func StartSite(ctx context.Context, h *Host, family Family, options SiteOptions)
 	if s.port == 0 {
 		s.port = 21
 	}
-	if err := s.start(ctx, h, family); err != nil {
+	if err := s.start(ctx, h, family, options.Settings); err != nil {
 		return nil, errors.Join(fmt.Errorf("start vsftpd on the %s: %w", h.Name, err), s.Close())
 	}
 	return s, nil
 }
 
-func (s *Site) start(ctx context.Context, h *Host, family Family) error {
+func (s *Site) start(ctx context.Context, h *Host, family Family, settings []string) error {
 	if err := s.fill(); err != nil {
 		return err
 	}
@@ -96,7 +98,8 @@ func (s *Site) start(ctx context.Context, h *Host, family Family) error {
 	config := filepath.Join(s.dir, "vsftpd.conf")
 	text := fmt.Sprintf(vsftpdConfig, yesIf[family == IPv4], yesIf[family == IPv6], s.port,
 		s.root(), filepath.Join(s.dir, "empty"), s.log(),
-		seconds(4*time.Second), seconds(4*time.Second), seconds(10*time.Second), seconds(60*time.Second))
+		seconds(4*time.Second), seconds(4*time.Second), seconds(10*time.Second), seconds(60*time.Second)) +
+		strings.Join(settings, "\n") + "\n"
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return err
 	}

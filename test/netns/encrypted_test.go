@@ -1,0 +1,107 @@
+package netns
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+)
+
+// TestEncrypted has a server accept AUTH TLS. What follows would be ciphertext, so
+// that nothing of it is queued any more; that the two go on in clear text shows
+// that nothing of it is read either.
+func TestEncrypted(t *testing.T) {
+	t.Parallel()
+	for _, family := range Families {
+		t.Run(family.String(), func(t *testing.T) {
+			t.Parallel()
+			verb := map[Family]Verb{IPv4: PASV, IPv6: EPRT}[family]
+			lab := newLab(t, Config{Situation: DNATMasquerade, Family: family, Helper: Ours})
+			server := startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{
+				replies: map[string]string{"AUTH": "234 Go ahead"},
+			})
+			client := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
+			// The sequence numbers of both directions may be adjusted by now.
+			client.login()
+			for _, verb := range family.Verbs() {
+				wantContent(t, "before", client.fetchBy(verb, "before", lab.ServerAddress), fileContent("before"))
+			}
+			router := lab.ServerRouter()
+			queued := func() int {
+				n, err := router.QueuedPackets()
+				if err != nil {
+					t.Fatal(err)
+				}
+				return n
+			}
+			start := queued()
+			client.do("200", "NOOP")
+			if n := queued() - start; n < 2 {
+				t.Fatalf("%d packets were queued of a NOOP and its reply, want 2", n)
+			}
+			client.do("234", "AUTH TLS")
+			end := queued()
+			for range 10 {
+				client.do("200", "NOOP")
+				client.do("234", "AUTH TLS")
+			}
+			if verb == PASV {
+				if at := client.passive(PASV); at.Addr() != lab.Addresses.Server.Addr() {
+					t.Errorf("the client was told %s: what is encrypted was read", at)
+				}
+			} else {
+				command := eprtCommand(netip.AddrPortFrom(client.ownAddress(), 1025))
+				client.do("200", command)
+				received, _ := server.lines()
+				if got := received[len(received)-1]; got != command {
+					t.Errorf("the server got %q, not %q: what is encrypted was read", got, command)
+				}
+			}
+			if n := queued() - end; n > 0 {
+				t.Errorf("%d packets were queued after AUTH was accepted", n)
+			}
+			wantEncryptedLines(t, router, 1)
+
+			// That goes for this connection and no other.
+			other := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
+			other.login()
+			name := string(verb)
+			wantContent(t, name, other.fetchBy(verb, name, lab.ServerAddress), fileContent(name))
+			other.quit()
+			client.quit()
+			wantEncryptedLines(t, router, 1)
+			wantNothingInvalid(t, lab.Routers...)
+			if counts := stopAndCount(t, router); counts["expected"] != len(family.Verbs())+1 {
+				t.Errorf("the daemon counted %v", counts)
+			}
+		})
+	}
+}
+
+// TestEncryptionRefused has a server that refuses AUTH: the connection stays in
+// clear text, and is helped.
+func TestEncryptionRefused(t *testing.T) {
+	t.Parallel()
+	lab := newLab(t, Config{Situation: DNATMasquerade, Family: IPv4, Helper: Ours})
+	startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{})
+	client := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
+	client.do("502", "AUTH TLS")
+	client.login()
+	for i, verb := range Verbs {
+		name := fmt.Sprintf("%s-%d", verb, i)
+		wantContent(t, name, client.fetchBy(verb, name, lab.ServerAddress), fileContent(name))
+	}
+	client.quit()
+	wantEncryptedLines(t, lab.ServerRouter(), 0)
+	wantNothingInvalid(t, lab.Routers...)
+	wantAllHelped(t, lab.Routers...)
+}
+
+// wantEncryptedLines wants the daemon to have said so many times that a connection
+// is encrypted.
+func wantEncryptedLines(t testing.TB, r *Router, want int) {
+	t.Helper()
+	if n := strings.Count(r.DaemonProcess().Output(), "encrypted from here on"); n != want {
+		t.Errorf("the daemon said %d times that a connection is encrypted, want %d", n, want)
+	}
+}

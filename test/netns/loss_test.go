@@ -1,0 +1,282 @@
+package netns
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// TestLoss makes so many transfers by so many control connections at the same time.
+const (
+	lossyTransfers   = 500
+	lossyConnections = 50
+)
+
+// lossyPatience is for connections of which much gets lost: TCP doubles its
+// time-outs, from a second on while a connection opens.
+const lossyPatience = 60 * time.Second
+
+// watch counts, before anything else looks at them, packets of control connections
+// that conntrack finds invalid, and those that acknowledge selectively.
+const watch = `table inet watch {
+	counter invalid {
+	}
+	counter sack_to_server {
+	}
+	counter sack_to_client {
+	}
+	chain prerouting {
+		type filter hook prerouting priority -199;
+		ct state invalid tcp dport 21 counter name "invalid"
+		ct state invalid tcp sport 21 counter name "invalid"
+		tcp dport 21 tcp option sack exists counter name "sack_to_server"
+		tcp sport 21 tcp option sack exists counter name "sack_to_client"
+	}
+}
+`
+
+// TestLoss makes 500 transfers, active and passive, over links that lose 5 % of
+// the packets, double as many and let a tenth overtake others, on both sides of
+// the router and in both directions.
+func TestLoss(t *testing.T) {
+	t.Parallel()
+	faults := Faults{Loss: 0.05, Duplicate: 0.05, Delay: 2 * time.Millisecond, Reorder: 0.1}
+	lab, lost := lossyLab(t, Config{
+		Situation: DNATMasquerade, Family: IPv4, Helper: Ours,
+		// With the default of half a second, a line of which a piece gets lost twice
+		// passes as it is, as it should: TCP waits 200 ms, and then 400 ms.
+		Daemon: Daemon{Flags: []string{"--hold-time", "30s"}},
+	}, faults)
+	router, ctx := lab.ServerRouter(), testContext(t, 5*time.Minute)
+	if err := router.Nft(ctx, watch); err != nil {
+		t.Fatal(err)
+	}
+	server := startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{
+		write: anyWrite, coalesce: true, patience: lossyPatience,
+	})
+	start := time.Now()
+	// Who is held up, for TCP doubles its time-outs, leaves more to the others.
+	transfers := make(chan int, lossyTransfers)
+	for i := range lossyTransfers {
+		transfers <- i
+	}
+	close(transfers)
+	var clients sync.WaitGroup
+	for range lossyConnections {
+		clients.Go(func() { lossyClient(t, lab, server, transfers) })
+	}
+	clients.Wait()
+	took := time.Since(start)
+
+	counter := func(name string) int {
+		n, err := router.Counter(ctx, "watch", name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	if n := counter("invalid"); n > 0 {
+		t.Errorf("conntrack found %d packets of control connections invalid", n)
+	}
+	invalid, err := router.Invalid(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	toServer, toClient := counter("sack_to_server"), counter("sack_to_client")
+	if toServer == 0 || toClient == 0 {
+		t.Errorf("%d packets with SACK went to the server and %d to the client on control connections", toServer, toClient)
+	}
+	packetsLost := lost()
+	if packetsLost == 0 {
+		t.Error("nothing was lost")
+	}
+	for _, h := range []*Host{lab.Client, lab.Server} {
+		seen := tcpCounters(t, h)
+		for _, name := range []string{"RetransSegs", "TCPOFOQueue", "TCPDSACKOldSent", "TCPDSACKRecv"} {
+			if seen[name] == 0 {
+				t.Errorf("the %s's TCP has counted no %s", h.Name, name)
+			}
+		}
+		t.Logf("%s: sent again %d, arrived out of order %d, arrived twice %d, SACK recoveries %d",
+			h.Name, seen["RetransSegs"], seen["TCPOFOQueue"], seen["TCPDSACKOldSent"], seen["TCPSackRecovery"])
+	}
+	counts := stopAndCount(t, router)
+	held := counts["held"]
+	if counts["expected"] < lossyTransfers || counts["failed"] > 0 || held == 0 {
+		t.Errorf("the daemon has not helped everywhere, or held nothing: %v", counts)
+	}
+	t.Logf("%d transfers in %s; %d packets lost, %d held, given up %d times; SACK on control connections: %d to the server, %d to the client; invalid in all: %d",
+		lossyTransfers, took.Round(time.Millisecond), packetsLost, held, counts["gave_up"], toServer, toClient, invalid)
+}
+
+// lossyLab is a lab on whose links there are faults: netem's where the kernel has
+// it. It returns how to count the packets that got lost.
+//
+// The links are wires in either case. At the end of a veth pair a packet that the
+// router holds would be the memory of the TCP that has sent it, which therefore
+// would not join it with what follows when it sends that again, as it does on a
+// network: all that it sent again would be held, and what is missing never come.
+func lossyLab(t *testing.T, c Config, faults Faults) (*Lab, func() int) {
+	t.Helper()
+	wire := &Wire{Faults: faults, Seed: seed(t)}
+	if CheckNetem() == nil {
+		wire.Faults = Faults{}
+	}
+	c.Connect = wire.Connect
+	t.Cleanup(func() {
+		if err := wire.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	lab := newLab(t, c)
+	if CheckNetem() != nil {
+		return lab, func() int {
+			t.Logf("wire: %d packets passed, %d were lost, %d doubled, %d overtook others",
+				wire.Passed.Load(), wire.Lost.Load(), wire.Duplicated.Load(), wire.Overtook.Load())
+			return int(wire.Lost.Load())
+		}
+	}
+	ctx := testContext(t, 5*time.Minute)
+	ends := []struct {
+		host *Host
+		name string
+	}{
+		{lab.Client, "eth0"}, {lab.ClientRouter().Host, "eth0"}, {lab.ServerRouter().Host, "eth1"}, {lab.Server, "eth0"},
+	}
+	for _, end := range ends {
+		if err := end.host.AddNetem(ctx, end.name, faults); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return lab, func() (total int) {
+		for _, end := range ends {
+			n, err := end.host.LostToNetem(ctx, end.name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("netem: %d packets lost at the %s's %s", n, end.host.Name, end.name)
+			total += n
+		}
+		return total
+	}
+}
+
+// seedEnv names the environment variable with the seed of random choices. Without
+// it each run has its own, and prints it.
+const seedEnv = "FTPHELPER_SEED"
+
+func seed(t testing.TB) uint64 {
+	t.Helper()
+	n := rand.Uint64()
+	if text := os.Getenv(seedEnv); text != "" {
+		var err error
+		if n, err = strconv.ParseUint(text, 10, 64); err != nil {
+			t.Fatalf("%s: %v", seedEnv, err)
+		}
+	}
+	t.Logf("%s=%d", seedEnv, n)
+	return n
+}
+
+// maxPieces is how many pieces TCP joins at least when it sends them again (the
+// kernel's MAX_SKB_FRAGS is 17). Of what the router holds nothing is acknowledged,
+// so TCP sends the first piece again, with those that it joins to that, and no
+// other: were there more, and a later one lost, the line would never be complete.
+const maxPieces = 16
+
+// anyWrite writes text whole, in pieces of some size, or in small ones.
+func anyWrite(conn *net.TCPConn, text string) error {
+	size := len(text)
+	switch rand.IntN(3) {
+	case 0:
+		size = 1 + rand.IntN(len(text))
+	case 1:
+		size = (len(text) + maxPieces - 1) / maxPieces
+	}
+	for piece := range slices.Chunk([]byte(text), size) {
+		if _, err := conn.Write(piece); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// onGoroutine is a test's TB for another goroutine, which is what Fatal ends.
+type onGoroutine struct{ testing.TB }
+
+func (t onGoroutine) Fatal(args ...any) {
+	t.Helper()
+	t.Error(args...)
+	runtime.Goexit()
+}
+
+func (t onGoroutine) Fatalf(format string, args ...any) {
+	t.Helper()
+	t.Errorf(format, args...)
+	runtime.Goexit()
+}
+
+// lossyClient makes transfers by all verbs, some of them pipelined.
+func lossyClient(t *testing.T, lab *Lab, server *scriptedServer, transfers <-chan int) {
+	c := &scriptedClient{t: onGoroutine{t}, host: lab.Client, write: anyWrite, patience: lossyPatience}
+	c.connect(netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
+	c.login()
+	p := pipeline{client: c, lab: lab}
+	for i := range transfers {
+		verb := Verbs[i%len(Verbs)]
+		name := fmt.Sprintf("%s-%d", verb, i)
+		pipelined := i/len(Verbs)%2 == 1
+		switch {
+		case pipelined && verb.active():
+			p.active(verb, name)
+		case pipelined:
+			p.passive(verb, name)
+		case i%8 == 2:
+			c.store(name, fileContent(name), c.passive(verb), netip.AddrPort{})
+			wantContent(c.t, name, server.file(name), fileContent(name))
+		default:
+			wantContent(c.t, name, c.fetchBy(verb, name, lab.ServerAddress), fileContent(name))
+		}
+	}
+	c.quit()
+}
+
+// tcpCounters are the counters of a host's TCP, by their names in /proc/net/snmp
+// and /proc/net/netstat.
+func tcpCounters(t testing.TB, h *Host) map[string]int {
+	t.Helper()
+	counters := make(map[string]int)
+	err := h.Do(func() error {
+		for _, file := range []string{"snmp", "netstat"} {
+			text, err := os.ReadFile("/proc/thread-self/net/" + file)
+			if err != nil {
+				return err
+			}
+			// Each line with names has one with numbers behind it.
+			lines := strings.Split(string(text), "\n")
+			for i := 0; i+1 < len(lines); i += 2 {
+				names, numbers := strings.Fields(lines[i]), strings.Fields(lines[i+1])
+				if len(names) == 0 || len(names) != len(numbers) || names[0] != "Tcp:" && names[0] != "TcpExt:" {
+					continue
+				}
+				for k := 1; k < len(names); k++ {
+					counters[names[k]], _ = strconv.Atoi(numbers[k])
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return counters
+}

@@ -1,0 +1,67 @@
+package netns
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestSidecar has the daemon beside the server, in a pod: no NAT there, but one hop further, which
+// maps the control port and the passive ports to the pod one to one. Clients outside are told the
+// address that the node has for them, those inside the server's own.
+func TestSidecar(t *testing.T) {
+	t.Parallel()
+	const passiveMin, passiveMax = 30000, 30009
+	ports := []uint16{21}
+	for p := passiveMin; p <= passiveMax; p++ {
+		ports = append(ports, uint16(p))
+	}
+	for _, masquerade := range []string{"pasv_address=192.168.1.2", "pasv_address=192.0.2.2"} {
+		t.Run(masquerade, func(t *testing.T) {
+			t.Parallel()
+			// The node's firewall knows nothing of FTP: it lets those ports in.
+			lab := newLab(t, Config{Situation: DNAT, Family: IPv4, Helper: None, Ports: ports})
+			node, own := lab.ServerRouter(), lab.Addresses.Server.Addr()
+
+			ctx := testContext(t, 2*time.Minute)
+			pod := &Router{Host: lab.Server}
+			if err := pod.LoadFirewall(ctx, []uint16{21}); err != nil {
+				t.Fatal(err)
+			}
+			d := daemon(t)
+			d.Flags = []string{"--advertise", lab.ServerAddress.String(), "--advertise-except", "192.168.1.0/24"}
+			if err := pod.StartHelper(ctx, Ours, d); err != nil {
+				t.Fatal(err)
+			}
+			settings := []string{masquerade, fmt.Sprintf("pasv_min_port=%d", passiveMin), fmt.Sprintf("pasv_max_port=%d", passiveMax)}
+			site := startSite(t, lab.Server, IPv4, SiteOptions{Settings: settings})
+
+			for _, c := range []struct {
+				from *Host
+				told string // in the 227
+			}{
+				{lab.Client, "192,0,2,2,"},
+				{node.Host, "192,168,1,2,"},
+			} {
+				server := own
+				if c.from == lab.Client {
+					server = lab.ServerAddress
+				}
+				// The node's firewall stops active transfers.
+				for _, verb := range []Verb{PASV, EPSV} {
+					for _, operation := range Operations {
+						outcome := Transfer{Program: Curl, Verb: verb, Operation: operation, Server: server, Site: site, Timeout: workingTimeout}.Run(ctx, c.from)
+						if outcome.Err != nil {
+							t.Errorf("%s, %s from the %s: %v\n%s", verb, operation, c.from.Name, outcome.Err, outcome.Transcript)
+						}
+						if verb == PASV && !strings.Contains(outcome.Transcript, "("+c.told) {
+							t.Errorf("the %s was not told %s:\n%s", c.from.Name, c.told, outcome.Transcript)
+						}
+					}
+				}
+			}
+			wantNothingInvalid(t, pod)
+		})
+	}
+}
