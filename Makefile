@@ -6,7 +6,7 @@ STATICCHECK = go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 # Debian packages that the demo and the tests need.
 DEMO_PACKAGES := nftables conntrack vsftpd curl iproute2 kmod
-TEST_PACKAGES := $(DEMO_PACKAGES) lftp gcc libc6-dev $(file <test/vm/packages)
+TEST_PACKAGES := $(DEMO_PACKAGES) lftp gcc libc6-dev $(shell cat test/vm/packages)
 
 # How long each fuzz target runs: a count, as "go test" takes the end of a time for a
 # failure when the machine is busy.
