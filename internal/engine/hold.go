@@ -18,8 +18,8 @@ import (
 const (
 	// maxHeldSide and maxHeld bound the packets held of one direction of a connection, and
 	// of all. One more, and those of its direction leave as if their time were up.
-	maxHeldSide = 64
-	maxHeld     = 1024
+	maxHeldSide = 512
+	maxHeld     = 3072
 )
 
 // heldPacket waits for its verdict, or, where nothing can have to be rewritten, only to be read.

@@ -157,7 +157,7 @@ func TestHeldBound(t *testing.T) {
 			w.id++
 			packet := w.segment(server, w.next[server]+uint32(10+i), "x")
 			owed += 1 - len(w.eng.Handle(w.id, packet, nil))
-			if owed > 1024 {
+			if owed > 3072 {
 				t.Fatalf("%d packets wait", owed)
 			}
 		}
