@@ -91,6 +91,10 @@ func (e *Engine) command(f *flow, line parse.Line) {
 	}
 	f.asked.push(cmd.Verb == parse.PASV || cmd.Verb == parse.EPSV)
 	switch cmd.Verb {
+	case parse.PASV, parse.EPSV, parse.PORT, parse.EPRT:
+		e.take(f)
+	}
+	switch cmd.Verb {
 	case parse.EPSVALL:
 		f.epsvAll = true
 	case parse.AUTH:
@@ -132,10 +136,13 @@ func (e *Engine) reply(f *flow, line parse.Line) {
 // label makes the rules queue nothing more of a connection that is not read any more, as soon as
 // there is nothing left that might have to be rendered again.
 func (e *Engine) label(f *flow) {
-	if f.sides[expect.Original].edits.Len()+f.sides[expect.Reply].edits.Len() > 0 {
-		return
+	for d := range f.sides {
+		if edits := &f.sides[d].edits; edits.Len() > 0 || f.kept && edits.Shifted() {
+			return
+		}
 	}
 	f.labelled = true
+	e.leaveEarly(f)
 	if e.opaqueLabel == 0 {
 		return
 	}
@@ -204,22 +211,26 @@ func (e *Engine) vouches(f *flow, dir expect.Direction, addr netip.Addr) bool {
 // Why a line cannot be edited.
 var (
 	errLong  = fmt.Errorf("the line is longer than %d bytes", parse.MaxLine)
+	errFixed = errors.New("the line has to keep its length, since nobody adjusts the sequence numbers of this connection (--sequence user would)")
 	errGrown = errors.New("the packet would become too long for the way ahead")
 	errGone  = errors.New("the line began in a segment that has been let go already")
 )
 
 // edit records the edit that makes the line announce to. There is nothing to do where the line
-// says so already, as a 229 does that keeps its port. A change of length takes a kernel that
-// adjusts sequence numbers; without it a reply still has text for people, which can give or take.
+// says so already, as a 229 does that keeps its port. A change of length takes somebody who
+// keeps the sequence numbers; without that a reply still has text for people, which can give or take.
 func (e *Engine) edit(f *flow, a announcement, to netip.AddrPort) error {
 	s, span := &f.sides[a.dir], a.endpoint.Span
 	text := a.endpoint.AppendText(make([]byte, 0, span.Len()+8), to)
+	reason := errGrown
 	switch {
 	case bytes.Equal(text, a.line.Text[span.Start:span.End]):
 		return nil
 	case len(text) == span.Len():
 		return s.edit(a.line, span, text)
-	case !f.fixedLength && e.fits(s, len(text)-span.Len()):
+	case !f.shifts():
+		reason = errFixed
+	case e.fits(s, len(text)-span.Len()):
 		err := s.edit(a.line, span, text)
 		if err != nil {
 			return err
@@ -228,14 +239,10 @@ func (e *Engine) edit(f *flow, a announcement, to netip.AddrPort) error {
 			return nil
 		}
 		s.edits.UndoAdd()
-		if !errors.Is(err, expect.ErrNoSeqAdj) {
+		if !errors.Is(err, expect.ErrNoSeqAdj) || f.sequence == Kernel {
 			return err
 		}
-		f.fixedLength = true
-	}
-	reason := errGrown
-	if f.fixedLength {
-		reason = expect.ErrNoSeqAdj
+		reason = err
 	}
 	if a.dir == expect.Original {
 		return reason
@@ -256,12 +263,6 @@ func (e *Engine) fits(s *side, n int) bool {
 		longest = max(longest, len(h.pkt.Bytes()))
 	}
 	return n <= 0 || longest+n <= any6 || e.pkt.Is4() && longest+n <= any4
-}
-
-// adjust has the kernel adjust what follows the last edit.
-func (e *Engine) adjust(f *flow, dir expect.Direction) error {
-	position, before, after := f.sides[dir].edits.Adjustment()
-	return e.ct.Adjust(f.master, dir, expect.SeqAdj{Position: uint32(position), Before: before, After: after})
 }
 
 // edit records an edit of a line, if none of it has been let go yet.

@@ -36,6 +36,17 @@ type Config struct {
 	MaxFlows  int
 	Policy    Policy
 	Advertise Advertise
+	// Sequence says who keeps sequence numbers right.
+	Sequence Sequence
+	// Early is needed for Sequence User, and for Auto to choose that; nil where the rules do not
+	// provide for it.
+	Early Early
+	// KeptLabel is the bit of the conntrack label that makes the rules queue every packet of a
+	// connection, for User.
+	KeptLabel int
+	// PostNAT says that packets are queued behind NAT, with the addresses that it gave them: by
+	// the kernel itself, for a helper of nfnetlink_cthelper.
+	PostNAT bool
 	// OpaqueLabel is the bit of the conntrack label that makes the rules queue nothing more of
 	// a connection, 1 to 127. 0 means that there is none.
 	OpaqueLabel int
@@ -80,6 +91,10 @@ type Engine struct {
 	log         *slog.Logger
 	policy      Policy
 	advertise   Advertise
+	sequence    Sequence
+	early       Early
+	keptLabel   int
+	postNAT     bool
 	opaqueLabel int
 	holdTime    time.Duration
 	now         func() time.Time
@@ -109,6 +124,7 @@ func New(c Config) *Engine {
 	}
 	return &Engine{
 		ct: c.Conntrack, log: c.Log, policy: c.Policy.withDefaults(), advertise: c.Advertise,
+		sequence: c.Sequence, early: c.Early, keptLabel: c.KeptLabel, postNAT: c.PostNAT,
 		opaqueLabel: c.OpaqueLabel, holdTime: c.HoldTime, now: c.Now, flows: newFlowTable(c.MaxFlows),
 	}
 }
@@ -123,17 +139,18 @@ func (e *Engine) Stats() Stats { return e.stats }
 func (e *Engine) Handle(id uint32, packet []byte, verdicts []Verdict) []Verdict {
 	e.begin(verdicts)
 	e.stats.Packets++
-	if e.pkt.Decode(packet) != nil || len(e.pkt.Payload()) == 0 {
+	if e.pkt.Decode(packet) != nil {
 		return append(e.verdicts, Verdict{ID: id})
+	}
+	if len(e.pkt.Payload()) == 0 {
+		return append(e.verdicts, e.bare(id))
 	}
 	f, dir := e.find()
 	if f == nil {
 		e.stats.Unknown++
 		return append(e.verdicts, Verdict{ID: id})
 	}
-	if ack, ok := e.pkt.Ack(); ok {
-		f.sides[dir.Other()].edits.Forget(ack)
-	}
+	e.acknowledge(f, dir)
 	e.advance(f, dir)
 	e.settle(id, f, dir)
 	if f.opaque && !f.labelled {
@@ -144,6 +161,13 @@ func (e *Engine) Handle(id uint32, packet []byte, verdicts []Verdict) []Verdict 
 
 func (e *Engine) begin(verdicts []Verdict) {
 	e.verdicts, e.out = verdicts, e.out[:0]
+}
+
+// acknowledge takes note of what the packet acknowledges.
+func (e *Engine) acknowledge(f *flow, dir expect.Direction) {
+	if ack, ok := e.pkt.Ack(); ok {
+		f.sides[dir.Other()].edits.Forget(ack)
+	}
 }
 
 // advance reads what the packet makes readable: itself, unless bytes are missing before it,
@@ -170,20 +194,22 @@ func (e *Engine) letGo(id uint32, p *mangle.Packet, f *flow, dir expect.Directio
 	if last := end(p); s.gone.Before(last) {
 		s.gone = last
 	}
-	v := Verdict{ID: id}
-	if adj := f.master.SeqAdj[dir]; (s.edits.Len() > 0 || adj.Before != adj.After) && !p.Seq().Before(s.begun) {
-		v.Packet = e.render(p, &s.edits, adj)
-	}
-	e.verdicts = append(e.verdicts, v)
+	e.verdicts = append(e.verdicts, Verdict{ID: id, Packet: e.render(p, f, dir)})
 }
 
-// render returns the packet with the edits in it, or nil if it is to stay as it is.
-func (e *Engine) render(p *mangle.Packet, edits *mangle.Edits, kernel expect.SeqAdj) []byte {
-	first, payload, changed := edits.Render(e.payload[:0], p.Seq(), p.Payload())
+// render returns the packet as the other side is to see it, or nil if it is to stay as it is.
+func (e *Engine) render(p *mangle.Packet, f *flow, dir expect.Direction) []byte {
+	s, kernel, peer := &f.sides[dir], f.master.SeqAdj[dir], f.peer(dir)
+	switch {
+	case f.kept:
+	case s.edits.Len() == 0 && kernel.Before == kernel.After, p.Seq().Before(s.begun):
+		return nil
+	}
+	first, payload, changed := s.edits.Render(e.payload[:0], p.Seq(), p.Payload())
 	// The receiver has to see this number, and the kernel is about to adjust it. It knows the
 	// last change only; for what is sent again from before that, this makes up for it.
-	seq := parse.Seq(kernel.Undo(uint32(first.Add(int(edits.Offset(first))))))
-	if !changed && seq == p.Seq() {
+	seq := parse.Seq(kernel.Undo(uint32(first.Add(int(s.edits.Offset(first))))))
+	if !changed && seq == p.Seq() && peer == nil {
 		return nil
 	}
 	if changed {
@@ -192,7 +218,7 @@ func (e *Engine) render(p *mangle.Packet, edits *mangle.Edits, kernel expect.Seq
 		payload = p.Payload()
 	}
 	start := len(e.out)
-	out, err := p.AppendSegment(e.out, seq, payload)
+	out, err := p.AppendSegment(e.out, seq, payload, peer)
 	if err != nil {
 		return nil
 	}

@@ -70,12 +70,13 @@ func (w *world) restart(change ...func(*engine.Config)) {
 }
 
 // segment makes a packet of direction dir.
-func (w *world) segment(dir expect.Direction, seq uint32, payload string) []byte {
+func (w *world) segment(dir expect.Direction, seq uint32, payload string, options ...layers.TCPOption) []byte {
 	w.t.Helper()
 	tu := w.entry.Tuples[dir]
 	tcp := &layers.TCP{
 		SrcPort: layers.TCPPort(tu.Src.Port()), DstPort: layers.TCPPort(tu.Dst.Port()),
 		Seq: seq, Ack: w.acked[dir.Other()], ACK: true, PSH: true, Window: 500,
+		Options: options,
 	}
 	var network gopacket.SerializableLayer
 	if tu.Src.Addr().Is4() {

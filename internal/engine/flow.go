@@ -19,17 +19,16 @@ type flow struct {
 	sides  [2]side        // by direction: the client's, the server's
 
 	replies  parse.Replies
-	greeted  bool // the server has said something that is neither an error nor a question
-	spoken   bool // the client has sent an FTP command
-	auth     bool // the client has sent AUTH
-	epsvAll  bool // the client has sent EPSV ALL
-	opaque   bool // encrypted, or no FTP at all: nothing is read any more
-	labelled bool // and the rules have been told
-	// fixedLength is set where the kernel does not adjust sequence numbers: no line may change its
-	// length. It makes room for that only in entries of connections that it translates.
-	fixedLength bool
-	asked       commands // those that have not been answered
-	told        uint16   // a bit for every reason that has been logged
+	greeted  bool     // the server has said something that is neither an error nor a question
+	spoken   bool     // the client has sent an FTP command
+	auth     bool     // the client has sent AUTH
+	epsvAll  bool     // the client has sent EPSV ALL
+	opaque   bool     // encrypted, or no FTP at all: nothing is read any more
+	labelled bool     // and the rules have been told
+	sequence Sequence // who keeps the sequence numbers; never Auto
+	kept     bool     // the daemon does
+	asked    commands // those that have not been answered
+	told     uint16   // a bit for every reason that has been logged
 
 	keys         [2]expect.Tuple
 	newer, older *flow // neighbours in the order of use
@@ -96,16 +95,11 @@ const retryAfter = time.Second
 // find returns the flow of the packet and the packet's direction, and nil for a packet of
 // which nothing is known. The first packet of a connection is looked up in conntrack.
 func (e *Engine) find() (*flow, expect.Direction) {
-	key := expect.Tuple{Src: e.pkt.Src(), Dst: e.pkt.Dst()}
-	f := e.flows.find(key)
+	f, dir := e.tracked()
 	if f != nil && f.master == nil && e.now().Before(f.retry) {
 		return nil, 0
 	}
 	if f != nil && f.master != nil {
-		dir := expect.Original
-		if key != f.keys[expect.Original] {
-			dir = expect.Reply
-		}
 		s := &f.sides[dir]
 		if d := e.pkt.Seq().Sub(s.stream.Expected()); !s.started || -otherConnection < d && d < otherConnection {
 			return f, dir
@@ -114,6 +108,7 @@ func (e *Engine) find() (*flow, expect.Direction) {
 	if f != nil {
 		e.drop(f)
 	}
+	key := e.key()
 	m, dir, err := e.ct.Lookup(key)
 	if err != nil {
 		e.unknown(key, err)
@@ -122,11 +117,45 @@ func (e *Engine) find() (*flow, expect.Direction) {
 		}
 		return nil, 0
 	}
-	f = &flow{master: m, keys: m.Tuples, fixedLength: !m.NAT()}
+	f = &flow{master: m, keys: m.Tuples, sequence: e.keeper(m)}
 	for d := range f.sides {
 		f.sides[d].edits.Resume(m.SeqAdj[d].After)
 	}
+	if e.keptLabel != 0 && m.Label(e.keptLabel) {
+		f.opaque, f.labelled = true, true
+		e.log.Warn("control connection is lost: its sequence numbers were kept by a daemon that has stopped; the client has to connect again",
+			"client", m.Client(), "server", m.Server())
+	}
 	e.track(f)
+	if e.postNAT {
+		dir = dir.Other()
+	}
+	return f, dir
+}
+
+// key is what the packet's connection is found by: the packet's own tuple before NAT; behind it
+// the reverse of the packet is what the other direction's packets look like before it.
+func (e *Engine) key() expect.Tuple {
+	if e.postNAT {
+		return expect.Tuple{Src: e.pkt.Dst(), Dst: e.pkt.Src()}
+	}
+	return expect.Tuple{Src: e.pkt.Src(), Dst: e.pkt.Dst()}
+}
+
+// tracked returns the flow of the packet, if there is one, and the packet's direction.
+func (e *Engine) tracked() (*flow, expect.Direction) {
+	key := e.key()
+	f := e.flows.find(key)
+	if f == nil {
+		return nil, 0
+	}
+	dir := expect.Original
+	if key != f.keys[expect.Original] {
+		dir = expect.Reply
+	}
+	if e.postNAT {
+		dir = dir.Other()
+	}
 	return f, dir
 }
 
@@ -158,6 +187,7 @@ func (e *Engine) track(f *flow) {
 func (e *Engine) drop(f *flow) {
 	e.releaseAll(f, expect.Original)
 	e.releaseAll(f, expect.Reply)
+	e.leaveEarly(f)
 	e.flows.remove(f)
 }
 

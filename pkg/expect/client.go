@@ -107,6 +107,7 @@ func (c *Client) Lookup(t Tuple) (*Master, Direction, error) {
 		Helper: flow.Helper.Name,
 		SeqAdj: [2]SeqAdj{fromSeqAdj(flow.SeqAdjOrig), fromSeqAdj(flow.SeqAdjReply)},
 	}
+	copy(m.Labels[:], flow.Labels)
 	m.adjustable = flow.Status.SeqAdjust()
 	if t == m.Tuples[Original] {
 		return m, Original, nil

@@ -8,6 +8,7 @@
 package expect
 
 import (
+	"encoding/binary"
 	"net/netip"
 )
 
@@ -73,6 +74,8 @@ type Master struct {
 	Helper string
 	// SeqAdj are the adjustments that the kernel makes already in each direction.
 	SeqAdj [2]SeqAdj
+	// Labels are the bits of its label (ct label in nftables), in the kernel's order.
+	Labels [16]byte
 
 	adjustable bool // the kernel has been seen to take an adjustment
 }
@@ -82,6 +85,11 @@ func (m *Master) Client() netip.AddrPort { return m.Tuples[Original].Src }
 
 // Server returns the server's address and port as they are on its own side.
 func (m *Master) Server() netip.AddrPort { return m.Tuples[Reply].Src }
+
+// Label reports whether a bit of the label is set, 0 to 127.
+func (m *Master) Label(bit int) bool {
+	return binary.NativeEndian.Uint32(m.Labels[bit/32*4:])&(1<<(bit%32)) != 0
+}
 
 // NAT reports whether this host changes the addresses or ports of the connection.
 func (m *Master) NAT() bool {

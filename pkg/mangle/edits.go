@@ -22,7 +22,8 @@ var (
 // sequence space: at a position, old bytes are replaced by new ones. The receiver sees
 // another stream, and this list is all there is to know about the difference: what a
 // segment looks like, however often it is sent and however it is cut (Render), by how much
-// a sequence number is off (Offset), and what to tell the kernel (Adjustment).
+// a sequence number is off (Offset), what an acknowledgement means (Undo), and what to tell the
+// kernel (Adjustment).
 //
 // An edit of old bytes into new ones maps the first min(old, new) bytes one to one. The
 // length changes behind them: what is left of the old bytes vanishes, or what is left of
@@ -80,6 +81,29 @@ func (e *Edits) Offset(seq parse.Seq) int32 {
 		off += d.delta()
 	}
 	return off
+}
+
+// Undo returns the sender's number for n, one of the receiver's: a receiver that has all in front
+// of n has all in front of the result, and of an edit no byte counts before all that it has become
+// is there. Bytes that vanished are had together with the one before them.
+func (e *Edits) Undo(n parse.Seq) parse.Seq {
+	off := e.base
+	for _, d := range e.list {
+		at := d.at.Add(int(off)) // the first new byte, as the receiver counts
+		if !at.Before(n) {
+			break
+		}
+		if has := n.Sub(at); has < len(d.new) {
+			return d.at.Add(min(has, d.old-1))
+		}
+		off += d.delta()
+	}
+	return n.Add(int(-off))
+}
+
+// Shifted reports whether any number of the receiver differs from the sender's.
+func (e *Edits) Shifted() bool {
+	return e.base != 0 || slices.ContainsFunc(e.list, func(d edit) bool { return d.delta() != 0 })
 }
 
 // Adjustment returns what the kernel is to be told (struct nf_ct_seqadj of

@@ -4,6 +4,9 @@
 package conntracktest
 
 import (
+	"encoding/binary"
+	"errors"
+	"net/netip"
 	"slices"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
@@ -104,6 +107,27 @@ func (c *Conntrack) SetLabel(m *expect.Master, bit int) error {
 		return expect.ErrNoEntry
 	}
 	e.Labels = append(e.Labels, bit)
+	word := e.Master.Labels[bit/32*4:]
+	binary.NativeEndian.PutUint32(word, binary.NativeEndian.Uint32(word)|1<<(bit%32))
+	return nil
+}
+
+// Early implements engine.Early: the tuples of the packets that are queued before conntrack. While
+// it is nil, Add fails.
+type Early map[expect.Tuple]bool
+
+// Add is as that of rules.Early.
+func (e Early) Add(src, dst netip.AddrPort) error {
+	if e == nil {
+		return errors.New("there are no such rules")
+	}
+	e[expect.Tuple{Src: src, Dst: dst}] = true
+	return nil
+}
+
+// Remove is as that of rules.Early.
+func (e Early) Remove(src, dst netip.AddrPort) error {
+	delete(e, expect.Tuple{Src: src, Dst: dst})
 	return nil
 }
 
