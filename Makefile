@@ -55,7 +55,7 @@ vm: build $(KERNELS:%=vm-%) ## the same on stock Debian kernels in an emulator (
 
 vm-%: build
 	FTPHELPER_BIN=$(CURDIR)/bin/nfq-ftphelper FTPHELPER_SLOW=$(VM_SLOW) \
-		go test -count 1 -p 1 -timeout 30m -exec "$(CURDIR)/test/vm/run $*" ./rules ./internal/doctor ./internal/nfq ./pkg/expect ./test/netns
+		go test -count 1 -p 1 -timeout 30m -exec "$(CURDIR)/test/vm/run $*" ./rules ./internal/cthelper ./internal/doctor ./internal/nfq ./pkg/expect ./test/netns
 
 clean: ## remove what was built
 	rm -rf bin

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -12,11 +13,11 @@ import (
 
 // Apply installs the ruleset in one transaction, in place of an earlier one: at
 // any time the kernel has either the old or the new one, and it keeps the old one
-// if Apply fails. It reports which statement the kernel offered. It needs
+// if Apply fails. It reports which statement the kernel offered, "" for CTHelper. It needs
 // CAP_NET_ADMIN; kernel modules that are missing the kernel loads by itself.
 //
 // Errors are one sentence. Those of the kernel wrap its errno: EPERM; EOPNOTSUPP
-// if nf_tables is missing or older than 5.16; ENOENT if the SANE helper or both
+// if nf_tables is missing or older than 5.16; ENOENT if the helper or both
 // statements are.
 func Apply(c Config, opts ...nftables.ConnOption) (Statement, error) {
 	if err := c.Validate(); err != nil {
@@ -25,14 +26,17 @@ func Apply(c Config, opts ...nftables.ConnOption) (Statement, error) {
 	c.Ports = merge(c.Ports)
 
 	statement := Native
+	if c.Ruleset == CTHelper {
+		statement = ""
+	}
 	err := install(c, statement, opts)
-	if errors.Is(err, unix.ENOENT) {
+	if statement != "" && errors.Is(err, unix.ENOENT) {
 		statement = Compat
 		loadTarget(opts)
 		err = install(c, statement, opts)
 	}
 	if errors.Is(err, unix.ENOENT) {
-		err = missing(err, opts)
+		err = missing(c, err, opts)
 	}
 	if err != nil {
 		return "", explain("installing the queue rules", err)
@@ -54,10 +58,15 @@ func install(c Config, s Statement, opts []nftables.ConnOption) error {
 	if err := conn.AddSet(ports, elements(c.Ports)); err != nil {
 		return err
 	}
-	conn.AddObj(carrier)
-	conn.AddChain(prerouting)
-	conn.AddChain(output)
-	conn.AddChain(control)
+	for _, m := range maps(c) {
+		if err := conn.AddSet(m, nil); err != nil {
+			return err
+		}
+	}
+	conn.AddObj(carrier(table, c.helper()))
+	for _, chain := range chains(c) {
+		conn.AddChain(chain)
+	}
 	for _, r := range rules(c, s) {
 		conn.AddRule(&nftables.Rule{Table: table, Chain: r.chain, Exprs: r.exprs})
 	}
@@ -99,24 +108,25 @@ func loadTarget(opts []nftables.ConnOption) {
 }
 
 // missing says what an ENOENT of the whole transaction was about.
-func missing(enoent error, opts []nftables.ConnOption) error {
-	if err := tryCarrier(opts); errors.Is(err, unix.ENOENT) {
-		return missingCarrier(err)
+func missing(c Config, enoent error, opts []nftables.ConnOption) error {
+	if err := tryHelper(c.helper(), opts); errors.Is(err, unix.ENOENT) {
+		return missingHelper(c.helper(), err)
 	}
 	return missingStatement(enoent)
 }
 
-// tryCarrier fails with ENOENT where the kernel has no SANE helper.
-func tryCarrier(opts []nftables.ConnOption) error {
+// tryHelper fails with ENOENT where the kernel has no such conntrack helper.
+func tryHelper(name string, opts []nftables.ConnOption) error {
 	return try(table.Family, opts, func(conn *nftables.Conn, t *nftables.Table) {
-		helper := *carrier
-		helper.Table = t
-		conn.AddObj(&helper)
+		conn.AddObj(carrier(t, name))
 	})
 }
 
-func missingCarrier(enoent error) error {
-	return fmt.Errorf("the kernel lacks the SANE conntrack helper: provide the module nf_conntrack_sane (%w)", enoent)
+func missingHelper(name string, enoent error) error {
+	if slices.Contains(Carriers, name) {
+		return fmt.Errorf("the kernel lacks the conntrack helper %q: provide the module nf_conntrack_%s (%w)", name, name, enoent)
+	}
+	return fmt.Errorf("the kernel has no conntrack helper %q: register it before the rules are installed (%w)", name, enoent)
 }
 
 func missingStatement(enoent error) error {

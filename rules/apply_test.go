@@ -2,6 +2,7 @@ package rules
 
 import (
 	"errors"
+	"reflect"
 	"runtime"
 	"strings"
 	"sync"
@@ -28,6 +29,25 @@ func TestApplyAgain(t *testing.T) {
 	}
 }
 
+// Each ruleset takes the place of each.
+func TestApplyOtherRuleset(t *testing.T) {
+	newNamespace(t)
+	for _, from := range rulesets {
+		for _, to := range rulesets {
+			apply(t, from)
+			if err := Check(to); err == nil && !reflect.DeepEqual(from, to) {
+				t.Errorf("Check takes %+v for %+v", from, to)
+			}
+			if s := apply(t, to); (s == "") != (to.Ruleset == CTHelper) {
+				t.Errorf("the statement of %+v is %q", to, s)
+			}
+			if err := Check(to); err != nil {
+				t.Errorf("%+v in place of %+v: %v", to, from, err)
+			}
+		}
+	}
+}
+
 func TestApplyOverlappingPorts(t *testing.T) {
 	newNamespace(t)
 	c := Config{Ports: []PortRange{{30, 40}, {21, 21}, {35, 50}, {22, 22}}}
@@ -38,7 +58,7 @@ func TestApplyOverlappingPorts(t *testing.T) {
 }
 
 func TestInvalidConfig(t *testing.T) {
-	for _, c := range []Config{{}, {Ports: []PortRange{{0, 21}}}, {Ports: []PortRange{{30, 20}}}} {
+	for _, c := range []Config{{}, {Ports: []PortRange{{0, 21}}}, {Ports: []PortRange{{30, 20}}}, {Ports: example.Ports, Ruleset: "lean"}} {
 		if _, err := Apply(c); err == nil {
 			t.Errorf("Apply accepts %v", c)
 		}
@@ -212,9 +232,22 @@ func TestExplain(t *testing.T) {
 	}
 }
 
+func TestMissingHelper(t *testing.T) {
+	newNamespace(t)
+	for _, r := range []Ruleset{User, CTHelper} {
+		_, err := Apply(Config{Ports: example.Ports, Ruleset: r, Helper: "no-such-helper"})
+		if !errors.Is(err, unix.ENOENT) || !strings.Contains(err.Error(), `no conntrack helper "no-such-helper"`) {
+			t.Errorf("%s: %v", r, err)
+		}
+	}
+	if err := missingHelper("pptp", unix.ENOENT); !strings.Contains(err.Error(), "provide the module nf_conntrack_pptp") {
+		t.Errorf("a helper of the kernel: %v", err)
+	}
+}
+
 func TestMissingStatement(t *testing.T) {
 	newNamespace(t)
-	err := missing(unix.ENOENT, nil)
+	err := missing(example, unix.ENOENT, nil)
 	if !errors.Is(err, unix.ENOENT) || !strings.Contains(err.Error(), "xt_NFQUEUE") {
 		t.Errorf("with the helper there: %v", err)
 	}

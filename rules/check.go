@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -29,7 +30,7 @@ func Check(c Config, opts ...nftables.ConnOption) error {
 		return unread(err)
 	}
 	for _, check := range []func(*nftables.Conn, Config) error{
-		checkTable, checkPorts, checkHelper, checkChains, checkRules,
+		checkTable, checkPorts, checkMaps, checkHelper, checkChains, checkRules,
 	} {
 		if err := check(conn, c); err != nil {
 			return err
@@ -109,37 +110,68 @@ func ranges(elems []nftables.SetElement) []PortRange {
 	return merge(found)
 }
 
-func checkHelper(conn *nftables.Conn, _ Config) error {
-	obj, err := conn.GetObject(carrier)
-	if err != nil {
-		return differs("ct helper %s can't be read (%v)", carrier.Name, err)
-	}
-	if got, ok := obj.(*nftables.NamedObj); !ok || !reflect.DeepEqual(got.Obj, carrier.Obj) {
-		return differs("ct helper %s is not \"type \\\"sane\\\" protocol tcp; l3proto inet\"", carrier.Name)
+func checkMaps(conn *nftables.Conn, c Config) error {
+	for _, want := range maps(c) {
+		got, err := conn.GetSetByName(table, want.Name)
+		if errors.Is(err, unix.ENOENT) {
+			return differs("map %s is missing", want.Name)
+		}
+		if err != nil {
+			return unread(err)
+		}
+		// The library has the type of a verdict map's data in place of its key's. Of the key the
+		// rules take care: no other would do for them.
+		if !got.IsMap || got.KeyType.Name != want.DataType.Name || got.Interval || got.HasTimeout {
+			return differs("map %s is not \"type %s : verdict;\"", want.Name, want.KeyType.Name)
+		}
 	}
 	return nil
 }
 
-func checkChains(conn *nftables.Conn, _ Config) error {
-	chains, err := conn.ListChainsOfTableFamily(table.Family)
+func checkHelper(conn *nftables.Conn, c Config) error {
+	want := carrier(table, c.helper())
+	obj, err := conn.GetObject(want)
+	if err != nil {
+		return differs("ct helper %s can't be read (%v)", want.Name, err)
+	}
+	fits := []expr.Any{want.Obj}
+	if c.helper() == pptp {
+		// The kernel lists the families that it has the helper for.
+		fits = append(fits, &expr.CtHelper{Name: pptp, L3Proto: unix.NFPROTO_IPV4, L4Proto: unix.IPPROTO_TCP})
+	}
+	got, ok := obj.(*nftables.NamedObj)
+	if !ok || !slices.ContainsFunc(fits, func(o expr.Any) bool { return reflect.DeepEqual(got.Obj, o) }) {
+		return differs("ct helper %s is not \"type \\\"%s\\\" protocol tcp; l3proto inet\"", want.Name, c.helper())
+	}
+	return nil
+}
+
+func checkChains(conn *nftables.Conn, c Config) error {
+	got, err := conn.ListChainsOfTableFamily(table.Family)
 	if err != nil {
 		return unread(err)
 	}
-	for _, want := range []*nftables.Chain{prerouting, output, control} {
-		i := slices.IndexFunc(chains, func(c *nftables.Chain) bool {
+	for _, want := range chains(c) {
+		i := slices.IndexFunc(got, func(c *nftables.Chain) bool {
 			return c.Table.Name == table.Name && c.Name == want.Name
 		})
 		switch {
 		case i < 0:
 			return differs("chain %s is missing", want.Name)
-		case reflect.DeepEqual(chains[i], want):
+		case reflect.DeepEqual(got[i], want):
 		case want.Hooknum == nil:
 			return differs("chain %s is hooked, and should only be jumped to", want.Name)
 		default:
-			return differs("chain %s is not \"type filter hook %[1]s priority -150; policy accept;\"", want.Name)
+			return differs("chain %s is not \"type filter hook %s priority %d; policy accept;\"",
+				want.Name, hookName[*want.Hooknum], *want.Priority)
 		}
 	}
 	return nil
+}
+
+var hookName = map[nftables.ChainHook]string{
+	*nftables.ChainHookPrerouting: "prerouting",
+	*nftables.ChainHookOutput:     "output",
 }
 
 func checkRules(conn *nftables.Conn, c Config) error {
@@ -150,14 +182,14 @@ func checkRules(conn *nftables.Conn, c Config) error {
 	defer nl.Close()
 
 	native, compat := rules(c, Native), rules(c, Compat)
-	for _, chain := range []*nftables.Chain{prerouting, output, control} {
+	for _, chain := range chains(c) {
 		got, err := dumpRules(nl, chain)
 		if err != nil {
 			return unread(err)
 		}
 		n := 0
 		for i, want := range native {
-			if want.chain != chain {
+			if want.chain.Name != chain.Name {
 				continue
 			}
 			if n++; n > len(got) || !runs(got[n-1], want.exprs) && !runs(got[n-1], compat[i].exprs) {

@@ -2,6 +2,7 @@ package rules
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 )
@@ -79,6 +80,55 @@ func TestCheckAfterCommands(t *testing.T) {
 				t.Errorf("Apply does not mend it: %v", err)
 			}
 		})
+	}
+}
+
+// The parts that only the ruleset User has.
+func TestCheckUser(t *testing.T) {
+	user := Config{Ports: example.Ports, Queue: 7, Queues: 2, Ruleset: User}
+	for _, tt := range []struct {
+		command string
+		want    string
+	}{
+		{"add element inet nfq_ftphelper adjusted4 { 192.0.2.1 . 21 . 192.0.2.2 . 4000 : jump queue1 }", ""},
+		{"add chain inet nfq_ftphelper queue2", ""},
+		{"flush chain inet nfq_ftphelper early_prerouting", "chain early_prerouting: rule 1 is not"},
+		{"flush chain inet nfq_ftphelper early_output", "chain early_output: rule 1 is not"},
+		{"flush chain inet nfq_ftphelper queue1", "chain queue1: rule 1 is not"},
+		{"flush chain inet nfq_ftphelper queue1; delete chain inet nfq_ftphelper queue1", "chain queue1 is missing"},
+		{"add rule inet nfq_ftphelper queue0 drop", "chain queue0 has 2 rules, and should have 1"},
+		{"chain inet nfq_ftphelper early_output { policy drop; }",
+			`chain early_output is not "type filter hook output priority -300; policy accept;"`},
+		{"flush table inet nfq_ftphelper; delete map inet nfq_ftphelper adjusted6", "map adjusted6 is missing"},
+		{`flush table inet nfq_ftphelper; delete map inet nfq_ftphelper adjusted4
+			add map inet nfq_ftphelper adjusted4 { type ipv4_addr . inet_service . ipv4_addr . inet_service : mark; }`,
+			`map adjusted4 is not "type ipv4_addr . inet_service . ipv4_addr . inet_service : verdict;"`},
+		{`flush table inet nfq_ftphelper; delete map inet nfq_ftphelper adjusted6
+			add map inet nfq_ftphelper adjusted6 { type ipv6_addr . inet_service . ipv6_addr . inet_service : verdict; flags timeout; }`,
+			"map adjusted6 is not"},
+	} {
+		t.Run(tt.command, func(t *testing.T) {
+			newNamespace(t)
+			apply(t, user)
+			nft(t, tt.command)
+			wantError(t, Check(user), tt.want)
+		})
+	}
+}
+
+// Another helper, or a helper for fewer families.
+func TestCheckHelper(t *testing.T) {
+	newNamespace(t)
+	carry := func(name string) Config { return Config{Ports: example.Ports, Queue: 7, Helper: name} }
+	for _, installed := range Carriers {
+		apply(t, carry(installed))
+		for _, c := range Carriers {
+			want := ""
+			if c != installed {
+				want = fmt.Sprintf(`ct helper carrier is not "type \"%s\" protocol tcp; l3proto inet"`, c)
+			}
+			wantError(t, Check(carry(c)), want)
+		}
 	}
 }
 

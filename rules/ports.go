@@ -2,27 +2,11 @@ package rules
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
 	"strings"
 )
-
-// What ftp-queue.nft is set to as it is shipped.
-const (
-	// DefaultPorts is FTP's own control port, as ParsePorts takes it.
-	DefaultPorts = "21"
-
-	// DefaultQueue is the queue's number.
-	DefaultQueue = 2121
-)
-
-// maxQueues is more than there is use for: a queue is for a processor.
-const maxQueues = 256
-
-// maxRanges keeps the ruleset within one netlink message.
-const maxRanges = 256
 
 // PortRange is a range of TCP ports from First to Last, both of them included.
 // A single port is a range with First == Last.
@@ -34,47 +18,6 @@ func (r PortRange) String() string {
 		return strconv.Itoa(int(r.First))
 	}
 	return fmt.Sprintf("%d-%d", r.First, r.Last)
-}
-
-// Config is what can be chosen about the ruleset.
-type Config struct {
-	// Ports are the control ports: those that clients dial, before any DNAT. At
-	// least 1 range and at most 256, without port 0; they may overlap.
-	Ports []PortRange
-
-	// Queue is the number of the netfilter queue, or of the first one.
-	Queue uint16
-
-	// Queues is how many queues there are, with consecutive numbers; 0 means 1. Both
-	// directions of a connection go to the same one.
-	Queues uint16
-}
-
-func (c Config) queues() uint16 { return max(c.Queues, 1) }
-
-// Validate returns an error, one sentence, for a Config that Apply would refuse.
-func (c Config) Validate() error {
-	if len(c.Ports) == 0 {
-		return errors.New("no control port is given; FTP's own is 21")
-	}
-	if last := int(c.Queue) + int(c.queues()) - 1; last > 65535 {
-		return fmt.Errorf("%d queues from number %d on are too many; the last number is 65535", c.Queues, c.Queue)
-	}
-	if c.Queues > maxQueues {
-		return fmt.Errorf("%d queues are too many; up to %d are possible", c.Queues, maxQueues)
-	}
-	for _, r := range c.Ports {
-		switch {
-		case r.First == 0:
-			return fmt.Errorf("control ports %v: ports are numbers from 1 to 65535", r)
-		case r.Last < r.First:
-			return fmt.Errorf("control ports %v: the range ends before it begins", r)
-		}
-	}
-	if n := len(merge(c.Ports)); n > maxRanges {
-		return fmt.Errorf("%d separate ranges of control ports are too many; up to %d are possible", n, maxRanges)
-	}
-	return nil
 }
 
 // ParsePorts reads a list of ports and ranges of ports that are separated by

@@ -33,12 +33,3 @@ func ProbeStatement(opts ...nftables.ConnOption) (Statement, error) {
 	}
 	return statement, nil
 }
-
-// ProbeCarrier asks the kernel in the same way for the SANE helper.
-func ProbeCarrier(opts ...nftables.ConnOption) error {
-	err := tryCarrier(opts)
-	if errors.Is(err, unix.ENOENT) {
-		err = missingCarrier(err)
-	}
-	return explain("trying the SANE helper", err)
-}

@@ -1,6 +1,12 @@
 package rules
 
-import "testing"
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
 
 // What the probes say is what Apply finds, and they leave nothing behind.
 func TestProbe(t *testing.T) {
@@ -9,13 +15,23 @@ func TestProbe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := ProbeCarrier(); err != nil {
-		t.Error(err)
+	for _, name := range Carriers {
+		if err := ProbeCarrier(name); err != nil {
+			t.Error(err)
+		}
 	}
 	if got := nft(t, "list ruleset"); got != "" {
 		t.Errorf("the probes left this behind:\n%s", got)
 	}
 	if applied := apply(t, example); applied != probed {
 		t.Errorf("probed: %s, applied: %s", probed, applied)
+	}
+}
+
+func TestProbeMissingCarrier(t *testing.T) {
+	newNamespace(t)
+	err := ProbeCarrier("no-such-helper")
+	if !errors.Is(err, unix.ENOENT) || !strings.Contains(err.Error(), `no conntrack helper "no-such-helper"`) {
+		t.Errorf("without any: %v", err)
 	}
 }

@@ -150,8 +150,10 @@ type queue struct {
 type segment struct {
 	src, dst netip.AddrPort
 	seq      uint32
+	fin      bool
 	payload  string
 	hook     byte
+	mark     uint32
 }
 
 func openQueue(t *testing.T, ns netns.NsHandle, number uint16) *queue {
@@ -173,6 +175,9 @@ func openQueue(t *testing.T, ns netns.NsHandle, number uint16) *queue {
 			t.Errorf("queued: %v", err)
 		}
 		s.hook = *a.Hook
+		if a.Mark != nil {
+			s.mark = *a.Mark
+		}
 		q.mu.Lock()
 		q.packets = append(q.packets, s)
 		q.mu.Unlock()
@@ -207,6 +212,7 @@ func parseSegment(b []byte) (segment, error) {
 		src:     netip.AddrPortFrom(src, binary.BigEndian.Uint16(b[0:])),
 		dst:     netip.AddrPortFrom(dst, binary.BigEndian.Uint16(b[2:])),
 		seq:     binary.BigEndian.Uint32(b[4:]),
+		fin:     b[13]&1 != 0,
 		payload: string(b[int(b[12]>>4)*4:]),
 	}, nil
 }
@@ -248,8 +254,8 @@ func (q *queue) wantConversation(t *testing.T, server netip.AddrPort, clientHook
 	}
 }
 
-// wantHelper checks that the connection has the carrier as its helper.
-func wantHelper(t *testing.T, ns netns.NsHandle, dialled netip.AddrPort) {
+// wantHelper checks which helper the connection has.
+func wantHelper(t *testing.T, ns netns.NsHandle, dialled netip.AddrPort, want string) {
 	t.Helper()
 	conn, err := conntrack.Dial(&mdnetlink.Config{NetNS: int(ns)})
 	must(t, err)
@@ -259,8 +265,8 @@ func wantHelper(t *testing.T, ns netns.NsHandle, dialled netip.AddrPort) {
 	for _, f := range flows {
 		to := netip.AddrPortFrom(f.TupleOrig.IP.DestinationAddress, f.TupleOrig.Proto.DestinationPort)
 		if to == dialled {
-			if f.Helper.Name != "sane" {
-				t.Errorf("the connection's helper is %q", f.Helper.Name)
+			if f.Helper.Name != want {
+				t.Errorf("the connection's helper is %q, want %q", f.Helper.Name, want)
 			}
 			return
 		}
@@ -269,6 +275,14 @@ func wantHelper(t *testing.T, ns netns.NsHandle, dialled netip.AddrPort) {
 }
 
 func TestQueued(t *testing.T) {
+	for _, r := range []Ruleset{Full, User} {
+		t.Run(string(r), func(t *testing.T) { testQueued(t, r) })
+	}
+}
+
+// testQueued says that of connections without labels, what carries payload is queued.
+func testQueued(t *testing.T, r Ruleset) {
+	c := Config{Ports: example.Ports, Queue: example.Queue, Ruleset: r}
 	const nops = "\x01\x01\x01\x01\x01\x01\x01\x01" // IPv4 options that do nothing
 	redirect := "table inet mine { chain c { type nat hook prerouting priority -100; tcp dport 21 redirect to :4021; }; }"
 	for _, tt := range []struct {
@@ -304,9 +318,9 @@ func TestQueued(t *testing.T) {
 			if !tt.listen.IsValid() {
 				tt.listen = tt.dialled
 			}
-			apply(t, example)
+			apply(t, c)
 			nft(t, tt.setup)
-			q := openQueue(t, server, example.Queue)
+			q := openQueue(t, server, c.Queue)
 
 			talk(t, client, tt.dialled, tt.listen, tt.options)
 
@@ -319,7 +333,7 @@ func TestQueued(t *testing.T) {
 				return
 			}
 			q.wantConversation(t, tt.dialled, clientHook)
-			wantHelper(t, server, tt.dialled)
+			wantHelper(t, server, tt.dialled, "sane")
 		})
 	}
 }
@@ -331,5 +345,20 @@ func TestBypass(t *testing.T) {
 	for _, addr := range []netip.Addr{server4, server6} {
 		to := netip.AddrPortFrom(addr, 21)
 		talk(t, client, to, to, "")
+	}
+}
+
+// The second carrier: it reads nothing either, and is for IPv4.
+func TestQueuedPPTP(t *testing.T) {
+	client, server := newLab(t)
+	c := Config{Ports: example.Ports, Queue: example.Queue, Helper: "pptp"}
+	apply(t, c)
+	if err := Check(c); err != nil {
+		t.Error(err)
+	}
+	for addr, helper := range map[netip.Addr]string{server4: "pptp", server6: ""} {
+		to := netip.AddrPortFrom(addr, 21)
+		talk(t, client, to, to, "")
+		wantHelper(t, server, to, helper)
 	}
 }

@@ -1,8 +1,8 @@
-// Package rules installs the nftables ruleset that hands the packets of FTP
-// control connections to a queue: ftp-queue.nft, which Text returns for nft(8),
-// and the same ruleset over netlink.
+// Package rules installs the nftables rules that hand the packets of FTP control
+// connections to a queue. There are three rulesets: ftp-queue.nft, ftp-queue-user.nft
+// and ftp-cthelper.nft, which Text returns for nft(8), and the same over netlink.
 //
-// The ruleset is one table, inet nfq_ftphelper. Nothing outside of it is
+// Each of them is one table, inet nfq_ftphelper. Nothing outside of it is
 // changed. What the kernel makes of it is in net/netfilter: nf_tables_api.c,
 // nft_ct.c, nft_payload.c and nft_queue.c or xt_NFQUEUE.c, Linux 5.16 and later.
 //
@@ -56,6 +56,10 @@ const (
 	// OpaqueLabel is for the daemon to set on connections in which there is nothing left
 	// to read: they are not queued any more.
 	OpaqueLabel = 122
+
+	// UserLabel is for the daemon to set on connections whose sequence numbers it keeps: the
+	// ruleset User queues all of their packets.
+	UserLabel = 123
 )
 
 // label is the label with one bit set, as the kernel has it.
@@ -65,7 +69,7 @@ func label(bit int) []byte {
 	return l
 }
 
-// The ruleset, part by part, in the order of ftp-queue.nft.
+// The rulesets, part by part, in the order of the files.
 var (
 	table = &nftables.Table{Name: "nfq_ftphelper", Family: nftables.TableFamilyINet}
 
@@ -78,28 +82,74 @@ var (
 		Interval:     true,
 	}
 
-	carrier = &nftables.NamedObj{
-		Table: table,
-		Name:  "carrier",
-		Type:  nftables.ObjTypeCtHelper,
-		Obj:   &expr.CtHelper{Name: "sane", L3Proto: unix.NFPROTO_INET, L4Proto: unix.IPPROTO_TCP},
-	}
-
-	prerouting = baseChain("prerouting", nftables.ChainHookPrerouting)
-	output     = baseChain("output", nftables.ChainHookOutput)
+	prerouting = baseChain("prerouting", nftables.ChainHookPrerouting, -150)
+	output     = baseChain("output", nftables.ChainHookOutput, -150)
 	control    = &nftables.Chain{Table: table, Name: "control"}
+
+	adjusted4 = verdictMap(2, "adjusted4", nftables.TypeIPAddr)
+	adjusted6 = verdictMap(3, "adjusted6", nftables.TypeIP6Addr)
+
+	earlyPrerouting = baseChain("early_prerouting", nftables.ChainHookPrerouting, -300)
+	earlyOutput     = baseChain("early_output", nftables.ChainHookOutput, -300)
 )
 
-func baseChain(name string, hook *nftables.ChainHook) *nftables.Chain {
+// carrier is the helper that rules attach, under a name that does not depend on its type.
+func carrier(t *nftables.Table, helper string) *nftables.NamedObj {
+	return &nftables.NamedObj{
+		Table: t,
+		Name:  "carrier",
+		Type:  nftables.ObjTypeCtHelper,
+		Obj:   &expr.CtHelper{Name: helper, L3Proto: unix.NFPROTO_INET, L4Proto: unix.IPPROTO_TCP},
+	}
+}
+
+func baseChain(name string, hook *nftables.ChainHook, priority nftables.ChainPriority) *nftables.Chain {
 	accept := nftables.ChainPolicyAccept
 	return &nftables.Chain{
 		Table:    table,
 		Name:     name,
 		Type:     nftables.ChainTypeFilter,
 		Hooknum:  hook,
-		Priority: nftables.ChainPriorityRef(-150),
+		Priority: &priority,
 		Policy:   &accept,
 	}
+}
+
+// verdictMap maps source and destination, each an address and a port, to what becomes of a packet.
+func verdictMap(id uint32, name string, address nftables.SetDatatype) *nftables.Set {
+	return &nftables.Set{
+		Table:    table,
+		ID:       id,
+		Name:     name,
+		IsMap:    true,
+		KeyType:  nftables.MustConcatSetType(address, nftables.TypeInetService, address, nftables.TypeInetService),
+		DataType: nftables.TypeVerdict,
+	}
+}
+
+// queueChain is for a verdictMap to jump to: it hands packets to the i-th queue.
+func queueChain(i uint16) *nftables.Chain {
+	return &nftables.Chain{Table: table, Name: fmt.Sprintf("queue%d", i)}
+}
+
+// maps are those of the ruleset.
+func maps(c Config) []*nftables.Set {
+	if c.Ruleset == User {
+		return []*nftables.Set{adjusted4, adjusted6}
+	}
+	return nil
+}
+
+// chains are those of the ruleset.
+func chains(c Config) []*nftables.Chain {
+	all := []*nftables.Chain{prerouting, output, control}
+	if c.Ruleset == User {
+		for i := range c.queues() {
+			all = append(all, queueChain(i))
+		}
+		all = append(all, earlyPrerouting, earlyOutput)
+	}
+	return all
 }
 
 // elements are the members of the set: where each range begins, and where it has
@@ -115,52 +165,79 @@ func elements(ranges []PortRange) []nftables.SetElement {
 	return elems
 }
 
-// A rule is what the kernel runs, and how nft(8) writes it.
+// A rule is what the kernel runs, and how nft(8) lists it.
 type rule struct {
 	chain *nftables.Chain
+	part
+}
+
+// A part of a rule is a match or a statement.
+type part struct {
 	text  string
 	exprs []expr.Any
 }
 
-// hashSeed is any number but 0, for which the kernel would make up another one in each rule.
-const hashSeed = 1
-
-// queueRules hand packets to the queues. With several, a connection's ct id picks one: it is the
-// same in both directions, whatever NAT does to the addresses.
-func queueRules(c Config, s Statement) []rule {
-	const carriesPayload = "ct state established @ih,0,8 >= 0x0"
-	match := append(state(expr.CtStateBitESTABLISHED),
-		&expr.Payload{Base: unix.NFT_PAYLOAD_INNER_HEADER, Offset: 0, Len: 1, DestRegister: 1},
-		&expr.Cmp{Op: expr.CmpOpGte, Register: 1, Data: []byte{0}},
-	)
-	if c.queues() == 1 {
-		return []rule{{
-			text:  fmt.Sprintf("%s queue flags bypass to %d", carriesPayload, c.Queue),
-			exprs: append(match, s.expr(c.Queue)),
-		}}
+// in is the rule of a chain that consists of parts.
+func in(chain *nftables.Chain, parts ...part) rule {
+	r := rule{chain: chain}
+	for i, p := range parts {
+		if i > 0 {
+			r.text += " "
+		}
+		r.text += p.text
+		r.exprs = append(r.exprs, p.exprs...)
 	}
-	var fan []rule
-	for i := range c.queues() {
-		fan = append(fan, rule{
-			text: fmt.Sprintf("%s jhash ct id mod %d seed %#x %d queue flags bypass to %d",
-				carriesPayload, c.queues(), hashSeed, i, c.Queue+i),
-			exprs: append(slices.Clip(match),
-				&expr.Ct{Key: ctKeyID, Register: 2},
-				&expr.Hash{SourceRegister: 2, DestRegister: 1, Length: 4, Modulus: uint32(c.queues()), Seed: hashSeed, Type: expr.HashTypeJenkins},
-				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(uint32(i))},
-				s.expr(c.Queue+i),
-			),
-		})
-	}
-	return fan
+	return r
 }
 
-// ctKeyID is NFT_CT_ID, for which the library has no name.
-const ctKeyID expr.CtKey = 23
+var (
+	fromLoopback = part{`iif "lo"`, []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyIIF, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(1)}, // LOOPBACK_IFINDEX
+	}}
+
+	// nft_ct reads one byte of a direction and the library writes four, which is the
+	// same for "original", and costs a line in the kernel's log ("attribute type 3
+	// has an invalid length").
+	toControlPort = part{"meta l4proto tcp ct original proto-dst @ports", []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
+		&expr.Ct{Key: expr.CtKeyPROTODST, Direction: 0, Register: 1},
+		&expr.Lookup{SourceRegister: 1, SetName: ports.Name},
+	}}
+
+	inReply = part{"ct direction reply", []expr.Any{
+		&expr.Ct{Key: expr.CtKeyDIRECTION, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{1}}, // IP_CT_DIR_REPLY
+	}}
+
+	hasPayload = part{"@ih,0,8 >= 0x0", []expr.Any{
+		&expr.Payload{Base: unix.NFT_PAYLOAD_INNER_HEADER, Offset: 0, Len: 1, DestRegister: 1},
+		&expr.Cmp{Op: expr.CmpOpGte, Register: 1, Data: []byte{0}},
+	}}
+
+	isNew         = state("new", expr.CtStateBitNEW)
+	isEstablished = state("established", expr.CtStateBitESTABLISHED)
+
+	ipv4ByEnds = byEnds("ip", unix.NFPROTO_IPV4, 12, 4, [4]uint32{1, 9, 10, 11}, adjusted4)
+	ipv6ByEnds = byEnds("ip6", unix.NFPROTO_IPV6, 8, 16, [4]uint32{1, 2, 13, 17}, adjusted6)
+
+	leave       = part{"return", []expr.Any{&expr.Verdict{Kind: expr.VerdictReturn}}}
+	jumpControl = part{"jump control", []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: control.Name}}}
+
+	setHelper = part{`ct helper set "carrier"`, []expr.Any{
+		&expr.Objref{Type: int(nftables.ObjTypeCtHelper), Name: "carrier"},
+	}}
+
+	setControlLabel = part{fmt.Sprintf("ct label set %d", ControlLabel), []expr.Any{
+		&expr.Immediate{Register: 1, Data: label(ControlLabel)},
+		&expr.Ct{Key: expr.CtKeyLABELS, Register: 1, SourceRegister: true},
+	}}
+)
 
 // state matches packets whose conntrack state has the bit.
-func state(bit uint32) []expr.Any {
-	return []expr.Any{
+func state(name string, bit uint32) part {
+	return part{"ct state " + name, []expr.Any{
 		&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
 		&expr.Bitwise{
 			SourceRegister: 1, DestRegister: 1, Len: 4,
@@ -168,60 +245,102 @@ func state(bit uint32) []expr.Any {
 			Xor:  make([]byte, 4),
 		},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
+	}}
+}
+
+// labelled matches packets of connections whose label has the bit.
+func labelled(bit int) part {
+	return part{fmt.Sprintf("ct label %d", bit), []expr.Any{
+		&expr.Ct{Key: expr.CtKeyLABELS, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 16, Mask: label(bit), Xor: make([]byte, 16)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 16)},
+	}}
+}
+
+// byEnds looks a TCP packet of one family up in its map. Source and destination address are
+// behind one another in the packet. The registers are consecutive, under the numbers that the
+// kernel dumps.
+func byEnds(ip string, family byte, addresses, length uint32, registers [4]uint32, m *nftables.Set) part {
+	return part{fmt.Sprintf("%[1]s saddr . tcp sport . %[1]s daddr . tcp dport vmap @%[2]s", ip, m.Name), []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{family}},
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
+		&expr.Payload{Base: expr.PayloadBaseNetworkHeader, Offset: addresses, Len: length, DestRegister: registers[0]},
+		&expr.Payload{Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 2, DestRegister: registers[1]},
+		&expr.Payload{Base: expr.PayloadBaseNetworkHeader, Offset: addresses + length, Len: length, DestRegister: registers[2]},
+		&expr.Payload{Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2, DestRegister: registers[3]},
+		&expr.Lookup{SourceRegister: registers[0], IsDestRegSet: true, DestRegister: unix.NFT_REG_VERDICT, SetName: m.Name},
+	}}
+}
+
+// toQueue hands a packet to the i-th queue.
+func toQueue(c Config, s Statement, i uint16) part {
+	return part{fmt.Sprintf("queue flags bypass to %d", c.Queue+i), []expr.Any{s.expr(c.Queue + i)}}
+}
+
+// ctKeyID is NFT_CT_ID, for which the library has no name.
+const ctKeyID expr.CtKey = 23
+
+// hashSeed is any number but 0, for which the kernel would make up another one in each rule.
+const hashSeed = 1
+
+// spread returns, for each queue, what picks its packets and hands them over. A connection's ct
+// id does the picking: it is the same in both directions, whatever NAT does to the addresses.
+func spread(c Config, s Statement) [][]part {
+	if c.queues() == 1 {
+		return [][]part{{toQueue(c, s, 0)}}
 	}
+	var all [][]part
+	for i := range c.queues() {
+		all = append(all, []part{
+			{fmt.Sprintf("jhash ct id mod %d seed %#x %d", c.queues(), hashSeed, i), []expr.Any{
+				&expr.Ct{Key: ctKeyID, Register: 2},
+				&expr.Hash{SourceRegister: 2, DestRegister: 1, Length: 4, Modulus: uint32(c.queues()), Seed: hashSeed, Type: expr.HashTypeJenkins},
+				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(uint32(i))},
+			}},
+			toQueue(c, s, i),
+		})
+	}
+	return all
 }
 
 // rules are those of all chains, in order.
 func rules(c Config, s Statement) []rule {
-	// nft_ct reads one byte of a direction and the library writes four, which is the
-	// same for "original", and costs a line in the kernel's log ("attribute type 3
-	// has an invalid length").
-	toControl := rule{
-		text: "meta l4proto tcp ct original proto-dst @ports jump control",
-		exprs: []expr.Any{
-			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
-			&expr.Ct{Key: expr.CtKeyPROTODST, Direction: 0, Register: 1},
-			&expr.Lookup{SourceRegister: 1, SetName: ports.Name},
-			&expr.Verdict{Kind: expr.VerdictJump, Chain: control.Name},
-		},
-	}
-	in := func(c *nftables.Chain, r rule) rule { r.chain = c; return r }
-
 	all := []rule{
-		in(prerouting, rule{
-			text: `iif "lo" return`,
-			exprs: []expr.Any{
-				&expr.Meta{Key: expr.MetaKeyIIF, Register: 1},
-				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(1)}, // LOOPBACK_IFINDEX
-				&expr.Verdict{Kind: expr.VerdictReturn},
-			},
-		}),
-		in(prerouting, toControl),
-		in(output, toControl),
-		in(control, rule{
-			text:  `ct helper set "carrier"`,
-			exprs: []expr.Any{&expr.Objref{Type: int(carrier.Type), Name: carrier.Name}},
-		}),
-		in(control, rule{
-			text: fmt.Sprintf("ct label %d return", OpaqueLabel),
-			exprs: []expr.Any{
-				&expr.Ct{Key: expr.CtKeyLABELS, Register: 1},
-				&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 16, Mask: label(OpaqueLabel), Xor: make([]byte, 16)},
-				&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 16)},
-				&expr.Verdict{Kind: expr.VerdictReturn},
-			},
-		}),
-		in(control, rule{
-			text: fmt.Sprintf("ct state new ct label set %d", ControlLabel),
-			exprs: append(state(expr.CtStateBitNEW),
-				&expr.Immediate{Register: 1, Data: label(ControlLabel)},
-				&expr.Ct{Key: expr.CtKeyLABELS, Register: 1, SourceRegister: true},
-			),
-		}),
+		in(prerouting, fromLoopback, leave),
+		in(prerouting, toControlPort, jumpControl),
+		in(output, toControlPort, jumpControl),
+		in(control, setHelper),
 	}
-	for _, r := range queueRules(c, s) {
-		all = append(all, in(control, r))
+	if c.Ruleset == CTHelper {
+		return all
+	}
+	queue := func(matches ...part) {
+		for _, p := range spread(c, s) {
+			all = append(all, in(control, slices.Concat(matches, p)...))
+		}
+	}
+	all = append(all,
+		in(control, labelled(OpaqueLabel), leave),
+		in(control, isNew, setControlLabel),
+	)
+	if c.Ruleset == User {
+		all = append(all, in(control, labelled(UserLabel), inReply, leave))
+		queue(labelled(UserLabel), isEstablished)
+	}
+	queue(isEstablished, hasPayload)
+	if c.Ruleset == User {
+		for i := range c.queues() {
+			all = append(all, in(queueChain(i), toQueue(c, s, i)))
+		}
+		all = append(all,
+			in(earlyPrerouting, fromLoopback, leave),
+			in(earlyPrerouting, ipv4ByEnds),
+			in(earlyPrerouting, ipv6ByEnds),
+			in(earlyOutput, ipv4ByEnds),
+			in(earlyOutput, ipv6ByEnds),
+		)
 	}
 	return all
 }

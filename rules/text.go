@@ -7,32 +7,45 @@ import (
 	"strings"
 )
 
-//go:embed ftp-queue.nft
-var ftpQueue string
+var (
+	//go:embed ftp-queue.nft
+	ftpQueue string
+	//go:embed ftp-queue-user.nft
+	ftpQueueUser string
+	//go:embed ftp-cthelper.nft
+	ftpCTHelper string
+
+	files = map[Ruleset]string{Full: ftpQueue, User: ftpQueueUser, CTHelper: ftpCTHelper}
+)
 
 var (
 	definePorts = regexp.MustCompile(`(?m)^define control_ports = .*$`)
 	defineQueue = regexp.MustCompile(`(?m)^define queue_number = .*$`)
-	queueRule   = regexp.MustCompile(`(?m)^.* to \$queue_number$`)
+	helperType  = regexp.MustCompile(`(?m)^(\t*)type ".*" protocol tcp$`)
+	queueRule   = regexp.MustCompile(`(?m)^(.*)queue flags bypass to \$queue_number$`)
+	queueChains = regexp.MustCompile(`(?m)^\tchain queue0 \{ .* \$queue_number; \}$`)
 )
 
-// Text returns ftp-queue.nft, for nft -f, with its two define lines set to c, and
-// a rule for each queue if there are several. It needs a kernel with the Native
-// statement. It does not judge c: what Apply refuses, nft(8) refuses too.
+// Text returns the file of c.Ruleset, for nft -f, with its define lines and its helper set to c,
+// and a rule for each queue if there are several. It needs a kernel with the Native
+// statement, but for CTHelper. It does not judge c; Validate does.
 func Text(c Config) string {
 	var list []string
 	for _, r := range merge(c.Ports) {
 		list = append(list, r.String())
 	}
-	text := definePorts.ReplaceAllLiteralString(ftpQueue,
+	text := definePorts.ReplaceAllLiteralString(files[c.ruleset()],
 		fmt.Sprintf("define control_ports = { %s }", strings.Join(list, ", ")))
+	text = helperType.ReplaceAllString(text, fmt.Sprintf(`${1}type "%s" protocol tcp`, strings.ReplaceAll(c.helper(), "$", "$$")))
 	if c.queues() == 1 {
 		return defineQueue.ReplaceAllLiteralString(text, fmt.Sprintf("define queue_number = %d", c.Queue))
 	}
-	text = defineQueue.ReplaceAllLiteralString(text, "# The queues are in the last rules.")
-	var fan []string
-	for _, r := range queueRules(c, Native) {
-		fan = append(fan, r.text)
+	text = defineQueue.ReplaceAllLiteralString(text, "# The numbers of the queues are in the rules.")
+	var fan, chains []string
+	for i, p := range spread(c, Native) {
+		fan = append(fan, "${1}"+in(nil, p...).text)
+		chains = append(chains, fmt.Sprintf("\tchain queue%d { %s; }", i, toQueue(c, Native, uint16(i)).text))
 	}
-	return queueRule.ReplaceAllLiteralString(text, "\t\t"+strings.Join(fan, "\n\t\t"))
+	text = queueRule.ReplaceAllString(text, strings.Join(fan, "\n"))
+	return queueChains.ReplaceAllLiteralString(text, strings.Join(chains, "\n"))
 }

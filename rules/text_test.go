@@ -2,6 +2,7 @@ package rules
 
 import (
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -32,8 +33,24 @@ func golden(t *testing.T, name, got string) {
 // example uses everything that can be chosen.
 var example = Config{Ports: []PortRange{{21, 21}, {2121, 2121}, {2200, 2210}}, Queue: 7}
 
+// rulesets has each of them, with one queue and with several where that is possible.
+var rulesets = []Config{
+	example,
+	{Ports: example.Ports, Queue: 7, Queues: 4},
+	{Ports: example.Ports, Queue: 7, Ruleset: User},
+	{Ports: example.Ports, Queue: 7, Queues: 4, Ruleset: User, Helper: "pptp"},
+	{Ports: example.Ports, Ruleset: CTHelper},
+}
+
+// goldenName is "user.4.text.golden", say.
+func goldenName(c Config, kind string) string {
+	return fmt.Sprintf("%s.%d.%s.golden", c.ruleset(), c.queues(), kind)
+}
+
 func TestText(t *testing.T) {
-	golden(t, "text.golden", Text(example))
+	for _, c := range rulesets {
+		golden(t, goldenName(c, "text"), Text(c))
+	}
 }
 
 func TestTextDefaults(t *testing.T) {
@@ -41,8 +58,10 @@ func TestTextDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := Text(Config{Ports: ports, Queue: DefaultQueue}); got != ftpQueue {
-		t.Errorf("the file as shipped is not set to the defaults; with them it is\n%s", got)
+	for ruleset, file := range files {
+		if got := Text(Config{Ports: ports, Queue: DefaultQueue, Ruleset: ruleset}); got != file {
+			t.Errorf("the file as shipped is not set to the defaults; with them it is\n%s", got)
+		}
 	}
 }
 
@@ -50,7 +69,8 @@ func TestTextDefaults(t *testing.T) {
 // depends on its version and on whether iptables is installed.
 var (
 	textStatement   = regexp.MustCompile(`queue flags bypass to (\$queue_number|\d+)`)
-	listedStatement = regexp.MustCompile(`(?m)(@ih,0,8 >= 0x0( jhash ct id mod \d+ seed 0x1 \d+)?)( .*)?$`)
+	listedStatement = regexp.MustCompile(`(?m)^(\t\tct (?:state established @ih,0,8 >= 0x0|label 123 ct state established)` +
+		`(?: jhash ct id mod \d+ seed 0x1 \d+)?|\tchain queue\d+ \{\n\t)( .*|\t.*)?$`)
 )
 
 // listing lists the table, with the Native statement in any case.
@@ -63,26 +83,35 @@ func listing(t *testing.T, s Statement) string {
 	return l
 }
 
+// withStatement replaces the queue statements of a listing, in rules of their own and behind matches.
 func withStatement(listing, statement string) string {
-	return listedStatement.ReplaceAllString(listing, "$1 "+statement)
+	return listedStatement.ReplaceAllStringFunc(listing, func(rule string) string {
+		match := listedStatement.FindStringSubmatch(rule)[1]
+		if strings.HasSuffix(match, "\n\t") {
+			return match + "\t" + statement
+		}
+		return match + " " + statement
+	})
 }
 
 func TestListing(t *testing.T) {
 	newNamespace(t)
-	s := apply(t, example)
-	golden(t, "listing.golden", listing(t, s))
+	for _, c := range rulesets {
+		if c.queues() == 1 { // withStatement knows no other number
+			s := apply(t, c)
+			golden(t, goldenName(c, "listing"), listing(t, s))
+		}
+	}
 }
 
 // The file and Apply are the same ruleset. Where the kernel has no queue
 // statement, everything but that is compared.
 func TestTextIsWhatApplyInstalls(t *testing.T) {
-	for _, c := range []Config{
-		example,
+	for _, c := range append([]Config{
 		{Ports: []PortRange{{21, 21}}, Queue: 65535},
 		{Ports: []PortRange{{1, 65535}}},
 		{Ports: []PortRange{{40000, 65535}, {1, 1}}},
-		{Ports: []PortRange{{21, 21}}, Queue: 100, Queues: 4},
-	} {
+	}, rulesets...) {
 		newNamespace(t)
 		s := apply(t, c)
 		applied := nft(t, "list table inet nfq_ftphelper")
@@ -90,27 +119,33 @@ func TestTextIsWhatApplyInstalls(t *testing.T) {
 			t.Fatal(err)
 		}
 
+		statements := len(textStatement.FindAllString(Text(c), -1))
 		_, stderr, err := tryNft(Text(c))
 		switch {
-		case s == Native && err != nil:
+		case s != Compat && err != nil:
 			t.Fatalf("nft: %v\n%s", err, stderr)
-		case s == Native:
+		case s != Compat:
 			if err := Check(c); err != nil {
 				t.Errorf("Check after nft -f: %v", err)
 			}
 		case err == nil:
 			t.Fatal("nft -f finds a queue statement, Apply did not")
-		case strings.Count(stderr, "Error: ") != int(c.queues()) ||
+		case strings.Count(stderr, "Error: ") != statements ||
 			!strings.Contains(stderr, "No such file or directory") || !strings.Contains(stderr, "queue flags bypass"):
 			t.Fatalf("nft fails for another reason than a missing queue statement:\n%s", stderr)
 		default:
 			t.Logf("this kernel has no queue statement; comparing everything else")
 			nft(t, textStatement.ReplaceAllString(Text(c), "accept"))
 			applied = withStatement(applied, "accept")
-			// Check looks at this rule last, so everything before it was right.
-			if err := Check(c); err == nil || !strings.Contains(err.Error(), "chain control: rule 4 is not") {
-				t.Errorf("Check after nft -f: %v", err)
+			if got := strings.Count(applied, "accept\n"); got != statements {
+				t.Errorf("Apply installs %d queue statements, the file has %d", got, statements)
 			}
+			// Check says what differs first, so everything before the first statement was right.
+			first := "chain control: rule 4 is not"
+			if c.Ruleset == User {
+				first = "chain control: rule 5 is not"
+			}
+			wantError(t, Check(c), first)
 		}
 		if got := nft(t, "list table inet nfq_ftphelper"); got != applied {
 			t.Errorf("nft -f gives\n%s\nApply gives\n%s", got, applied)
@@ -120,11 +155,13 @@ func TestTextIsWhatApplyInstalls(t *testing.T) {
 
 func TestTextLoadsAgain(t *testing.T) {
 	newNamespace(t)
-	text := textStatement.ReplaceAllString(Text(example), "accept")
-	nft(t, text)
-	first := nft(t, "list ruleset")
-	nft(t, text)
-	if again := nft(t, "list ruleset"); again != first {
-		t.Errorf("loaded twice it is\n%s\nloaded once\n%s", again, first)
+	for _, c := range rulesets {
+		text := textStatement.ReplaceAllString(Text(c), "accept")
+		nft(t, text)
+		first := nft(t, "list ruleset")
+		nft(t, text)
+		if again := nft(t, "list ruleset"); again != first {
+			t.Errorf("loaded twice it is\n%s\nloaded once\n%s", again, first)
+		}
 	}
 }

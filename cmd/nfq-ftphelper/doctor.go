@@ -10,12 +10,12 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/doctor"
-	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
 func newDoctor() *cobra.Command {
-	var c rules.Config
+	var w backend.Wish
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "doctor",
@@ -24,14 +24,14 @@ func newDoctor() *cobra.Command {
 with why it matters and what mends it. It changes nothing: what it tries, it tries in a
 network namespace that it throws away.
 
-It has to know the ports and queues that the daemon is to serve. The exit code is 0 if
+Give it the flags that the daemon has. The exit code is 0 if
 there is no problem, and 1 otherwise.`,
 		Args:    cobra.NoArgs,
-		PreRunE: func(*cobra.Command, []string) error { return c.Validate() },
+		PreRunE: func(*cobra.Command, []string) error { return w.Validate() },
 		RunE: running(func(cmd *cobra.Command) error {
 			runtime.LockOSThread() // everything is asked in one network namespace
 			defer runtime.UnlockOSThread()
-			findings := doctor.Examine(c)
+			findings := doctor.Examine(w)
 			out := cmd.OutOrStdout()
 			var err error
 			if asJSON {
@@ -47,7 +47,7 @@ there is no problem, and 1 otherwise.`,
 			return err
 		}),
 	}
-	rulesFlags(cmd.Flags(), &c)
+	wishFlags(cmd.Flags(), &w)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }

@@ -7,11 +7,13 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
 func newRules() *cobra.Command {
-	var c rules.Config
+	var w backend.Wish
 	cmd := &cobra.Command{
 		Use:   "rules",
 		Short: "Print, apply, check or remove the rules that fill the queue",
@@ -21,34 +23,68 @@ carry text.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	rulesFlags(cmd.PersistentFlags(), &c)
-	add := func(use, short string, do func(cmd *cobra.Command) error) {
-		cmd.AddCommand(&cobra.Command{Use: use, Short: short, Args: cobra.NoArgs, RunE: running(do)})
+	wishFlags(cmd.PersistentFlags(), &w)
+	add := func(use, short string, choose func() (backend.Choice, error), do func(cmd *cobra.Command, c rules.Config) error) {
+		cmd.AddCommand(&cobra.Command{
+			Use: use, Short: short, Args: cobra.NoArgs,
+			PreRunE: func(*cobra.Command, []string) error { return w.Validate() },
+			RunE: running(func(cmd *cobra.Command) error {
+				choice, err := choose()
+				if err != nil {
+					return err
+				}
+				return do(cmd, choice.Rules)
+			}),
+		})
 	}
-	add("print", "Write the rules in the language of nft, for nft -f", func(cmd *cobra.Command) error {
+	onPaper := func() (backend.Choice, error) { return backend.Choose(w, anyKernel{}) }
+	onHost := func() (backend.Choice, error) { return backend.Choose(w, backend.Host{}) }
+	inPlace := func() (backend.Choice, error) {
+		w.Installed = true
+		return onHost()
+	}
+	add("print", "Write the rules in the language of nft, for nft -f", onPaper, func(cmd *cobra.Command, c rules.Config) error {
 		_, err := fmt.Fprint(cmd.OutOrStdout(), rules.Text(c))
 		return err
 	})
-	add("apply", "Put the rules into the kernel, in one transaction", func(cmd *cobra.Command) error {
+	add("apply", "Put the rules into the kernel, in one transaction", onHost, func(cmd *cobra.Command, c rules.Config) error {
 		statement, err := rules.Apply(c)
-		if err == nil {
-			fmt.Fprintf(cmd.OutOrStdout(), "table inet nfq_ftphelper is in place: ports %s go to %s (%s)\n",
+		if err == nil && c.Ruleset == rules.CTHelper {
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "table inet nfq_ftphelper is in place: connections to ports %s get the helper %s\n",
+				portList(c.Ports), c.Helper)
+		} else if err == nil {
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "table inet nfq_ftphelper is in place: ports %s go to %s (%s)\n",
 				portList(c.Ports), queueList(c), statement)
 		}
 		return err
 	})
-	add("check", "Say whether the rules are in the kernel as they should be", func(cmd *cobra.Command) error {
+	add("check", "Say whether the rules are in the kernel as they should be", inPlace, func(cmd *cobra.Command, c rules.Config) error {
 		err := rules.Check(c)
 		if err == nil {
-			fmt.Fprintf(cmd.OutOrStdout(), "table inet nfq_ftphelper is as it should be: ports %s, and any that were added, go to %s\n",
-				portList(c.Ports), queueList(c))
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "table inet nfq_ftphelper is as it should be, for ports %s and any that were added\n",
+				portList(c.Ports))
 		}
 		return err
 	})
-	add("remove", "Take the rules out of the kernel", func(*cobra.Command) error {
+	add("remove", "Take the rules out of the kernel", onPaper, func(*cobra.Command, rules.Config) error {
 		return rules.Remove()
 	})
 	return cmd
+}
+
+// anyKernel has everything: for rules that are not for this host.
+type anyKernel struct{}
+
+func (anyKernel) Carrier(string) error         { return nil }
+func (anyKernel) CTHelper() error              { return nil }
+func (anyKernel) Installed(rules.Config) error { return nil }
+
+// wishFlags adds the flags that say what the rules look like, and what goes with them.
+func wishFlags(f *pflag.FlagSet, w *backend.Wish) {
+	rulesFlags(f, &w.Rules)
+	f.StringVar((*string)(&w.Helper), "helper", string(backend.Auto), "how connections get a conntrack helper: auto, a `carrier` (one of the kernel's that does nothing with FTP), or a cthelper (one that the daemon registers)")
+	f.StringVar(&w.Name, "helper-name", "", "`name` of the carrier or cthelper (default sane or ftp)")
+	f.TextVar(&w.Sequence, "sequence", engine.Auto, "`who` keeps TCP's sequence numbers right: auto, kernel, same-length (nobody) or user (the daemon)")
 }
 
 // rulesFlags adds the flags that say what the rules look like.

@@ -14,6 +14,9 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/cthelper"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/doctor"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfq"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
@@ -22,8 +25,9 @@ import (
 
 // runSettings are what the command line says of run.
 type runSettings struct {
-	rules      rules.Config
+	wish       backend.Wish
 	applyRules bool
+	keepHelper bool
 	engine     engine.Config
 	logFormat  logFormat
 	logLevel   slog.Level
@@ -50,8 +54,9 @@ there, packets pass unread and connections that were helped go on.`,
 		}),
 	}
 	f := cmd.Flags()
-	rulesFlags(f, &s.rules)
+	wishFlags(f, &s.wish)
 	f.BoolVar(&s.applyRules, "rules", false, "apply the rules at start and remove them at stop")
+	f.BoolVar(&s.keepHelper, "keep-helper", false, "leave a cthelper registered at stop, so that rules which name it can be loaded")
 	p := &s.engine.Policy
 	f.Uint16Var(&p.MinPort, "min-port", engine.DefaultMinPort, "lowest `port` that a client or server may announce")
 	f.BoolVar(&p.Loose, "loose", false, "let clients and servers announce any address, not only their own (FXP; opens the way for bounce attacks)")
@@ -69,12 +74,13 @@ there, packets pass unread and connections that were helped go on.`,
 
 // validate refuses numbers with which nothing could be helped.
 func (s *runSettings) validate() error {
-	if s.rules.Queues < 1 {
+	if s.wish.Rules.Queues < 1 {
 		return errors.New("--queues must be 1 at least")
 	}
-	if err := s.rules.Validate(); err != nil {
+	if err := s.wish.Validate(); err != nil {
 		return err
 	}
+	s.wish.Installed = !s.applyRules
 	switch c := s.engine; {
 	case c.Policy.MinPort == 0:
 		return errors.New("--min-port must be 1 at least; there is no port 0")
@@ -201,18 +207,24 @@ func run(ctx context.Context, s runSettings, stderr io.Writer) (err error) {
 	// A log that nobody reads any more must not end the daemon.
 	signal.Ignore(syscall.SIGPIPE)
 
+	choice, err := doctor.Ready(s.wish)
+	if err != nil {
+		return fmt.Errorf("no connection could be helped: %w", err)
+	}
+	logChoice(choice, log)
+
 	// Each queue has an engine of its own, and that a connection to conntrack: no locks. If one
 	// queue is lost, all end.
 	served, lost := errgroup.WithContext(context.WithoutCancel(ctx))
 	queueCtx, stopQueues := context.WithCancel(lost)
 	defer stopQueues()
 	var workers []worker
-	for i := range s.rules.Queues {
-		w, failed := newWorker(s, s.rules.Queue+i, log)
+	for i := range choice.Rules.Queues {
+		w, failed := newWorker(s, choice, choice.Rules.Queue+i, log)
 		if failed != nil {
 			return failed
 		}
-		defer func() { err = errors.Join(err, w.conntrack.Close()) }()
+		defer func() { err = errors.Join(err, w.close()) }()
 		workers = append(workers, w)
 	}
 	for _, w := range workers {
@@ -226,45 +238,79 @@ func run(ctx context.Context, s runSettings, stderr io.Writer) (err error) {
 		}
 	}
 
-	statement, err := ensureRules(s, log)
+	statement, err := fill(s, choice, log)
 	if err != nil {
 		stopQueues()
 		return errors.Join(err, served.Wait())
 	}
-	log.Info("ready", "queue", s.rules.Queue, "queues", s.rules.Queues, "rules", statement)
+	log.Info("ready", "queue", choice.Rules.Queue, "queues", choice.Rules.Queues, "rules", statement)
 
 	select {
 	case <-ctx.Done():
 	case <-lost.Done():
 	}
 	stopQueues()
-	err = served.Wait()
-	if s.applyRules {
-		err = errors.Join(err, removeRules(s, log))
-	}
+	err = errors.Join(served.Wait(), unfill(s, choice, log))
 	for _, w := range workers {
 		w.logStopped(log)
 	}
 	return err
 }
 
+// logChoice says in one line what was chosen, and why.
+func logChoice(c backend.Choice, log *slog.Logger) {
+	why := "as asked for"
+	if c.Sequence == engine.Auto {
+		why = "by the kernel where this host translates, "
+		if c.Rules.Ruleset == rules.User {
+			why += "by the daemon elsewhere"
+		} else {
+			why += "and elsewhere lines keep their length"
+		}
+	}
+	log.Info("back ends chosen", "helper", c.Helper, "helper_name", c.Rules.Helper, "helper_why", c.Why,
+		"sequence", c.Sequence, "sequence_why", why)
+}
+
 // worker is a queue and what serves it.
 type worker struct {
 	number    uint16
 	conntrack *expect.Client
+	early     *rules.Early // nil where the rules have no use for it
 	engine    *engine.Engine
 	queue     *nfq.Queue
 }
 
-func newWorker(s runSettings, number uint16, log *slog.Logger) (worker, error) {
-	conntrack, err := expect.Dial()
-	if err != nil {
-		return worker{}, err
+func newWorker(s runSettings, choice backend.Choice, number uint16, log *slog.Logger) (w worker, err error) {
+	w.number = number
+	if w.conntrack, err = expect.Dial(); err != nil {
+		return w, err
 	}
 	config := s.engine
-	config.Conntrack, config.Log, config.OpaqueLabel = conntrack, log, rules.OpaqueLabel
-	eng := engine.New(config)
-	return worker{number, conntrack, eng, nfq.New(number, eng, log)}, nil
+	config.Conntrack, config.Log, config.Sequence = w.conntrack, log, choice.Sequence
+	switch choice.Rules.Ruleset {
+	case rules.CTHelper:
+		config.PostNAT = true
+	case rules.User:
+		config.OpaqueLabel, config.KeptLabel = rules.OpaqueLabel, rules.UserLabel
+		if w.early, err = rules.OpenEarly(choice.Rules, number); err != nil {
+			return w, errors.Join(err, w.conntrack.Close())
+		}
+		config.Early = w.early
+	default:
+		config.OpaqueLabel = rules.OpaqueLabel
+	}
+	w.engine = engine.New(config)
+	w.queue = nfq.New(number, w.engine, log)
+	return w, nil
+}
+
+func (w worker) close() error {
+	err := w.conntrack.Close()
+	if w.early != nil {
+		err = errors.Join(err, w.early.Close())
+	}
+	return err
 }
 
 // logStopped says what has been done.
@@ -279,24 +325,65 @@ func (w worker) logStopped(log *slog.Logger) {
 		"failed", s.Failed, "held", s.Held, "gave_up", s.GaveUp, "overflows", w.queue.Overflows())
 }
 
+// fill makes packets come to the queues: it registers the helper, if that is one of ours, and
+// applies the rules, if they are ours to apply. It says whose the rules are.
+func fill(s runSettings, choice backend.Choice, log *slog.Logger) (string, error) {
+	if choice.Helper == backend.CTHelper {
+		h := cthelper.Helper{Name: choice.Rules.Helper, Queue: choice.Rules.Queue, Enabled: choice.Enabled()}
+		if err := cthelper.Register(h); err != nil {
+			return "", err
+		}
+	}
+	statement, err := ensureRules(s, choice.Rules, log)
+	if err != nil {
+		return "", errors.Join(err, unregister(s, choice, log))
+	}
+	return statement, nil
+}
+
+// unfill undoes fill. Removing rules or a helper drops all packets that wait in any queue: the
+// queues have to be empty.
+func unfill(s runSettings, choice backend.Choice, log *slog.Logger) error {
+	var err error
+	if s.applyRules {
+		err = removeRules(choice.Rules, log)
+	}
+	return errors.Join(err, unregister(s, choice, log))
+}
+
+// unregister removes the helper, unless it is to stay, or rules that are not ours hold it.
+func unregister(s runSettings, choice backend.Choice, log *slog.Logger) error {
+	if choice.Helper != backend.CTHelper || s.keepHelper {
+		return nil
+	}
+	err := cthelper.Unregister(choice.Rules.Helper)
+	if errors.Is(err, cthelper.ErrInUse) {
+		log.Warn("the helper is left in place", "reason", err)
+		return nil
+	}
+	return err
+}
+
 // ensureRules applies the rules if it is to, and says what fills the queue.
-func ensureRules(s runSettings, log *slog.Logger) (string, error) {
-	err := rules.Check(s.rules)
+func ensureRules(s runSettings, c rules.Config, log *slog.Logger) (string, error) {
+	err := rules.Check(c)
 	switch {
+	case err == nil && c.Ruleset == rules.User:
+		return "in place", rules.ClearEarly() // what an earlier daemon knew of these connections is lost
 	case err == nil:
 		return "in place", nil
 	case !s.applyRules:
-		log.Warn("the rules are not as --ports, --queue and --queues say, the queue may stay empty: load ftp-queue.nft, or use --rules",
+		log.Warn("the rules are not as the flags say, the queue may stay empty: load what \"nfq-ftphelper rules print\" writes, or use --rules",
 			"reason", err)
 		return "not checked", nil
 	}
-	statement, err := rules.Apply(s.rules)
+	statement, err := rules.Apply(c)
 	return fmt.Sprintf("own (%s)", statement), err
 }
 
 // removeRules removes the rules that were applied, unless they are somebody else's by now.
-func removeRules(s runSettings, log *slog.Logger) error {
-	switch err := rules.Check(s.rules); {
+func removeRules(c rules.Config, log *slog.Logger) error {
+	switch err := rules.Check(c); {
 	case errors.Is(err, rules.ErrMissing):
 		return nil
 	case err != nil:

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
@@ -55,33 +56,46 @@ type Finding struct {
 }
 
 // Examine examines the network namespace of the calling thread, to which the goroutine must
-// be locked unless all threads are in one. It looks for the rules that rules.Apply(c) installs.
-func Examine(c rules.Config) []Finding {
-	return examine(&patient{system: host{}, config: c}, checks)
+// be locked unless all threads are in one. The wish is what the daemon is asked for.
+func Examine(w backend.Wish) []Finding {
+	w.Installed = true
+	return examine(newPatient(host{}, w), checks)
 }
 
-// Ready returns an error in the words of the findings if no connection could be helped on
-// this host, whatever the rules are.
-func Ready(c rules.Config) error {
+// Ready returns what the daemon is to do, or an error in the words of the findings if it could
+// help no connection on this host. It looks, and tries nothing.
+func Ready(w backend.Wish) (backend.Choice, error) {
+	p := newPatient(host{}, w)
 	var errs []error
-	for _, f := range examine(&patient{system: host{}, config: c}, needed) {
+	for _, f := range examine(p, needed) {
 		if f.Level == Problem {
 			errs = append(errs, fmt.Errorf("%s: %s: %s", f.Check, f.What, f.Why))
 		}
 	}
-	return errors.Join(errs...)
+	return p.choice, errors.Join(errs...)
 }
 
 // patient is a host under examination.
 type patient struct {
 	system
-	config rules.Config
+	wish     backend.Wish
+	choice   backend.Choice
+	noChoice error
+	config   rules.Config // of the choice, or else of the wish
 
 	asked struct { // for what has been asked already
 		ruleset  *ruleset
 		err      error
 		answered bool
 	}
+}
+
+func newPatient(s system, w backend.Wish) *patient {
+	p := &patient{system: s, wish: w, config: w.Rules}
+	if p.choice, p.noChoice = s.choose(w); p.noChoice == nil {
+		p.config = p.choice.Rules
+	}
+	return p
 }
 
 // A check is one subject, and what finds out about it.
@@ -95,12 +109,13 @@ type check struct {
 var needed = []check{
 	{"kernel", false, checkKernel},
 	{"privileges", false, checkPrivileges},
-	{"trial", true, checkTrial},
+	{"helper", true, checkChoice},
 	{"conntrack look-up", true, checkLookup},
 }
 
 // checks are all of them.
 var checks = append(needed[:len(needed):len(needed)],
+	check{"trial", true, checkTrial},
 	check{"conntrack table", false, checkConntrackFill},
 	check{"expectation table", true, checkExpectationFill},
 	check{"rules", true, checkRules},

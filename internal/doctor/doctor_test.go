@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
@@ -22,6 +24,8 @@ type fake struct {
 	interfaces map[string][]netip.Addr
 	noLookup   error
 	expected   int
+	carriers   string
+	noCTHelper error
 	trial      trial
 	noTrial    error
 	rules      error
@@ -50,16 +54,31 @@ func (f *fake) owner(portid uint32) (owner, error) {
 func (f *fake) addresses() (map[string][]netip.Addr, error) { return f.interfaces, f.broken }
 func (f *fake) lookup() error                               { return errors.Join(f.broken, f.noLookup) }
 func (f *fake) expectations() (int, error)                  { return f.expected, f.broken }
-func (f *fake) try(rules.Config) (trial, error)             { return f.trial, errors.Join(f.broken, f.noTrial) }
-func (f *fake) checkRules(rules.Config) error               { return errors.Join(f.broken, f.rules) }
-func (f *fake) ruleset() (*ruleset, error)                  { return f.rs, f.broken }
-func (f *fake) set(name, text string)                       { f.files[name] = text }
+func (f *fake) choose(w backend.Wish) (backend.Choice, error) {
+	if f.broken != nil {
+		return backend.Choice{}, f.broken
+	}
+	return backend.Choose(w, f)
+}
+func (f *fake) Carrier(name string) error {
+	if strings.Contains(f.carriers, name) {
+		return nil
+	}
+	return fmt.Errorf("no %s", name)
+}
+func (f *fake) CTHelper() error                   { return f.noCTHelper }
+func (f *fake) Installed(rules.Config) error      { return rules.ErrMissing }
+func (f *fake) try(backend.Choice) (trial, error) { return f.trial, errors.Join(f.broken, f.noTrial) }
+func (f *fake) checkRules(rules.Config) error     { return errors.Join(f.broken, f.rules) }
+func (f *fake) ruleset() (*ruleset, error)        { return f.rs, f.broken }
+func (f *fake) set(name, text string)             { f.files[name] = text }
 func (f *fake) setting(name string, number int) {
 	f.set("/proc/sys/net/netfilter/"+name, fmt.Sprintln(number))
 }
 func (f *fake) queue(format string, args ...any) { f.set(queueFile, fmt.Sprintf(format+"\n", args...)) }
-func (f *fake) examine(c rules.Config) []Finding {
-	return examine(&patient{system: f, config: c}, checks)
+func (f *fake) examine(c rules.Config) []Finding { return f.examineWish(backend.Wish{Rules: c}) }
+func (f *fake) examineWish(w backend.Wish) []Finding {
+	return examine(newPatient(f, w), checks)
 }
 func (f *fake) wantFinding(t *testing.T, w want)      { t.Helper(); wantFinding(t, f.examine(ftp), w) }
 func noElements(tableName, string) ([]element, error) { return nil, nil }
@@ -77,8 +96,9 @@ func healthy() *fake {
 			"eth1": {netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")},
 			"eth2": {netip.MustParseAddr("fe80::1")},
 		},
-		trial: trial{helper: "sane", translated: true},
-		rs:    &ruleset{elements: noElements},
+		carriers: "sane pptp",
+		trial:    trial{helper: "sane", translated: true},
+		rs:       &ruleset{elements: noElements},
 	}
 	f.setting(conntrackCount, 10)
 	f.setting(conntrackMax, 100)
@@ -136,10 +156,12 @@ func TestFindings(t *testing.T) {
 		"very old kernel":  {func(f *fake) { f.version = "4.19.0" }, want{Problem, "kernel", "4.19.0", "later"}},
 		"odd version":      {func(f *fake) { f.version = "strange" }, want{Warning, "kernel", "strange", ""}},
 		"no queue":         {func(f *fake) { f.trial.noStatement = errors.New("no queue statement") }, want{Problem, "queue statement", "no queue statement", "modprobe nft_queue"}},
-		"no carrier":       {func(f *fake) { f.trial.noCarrier = errors.New("lacks SANE") }, want{Problem, "carrier helper", "lacks SANE", "modprobe nf_conntrack_sane"}},
+		"no sane":          {func(f *fake) { f.carriers = "pptp" }, want{Warning, "helper", "carrier pptp, sane is not there", "modprobe nf_conntrack_sane"}},
+		"no helper at all": {func(f *fake) { f.carriers, f.noCTHelper = "", errors.New("no nfnetlink_cthelper") }, want{Problem, "helper", "no sane; no pptp; no nfnetlink_cthelper", "modprobe nf_conntrack_sane || modprobe nfnetlink_cthelper"}},
+		"no cthelper yet":  {func(f *fake) { f.carriers, f.trial.noHelper = "", true }, want{Warning, "expectations", "the helper ftp is not registered", "nfq-ftphelper run"}},
 		"no ctnetlink":     {func(f *fake) { f.noLookup = errors.New("no answer") }, want{Problem, "conntrack look-up", "no answer", "modprobe nf_conntrack_netlink"}},
 		"no trial":         {func(f *fake) { f.noTrial = errors.New("EPERM") }, want{Warning, "trial", "EPERM", "sudo"}},
-		"no helper":        {func(f *fake) { f.trial.expect = expect.ErrNoHelper }, want{Problem, "expectations", "no helper", "modprobe"}},
+		"no helper":        {func(f *fake) { f.trial.expect = expect.ErrNoHelper }, want{Problem, "expectations", "no helper", ""}},
 		"refused":          {func(f *fake) { f.trial.expect = errors.New("EINVAL") }, want{Problem, "expectations", "EINVAL", ""}},
 		"no adjustment":    {func(f *fake) { f.trial.adjust = expect.ErrNoSeqAdj }, want{Problem, "sequence adjustment", "does not adjust", "later kernel"}},
 		"no NAT":           {func(f *fake) { f.trial.translate = errors.New("no nft_nat") }, want{Warning, "sequence adjustment", "no nft_nat", ""}},
@@ -185,7 +207,8 @@ func TestNothingKnown(t *testing.T) {
 				t.Errorf("%+v", finding)
 			}
 		}
-		if want := map[bool]int{true: len(checks), false: 7}[admin]; len(findings) != want {
+		// Without a helper there is no trial.
+		if want := map[bool]int{true: len(checks) - 1, false: 7}[admin]; len(findings) != want {
 			t.Errorf("%d findings, want %d:\n%s", len(findings), want, text(findings))
 		}
 	}
@@ -197,7 +220,7 @@ func TestUnprivileged(t *testing.T) {
 	findings := f.examine(ftp)
 	s := text(findings)
 	if Count(findings, Problem) != 1 || !strings.Contains(s, "CAP_NET_ADMIN is missing") ||
-		!strings.Contains(s, "not examined") || !strings.Contains(s, "trial, conntrack look-up") {
+		!strings.Contains(s, "not examined") || !strings.Contains(s, "helper, conntrack look-up, trial") {
 		t.Error(s)
 	}
 }
@@ -212,7 +235,12 @@ func TestSeveralQueues(t *testing.T) {
 
 func TestCommand(t *testing.T) {
 	p := &patient{config: rules.Config{Ports: []rules.PortRange{{First: 21, Last: 21}, {First: 30, Last: 40}}, Queue: 7, Queues: 2}}
-	if got, want := p.command("run"), "nfq-ftphelper run --ports 21,30-40 --queue 7 --queues 2"; got != want {
+	want := "nfq-ftphelper run --ports 21,30-40 --queue 7 --queues 2"
+	if got := p.command("run"); got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	p.wish = backend.Wish{Helper: backend.CTHelper, Name: "x", Sequence: engine.User}
+	if got, want := p.command("run"), want+" --helper cthelper --helper-name x --sequence user"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
 }

@@ -17,9 +17,6 @@ const (
 	helperPriority    = -150
 )
 
-// carrierKind is the helper that our own rules attach; it does nothing, whoever attaches it.
-const carrierKind = "sane"
-
 // checkHelpers looks for rules that attach a helper to control connections, besides ours, and
 // for one that is attached too early or too late.
 func checkHelpers(p *patient) []Finding {
@@ -41,7 +38,7 @@ func checkHelpers(p *patient) []Finding {
 			if a.helper == nil || !a.helper.tcp || a.match.notTCP || !overlap(a.match.ports, p.config.Ports) {
 				return
 			}
-			f, bad := judgeHelper(c, r, a)
+			f, bad := p.judgeHelper(c, r, a)
 			if bad && !slices.Contains(found, f) {
 				found = append(found, f)
 			}
@@ -56,7 +53,7 @@ func checkHelpers(p *patient) []Finding {
 const oneHelper = "a connection has one helper; the kernel's own does the daemon's work again, or instead"
 
 // judgeHelper says what is wrong with a rule that attaches a helper to a control connection.
-func judgeHelper(c chain, r *rule, a action) (f Finding, bad bool) {
+func (p *patient) judgeHelper(c chain, r *rule, a action) (f Finding, bad bool) {
 	ports := "any port"
 	if a.match.ports != nil {
 		ports = "port " + portList(a.match.ports)
@@ -72,7 +69,7 @@ func judgeHelper(c chain, r *rule, a action) (f Finding, bad bool) {
 	f = Finding{Level: Problem, What: fmt.Sprintf("table %s, chain %s (%s): helper %q for %s", r.table, r.chain, when, a.helper.kind, ports)}
 	remove := fmt.Sprintf("nft delete rule %s %s handle %d", r.table, r.chain, r.handle)
 	switch {
-	case a.helper.kind != carrierKind:
+	case a.helper.kind != p.config.Helper && !slices.Contains(rules.Carriers, a.helper.kind):
 		f.Why, f.Mend = oneHelper, remove
 		if late {
 			f.Why += ", and attached after NAT it breaks connections"

@@ -15,6 +15,7 @@ import (
 	"github.com/ti-mo/conntrack"
 	"golang.org/x/sys/unix"
 
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
@@ -42,7 +43,7 @@ func TestTrial(t *testing.T) {
 		return made
 	}
 
-	made, err := host{}.try(ftp)
+	made, err := host{}.try(backend.Choice{Rules: ftp, Helper: backend.Carrier})
 	if err != nil || made.statement == "" || made != (trial{statement: made.statement, helper: "sane", translated: true}) {
 		t.Errorf("%+v, %v", made, err)
 	}
@@ -99,7 +100,7 @@ func TestNothingChanges(t *testing.T) {
 	var here, after string
 	do(t, h, func() (err error) {
 		here, err = os.Readlink("/proc/thread-self/ns/net")
-		Examine(ftp)
+		Examine(backend.Wish{Rules: ftp})
 		after, _ = os.Readlink("/proc/thread-self/ns/net")
 		return err
 	})
@@ -110,9 +111,13 @@ func TestNothingChanges(t *testing.T) {
 
 // TestReady says that something can be helped here, and why nothing can.
 func TestReady(t *testing.T) {
-	do(t, newHost(t), func() error { return Ready(ftp) })
+	ready := func() error {
+		_, err := Ready(backend.Wish{Rules: ftp})
+		return err
+	}
+	do(t, newHost(t), ready)
 	unprivileged(t, func() {
-		if err := Ready(ftp); err == nil || err.Error() != "privileges: CAP_NET_ADMIN is missing: rules, queues and conntrack can be neither read nor used without it" {
+		if err := ready(); err == nil || err.Error() != "privileges: CAP_NET_ADMIN is missing: rules, queues and conntrack can be neither read nor used without it" {
 			t.Error(err)
 		}
 	})
@@ -124,7 +129,7 @@ func TestNotPermitted(t *testing.T) {
 		some := slices.DeleteFunc(slices.Clone(checks), func(c check) bool {
 			return c.name != "privileges" && c.name != "rules" && c.name != "related"
 		})
-		findings := examine(&patient{system: host{}, config: ftp}, some)
+		findings := examine(newPatient(host{}, backend.Wish{Rules: ftp}), some)
 		if len(findings) != 2 || findings[0].Level != Problem || findings[1].What != "rules, related" {
 			t.Error(text(findings))
 		}

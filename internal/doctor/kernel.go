@@ -1,6 +1,12 @@
 package doctor
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
+	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+)
 
 // checkKernel wants Linux 5.16, the first with "@ih" in nftables.
 func checkKernel(p *patient) []Finding {
@@ -29,4 +35,19 @@ func checkPrivileges(p *patient) []Finding {
 			"run it as root: sudo nfq-ftphelper doctor")
 	}
 	return ok("CAP_NET_ADMIN")
+}
+
+// checkChoice says how connections get a helper, and who keeps their sequence numbers.
+func checkChoice(p *patient) []Finding {
+	if p.noChoice != nil {
+		return problem(strings.ReplaceAll(p.noChoice.Error(), "\n", "; "),
+			"the kernel accepts expectations only for connections that have a helper",
+			"modprobe nf_conntrack_sane || modprobe nfnetlink_cthelper")
+	}
+	c := p.choice
+	what := fmt.Sprintf("%s %s, %s; sequence numbers: %s", c.Helper, c.Rules.Helper, c.Why, c.Sequence)
+	if c.Helper == backend.Carrier && c.Rules.Helper != rules.Carriers[0] && p.wish.Name == "" {
+		return warning(what, "it is for IPv4 only, so FTP over IPv6 is not helped", "modprobe nf_conntrack_"+rules.Carriers[0])
+	}
+	return ok("%s", what)
 }

@@ -28,14 +28,14 @@ func checkRelated(p *patient) []Finding {
 		if !c.base || c.kind != "filter" || !filters || !rs.refuses(c) {
 			continue
 		}
-		accepted, onlyHelper := rs.acceptsRelated(c)
+		accepted, onlyHelper := rs.acceptsRelated(c, p.config.Helper)
 		if accepted {
 			fine = append(fine, c.name)
 			continue
 		}
 		what := fmt.Sprintf("table %s, chain %s drops, and has no rule that accepts related connections", c.table, c.name)
 		if onlyHelper != "" {
-			what = fmt.Sprintf("table %s, chain %s accepts related connections of the helper %q only; ours is %q", c.table, c.name, onlyHelper, carrierKind)
+			what = fmt.Sprintf("table %s, chain %s accepts related connections of the helper %q only; ours is %q", c.table, c.name, onlyHelper, p.config.Helper)
 		}
 		found = append(found, Finding{Level: Warning, What: what, Why: "data connections that are expected are dropped all the same",
 			Mend: fmt.Sprintf("nft insert rule %s %s ct state established,related accept", c.table, c.name)})
@@ -70,13 +70,13 @@ func (m match) forData() bool {
 
 // acceptsRelated tells whether a rule accepts related connections of TCP. If it does so for
 // another helper than ours only, that is onlyHelper.
-func (rs *ruleset) acceptsRelated(c chain) (accepted bool, onlyHelper string) {
+func (rs *ruleset) acceptsRelated(c chain, ours string) (accepted bool, onlyHelper string) {
 	rs.walk(c, func(_ *rule, a action) {
 		m := a.match
 		switch {
 		case a.verdict == nil || a.verdict.code != verdictAccept, m.notTCP, m.states&expr.CtStateBitRELATED == 0:
 		case !m.stated && !m.unconditional(), !m.forData():
-		case m.helper != "" && m.helper != carrierKind:
+		case m.helper != "" && m.helper != ours:
 			onlyHelper = m.helper
 		default:
 			accepted = true

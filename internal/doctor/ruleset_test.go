@@ -9,6 +9,7 @@ import (
 	"github.com/google/nftables/xt"
 	"golang.org/x/sys/unix"
 
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
@@ -46,7 +47,7 @@ func among(t *testing.T, h *netns.Host, c rules.Config, names ...string) []Findi
 	}
 	var found []Finding
 	do(t, h, func() error {
-		found = examine(&patient{system: host{}, config: c}, some)
+		found = examine(newPatient(host{}, backend.Wish{Rules: c}), some)
 		return nil
 	})
 	return found

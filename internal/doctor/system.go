@@ -9,6 +9,7 @@ import (
 	"github.com/ti-mo/conntrack"
 	"golang.org/x/sys/unix"
 
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
@@ -25,13 +26,14 @@ type system interface {
 	// addresses are those of each interface that is up, but for loopback.
 	addresses() (map[string][]netip.Addr, error)
 
+	choose(backend.Wish) (backend.Choice, error)
 	// lookup looks up a connection that is not there.
 	lookup() error
 	// expectations is how many there are.
 	expectations() (int, error)
 	// try does what the daemon does, in a network namespace of its own. The error is why that
 	// can't be had.
-	try(rules.Config) (trial, error)
+	try(backend.Choice) (trial, error)
 
 	checkRules(rules.Config) error
 	ruleset() (*ruleset, error)
@@ -81,6 +83,8 @@ func (host) addresses() (map[string][]netip.Addr, error) {
 	}
 	return found, nil
 }
+
+func (host) choose(w backend.Wish) (backend.Choice, error) { return backend.Choose(w, backend.Host{}) }
 
 func (host) lookup() error {
 	c, err := expect.Dial()

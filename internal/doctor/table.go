@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
@@ -68,6 +70,15 @@ func (p *patient) command(words string) string {
 	}
 	if c.Queues > 1 {
 		line += fmt.Sprintf(" --queues %d", c.Queues)
+	}
+	if w := p.wish; w.Helper != "" && w.Helper != backend.Auto {
+		line += " --helper " + string(w.Helper)
+	}
+	if p.wish.Name != "" {
+		line += " --helper-name " + p.wish.Name
+	}
+	if p.wish.Sequence != engine.Auto {
+		line += " --sequence " + p.wish.Sequence.String()
 	}
 	return line
 }

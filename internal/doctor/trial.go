@@ -13,6 +13,8 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/cthelper"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
@@ -21,7 +23,7 @@ import (
 type trial struct {
 	statement   rules.Statement // that hands packets to the queue
 	noStatement error
-	noCarrier   error
+	noHelper    bool   // the daemon is not there to register it
 	helper      string // attached to the connection
 	expect      error  // of installing and removing an expectation
 	translate   error  // of setting up NAT, without which adjust is not tried
@@ -32,14 +34,25 @@ type trial struct {
 // checkTrial says what the kernel can do, as seen in a namespace of its own: where the helper
 // of a rule is removed, the kernel drops all packets that wait in the queues of that namespace.
 func checkTrial(p *patient) []Finding {
-	t, err := p.try(p.config)
+	if p.noChoice != nil {
+		return nil // checkChoice has said so
+	}
+	t, err := p.try(p.choice)
 	if err != nil {
 		return warning(fmt.Sprintf("nothing can be tried: %v", err),
 			"whether the kernel can queue, expect and adjust is unknown", "run it as root: sudo nfq-ftphelper doctor")
 	}
-	found := slices.Concat(named("queue statement", judgeStatement(t)), named("carrier helper", judgeCarrier(t)))
-	if t.noStatement != nil || t.noCarrier != nil {
+	var found []Finding
+	if !p.choice.Enabled() {
+		found = named("queue statement", judgeStatement(t))
+	}
+	switch {
+	case t.noStatement != nil:
 		return found
+	case t.noHelper:
+		return append(found, named("expectations", warning(
+			fmt.Sprintf("can't be tried: the helper %s is not registered", p.config.Helper),
+			"the daemon registers it at start, and removing one that doctor has registered would drop packets", p.command("run")))...)
 	}
 	return slices.Concat(found, named("expectations", judgeExpectation(t)), named("sequence adjustment", judgeAdjustment(t)))
 }
@@ -59,19 +72,11 @@ func judgeStatement(t trial) []Finding {
 	return ok("packets are queued by nftables' %s", t.statement)
 }
 
-func judgeCarrier(t trial) []Finding {
-	if t.noCarrier != nil {
-		return problem(t.noCarrier.Error(), "the kernel accepts expectations only for connections that have a helper",
-			"modprobe nf_conntrack_sane")
-	}
-	return ok("sane, which reads nothing, is there")
-}
-
 func judgeExpectation(t trial) []Finding {
 	const why = "data connections of FTP stay unknown to conntrack: no NAT for them, and not \"related\""
 	switch {
 	case errors.Is(t.expect, expect.ErrNoHelper):
-		return problem("the rules attach no helper to a connection", why, "modprobe nf_conntrack_sane")
+		return problem("the rules attach no helper to a connection", why, "")
 	case t.expect != nil:
 		return problem(fmt.Sprintf("the kernel refuses them: %v", t.expect), why, "")
 	}
@@ -92,18 +97,26 @@ func judgeAdjustment(t trial) []Finding {
 }
 
 // try implements system.
-func (host) try(c rules.Config) (t trial, err error) {
+func (host) try(c backend.Choice) (t trial, err error) {
 	err = inNewNamespace(func() error {
-		t.statement, t.noStatement = rules.ProbeStatement()
-		t.noCarrier = rules.ProbeCarrier()
-		if t.noStatement != nil || t.noCarrier != nil {
+		if !c.Enabled() {
+			t.statement, t.noStatement = rules.ProbeStatement()
+		}
+		if c.Helper == backend.CTHelper {
+			there, err := cthelper.Registered(c.Rules.Helper)
+			if err != nil {
+				return err
+			}
+			t.noHelper = !there
+		}
+		if t.noStatement != nil || t.noHelper {
 			return nil
 		}
-		if _, err := rules.Apply(c); err != nil {
+		if _, err := rules.Apply(c.Rules); err != nil {
 			return err
 		}
 		t.translate = translateTrial()
-		conn, peer, err := connectTrial(c.Ports[0].First)
+		conn, peer, err := connectTrial(c.Rules.Ports[0].First)
 		if err != nil {
 			return err
 		}

@@ -195,31 +195,52 @@ func (q *Queue) message(m netlink.Message) error {
 		}
 		return nil
 	}
-	id, packet, ok := parseMessage(m.Data)
+	p, ok := parseMessage(m.Data)
 	if !ok {
 		return nil
 	}
 	// The kernel numbers packets without gaps. A number that was left out belongs to a message
 	// that could not be read; its packet still waits for a verdict.
-	for missed := q.last + 1; q.last != 0 && !q.skipped && missed != id; missed++ {
+	for missed := q.last + 1; q.last != 0 && !q.skipped && missed != p.id; missed++ {
 		if err := q.verdict(engine.Verdict{ID: missed}); err != nil {
 			return err
 		}
 	}
-	q.last, q.skipped = id, false
-	if err := q.give(q.handler.Handle(id, packet, q.verdicts[:0])); err != nil || !q.stopping {
+	q.last, q.skipped = p.id, false
+	var err error
+	if p.looped() {
+		err = q.verdict(engine.Verdict{ID: p.id})
+	} else {
+		err = q.give(q.handler.Handle(p.id, p.bytes, q.verdicts[:0]))
+	}
+	if err != nil || !q.stopping {
 		return err
 	}
 	return q.doneIfEmpty()
 }
 
-// parseMessage returns the number and the bytes of the packet in an NFQNL_MSG_PACKET, which
-// begins with a struct nfgenmsg; false if it has no number. The bytes may be missing.
-func parseMessage(b []byte) (id uint32, packet []byte, ok bool) {
+// packet is one that the kernel has queued.
+type packet struct {
+	id    uint32
+	hook  byte
+	in    uint32 // number of the interface that it came in by, 0 for none
+	bytes []byte // from the IP header on; may be missing
+}
+
+// looped tells whether this host sent the packet to itself, and it was here a moment ago, on its
+// way out: the kernel queues for a cthelper in both places.
+func (p packet) looped() bool {
+	const loopback = 1 // LOOPBACK_IFINDEX
+	return p.hook == unix.NF_INET_LOCAL_IN && p.in == loopback
+}
+
+// parseMessage reads an NFQNL_MSG_PACKET, which begins with a struct nfgenmsg; false if it has
+// no number.
+func parseMessage(b []byte) (p packet, ok bool) {
 	const (
-		nfgenmsg             = 4
-		packetHdr, payload   = 1, 10 // NFQA_PACKET_HDR, NFQA_PAYLOAD
-		attrHeader, typeMask = 4, 0x3fff
+		nfgenmsg                  = 4
+		packetHdr, indev, payload = 1, 5, 10 // NFQA_PACKET_HDR, NFQA_IFINDEX_INDEV, NFQA_PAYLOAD
+		attrHeader, typeMask      = 4, 0x3fff
 	)
 	for b = b[min(nfgenmsg, len(b)):]; len(b) >= attrHeader; {
 		n, typ := int(binary.NativeEndian.Uint16(b)), binary.NativeEndian.Uint16(b[2:])&typeMask
@@ -228,14 +249,16 @@ func parseMessage(b []byte) (id uint32, packet []byte, ok bool) {
 		}
 		data := b[attrHeader:n]
 		switch {
-		case typ == packetHdr && len(data) >= 4:
-			id, ok = binary.BigEndian.Uint32(data), true
+		case typ == packetHdr && len(data) >= 7: // struct nfqnl_msg_packet_hdr
+			p.id, p.hook, ok = binary.BigEndian.Uint32(data), data[6], true
+		case typ == indev && len(data) == 4:
+			p.in = binary.BigEndian.Uint32(data)
 		case typ == payload:
-			packet = data
+			p.bytes = data
 		}
 		b = b[min((n+3)&^3, len(b)):]
 	}
-	return id, packet, ok
+	return p, ok
 }
 
 // give sends the handler's verdicts to the kernel, and sees to it that the next ones that are

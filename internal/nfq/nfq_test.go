@@ -189,17 +189,17 @@ func TestQueue(t *testing.T) {
 	}
 }
 
-// chatter opens connections on which lines are written until the time is over, and returns what
-// waits for the last one to arrive.
-func (l *lab) chatter(connections int, d time.Duration, sent *atomic.Int64) (wait func()) {
+// chatter opens connections on which lines are written until they are hushed: the function that
+// it returns does that, and waits for the last one to arrive.
+func (l *lab) chatter(connections int, sent *atomic.Int64) (hush func()) {
 	l.t.Helper()
 	var traffic sync.WaitGroup
-	end := time.Now().Add(d)
+	var done atomic.Bool
 	for range connections {
 		client, server := l.connect("127.0.0.1")
 		traffic.Go(func() { _, _ = io.Copy(io.Discard, server) })
 		traffic.Go(func() {
-			for time.Now().Before(end) {
+			for !done.Load() {
 				n, err := io.WriteString(client, "line\r\n")
 				if err != nil {
 					l.t.Error(err)
@@ -210,7 +210,10 @@ func (l *lab) chatter(connections int, d time.Duration, sent *atomic.Int64) (wai
 			_ = client.CloseWrite()
 		})
 	}
-	return traffic.Wait
+	return func() {
+		done.Store(true)
+		traffic.Wait()
+	}
 }
 
 // count begins to count packets; the function that it returns says how many have got lost.
@@ -240,13 +243,14 @@ func TestDrain(t *testing.T) {
 	stop, _ := l.serve(h)
 	lost := l.count()
 	var sent atomic.Int64
-	wait := l.chatter(8, netns.Scale(700*time.Millisecond), &sent)
+	hush := l.chatter(8, &sent)
 	time.Sleep(100 * time.Millisecond)
 	if err := stop(); err != nil {
 		t.Error(err)
 	}
 	handled := int64(len(h.seen()))
-	wait()
+	time.Sleep(100 * time.Millisecond)
+	hush()
 	if handled == 0 || handled >= sent.Load() {
 		t.Errorf("%d of %d bytes were handled before the stop: it did not come in the middle", handled, sent.Load())
 	}
@@ -261,18 +265,17 @@ func TestStartInTraffic(t *testing.T) {
 	l := newLab(t)
 	lost := l.count()
 	var sent atomic.Int64
-	wait := l.chatter(8, netns.Scale(500*time.Millisecond), &sent)
-	starts := 0
-	for end := time.Now().Add(netns.Scale(400 * time.Millisecond)); time.Now().Before(end); starts++ {
+	hush := l.chatter(8, &sent)
+	for range 20 {
 		stop, _ := l.serve(&handler{})
 		time.Sleep(time.Millisecond)
 		if err := stop(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	wait()
-	if n := lost(); n != 0 || starts < 10 {
-		t.Errorf("%d packets were lost in %d starts", n, starts)
+	hush()
+	if n := lost(); n != 0 {
+		t.Errorf("%d packets were lost", n)
 	}
 }
 

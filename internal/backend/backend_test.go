@@ -1,0 +1,116 @@
+package backend
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
+	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+)
+
+// kernel has what is listed.
+type kernel struct {
+	carriers  string
+	cthelper  bool
+	installed rules.Config
+}
+
+func (k kernel) Carrier(name string) error {
+	if strings.Contains(k.carriers, name) {
+		return nil
+	}
+	return fmt.Errorf("no %s", name)
+}
+
+func (k kernel) CTHelper() error {
+	if k.cthelper {
+		return nil
+	}
+	return errors.New("no cthelper")
+}
+
+func (k kernel) Installed(c rules.Config) error {
+	if k.installed.Ruleset == c.Ruleset && k.installed.Helper == c.Helper {
+		return nil
+	}
+	return rules.ErrMissing
+}
+
+var ftp = rules.Config{Ports: []rules.PortRange{{First: 21, Last: 21}}, Queue: 1, Queues: 1}
+
+func TestChoose(t *testing.T) {
+	full := kernel{carriers: "sane pptp", cthelper: true}
+	four := ftp
+	four.Queues = 4
+	for _, c := range []struct {
+		name string
+		wish Wish
+		kernel
+		want string // way name ruleset sequence, or errors
+	}{
+		{"everything is there", Wish{}, full, "carrier sane full auto"},
+		{"the second carrier", Wish{}, kernel{carriers: "pptp"}, "carrier pptp full auto"},
+		{"no carrier", Wish{}, kernel{cthelper: true}, "cthelper ftp cthelper auto"},
+		{"nothing", Wish{}, kernel{}, "no sane\nno pptp\nno cthelper"},
+		{"one carrier", Wish{Helper: Carrier, Name: "pptp"}, full, "carrier pptp full auto"},
+		{"one carrier, missing", Wish{Helper: Carrier, Name: "pptp"}, kernel{carriers: "sane", cthelper: true}, "no pptp"},
+		{"only carriers, missing", Wish{Helper: Carrier}, kernel{cthelper: true}, "no sane\nno pptp"},
+		{"cthelper", Wish{Helper: CTHelper}, full, "cthelper ftp cthelper auto"},
+		{"cthelper by name", Wish{Helper: CTHelper, Name: "ours", Sequence: engine.Kernel}, full, "cthelper ours cthelper kernel"},
+		{"cthelper, missing", Wish{Helper: CTHelper}, kernel{carriers: "sane"}, "no cthelper"},
+		{"user", Wish{Sequence: engine.User}, full, "carrier sane user user"},
+		{"cthelper and user", Wish{Helper: CTHelper, Sequence: engine.User}, full, "cthelper ftp user user"},
+		{"one queue only for a cthelper", Wish{Rules: four}, kernel{cthelper: true}, "no sane\nno pptp\n"},
+		{"several queues", Wish{Rules: four, Helper: CTHelper, Sequence: engine.User}, full, "cthelper ftp user user"},
+		{"nothing in place yet", Wish{Installed: true}, full, "carrier sane full auto"},
+		{"nothing in place yet, nor possible", Wish{Installed: true}, kernel{}, "no sane\nno pptp\nno cthelper"},
+		{"in place", Wish{Installed: true}, kernel{installed: rules.Config{Ruleset: rules.Full, Helper: "pptp"}}, "carrier pptp full auto"},
+		{"in place, with user", Wish{Installed: true}, kernel{installed: rules.Config{Ruleset: rules.User, Helper: "sane"}}, "carrier sane user auto"},
+		{"in place, kernel wanted", Wish{Installed: true, Sequence: engine.Kernel}, kernel{carriers: "sane", installed: rules.Config{Ruleset: rules.User, Helper: "sane"}}, "carrier sane full kernel"},
+		{"in place, of a cthelper", Wish{Installed: true}, kernel{installed: rules.Config{Ruleset: rules.CTHelper, Helper: "ftp"}}, "cthelper ftp cthelper auto"},
+		{"in place, of a cthelper with user", Wish{Installed: true}, kernel{installed: rules.Config{Ruleset: rules.User, Helper: "ftp"}}, "cthelper ftp user auto"},
+		{"not in place, cthelper", Wish{Installed: true, Helper: CTHelper}, full, "cthelper ftp cthelper auto"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if c.wish.Rules.Ports == nil {
+				c.wish.Rules = ftp
+			}
+			if err := c.wish.Validate(); err != nil {
+				t.Fatal(err)
+			}
+			choice, err := Choose(c.wish, c.kernel)
+			got := fmt.Sprintln(choice.Helper, choice.Rules.Helper, choice.Rules.Ruleset, choice.Sequence)
+			if err != nil {
+				got = err.Error()
+			} else if choice.Why == "" || choice.Rules.Queues != c.wish.Rules.Queues {
+				t.Errorf("%+v", choice)
+			}
+			if !strings.HasPrefix(got, c.want) {
+				t.Errorf("got %q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
+func TestValidate(t *testing.T) {
+	four := ftp
+	four.Queues = 4
+	for _, c := range []struct {
+		wish Wish
+		want string
+	}{
+		{Wish{Rules: ftp, Helper: "kernel"}, "can be auto, carrier or cthelper"},
+		{Wish{Rules: ftp, Name: "pptp"}, "whether it is a carrier or a cthelper"},
+		{Wish{Rules: ftp, Helper: Carrier, Name: "ftp"}, "reads FTP itself"},
+		{Wish{Rules: ftp, Helper: CTHelper, Name: strings.Repeat("x", 16)}, "helper"},
+		{Wish{Rules: four, Helper: CTHelper}, "queue"},
+		{Wish{Helper: CTHelper}, "port"},
+		{Wish{}, "port"},
+	} {
+		if err := c.wish.Validate(); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%+v: %v, want %q", c.wish, err, c.want)
+		}
+	}
+}

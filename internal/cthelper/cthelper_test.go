@@ -1,0 +1,360 @@
+package cthelper
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
+)
+
+// TestHelpers tests what this kernel can do: everything, or to say that it cannot.
+func TestHelpers(t *testing.T) {
+	// What modprobe knows, Probe must find out without it.
+	if err := exec.Command("modprobe", "--dry-run", "--quiet", "nfnetlink_cthelper").Run(); err != nil {
+		if !errors.As(err, new(*exec.ExitError)) {
+			t.Fatal(err)
+		}
+		testUnsupported(t)
+		return
+	}
+	if err := Probe(); err != nil {
+		t.Errorf("probe: %v", err)
+	}
+	t.Run("Register", testRegister)
+	t.Run("Nft", testNft)
+	t.Run("Taken", testTaken)
+	t.Run("Kernel", testKernel)
+	t.Run("Connection", testConnection)
+	t.Run("Permission", testPermission)
+}
+
+func testUnsupported(t *testing.T) {
+	const sentence = "the kernel lacks nfnetlink_cthelper: provide the module"
+	h := newHelper()
+	for want, err := range map[string]error{
+		`look up conntrack helper "probe": ` + sentence:                   Probe(),
+		fmt.Sprintf("register conntrack helper %q: %s", h.Name, sentence): Register(h),
+		fmt.Sprintf("remove conntrack helper %q: %s", h.Name, sentence):   Unregister(h.Name),
+	} {
+		if !errors.Is(err, ErrUnsupported) || err.Error() != want {
+			t.Errorf("%v, want %s", err, want)
+		}
+	}
+}
+
+func TestName(t *testing.T) {
+	for _, name := range []string{"", "fifteen bytes..", "ftp\x00"} {
+		for _, err := range []error{Register(Helper{Name: name}), Unregister(name)} {
+			if err == nil || !strings.Contains(err.Error(), "a name has 1 to 14 bytes") {
+				t.Errorf("name %q: %v", name, err)
+			}
+		}
+	}
+}
+
+// newHelper returns a helper with a name of its own, since helpers are global to the machine.
+func newHelper() Helper {
+	return Helper{Name: fmt.Sprintf("test-%09x", rand.Uint64()>>28), Queue: 4711}
+}
+
+// register registers h until the end of the test.
+func register(t *testing.T, h Helper) {
+	t.Helper()
+	if err := Register(h); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := Unregister(h.Name); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// registered returns what the kernel has under that name.
+func registered(t *testing.T, name string) map[family]Helper {
+	t.Helper()
+	c, err := dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.nf.Close()
+	there := map[family]Helper{}
+	for _, f := range families {
+		h, ok, err := c.lookup(name, f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ok {
+			there[f] = h
+		}
+	}
+	return there
+}
+
+func expectRegistered(t *testing.T, h Helper) {
+	t.Helper()
+	if there := registered(t, h.Name); len(there) != 2 || there[ipv4] != h || there[ipv6] != h {
+		t.Errorf("the kernel has %+v, want %+v for both families", there, h)
+	}
+}
+
+func newHost(t *testing.T) *netns.Host {
+	t.Helper()
+	host, err := netns.NewHost("host")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := host.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return host
+}
+
+// attach is a ruleset that attaches a helper to what is local.
+func attach(name string) string {
+	return fmt.Sprintf(`table inet attach {
+	ct helper h {
+		type %q protocol tcp
+		l3proto inet
+	}
+	chain output {
+		type filter hook output priority -150;
+		tcp dport 21 ct helper set "h"
+	}
+}
+`, name)
+}
+
+// testRegister registers, takes over, changes, and removes.
+func testRegister(t *testing.T) {
+	h := newHelper()
+	for _, h.Enabled = range []bool{true, true, false, true} {
+		if err := Register(h); err != nil {
+			t.Fatal(err)
+		}
+		expectRegistered(t, h)
+	}
+	other := h
+	other.Queue++
+	err := Register(other)
+	if !errors.Is(err, ErrNameTaken) || !strings.Contains(err.Error(), "queue is 4711, not 4712") {
+		t.Errorf("with another queue: %v", err)
+	}
+	expectRegistered(t, h)
+	// It is there in every network namespace, and can be removed from any.
+	if err := newHost(t).Do(func() error {
+		expectRegistered(t, h)
+		return Unregister(h.Name)
+	}); err != nil {
+		t.Error(err)
+	}
+	if there := registered(t, h.Name); len(there) != 0 {
+		t.Errorf("the kernel still has %v", there)
+	}
+	if err := Unregister(h.Name); err != nil {
+		t.Errorf("removing it again: %v", err)
+	}
+}
+
+// testNft has rules use a helper, which holds it.
+func testNft(t *testing.T) {
+	h, host := newHelper(), newHost(t)
+	if err := host.Nft(t.Context(), attach(h.Name)); err == nil {
+		t.Fatal("nft takes a helper that is not there")
+	}
+	register(t, h)
+	if err := host.Nft(t.Context(), attach(h.Name)); err != nil {
+		t.Fatal(err)
+	}
+	// nft must be able to read it back.
+	text, err := host.Run(t.Context(), "", "nft", "list", "ruleset")
+	if err != nil || !strings.Contains(text, "l3proto inet") { // both families
+		t.Errorf("nft lists %s, %v", text, err)
+	}
+	if err := Unregister(h.Name); !errors.Is(err, ErrInUse) {
+		t.Errorf("removing it while rules use it: %v", err)
+	}
+	expectRegistered(t, h)
+	// In use or not, it can be enabled.
+	h.Enabled = true
+	if err := Register(h); err != nil {
+		t.Error(err)
+	}
+	expectRegistered(t, h)
+	if err := host.Nft(t.Context(), "delete table inet attach"); err != nil {
+		t.Error(err)
+	}
+}
+
+// testTaken has one family taken by a helper of another kind, one with room for data in its
+// connections. What the look-up could not tell, so that the other family is undone.
+func testTaken(t *testing.T) {
+	h := newHelper()
+	c, err := dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.nf.Close()
+	for _, f := range families {
+		attrs := h.attributes(f)
+		for i := range attrs {
+			if attrs[i].Type == attrPrivDataLen {
+				attrs[i] = number(attrPrivDataLen, 8)
+			}
+		}
+		if _, err := c.query(msgNew, 0, attrs); err != nil {
+			t.Fatal(err)
+		}
+		if err := Register(h); !errors.Is(err, ErrNameTaken) || !strings.Contains(err.Error(), f.String()+" by a helper of another kind") {
+			t.Errorf("%v", err)
+		}
+		if there := registered(t, h.Name); len(there) != 1 || there[f] != h {
+			t.Errorf("the kernel has %v, want the one for %s alone", there, f)
+		}
+		if err := Unregister(h.Name); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// testKernel has the kernel load a helper of its own, and cannot have its name.
+func testKernel(t *testing.T) {
+	host := newHost(t)
+	if err := host.Nft(t.Context(), attach("ftp")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat("/sys/module/nf_conntrack_ftp"); err != nil {
+		t.Fatal(err)
+	}
+	err := Register(Helper{Name: "ftp", Queue: 4711})
+	if !errors.Is(err, ErrNameTaken) || !strings.Contains(err.Error(), "nf_conntrack_ftp") {
+		t.Errorf("%v", err)
+	}
+	if there := registered(t, "ftp"); len(there) != 0 {
+		t.Errorf("there is a helper in user space besides: %v", there)
+	}
+}
+
+// testConnection removes the helper of a connection, which goes on without.
+func testConnection(t *testing.T) {
+	h, host := newHelper(), newHost(t)
+	register(t, h)
+	if err := host.Nft(t.Context(), attach(h.Name)+`table ip nat {
+	chain output {
+		type nat hook output priority -100;
+		ip daddr 192.0.2.2 tcp dport 21 dnat to 127.0.0.1
+	}
+}
+`); err != nil {
+		t.Fatal(err)
+	}
+	if err := host.AddAddress("lo", netip.MustParsePrefix("192.0.2.1/24")); err != nil {
+		t.Fatal(err)
+	}
+	tuple := expect.Tuple{Src: netip.MustParseAddrPort("192.0.2.1:40000"), Dst: netip.MustParseAddrPort("192.0.2.2:21")}
+	listener, err := host.Listen(t.Context(), netip.MustParseAddrPort("127.0.0.1:21"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	conn, err := host.Dial(t.Context(), tuple.Src, tuple.Dst)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	var client *expect.Client
+	if err := host.Do(func() (err error) { client, err = expect.Dial(); return err }); err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+
+	m, _, err := client.Lookup(tuple)
+	if err != nil || m.Helper != h.Name {
+		t.Fatalf("%+v, %v", m, err)
+	}
+	// One expectation, as the policy says: the second one replaces the first.
+	for _, port := range []uint16{50000, 50001} {
+		if _, err := client.Expect(expect.For(m, expect.Reply, port)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if text := expectations(t, host); strings.Count(text, "helper="+h.Name) != 1 || !strings.Contains(text, "dport=50001") {
+		t.Errorf("conntrack lists %s", text)
+	}
+	adjustment := expect.SeqAdj{Position: 1000, Before: 0, After: -2}
+	if err := client.Adjust(m, expect.Reply, adjustment); err != nil {
+		t.Fatal(err)
+	}
+
+	// Connections don't hold it.
+	if err := host.Nft(t.Context(), "delete table inet attach"); err != nil {
+		t.Fatal(err)
+	}
+	if err := Unregister(h.Name); err != nil {
+		t.Fatal(err)
+	}
+	if text := expectations(t, host); text != "" {
+		t.Errorf("conntrack still lists %s", text)
+	}
+	// They don't get one that comes later.
+	for range 2 {
+		m, _, err = client.Lookup(tuple)
+		if err != nil || m.Helper != "" || m.SeqAdj[expect.Reply] != adjustment {
+			t.Errorf("%+v, %v", m, err)
+		}
+		if _, err := client.Expect(expect.For(m, expect.Reply, 50002)); !errors.Is(err, expect.ErrNoHelper) {
+			t.Errorf("expectation: %v", err)
+		}
+		if err := Register(h); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func expectations(t *testing.T, host *netns.Host) string {
+	t.Helper()
+	text, err := host.Run(t.Context(), "", "conntrack", "-L", "expect")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
+// testPermission asks in a user and a network namespace of its own, as their root.
+func testPermission(t *testing.T) {
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), askOnly+"=1")
+	root := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 0, Size: 1}}
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
+		UidMappings: root,
+		GidMappings: root,
+	}
+	out, err := cmd.CombinedOutput()
+	if err != nil || strings.Count(string(out), ErrPermission.Error()+"\n") != 3 {
+		t.Errorf("%v:\n%s", err, out)
+	}
+}
+
+// askOnly is set in the environment of a process that prints what it may do.
+const askOnly = "FTPHELPER_CTHELPER_ASK"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(askOnly) == "" {
+		os.Exit(m.Run())
+	}
+	h := newHelper()
+	for _, err := range []error{Probe(), Register(h), Unregister(h.Name)} {
+		fmt.Println(err)
+	}
+}
