@@ -33,6 +33,12 @@ func TestUsage(t *testing.T) {
 		{[]string{"run", "--min-port", "0"}, "there is no port 0"},
 		{[]string{"run", "--queues", "0"}, "--queues must be 1 at least"},
 		{[]string{"run", "--queues", "2", "--queue", "65535"}, "the last number is 65535"},
+		{[]string{"run", "--helper", "kernel"}, "can be auto, carrier or cthelper"},
+		{[]string{"run", "--helper-name", "pptp"}, "whether it is a carrier or a cthelper"},
+		{[]string{"run", "--helper", "carrier", "--helper-name", "ftp"}, "reads FTP itself"},
+		{[]string{"run", "--helper", "cthelper", "--queues", "2"}, "the kernel fills one"},
+		{[]string{"rules", "print", "--sequence", "guess"}, "is not auto, kernel, same-length or user"},
+		{[]string{"doctor", "--helper", "kernel"}, "can be auto, carrier or cthelper"},
 		{[]string{"run", "--rate", "0"}, "--rate must be 1 at least"},
 		{[]string{"run", "--hold-time", "-1s"}, "--hold-time must be longer"},
 		{[]string{"run", "--max-connections", "0"}, "--max-connections must be 1"},
@@ -102,5 +108,35 @@ func TestRules(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestRefuse says that the daemon does not start where it could help no connection, and leaves
+// nothing behind.
+func TestRefuse(t *testing.T) {
+	host, err := netns.NewHost("host")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := host.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	err = host.Do(func() error {
+		for _, flags := range [][]string{{"--rules"}, {}} {
+			code, _, stderr := call(t, append([]string{"run", "--helper", "carrier", "--helper-name", "none-such"}, flags...)...)
+			const want = `no connection could be helped: helper: trying the helper "none-such"`
+			if code != exitFailure || !strings.Contains(stderr, want) {
+				t.Errorf("run %q: exit code %d; it says\n%s", flags, code, stderr)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if left, err := host.Run(t.Context(), "", "nft", "list", "ruleset"); err != nil || left != "" {
+		t.Errorf("%v, it left\n%s", err, left)
 	}
 }

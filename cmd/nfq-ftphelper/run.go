@@ -329,8 +329,7 @@ func (w worker) logStopped(log *slog.Logger) {
 // applies the rules, if they are ours to apply. It says whose the rules are.
 func fill(s runSettings, choice backend.Choice, log *slog.Logger) (string, error) {
 	if choice.Helper == backend.CTHelper {
-		h := cthelper.Helper{Name: choice.Rules.Helper, Queue: choice.Rules.Queue, Enabled: choice.Enabled()}
-		if err := cthelper.Register(h); err != nil {
+		if err := cthelper.Register(helper(choice)); err != nil {
 			return "", err
 		}
 	}
@@ -351,17 +350,29 @@ func unfill(s runSettings, choice backend.Choice, log *slog.Logger) error {
 	return errors.Join(err, unregister(s, choice, log))
 }
 
-// unregister removes the helper, unless it is to stay, or rules that are not ours hold it.
+// unregister removes the helper, unless it is to stay, or rules that are not ours hold it. One that
+// stays is disabled: the kernel does not adjust sequence numbers in packets that it queues for
+// nobody (nf_confirm).
 func unregister(s runSettings, choice backend.Choice, log *slog.Logger) error {
-	if choice.Helper != backend.CTHelper || s.keepHelper {
+	if choice.Helper != backend.CTHelper {
 		return nil
 	}
-	err := cthelper.Unregister(choice.Rules.Helper)
+	h := helper(choice)
+	h.Enabled = false
+	if s.keepHelper {
+		return cthelper.Register(h)
+	}
+	err := cthelper.Unregister(h.Name)
 	if errors.Is(err, cthelper.ErrInUse) {
-		log.Warn("the helper is left in place", "reason", err)
-		return nil
+		log.Warn("the helper is left in place, disabled", "reason", err)
+		return cthelper.Register(h)
 	}
 	return err
+}
+
+// helper is the one that is registered for a choice.
+func helper(c backend.Choice) cthelper.Helper {
+	return cthelper.Helper{Name: c.Rules.Helper, Queue: c.Rules.Queue, Enabled: c.Enabled()}
 }
 
 // ensureRules applies the rules if it is to, and says what fills the queue.
@@ -378,6 +389,9 @@ func ensureRules(s runSettings, c rules.Config, log *slog.Logger) (string, error
 		return "not checked", nil
 	}
 	statement, err := rules.Apply(c)
+	if statement == "" {
+		return "own", err
+	}
 	return fmt.Sprintf("own (%s)", statement), err
 }
 

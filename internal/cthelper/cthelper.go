@@ -44,8 +44,9 @@ type Helper struct {
 	// Queue is where the kernel queues the packets of its connections, if Enabled.
 	Queue uint16
 	// Enabled makes the kernel queue every packet of its connections, with payload or not,
-	// from the place where it confirms them, behind all rules of input and postrouting,
-	// and let packets pass while nobody listens. Otherwise it queues none.
+	// from the place where it confirms them, behind all rules of input and postrouting.
+	// Otherwise it queues none. While nobody listens, packets pass, but are neither confirmed nor
+	// adjusted, so that no connection can be opened and some that are open stall.
 	Enabled bool
 }
 
@@ -148,23 +149,22 @@ func Unregister(name string) error {
 // kernel has loaded for it. It only looks a helper up, since removing one would drop the
 // packets in all queues.
 func Probe() error {
-	_, err := Registered("probe")
+	_, _, err := Lookup("probe")
 	return err
 }
 
-// Registered reports whether there is a helper in user space of that name, for IPv4. Errors are
-// those of Probe.
-func Registered(name string) (bool, error) {
+// Lookup returns the helper in user space of that name, for IPv4; false if there is none. Errors
+// are those of Probe.
+func Lookup(name string) (h Helper, there bool, err error) {
 	c, err := dial()
-	there := false
 	if err == nil {
-		_, there, err = c.lookup(name, ipv4)
+		h, there, err = c.lookup(name, ipv4)
 		err = errors.Join(err, c.nf.Close())
 	}
 	if err != nil {
-		return false, fmt.Errorf("look up conntrack helper %q: %w", name, err)
+		return h, false, fmt.Errorf("look up conntrack helper %q: %w", name, err)
 	}
-	return there, nil
+	return h, there, nil
 }
 
 // client is a socket to the kernel. Its network namespace does not matter.

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/cthelper"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
@@ -65,6 +66,9 @@ func (f *fake) Carrier(name string) error {
 		return nil
 	}
 	return fmt.Errorf("no %s", name)
+}
+func (f *fake) cthelper(name string) (cthelper.Helper, bool, error) {
+	return cthelper.Helper{Name: name, Enabled: true}, true, f.broken
 }
 func (f *fake) CTHelper() error                   { return f.noCTHelper }
 func (f *fake) Installed(rules.Config) error      { return rules.ErrMissing }
@@ -158,6 +162,7 @@ func TestFindings(t *testing.T) {
 		"no queue":         {func(f *fake) { f.trial.noStatement = errors.New("no queue statement") }, want{Problem, "queue statement", "no queue statement", "modprobe nft_queue"}},
 		"no sane":          {func(f *fake) { f.carriers = "pptp" }, want{Warning, "helper", "carrier pptp, sane is not there", "modprobe nf_conntrack_sane"}},
 		"no helper at all": {func(f *fake) { f.carriers, f.noCTHelper = "", errors.New("no nfnetlink_cthelper") }, want{Problem, "helper", "no sane; no pptp; no nfnetlink_cthelper", "modprobe nf_conntrack_sane || modprobe nfnetlink_cthelper"}},
+		"cthelper alone":   {func(f *fake) { f.carriers = ""; delete(f.files, queueFile) }, want{Problem, "queue", "nobody serves queue 2121", "nfq-ftphelper run"}},
 		"no cthelper yet":  {func(f *fake) { f.carriers, f.trial.noHelper = "", true }, want{Warning, "expectations", "the helper ftp is not registered", "nfq-ftphelper run"}},
 		"no ctnetlink":     {func(f *fake) { f.noLookup = errors.New("no answer") }, want{Problem, "conntrack look-up", "no answer", "modprobe nf_conntrack_netlink"}},
 		"no trial":         {func(f *fake) { f.noTrial = errors.New("EPERM") }, want{Warning, "trial", "EPERM", "sudo"}},

@@ -36,6 +36,12 @@ func checkQueues(p *patient) []Finding {
 	for i := range max(p.config.Queues, 1) {
 		number := p.config.Queue + i
 		line, bound := lines[number]
+		if !bound && p.enabled() {
+			found = append(found, problem(fmt.Sprintf("nobody serves queue %d", number),
+				fmt.Sprintf("the helper %s makes the kernel queue FTP's packets, and do nothing with them: no connection can be opened", p.config.Helper),
+				p.command("run"))...)
+			continue
+		}
 		if !bound {
 			found = append(found, warning(fmt.Sprintf("nobody serves queue %d", number),
 				"the daemon is not running, and packets pass unread", p.command("run"))...)
@@ -45,6 +51,15 @@ func checkQueues(p *patient) []Finding {
 		found = append(found, p.judgeFill(line)...)
 	}
 	return found
+}
+
+// enabled tells whether the kernel queues by itself, for a cthelper that is there.
+func (p *patient) enabled() bool {
+	if p.noChoice != nil || !p.choice.Enabled() {
+		return false
+	}
+	h, there, err := p.cthelper(p.config.Helper)
+	return err == nil && there && h.Enabled
 }
 
 func parseQueues(text string) (map[uint16]queueLine, error) {

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/cthelper"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
@@ -27,6 +28,7 @@ type system interface {
 	addresses() (map[string][]netip.Addr, error)
 
 	choose(backend.Wish) (backend.Choice, error)
+	cthelper(name string) (h cthelper.Helper, there bool, err error)
 	// lookup looks up a connection that is not there.
 	lookup() error
 	// expectations is how many there are.
@@ -85,6 +87,8 @@ func (host) addresses() (map[string][]netip.Addr, error) {
 }
 
 func (host) choose(w backend.Wish) (backend.Choice, error) { return backend.Choose(w, backend.Host{}) }
+
+func (host) cthelper(name string) (cthelper.Helper, bool, error) { return cthelper.Lookup(name) }
 
 func (host) lookup() error {
 	c, err := expect.Dial()

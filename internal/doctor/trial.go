@@ -103,7 +103,7 @@ func (host) try(c backend.Choice) (t trial, err error) {
 			t.statement, t.noStatement = rules.ProbeStatement()
 		}
 		if c.Helper == backend.CTHelper {
-			there, err := cthelper.Registered(c.Rules.Helper)
+			_, there, err := cthelper.Lookup(c.Rules.Helper)
 			if err != nil {
 				return err
 			}

@@ -143,28 +143,7 @@ func addHost(t testing.TB, lab *Lab, name string, family Family) addedHost {
 	if family == IPv6 {
 		address, gateway = netip.MustParsePrefix("fd00:3::2/64"), netip.MustParsePrefix("fd00:3::1/64")
 	}
-	h, err := NewHost(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := h.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	router := lab.ServerRouter()
-	if err := Connect(router.Host, "eth2", h, "eth0"); err != nil {
-		t.Fatal(err)
-	}
-	if err := router.AddAddress("eth2", gateway); err != nil {
-		t.Fatal(err)
-	}
-	if err := h.AddAddress("eth0", address); err != nil {
-		t.Fatal(err)
-	}
-	if err := h.AddDefaultRoute(gateway.Addr()); err != nil {
-		t.Fatal(err)
-	}
+	h := attachHost(t, lab.ServerRouter(), "eth2", name, address, gateway)
 	return addedHost{h, address.Addr()}
 }
 

@@ -96,13 +96,26 @@ func TestDaemonGone(t *testing.T) {
 
 var countInLog = regexp.MustCompile(`\b(\w+)=(\d+)\b`)
 
-// stopAndCount stops a router's daemon and returns what it has counted, by the
+// stopAndCount stops a router's daemon and returns what it has counted in all queues, by the
 // names in its log.
 func stopAndCount(t testing.TB, r *Router) map[string]int {
+	t.Helper()
+	total := make(map[string]int)
+	for _, counts := range stopAndCountQueues(t, r) {
+		for name, n := range counts {
+			total[name] += n
+		}
+	}
+	return total
+}
+
+// stopAndCountQueues is the same by the number of the queue.
+func stopAndCountQueues(t testing.TB, r *Router) map[int]map[string]int {
 	t.Helper()
 	if err := r.StopDaemon(testContext(t, 20*time.Second)); err != nil {
 		t.Fatal(err)
 	}
+	queues := make(map[int]map[string]int)
 	for line := range strings.Lines(r.DaemonProcess().Output()) {
 		_, line, found := strings.Cut(line, "msg=stopped")
 		if !found {
@@ -112,10 +125,14 @@ func stopAndCount(t testing.TB, r *Router) map[string]int {
 		for _, match := range countInLog.FindAllStringSubmatch(line, -1) {
 			counts[match[1]], _ = strconv.Atoi(match[2])
 		}
-		return counts
+		number := counts["queue"]
+		delete(counts, "queue")
+		queues[number] = counts
 	}
-	t.Fatal("the daemon did not log what it has counted")
-	return nil
+	if want := max(1, r.BackEnd().Queues); len(queues) != want {
+		t.Fatalf("the daemon logged what it has counted in %d queues, want %d", len(queues), want)
+	}
+	return queues
 }
 
 // wantAllHelped stops the routers' daemons and wants them to have helped wherever

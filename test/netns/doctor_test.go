@@ -23,9 +23,9 @@ import (
 // exit code.
 func doctor(t *testing.T, r *Router, flags ...string) (report string, code int) {
 	t.Helper()
-	d := daemon(t)
+	d := daemon(t, BackEnd{})
 	args := append([]string{"doctor"}, flags...)
-	if d.Ruleset == "" {
+	if d.Rules == RulesOwn {
 		args = append(args, "--queue", strconv.Itoa(int(d.Queue)))
 	}
 	report, err := r.Run(testContext(t, 20*time.Second), "", d.Binary, args...)
@@ -41,7 +41,7 @@ func doctor(t *testing.T, r *Router, flags ...string) (report string, code int) 
 
 // doctorsQueue is the number of the queue that the rules fill.
 func doctorsQueue(t *testing.T) uint16 {
-	if d := daemon(t); d.Ruleset == "" {
+	if d := daemon(t, BackEnd{}); d.Rules == RulesOwn {
 		return d.Queue
 	}
 	return 2121

@@ -84,6 +84,7 @@ func socketInodes(pid int) ([]string, error) {
 
 // Columns of /proc/net/netfilter/nfnetlink_queue.
 const (
+	queueNumber     = 0
 	queueTotal      = 2
 	queueIDSequence = 7
 )
@@ -92,30 +93,45 @@ const (
 // user-space queues so far.
 func (h *Host) QueuedPackets() (int, error) { return h.sumOverQueues(queueIDSequence) }
 
+// QueuedByQueue is the same by the number of the queue.
+func (h *Host) QueuedByQueue() (map[int]int, error) { return h.queues(queueIDSequence) }
+
 // WaitingPackets is the number of packets in the host's user-space queues that
 // wait for a verdict.
 func (h *Host) WaitingPackets() (int, error) { return h.sumOverQueues(queueTotal) }
 
 func (h *Host) sumOverQueues(column int) (int, error) {
+	total := 0
+	queues, err := h.queues(column)
+	for _, n := range queues {
+		total += n
+	}
+	return total, err
+}
+
+// queues is a column by the number of the queue.
+func (h *Host) queues(column int) (map[int]int, error) {
 	var text []byte
 	err := h.Do(func() (err error) {
 		text, err = os.ReadFile("/proc/thread-self/net/netfilter/nfnetlink_queue")
 		return err
 	})
 	if err != nil {
-		return 0, fmt.Errorf("queues on the %s: %w", h.Name, err)
+		return nil, fmt.Errorf("queues on the %s: %w", h.Name, err)
 	}
-	total := 0
+	queues := make(map[int]int)
 	for line := range strings.Lines(string(text)) {
 		fields := strings.Fields(line)
 		if len(fields) <= column {
-			return 0, fmt.Errorf("queues on the %s: cannot read this line: %q", h.Name, line)
+			return nil, fmt.Errorf("queues on the %s: cannot read this line: %q", h.Name, line)
 		}
-		packets, err := strconv.Atoi(fields[column])
+		number, err := strconv.Atoi(fields[queueNumber])
 		if err != nil {
-			return 0, fmt.Errorf("queues on the %s: %w", h.Name, err)
+			return nil, fmt.Errorf("queues on the %s: %w", h.Name, err)
 		}
-		total += packets
+		if queues[number], err = strconv.Atoi(fields[column]); err != nil {
+			return nil, fmt.Errorf("queues on the %s: %w", h.Name, err)
+		}
 	}
-	return total, nil
+	return queues, nil
 }

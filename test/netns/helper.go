@@ -4,13 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
+	"github.com/mdlayher/netlink"
+	"github.com/ti-mo/netfilter"
 	"golang.org/x/sys/unix"
 )
 
@@ -72,6 +76,27 @@ var CheckKernelHelper = sync.OnceValue(func() error { return tryRuleset(kernelHe
 // queue statement, so that rules which queue packets cannot be loaded by nft.
 var CheckQueueStatement = sync.OnceValue(func() error { return tryRuleset(queueProbe) })
 
+// CheckCTHelper returns an error if the running kernel has no user-space conntrack helpers
+// (CONFIG_NF_CT_NETLINK_HELPER). To ask for those that are registered loads the module.
+var CheckCTHelper = sync.OnceValue(func() error {
+	conn, err := netfilter.Dial(nil)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	const get = 1 // NFNL_MSG_CTHELPER_GET
+	request, err := netfilter.MarshalNetlink(netfilter.Header{
+		SubsystemID: netfilter.NFSubsysCTHelper, MessageType: get, Flags: netlink.Request | netlink.Dump,
+	}, nil)
+	if err != nil {
+		return err
+	}
+	if _, err := conn.Query(request); err != nil {
+		return fmt.Errorf("nfnetlink_cthelper: %w", err)
+	}
+	return nil
+})
+
 func tryRuleset(ruleset string) error {
 	h, err := NewHost("probe")
 	if err != nil {
@@ -82,19 +107,95 @@ func tryRuleset(ruleset string) error {
 	return errors.Join(h.Nft(ctx, ruleset), h.Close())
 }
 
+// BackEnd says with what the daemon is to do its work. What is empty is left to the daemon.
+type BackEnd struct {
+	// Helper is how control connections get a conntrack helper: "carrier" or "cthelper".
+	Helper string
+	// HelperName is that of the conntrack helper. Without one a carrier is what the daemon
+	// takes, and a cthelper, which all namespaces of the machine share, gets a name that no
+	// other router has.
+	HelperName string
+	// Sequence is who keeps sequence numbers right: "kernel", "same-length" or "user".
+	Sequence string
+	// Queues is how many queues there are, one if it is 0.
+	Queues int
+}
+
+// CTHelper is the BackEnd's Helper that is registered through nfnetlink_cthelper.
+const CTHelper = "cthelper"
+
+// String is the back end's name in tests, such as "carrier+user+4 queues".
+func (b BackEnd) String() string {
+	var parts []string
+	for _, part := range []string{b.Helper, b.HelperName, b.Sequence} {
+		if part != "" {
+			parts = append(parts, part)
+		}
+	}
+	if b.Queues > 1 {
+		parts = append(parts, fmt.Sprintf("%d queues", b.Queues))
+	}
+	if len(parts) == 0 {
+		return "default"
+	}
+	return strings.Join(parts, "+")
+}
+
+// flags are those of the command line.
+func (b BackEnd) flags() []string {
+	var flags []string
+	add := func(name, value string) {
+		if value != "" {
+			flags = append(flags, name, value)
+		}
+	}
+	add("--helper", b.Helper)
+	add("--helper-name", b.HelperName)
+	add("--sequence", b.Sequence)
+	if b.Queues != 0 {
+		add("--queues", strconv.Itoa(b.Queues))
+	}
+	return flags
+}
+
 // Daemon says how to run this project's daemon.
 type Daemon struct {
 	// Binary is the path of nfq-ftphelper.
 	Binary string
-	// Ruleset is the path of the ruleset that nft loads before the daemon starts.
-	// If it is empty, the daemon applies its own rules and removes them at its end.
-	Ruleset string
-	// Queue is the number of the queue if the daemon applies the rules; a
-	// ruleset's file has its own.
+	// BackEnd is with what it does its work.
+	BackEnd BackEnd
+	// Rules say where the rules come from.
+	Rules Rules
+	// Queue is the number of the first queue, unless the rules are a file's, which has its own.
 	Queue uint16
 	// Flags are added to the command line.
 	Flags []string
 }
+
+// Rules say where the daemon's rules come from: the path of a file that nft loads before the
+// daemon starts, with the default queue and for the default back end, or one of these.
+type Rules string
+
+// The places that are no files.
+const (
+	// RulesOwn are rules that the daemon applies, and removes at its end.
+	RulesOwn Rules = ""
+	// RulesPrinted are those that "nfq-ftphelper rules print" writes, and nft loads before the
+	// daemon starts. A cthelper can't have them: nft takes only helpers that are registered.
+	RulesPrinted Rules = "-"
+)
+
+// queueFlags say how the rules and the daemon find each other.
+func (d Daemon) queueFlags() []string {
+	flags := d.BackEnd.flags()
+	if d.Rules == RulesOwn || d.Rules == RulesPrinted {
+		flags = append(flags, "--queue", strconv.Itoa(int(d.Queue)), "--ports", "21")
+	}
+	return flags
+}
+
+// routersWithCTHelper counts those of this process.
+var routersWithCTHelper atomic.Uint32
 
 // StartHelper gives the router a helper.
 func (r *Router) StartHelper(ctx context.Context, helper Helper, daemon Daemon) error {
@@ -108,21 +209,42 @@ func (r *Router) StartHelper(ctx context.Context, helper Helper, daemon Daemon) 
 		return r.Nft(ctx, kernelHelper)
 	case Ours:
 		r.daemon = daemon
-		if daemon.Ruleset != "" {
-			if _, err := r.Run(ctx, "", "nft", "-f", daemon.Ruleset); err != nil {
-				return err
-			}
+		if b := &r.daemon.BackEnd; b.Helper == CTHelper && b.HelperName == "" {
+			// 14 bytes are all that there is room for.
+			b.HelperName = fmt.Sprintf("ft%d-%d", os.Getpid(), routersWithCTHelper.Add(1))
+		}
+		if err := r.loadRules(ctx); err != nil {
+			return err
 		}
 		return r.StartDaemon(ctx)
 	}
 	return fmt.Errorf("there is no helper %s", helper)
 }
 
+// loadRules has nft load the daemon's rules, if it is to.
+func (r *Router) loadRules(ctx context.Context) error {
+	switch r.daemon.Rules {
+	case RulesOwn:
+		return nil
+	case RulesPrinted:
+		text, err := r.Run(ctx, "", r.daemon.Binary, append([]string{"rules", "print"}, r.daemon.queueFlags()...)...)
+		if err != nil {
+			return err
+		}
+		return r.Nft(ctx, text)
+	}
+	_, err := r.Run(ctx, "", "nft", "-f", string(r.daemon.Rules))
+	return err
+}
+
+// BackEnd is that of the router's daemon.
+func (r *Router) BackEnd() BackEnd { return r.daemon.BackEnd }
+
 // StartDaemon starts the daemon, again perhaps, and waits until it is ready.
 func (r *Router) StartDaemon(ctx context.Context) error {
-	args := []string{"run"}
-	if r.daemon.Ruleset == "" {
-		args = append(args, "--rules", "--ports", "21", "--queue", strconv.Itoa(int(r.daemon.Queue)))
+	args := append([]string{"run"}, r.daemon.queueFlags()...)
+	if r.daemon.Rules == RulesOwn {
+		args = append(args, "--rules")
 	}
 	process, err := r.Start(exec.Command(r.daemon.Binary, append(args, r.daemon.Flags...)...))
 	if err != nil {
@@ -152,6 +274,16 @@ func (r *Router) KillDaemon() error { return r.process.Kill() }
 
 // DaemonProcess is the daemon that was started last.
 func (r *Router) DaemonProcess() *Process { return r.process }
+
+// Close is the host's, but for a daemon that has registered a helper: that one is stopped, since
+// the helper would outlast the namespace.
+func (r *Router) Close() error {
+	var err error
+	if r.daemon.BackEnd.Helper == CTHelper && r.process != nil && r.process.Running() {
+		err = r.StopDaemon(context.Background())
+	}
+	return errors.Join(err, r.Host.Close())
+}
 
 // loadKernelNAT loads nf_nat_ftp where it is a module: a rule with "ct helper"
 // loads nf_conntrack_ftp only.

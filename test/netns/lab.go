@@ -192,8 +192,13 @@ func (l *Lab) Logs() string {
 // Close kills the lab's programs and lets go of its namespaces.
 func (l *Lab) Close() error {
 	var errs []error
-	for _, h := range l.hosts() {
-		errs = append(errs, h.Close())
+	for _, r := range l.Routers {
+		errs = append(errs, r.Close())
+	}
+	for _, h := range []*Host{l.Client, l.Server} {
+		if h != nil {
+			errs = append(errs, h.Close())
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -24,7 +24,7 @@ type place struct {
 // both on one host over loopback, with every verb.
 func TestLocalEndpoints(t *testing.T) {
 	t.Parallel()
-	builders := []func(*testing.T, Family, Helper) place{serverOnRouter, clientOnRouter, overLoopback}
+	builders := []func(*testing.T, Family, Helper, BackEnd) place{serverOnRouter, clientOnRouter, overLoopback}
 	for _, family := range Families {
 		for _, helper := range []Helper{None, Kernel, Ours} {
 			for i, build := range builders {
@@ -34,7 +34,7 @@ func TestLocalEndpoints(t *testing.T) {
 					if helper == Kernel {
 						needKernelHelper(t)
 					}
-					p := build(t, family, helper)
+					p := build(t, family, helper, BackEnd{})
 					if helper == None {
 						p.wantFailures(t, family)
 						return
@@ -46,20 +46,20 @@ func TestLocalEndpoints(t *testing.T) {
 	}
 }
 
-func serverOnRouter(t *testing.T, f Family, helper Helper) place {
-	lab := newLab(t, Config{Situation: Routed, Family: f, Helper: helper})
+func serverOnRouter(t *testing.T, f Family, helper Helper, b BackEnd) place {
+	lab := newLab(t, Config{Situation: Routed, Family: f, Helper: helper, Daemon: Daemon{BackEnd: b}})
 	router := lab.ServerRouter()
 	return place{router: router, client: lab.Client, server: router.Host, at: lab.Addresses.ClientGateway.Addr()}
 }
 
-func clientOnRouter(t *testing.T, f Family, helper Helper) place {
-	lab := newLab(t, Config{Situation: Routed, Family: f, Helper: helper})
+func clientOnRouter(t *testing.T, f Family, helper Helper, b BackEnd) place {
+	lab := newLab(t, Config{Situation: Routed, Family: f, Helper: helper, Daemon: Daemon{BackEnd: b}})
 	router := lab.ClientRouter()
 	return place{router: router, client: router.Host, server: lab.Server, at: lab.Addresses.Server.Addr()}
 }
 
-func overLoopback(t *testing.T, f Family, helper Helper) place {
-	router := newRouter(t, "host", helper, 21)
+func overLoopback(t *testing.T, f Family, helper Helper, b BackEnd) place {
+	router := newRouterWith(t, "host", helper, b, 21)
 	at := netip.MustParseAddr("127.0.0.1")
 	if f == IPv6 {
 		at = netip.IPv6Loopback()

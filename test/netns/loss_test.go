@@ -15,12 +15,6 @@ import (
 	"time"
 )
 
-// TestLoss makes so many transfers by so many control connections at the same time.
-const (
-	lossyTransfers   = 500
-	lossyConnections = 50
-)
-
 // lossyPatience is for connections of which much gets lost: TCP doubles its
 // time-outs, from a second on while a connection opens.
 const lossyPatience = 60 * time.Second
@@ -44,17 +38,33 @@ const watch = `table inet watch {
 }
 `
 
-// TestLoss makes 500 transfers, active and passive, over links that lose 5 % of
+// TestLoss makes hundreds of transfers, active and passive, over links that lose 5 % of
 // the packets, double as many and let a tenth overtake others, on both sides of
 // the router and in both directions.
 func TestLoss(t *testing.T) {
 	t.Parallel()
+	for _, test := range []struct {
+		backEnd                BackEnd
+		transfers, connections int
+	}{
+		{BackEnd{}, 500, 50},
+		{BackEnd{Sequence: "user"}, 200, 40},
+	} {
+		t.Run(test.backEnd.String(), func(t *testing.T) {
+			t.Parallel()
+			lose(t, test.backEnd, test.transfers, test.connections)
+		})
+	}
+}
+
+// lose makes so many transfers by so many control connections at the same time.
+func lose(t *testing.T, b BackEnd, transfers, connections int) {
 	faults := Faults{Loss: 0.05, Duplicate: 0.05, Delay: 2 * time.Millisecond, Reorder: 0.1}
 	lab, lost := lossyLab(t, Config{
 		Situation: DNATMasquerade, Family: IPv4, Helper: Ours,
 		// With the default of half a second, a line of which a piece gets lost twice
 		// passes as it is, as it should: TCP waits 200 ms, and then 400 ms.
-		Daemon: Daemon{Flags: []string{"--hold-time", "30s"}},
+		Daemon: Daemon{BackEnd: b, Flags: []string{"--hold-time", "30s"}},
 	}, faults)
 	router, ctx := lab.ServerRouter(), testContext(t, 5*time.Minute)
 	if err := router.Nft(ctx, watch); err != nil {
@@ -65,14 +75,14 @@ func TestLoss(t *testing.T) {
 	})
 	start := time.Now()
 	// Who is held up, for TCP doubles its time-outs, leaves more to the others.
-	transfers := make(chan int, lossyTransfers)
-	for i := range lossyTransfers {
-		transfers <- i
+	numbers := make(chan int, transfers)
+	for i := range transfers {
+		numbers <- i
 	}
-	close(transfers)
+	close(numbers)
 	var clients sync.WaitGroup
-	for range lossyConnections {
-		clients.Go(func() { lossyClient(t, lab, server, transfers) })
+	for range connections {
+		clients.Go(func() { lossyClient(t, lab, server, numbers) })
 	}
 	clients.Wait()
 	took := time.Since(start)
@@ -111,11 +121,11 @@ func TestLoss(t *testing.T) {
 	}
 	counts := stopAndCount(t, router)
 	held := counts["held"]
-	if counts["expected"] < lossyTransfers || counts["failed"] > 0 || held == 0 {
+	if counts["expected"] < transfers || counts["failed"] > 0 || held == 0 {
 		t.Errorf("the daemon has not helped everywhere, or held nothing: %v", counts)
 	}
 	t.Logf("%d transfers in %s; %d packets lost, %d held, given up %d times; SACK on control connections: %d to the server, %d to the client; invalid in all: %d",
-		lossyTransfers, took.Round(time.Millisecond), packetsLost, held, counts["gave_up"], toServer, toClient, invalid)
+		transfers, took.Round(time.Millisecond), packetsLost, held, counts["gave_up"], toServer, toClient, invalid)
 }
 
 // lossyLab is a lab on whose links there are faults: netem's where the kernel has

@@ -4,6 +4,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,7 +20,7 @@ import (
 const binaryEnv = "FTPHELPER_BIN"
 
 // rulesetFile is the ruleset that a user edits and loads.
-const rulesetFile = "../../rules/ftp-queue.nft"
+const rulesetFile Rules = "../../rules/ftp-queue.nft"
 
 var buildDir string
 
@@ -75,17 +76,22 @@ var binary = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
-// daemon is our daemon with the rules that this kernel can have: those that nft
-// loads from the file, or those that the daemon applies.
-func daemon(t testing.TB) Daemon {
+// daemon is our daemon with a back end, and with the rules that this kernel can have: those that
+// nft loads, from the file or as printed, or those that the daemon applies.
+func daemon(t testing.TB, b BackEnd) Daemon {
 	t.Helper()
 	path, err := binary()
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := Daemon{Binary: path, Queue: 100}
-	if CheckQueueStatement() == nil {
-		d.Ruleset = rulesetFile
+	d := Daemon{Binary: path, BackEnd: b, Queue: 100}
+	switch {
+	case CheckQueueStatement() != nil, b.Helper == CTHelper:
+		d.Rules = RulesOwn
+	case b == BackEnd{}:
+		d.Rules = rulesetFile
+	default:
+		d.Rules = RulesPrinted
 	}
 	return d
 }
@@ -98,14 +104,14 @@ func testContext(t testing.TB, timeout time.Duration) context.Context {
 	return ctx
 }
 
-// newLab builds a lab that is gone at the test's end. Of the daemon, only the
-// flags are the caller's. A failed test shows what the programs in the lab have
+// newLab builds a lab that is gone at the test's end. Of the daemon, only the back
+// end and the flags are the caller's. A failed test shows what the programs in the lab have
 // printed.
 func newLab(t testing.TB, c Config) *Lab {
 	t.Helper()
 	if c.Helper == Ours {
 		flags := c.Daemon.Flags
-		c.Daemon = daemon(t)
+		c.Daemon = daemon(t, c.Daemon.BackEnd)
 		c.Daemon.Flags = flags
 	}
 	lab, err := New(testContext(t, 30*time.Second), c)
@@ -126,6 +132,11 @@ func newLab(t testing.TB, c Config) *Lab {
 // newRouter makes a host with firewall and helper that stands alone.
 func newRouter(t testing.TB, name string, helper Helper, ports ...uint16) *Router {
 	t.Helper()
+	return newRouterWith(t, name, helper, BackEnd{}, ports...)
+}
+
+func newRouterWith(t testing.TB, name string, helper Helper, b BackEnd, ports ...uint16) *Router {
+	t.Helper()
 	r, err := NewRouter(name)
 	if err != nil {
 		t.Fatal(err)
@@ -144,12 +155,38 @@ func newRouter(t testing.TB, name string, helper Helper, ports ...uint16) *Route
 	}
 	var d Daemon
 	if helper == Ours {
-		d = daemon(t)
+		d = daemon(t, b)
 	}
 	if err := r.StartHelper(ctx, helper, d); err != nil {
 		t.Fatal(err)
 	}
 	return r
+}
+
+// attachHost makes a host that has a router, by one more interface of it, for its gateway.
+func attachHost(t testing.TB, r *Router, routerInterface, name string, address, gateway netip.Prefix) *Host {
+	t.Helper()
+	h, err := NewHost(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := h.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	// One after the other: each needs what comes before it.
+	for _, step := range []func() error{
+		func() error { return Connect(r.Host, routerInterface, h, "eth0") },
+		func() error { return r.AddAddress(routerInterface, gateway) },
+		func() error { return h.AddAddress("eth0", address) },
+		func() error { return h.AddDefaultRoute(gateway.Addr()) },
+	} {
+		if err := step(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return h
 }
 
 // startSite starts vsftpd until the test's end.

@@ -2,6 +2,7 @@ package netns
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -12,56 +13,90 @@ import (
 // address that the node has for them, those inside the server's own.
 func TestSidecar(t *testing.T) {
 	t.Parallel()
+	for _, b := range []BackEnd{{}, {Sequence: "same-length"}, {Sequence: "user"}} {
+		for _, setting := range []string{"pasv_address=192.168.1.2", "pasv_address=192.0.2.2"} {
+			t.Run(fmt.Sprintf("%s/%s", b, setting), func(t *testing.T) {
+				t.Parallel()
+				trySidecar(t, b, setting)
+			})
+		}
+	}
+}
+
+func trySidecar(t *testing.T, b BackEnd, setting string) {
 	const passiveMin, passiveMax = 30000, 30009
 	ports := []uint16{21}
 	for p := passiveMin; p <= passiveMax; p++ {
 		ports = append(ports, uint16(p))
 	}
-	for _, masquerade := range []string{"pasv_address=192.168.1.2", "pasv_address=192.0.2.2"} {
-		t.Run(masquerade, func(t *testing.T) {
-			t.Parallel()
-			// The node's firewall knows nothing of FTP: it lets those ports in.
-			lab := newLab(t, Config{Situation: DNAT, Family: IPv4, Helper: None, Ports: ports})
-			node, own := lab.ServerRouter(), lab.Addresses.Server.Addr()
+	// The node's firewall knows nothing of FTP: it lets those ports in.
+	lab := newLab(t, Config{Situation: DNAT, Family: IPv4, Helper: None, Ports: ports})
+	node, own := lab.ServerRouter(), lab.Addresses.Server.Addr()
 
-			ctx := testContext(t, 2*time.Minute)
-			pod := &Router{Host: lab.Server}
-			if err := pod.LoadFirewall(ctx, []uint16{21}); err != nil {
-				t.Fatal(err)
-			}
-			d := daemon(t)
-			d.Flags = []string{"--advertise", lab.ServerAddress.String(), "--advertise-except", "192.168.1.0/24"}
-			if err := pod.StartHelper(ctx, Ours, d); err != nil {
-				t.Fatal(err)
-			}
-			settings := []string{masquerade, fmt.Sprintf("pasv_min_port=%d", passiveMin), fmt.Sprintf("pasv_max_port=%d", passiveMax)}
-			site := startSite(t, lab.Server, IPv4, SiteOptions{Settings: settings})
+	ctx := testContext(t, 2*time.Minute)
+	pod := &Router{Host: lab.Server}
+	if err := pod.LoadFirewall(ctx, []uint16{21}); err != nil {
+		t.Fatal(err)
+	}
+	d := daemon(t, b)
+	d.Flags = []string{"--advertise", lab.ServerAddress.String(), "--advertise-except", "192.168.1.0/24"}
+	if err := pod.StartHelper(ctx, Ours, d); err != nil {
+		t.Fatal(err)
+	}
+	settings := []string{setting, fmt.Sprintf("pasv_min_port=%d", passiveMin), fmt.Sprintf("pasv_max_port=%d", passiveMax)}
+	site := startSite(t, lab.Server, IPv4, SiteOptions{Settings: settings})
 
-			for _, c := range []struct {
-				from *Host
-				told string // in the 227
-			}{
-				{lab.Client, "192,0,2,2,"},
-				{node.Host, "192,168,1,2,"},
-			} {
-				server := own
-				if c.from == lab.Client {
-					server = lab.ServerAddress
+	for _, c := range []struct {
+		from *Host
+		told string // in the 227
+	}{
+		{lab.Client, "192,0,2,2,"},
+		{node.Host, "192,168,1,2,"},
+	} {
+		server := own
+		if c.from == lab.Client {
+			server = lab.ServerAddress
+		}
+		// The node's firewall stops active transfers.
+		for _, verb := range []Verb{PASV, EPSV} {
+			for _, operation := range Operations {
+				outcome := Transfer{Program: Curl, Verb: verb, Operation: operation, Server: server, Site: site, Timeout: workingTimeout}.Run(ctx, c.from)
+				if outcome.Err != nil {
+					t.Errorf("%s, %s from the %s: %v\n%s", verb, operation, c.from.Name, outcome.Err, outcome.Transcript)
 				}
-				// The node's firewall stops active transfers.
-				for _, verb := range []Verb{PASV, EPSV} {
-					for _, operation := range Operations {
-						outcome := Transfer{Program: Curl, Verb: verb, Operation: operation, Server: server, Site: site, Timeout: workingTimeout}.Run(ctx, c.from)
-						if outcome.Err != nil {
-							t.Errorf("%s, %s from the %s: %v\n%s", verb, operation, c.from.Name, outcome.Err, outcome.Transcript)
-						}
-						if verb == PASV && !strings.Contains(outcome.Transcript, "("+c.told) {
-							t.Errorf("the %s was not told %s:\n%s", c.from.Name, c.told, outcome.Transcript)
-						}
-					}
+				if verb == PASV && !strings.Contains(outcome.Transcript, "("+c.told) {
+					t.Errorf("the %s was not told %s:\n%s", c.from.Name, c.told, outcome.Transcript)
+				}
+				if verb == PASV && outcome.Err == nil {
+					wantWording(t, b, passiveReply.FindString(outcome.Transcript), lastReply(site))
 				}
 			}
-			wantNothingInvalid(t, pod)
-		})
+		}
+	}
+	wantNothingInvalid(t, pod)
+}
+
+var passiveReply = regexp.MustCompile(`227 [^\r\n"]*`)
+
+// lastReply is the last 227 that a server has sent, as it was sent.
+func lastReply(site *Site) string {
+	replies := passiveReply.FindAllString(site.Log(), -1)
+	return replies[len(replies)-1]
+}
+
+// wantWording wants a 227 to keep its length where nobody keeps sequence numbers, and its text
+// where the daemon does.
+func wantWording(t *testing.T, b BackEnd, got, sent string) {
+	t.Helper()
+	text, _, _ := strings.Cut(sent, "(")
+	switch b.Sequence {
+	case "same-length":
+		if len(got) != len(sent) {
+			t.Errorf("%q, which was sent, arrived with another length: %q", sent, got)
+		}
+	case "user":
+		if !strings.HasPrefix(got, text+"(") {
+			t.Errorf("%q, which was sent, arrived with another text: %q", sent, got)
+		}
 	}
 }

@@ -14,42 +14,48 @@ import (
 // TestByteSegments has a client and a server that write each byte by itself.
 func TestByteSegments(t *testing.T) {
 	t.Parallel()
-	for _, situation := range []Situation{DNAT, SNAT, DNATMasquerade, TwoRouters} {
-		for _, family := range Families {
-			t.Run(fmt.Sprintf("%s/%s", situation, family), func(t *testing.T) {
-				t.Parallel()
-				lab := newLab(t, Config{Situation: situation, Family: family, Helper: Ours})
-				widenWindow(t, lab.Client)
-				widenWindow(t, lab.Server)
-				server := startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21),
-					script{write: writeByteSegments})
-				client := &scriptedClient{t: t, host: lab.Client, write: writeByteSegments}
-				client.connect(netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-				everyTransfer(client, server, lab, family)
-
-				written := 0
-				for _, conn := range append(server.connections(), client.conn) {
-					bytes, segments, err := sentOnce(conn)
-					if err != nil {
-						t.Fatal(err)
-					}
-					if bytes == 0 || bytes != segments {
-						t.Errorf("%d bytes went in %d segments", bytes, segments)
-					}
-					written += bytes
-				}
-				// A second router gets fewer: where the first one has shortened a line,
-				// some segments have lost their only byte.
-				if queued, err := lab.ServerRouter().QueuedPackets(); len(lab.Routers) == 1 && (err != nil || queued < written) {
-					t.Errorf("%d bytes were written, and %d packets queued, %v", written, queued, err)
-				}
-				client.quit()
-				wantNothingInvalid(t, lab.Routers...)
-				if held := wantAllHelped(t, lab.Routers...); held == 0 {
-					t.Error("no packet was held")
-				}
-			})
+	forEachSequence(t, func(t *testing.T, b BackEnd) {
+		for _, situation := range []Situation{DNAT, SNAT, DNATMasquerade, TwoRouters} {
+			for _, family := range Families {
+				t.Run(fmt.Sprintf("%s/%s", situation, family), func(t *testing.T) {
+					t.Parallel()
+					sendByteSegments(t, b, situation, family)
+				})
+			}
 		}
+	})
+}
+
+func sendByteSegments(t *testing.T, b BackEnd, situation Situation, family Family) {
+	lab := newLab(t, Config{Situation: situation, Family: family, Helper: Ours, Daemon: Daemon{BackEnd: b}})
+	widenWindow(t, lab.Client)
+	widenWindow(t, lab.Server)
+	server := startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21),
+		script{write: writeByteSegments})
+	client := &scriptedClient{t: t, host: lab.Client, write: writeByteSegments}
+	client.connect(netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
+	everyTransfer(client, server, lab, family)
+
+	written := 0
+	for _, conn := range append(server.connections(), client.conn) {
+		bytes, segments, err := sentOnce(conn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes == 0 || bytes != segments {
+			t.Errorf("%d bytes went in %d segments", bytes, segments)
+		}
+		written += bytes
+	}
+	// A second router gets fewer: where the first one has shortened a line,
+	// some segments have lost their only byte.
+	if queued, err := lab.ServerRouter().QueuedPackets(); len(lab.Routers) == 1 && (err != nil || queued < written) {
+		t.Errorf("%d bytes were written, and %d packets queued, %v", written, queued, err)
+	}
+	client.quit()
+	wantNothingInvalid(t, lab.Routers...)
+	if held := wantAllHelped(t, lab.Routers...); held == 0 {
+		t.Error("no packet was held")
 	}
 }
 
@@ -58,22 +64,24 @@ func TestByteSegments(t *testing.T) {
 // the router acknowledges nothing that it holds.
 func TestByteWrites(t *testing.T) {
 	t.Parallel()
-	for _, family := range Families {
-		t.Run(family.String(), func(t *testing.T) {
-			t.Parallel()
-			lab := newLab(t, Config{Situation: DNATMasquerade, Family: family, Helper: Ours})
-			server := startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21),
-				script{write: writeBytes})
-			client := &scriptedClient{t: t, host: lab.Client, write: writeBytes}
-			client.connect(netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-			everyTransfer(client, server, lab, family)
-			client.quit()
-			wantNothingInvalid(t, lab.Routers...)
-			if held := wantAllHelped(t, lab.Routers...); held == 0 {
-				t.Error("no packet was held")
-			}
-		})
-	}
+	forEachSequence(t, func(t *testing.T, b BackEnd) {
+		for _, family := range Families {
+			t.Run(family.String(), func(t *testing.T) {
+				t.Parallel()
+				lab := newLab(t, Config{Situation: DNATMasquerade, Family: family, Helper: Ours, Daemon: Daemon{BackEnd: b}})
+				server := startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21),
+					script{write: writeBytes})
+				client := &scriptedClient{t: t, host: lab.Client, write: writeBytes}
+				client.connect(netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
+				everyTransfer(client, server, lab, family)
+				client.quit()
+				wantNothingInvalid(t, lab.Routers...)
+				if held := wantAllHelped(t, lab.Routers...); held == 0 {
+					t.Error("no packet was held")
+				}
+			})
+		}
+	})
 }
 
 // everyTransfer logs in and makes every kind of transfer, twice.
@@ -99,20 +107,22 @@ func everyTransfer(client *scriptedClient, server *scriptedServer, lab *Lab, fam
 // every position.
 func TestSplitLines(t *testing.T) {
 	t.Parallel()
-	for _, situation := range []Situation{Routed, DNAT, SNAT, DNATMasquerade} {
-		for _, family := range Families {
-			for _, verb := range family.Verbs() {
-				t.Run(fmt.Sprintf("%s/%s/%s", situation, family, verb), func(t *testing.T) {
-					t.Parallel()
-					splitEverywhere(t, situation, family, verb)
-				})
+	forEachSequence(t, func(t *testing.T, b BackEnd) {
+		for _, situation := range []Situation{Routed, DNAT, SNAT, DNATMasquerade} {
+			for _, family := range Families {
+				for _, verb := range family.Verbs() {
+					t.Run(fmt.Sprintf("%s/%s/%s", situation, family, verb), func(t *testing.T) {
+						t.Parallel()
+						splitEverywhere(t, b, situation, family, verb)
+					})
+				}
 			}
 		}
-	}
+	})
 }
 
-func splitEverywhere(t *testing.T, situation Situation, family Family, verb Verb) {
-	lab := newLab(t, Config{Situation: situation, Family: family, Helper: Ours})
+func splitEverywhere(t *testing.T, b BackEnd, situation Situation, family Family, verb Verb) {
+	lab := newLab(t, Config{Situation: situation, Family: family, Helper: Ours, Daemon: Daemon{BackEnd: b}})
 	fromServer, fromClient := &splitter{}, &splitter{}
 	startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21),
 		script{write: fromServer.write})
@@ -181,34 +191,40 @@ func endpointStart(lines []string, start string) int {
 // gets the replies to them in one segment.
 func TestPipelinedCommands(t *testing.T) {
 	t.Parallel()
-	for _, situation := range []Situation{DNAT, SNAT, DNATMasquerade, TwoRouters} {
-		for _, family := range Families {
-			t.Run(fmt.Sprintf("%s/%s", situation, family), func(t *testing.T) {
-				t.Parallel()
-				lab := newLab(t, Config{Situation: situation, Family: family, Helper: Ours})
-				server := startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21),
-					script{coalesce: true})
-				client := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-				client.login()
-				p := pipeline{client: client, conn: server.connections()[0], lab: lab}
-				for i := range 5 {
-					for _, verb := range family.Verbs() {
-						if verb.active() {
-							p.oneActive(verb, i)
-							p.twoAnnounced(verb, i)
-						} else {
-							p.onePassive(verb, i)
-							p.twoPassive(verb, i)
-							p.twoAsked(verb, i)
-						}
-					}
-				}
-				client.quit()
-				wantNothingInvalid(t, lab.Routers...)
-				wantAllHelped(t, lab.Routers...)
-			})
+	forEachSequence(t, func(t *testing.T, b BackEnd) {
+		for _, situation := range []Situation{DNAT, SNAT, DNATMasquerade, TwoRouters} {
+			for _, family := range Families {
+				t.Run(fmt.Sprintf("%s/%s", situation, family), func(t *testing.T) {
+					t.Parallel()
+					sendPipelined(t, b, situation, family)
+				})
+			}
+		}
+	})
+}
+
+func sendPipelined(t *testing.T, b BackEnd, situation Situation, family Family) {
+	lab := newLab(t, Config{Situation: situation, Family: family, Helper: Ours, Daemon: Daemon{BackEnd: b}})
+	server := startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21),
+		script{coalesce: true})
+	client := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
+	client.login()
+	p := pipeline{client: client, conn: server.connections()[0], lab: lab}
+	for i := range 5 {
+		for _, verb := range family.Verbs() {
+			if verb.active() {
+				p.oneActive(verb, i)
+				p.twoAnnounced(verb, i)
+			} else {
+				p.onePassive(verb, i)
+				p.twoPassive(verb, i)
+				p.twoAsked(verb, i)
+			}
 		}
 	}
+	client.quit()
+	wantNothingInvalid(t, lab.Routers...)
+	wantAllHelped(t, lab.Routers...)
 }
 
 // pipeline is a client that does not wait for replies.
