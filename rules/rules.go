@@ -60,6 +60,10 @@ const (
 	// UserLabel is for the daemon to set on connections whose sequence numbers it keeps: the
 	// ruleset User queues all of their packets.
 	UserLabel = 123
+
+	// ShiftedLabel is for the daemon to find again: it tells the next one that the sequence
+	// numbers of a connection were off when this one ended. No rule looks at it.
+	ShiftedLabel = 124
 )
 
 // label is the label with one bit set, as the kernel has it.

@@ -292,7 +292,7 @@ func newWorker(s runSettings, choice backend.Choice, number uint16, log *slog.Lo
 	case rules.CTHelper:
 		config.PostNAT = true
 	case rules.User:
-		config.OpaqueLabel, config.KeptLabel = rules.OpaqueLabel, rules.UserLabel
+		config.OpaqueLabel, config.KeptLabel, config.ShiftedLabel = rules.OpaqueLabel, rules.UserLabel, rules.ShiftedLabel
 		if w.early, err = rules.OpenEarly(choice.Rules, number); err != nil {
 			return w, errors.Join(err, w.conntrack.Close())
 		}

@@ -163,9 +163,9 @@ func TestLongLine(t *testing.T) {
 	w.unharmed()
 }
 
-// maxFlowBytes is how much memory a tracked connection may take, the part of conntrack's answer
-// that is kept included.
-const maxFlowBytes = 2048
+// maxFlowBytes is how much memory a connection may take that is tracked and at rest, what finds it
+// included.
+const maxFlowBytes = 256
 
 // TestManyConnections has 200,000 connections that never end.
 func TestManyConnections(t *testing.T) {

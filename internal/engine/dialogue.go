@@ -100,7 +100,7 @@ func (e *Engine) command(f *flow, line parse.Line) {
 	case parse.AUTH:
 		f.auth = true
 	case parse.PORT, parse.EPRT:
-		e.announced(f, announcement{expect.Original, cmd.Verb.String(), line, cmd.Endpoint, true}, err)
+		e.announced(f, announcement{dir: expect.Original, verb: cmd.Verb.String(), line: line, endpoint: cmd.Endpoint, asked: true}, err)
 	}
 }
 
@@ -129,7 +129,7 @@ func (e *Engine) reply(f *flow, line parse.Line) {
 		e.log.Info("control connection is encrypted from here on, its data connections cannot be helped: give the server a fixed range of passive ports and let that in",
 			"client", f.master.Client(), "server", f.master.Server())
 	case r.Endpoint.IsValid(), err != nil && (r.Code == parse.CodePassive || r.Code == parse.CodeExtended):
-		e.announced(f, announcement{expect.Reply, strconv.Itoa(r.Code), line, r.Endpoint, asked}, err)
+		e.announced(f, announcement{dir: expect.Reply, verb: strconv.Itoa(r.Code), line: line, endpoint: r.Endpoint, asked: asked}, err)
 	}
 }
 
@@ -146,7 +146,7 @@ func (e *Engine) label(f *flow) {
 	if e.opaqueLabel == 0 {
 		return
 	}
-	if err := e.ct.SetLabel(f.master, e.opaqueLabel); err != nil {
+	if err := e.ct.Update(&f.master, expect.Update{Set: e.opaqueLabel}); err != nil {
 		e.log.Debug("connection stays queued", "client", f.master.Client(), "server", f.master.Server(), "reason", err)
 	}
 }
@@ -157,7 +157,8 @@ type announcement struct {
 	verb     string // PORT, EPRT, 227 or 229
 	line     parse.Line
 	endpoint parse.Endpoint
-	asked    bool // the other side has asked for it, or need not
+	at       netip.AddrPort // the endpoint, with the side's own address if it has none
+	asked    bool           // the other side has asked for it, or need not
 }
 
 // announced takes an announcement, or, with an error, what should have been one. If the endpoint
@@ -169,43 +170,38 @@ func (e *Engine) announced(f *flow, a announcement, err error) {
 			"verb", a.verb, "line", string(bytes.TrimRight(a.line.Text, "\r")), "reason", err)
 		return
 	}
-	at := netip.AddrPortFrom(a.endpoint.Addr, a.endpoint.Port)
-	if !at.Addr().IsValid() {
-		at = netip.AddrPortFrom(f.master.Tuples[a.dir].Src.Addr(), at.Port())
+	a.at = netip.AddrPortFrom(a.endpoint.Addr, a.endpoint.Port)
+	if !a.at.Addr().IsValid() {
+		a.at = netip.AddrPortFrom(f.master.Tuples[a.dir].Src.Addr(), a.at.Port())
 	}
-	if r := e.judge(f, a, at); r != allowed {
+	if r := e.judge(f, a); r != allowed {
 		e.stats.Refused[r]++
-		e.tell(f, r, "endpoint refused", "verb", a.verb, "announced", at, "reason", r)
+		e.tell(f, r, "endpoint refused", "verb", a.verb, "announced", a.at, "reason", r)
 		return
 	}
-	x := expect.For(f.master, a.dir, at.Port())
-	if !e.vouches(f, a.dir, at.Addr()) {
-		x = expect.Elsewhere(f.master, a.dir, at)
+	x := expect.For(&f.master, a.dir, a.at.Port())
+	if !e.vouches(f, a.dir, a.at.Addr()) {
+		x = expect.Elsewhere(&f.master, a.dir, a.at)
 	}
-	x, err = e.ct.Expect(x)
-	to := x.Dst
-	if a.dir == expect.Reply {
-		to = netip.AddrPortFrom(e.advertise.to(f.master, to.Addr()), to.Port())
-	}
-	if err == nil && to != at {
-		if err = e.edit(f, a, to); err != nil {
-			err = errors.Join(err, e.ct.Unexpect(x))
-		}
+	err = e.install(f, a, x)
+	for try := 1; errors.Is(err, expect.ErrPortTaken) && x.NAT && try < expect.MaxTries; try++ {
+		x = x.WithAnyPort()
+		err = e.install(f, a, x)
 	}
 	if err != nil {
 		e.stats.Failed++
-		e.tell(f, failed, "data connection cannot be helped", "verb", a.verb, "announced", at, "reason", err)
+		e.tell(f, failed, "data connection cannot be helped", "verb", a.verb, "announced", a.at, "reason", err)
 		return
 	}
 	e.stats.Expectations++
 	e.log.Info("data connection expected", "client", f.master.Client(), "server", f.master.Server(),
-		"verb", a.verb, "announced", at, "rewritten", to, "expected", x.Dst)
+		"verb", a.verb, "announced", a.at, "rewritten", e.told(f, a, x), "expected", x.Dst)
 }
 
 // vouches reports whether addr is one that the side sending in direction dir may announce as its
 // own.
 func (e *Engine) vouches(f *flow, dir expect.Direction, addr netip.Addr) bool {
-	return f.master.Vouches(dir, addr) || dir == expect.Reply && addr == e.advertise.addr(f.master)
+	return f.master.Vouches(dir, addr) || dir == expect.Reply && addr == e.advertise.addr(&f.master)
 }
 
 // Why a line cannot be edited.
@@ -216,42 +212,93 @@ var (
 	errGone  = errors.New("the line began in a segment that has been let go already")
 )
 
-// edit records the edit that makes the line announce to. There is nothing to do where the line
-// says so already, as a 229 does that keeps its port. A change of length takes somebody who
-// keeps the sequence numbers; without that a reply still has text for people, which can give or take.
-func (e *Engine) edit(f *flow, a announcement, to netip.AddrPort) error {
-	s, span := &f.sides[a.dir], a.endpoint.Span
+// told returns what the other side is to be told where x is expected.
+func (e *Engine) told(f *flow, a announcement, x expect.Expectation) netip.AddrPort {
+	if a.dir == expect.Original {
+		return x.Dst
+	}
+	return netip.AddrPortFrom(e.advertise.to(&f.master, x.Dst.Addr()), x.Dst.Port())
+}
+
+// install has x expected and the line edited accordingly, both or neither.
+func (e *Engine) install(f *flow, a announcement, x expect.Expectation) error {
+	s, shifts := &f.sides[a.dir], f.shifts()
+	if e.lean() {
+		s.edits.Trim(maxLeanEdits - 1)
+	}
+	for {
+		edits := s.edits.Len()
+		shifted, err := e.edit(s, a, e.told(f, a, x), shifts)
+		if err != nil {
+			return err
+		}
+		u := e.update(f, a, s.edits.Len() > edits, shifted)
+		if err = e.ct.Announce(&f.master, x, u); err == nil {
+			return nil
+		}
+		if s.edits.Len() > edits {
+			s.edits.UndoAdd()
+		}
+		if !errors.Is(err, expect.ErrNoSeqAdj) || !shifts || e.sequence != Auto {
+			return err
+		}
+		// Somebody else has to keep the numbers: from now on, but that a reply has been seen by
+		// conntrack already.
+		f.sequence = e.withoutKernel()
+		e.take(f)
+		shifts = f.kept && a.dir == expect.Original
+	}
+}
+
+// update returns what conntrack has to know of the line, which was edited, and changed its length,
+// or not.
+func (e *Engine) update(f *flow, a announcement, edited, shifted bool) expect.Update {
+	var u expect.Update
+	switch {
+	case shifted && f.kept:
+		u.Set = e.shifted
+	case shifted:
+		position, before, after := f.sides[a.dir].edits.Adjustment()
+		u = expect.Update{Dir: a.dir, Adjusts: true, Adjust: expect.SeqAdj{Position: uint32(position), Before: before, After: after}}
+	}
+	if e.lean() && a.dir == expect.Reply {
+		u.Clear = e.askedLabel
+		if edited {
+			u.Set = e.editedLabel
+		}
+	}
+	return u
+}
+
+// edit records the edit that makes the line announce to, and reports whether that changes its
+// length. There is nothing to do where the line says so already, as a 229 does that keeps its
+// port. A change of length takes somebody who keeps the sequence numbers (shifts); without that a
+// reply still has text for people, which can give or take.
+func (e *Engine) edit(s *side, a announcement, to netip.AddrPort, shifts bool) (shifted bool, err error) {
+	if to == a.at {
+		return false, nil
+	}
+	span := a.endpoint.Span
 	text := a.endpoint.AppendText(make([]byte, 0, span.Len()+8), to)
 	reason := errGrown
 	switch {
 	case bytes.Equal(text, a.line.Text[span.Start:span.End]):
-		return nil
+		return false, nil
 	case len(text) == span.Len():
-		return s.edit(a.line, span, text)
-	case !f.shifts():
+		return false, s.edit(a.line, span, text)
+	case !shifts:
 		reason = errFixed
 	case e.fits(s, len(text)-span.Len()):
-		err := s.edit(a.line, span, text)
-		if err != nil {
-			return err
-		}
-		if err = e.adjust(f, a.dir); err == nil {
-			return nil
-		}
-		s.edits.UndoAdd()
-		if !errors.Is(err, expect.ErrNoSeqAdj) || f.sequence == Kernel {
-			return err
-		}
-		reason = err
+		return true, s.edit(a.line, span, text)
 	}
 	if a.dir == expect.Original {
-		return reason
+		return false, reason
 	}
 	start, text, ok := a.endpoint.AppendSameLength(text[:0], a.line.Text, to)
 	if !ok {
-		return fmt.Errorf("%w, and the line is too short to announce another address in the same length", reason)
+		return false, fmt.Errorf("%w, and the line is too short to announce another address in the same length", reason)
 	}
-	return s.edit(a.line, parse.Span{Start: start, End: span.End}, text)
+	return false, s.edit(a.line, parse.Span{Start: start, End: span.End}, text)
 }
 
 // fits reports whether the packets that leave next may become n bytes longer. IPv4 can fragment

@@ -20,10 +20,9 @@ import (
 // of package conntracktest. The methods and their errors are those of expect.Client.
 type Conntrack interface {
 	Lookup(t expect.Tuple) (*expect.Master, expect.Direction, error)
-	Expect(e expect.Expectation) (expect.Expectation, error)
-	Unexpect(e expect.Expectation) error
-	Adjust(m *expect.Master, dir expect.Direction, a expect.SeqAdj) error
-	SetLabel(m *expect.Master, bit int) error
+	Refresh(m *expect.Master) error
+	Announce(m *expect.Master, e expect.Expectation, u expect.Update) error
+	Update(m *expect.Master, u expect.Update) error
 }
 
 // Config is what an Engine is made of.
@@ -44,9 +43,19 @@ type Config struct {
 	// KeptLabel is the bit of the conntrack label that makes the rules queue every packet of a
 	// connection, for User.
 	KeptLabel int
+	// ShiftedLabel is the bit that tells the daemon after this one that the numbers of a connection
+	// were off, by what it cannot know.
+	ShiftedLabel int
 	// PostNAT says that packets are queued behind NAT, with the addresses that it gave them: by
 	// the kernel itself, for a helper of nfnetlink_cthelper.
 	PostNAT bool
+	// AskedLabel is the bit that the rules set when the client has sent PASV or EPSV, where they
+	// are the lean ones: they queue only what has to be read, and a segment begins with it. 0
+	// means that they are not, and queue everything.
+	AskedLabel int
+	// EditedLabel is the bit that makes lean rules queue the answers to PASV and EPSV when they are
+	// sent again.
+	EditedLabel int
 	// OpaqueLabel is the bit of the conntrack label that makes the rules queue nothing more of
 	// a connection, 1 to 127. 0 means that there is none.
 	OpaqueLabel int
@@ -94,7 +103,10 @@ type Engine struct {
 	sequence    Sequence
 	early       Early
 	keptLabel   int
+	shifted     int
 	postNAT     bool
+	askedLabel  int
+	editedLabel int
 	opaqueLabel int
 	holdTime    time.Duration
 	now         func() time.Time
@@ -106,6 +118,7 @@ type Engine struct {
 
 	// Of the call that is under way; the memory is used again by the next one.
 	pkt      mangle.Packet
+	fresh    bool // what conntrack knows of the connection was looked up for it
 	verdicts []Verdict
 	payload  []byte
 	out      []byte
@@ -124,7 +137,8 @@ func New(c Config) *Engine {
 	}
 	return &Engine{
 		ct: c.Conntrack, log: c.Log, policy: c.Policy.withDefaults(), advertise: c.Advertise,
-		sequence: c.Sequence, early: c.Early, keptLabel: c.KeptLabel, postNAT: c.PostNAT,
+		sequence: c.Sequence, early: c.Early, keptLabel: c.KeptLabel, shifted: c.ShiftedLabel, postNAT: c.PostNAT,
+		askedLabel: c.AskedLabel, editedLabel: c.EditedLabel,
 		opaqueLabel: c.OpaqueLabel, holdTime: c.HoldTime, now: c.Now, flows: newFlowTable(c.MaxFlows),
 	}
 }
@@ -138,6 +152,7 @@ func (e *Engine) Stats() Stats { return e.stats }
 // packet are neither changed nor kept.
 func (e *Engine) Handle(id uint32, packet []byte, verdicts []Verdict) []Verdict {
 	e.begin(verdicts)
+	e.fresh = false
 	e.stats.Packets++
 	if e.pkt.Decode(packet) != nil {
 		return append(e.verdicts, Verdict{ID: id})
@@ -151,11 +166,17 @@ func (e *Engine) Handle(id uint32, packet []byte, verdicts []Verdict) []Verdict 
 		return append(e.verdicts, Verdict{ID: id})
 	}
 	e.acknowledge(f, dir)
-	e.advance(f, dir)
-	e.settle(id, f, dir)
+	if e.lean() {
+		e.readAlone(f, dir)
+		e.letGo(id, &e.pkt, f, dir)
+	} else {
+		e.advance(f, dir)
+		e.settle(id, f, dir)
+	}
 	if f.opaque && !f.labelled {
 		e.label(f)
 	}
+	e.flows.rest(f)
 	return e.verdicts
 }
 

@@ -14,9 +14,10 @@ import (
 
 // flow is one control connection.
 type flow struct {
-	master *expect.Master // nil: conntrack does not know the connection, so far
-	retry  time.Time      // when to ask it again
-	sides  [2]side        // by direction: the client's, the server's
+	master  expect.Master
+	unknown bool      // conntrack does not know the connection, so far
+	retry   time.Time // when to ask it again
+	sides   [2]side   // by direction: the client's, the server's
 
 	replies  parse.Replies
 	greeted  bool     // the server has said something that is neither an error nor a question
@@ -30,8 +31,7 @@ type flow struct {
 	asked    commands // those that have not been answered
 	told     uint16   // a bit for every reason that has been logged
 
-	keys         [2]expect.Tuple
-	newer, older *flow // neighbours in the order of use
+	number uint32 // of its entry in the table; 0: it has none
 }
 
 // commands are those that the server has not answered, oldest first: for each a bit that says
@@ -96,10 +96,10 @@ const retryAfter = time.Second
 // which nothing is known. The first packet of a connection is looked up in conntrack.
 func (e *Engine) find() (*flow, expect.Direction) {
 	f, dir := e.tracked()
-	if f != nil && f.master == nil && e.now().Before(f.retry) {
+	if f != nil && f.unknown && e.now().Before(f.retry) {
 		return nil, 0
 	}
-	if f != nil && f.master != nil {
+	if f != nil && !f.unknown {
 		s := &f.sides[dir]
 		if d := e.pkt.Seq().Sub(s.stream.Expected()); !s.started || -otherConnection < d && d < otherConnection {
 			return f, dir
@@ -109,28 +109,33 @@ func (e *Engine) find() (*flow, expect.Direction) {
 		e.drop(f)
 	}
 	key := e.key()
+	e.fresh = true
 	m, dir, err := e.ct.Lookup(key)
 	if err != nil {
 		e.unknown(key, err)
 		if errors.Is(err, expect.ErrNoEntry) {
-			e.track(&flow{keys: [2]expect.Tuple{key, key}, retry: e.now().Add(retryAfter)})
+			unknown := expect.Master{Tuples: [2]expect.Tuple{key, key}}
+			e.flows.rest(e.track(flow{master: unknown, unknown: true, retry: e.now().Add(retryAfter)}))
 		}
 		return nil, 0
 	}
-	f = &flow{master: m, keys: m.Tuples, sequence: e.keeper(m)}
+	if e.postNAT {
+		dir = dir.Other()
+	}
+	return e.track(e.newFlow(m)), dir
+}
+
+func (e *Engine) newFlow(m *expect.Master) flow {
+	f := flow{master: *m, sequence: e.keeper(m)}
 	for d := range f.sides {
 		f.sides[d].edits.Resume(m.SeqAdj[d].After)
 	}
-	if e.keptLabel != 0 && m.Label(e.keptLabel) {
+	if e.shifted != 0 && m.Label(e.shifted) {
 		f.opaque, f.labelled = true, true
 		e.log.Warn("control connection is lost: its sequence numbers were kept by a daemon that has stopped; the client has to connect again",
 			"client", m.Client(), "server", m.Server())
 	}
-	e.track(f)
-	if e.postNAT {
-		dir = dir.Other()
-	}
-	return f, dir
+	return f
 }
 
 // key is what the packet's connection is found by: the packet's own tuple before NAT; behind it
@@ -144,15 +149,7 @@ func (e *Engine) key() expect.Tuple {
 
 // tracked returns the flow of the packet, if there is one, and the packet's direction.
 func (e *Engine) tracked() (*flow, expect.Direction) {
-	key := e.key()
-	f := e.flows.find(key)
-	if f == nil {
-		return nil, 0
-	}
-	dir := expect.Original
-	if key != f.keys[expect.Original] {
-		dir = expect.Reply
-	}
+	f, dir := e.flows.find(e.key())
 	if e.postNAT {
 		dir = dir.Other()
 	}
@@ -171,16 +168,16 @@ func (e *Engine) unknown(key expect.Tuple, err error) {
 
 // track adds a flow. The one that has not been used for the longest makes room if need be,
 // and so does one that has the same tuples: its connection is over.
-func (e *Engine) track(f *flow) {
+func (e *Engine) track(f flow) *flow {
 	if e.flows.count == e.flows.max {
-		e.drop(e.flows.oldest)
+		e.drop(e.flows.wake(e.flows.oldest))
 	}
-	for _, k := range f.keys {
-		if stale := e.flows.byKey[k]; stale != nil {
-			e.drop(stale)
+	for _, key := range f.master.Tuples {
+		if stale, _ := e.flows.lookup(key); stale != 0 {
+			e.drop(e.flows.wake(stale))
 		}
 	}
-	e.flows.add(f)
+	return e.flows.add(f)
 }
 
 // drop forgets a flow. None of its packets stays behind.
@@ -189,67 +186,4 @@ func (e *Engine) drop(f *flow) {
 	e.releaseAll(f, expect.Reply)
 	e.leaveEarly(f)
 	e.flows.remove(f)
-}
-
-// flowTable finds flows by the tuples of their packets, and knows in which order they were
-// used.
-type flowTable struct {
-	max    int
-	byKey  map[expect.Tuple]*flow
-	count  int
-	newest *flow
-	oldest *flow
-}
-
-func newFlowTable(max int) flowTable {
-	return flowTable{max: max, byKey: make(map[expect.Tuple]*flow)}
-}
-
-func (t *flowTable) find(key expect.Tuple) *flow {
-	f := t.byKey[key]
-	if f != nil && f != t.newest {
-		t.unlink(f)
-		t.link(f)
-	}
-	return f
-}
-
-func (t *flowTable) add(f *flow) {
-	for _, k := range f.keys {
-		t.byKey[k] = f
-	}
-	t.link(f)
-	t.count++
-}
-
-func (t *flowTable) remove(f *flow) {
-	for _, k := range f.keys {
-		delete(t.byKey, k)
-	}
-	t.unlink(f)
-	t.count--
-}
-
-func (t *flowTable) link(f *flow) {
-	f.older = t.newest
-	if t.newest != nil {
-		t.newest.newer = f
-	} else {
-		t.oldest = f
-	}
-	t.newest = f
-}
-
-func (t *flowTable) unlink(f *flow) {
-	if f.newer != nil {
-		f.newer.older = f.older
-	} else {
-		t.newest = f.older
-	}
-	if f.older != nil {
-		f.older.newer = f.newer
-	} else {
-		t.oldest = f.newer
-	}
-	f.newer, f.older = nil, nil
 }

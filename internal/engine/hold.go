@@ -31,7 +31,7 @@ type heldPacket struct {
 
 // waiting is a side with held packets, in the order in which their time is up.
 type waiting struct {
-	f        *flow
+	number   uint32 // of the flow
 	dir      expect.Direction
 	deadline time.Time
 }
@@ -63,7 +63,7 @@ func (e *Engine) barrier(f *flow, dir expect.Direction) parse.Seq {
 
 // rewrites reports whether anything that is said may have to be rewritten.
 func (e *Engine) rewrites(f *flow) bool {
-	return f.master.NAT() || e.advertise.addr(f.master).IsValid()
+	return f.master.NAT() || e.advertise.addr(&f.master).IsValid()
 }
 
 // settle gives the packet its verdict, or holds it; and those packets that were held before
@@ -91,7 +91,7 @@ func (e *Engine) hold(id uint32, f *flow, dir expect.Direction) {
 	s := &f.sides[dir]
 	if len(s.held) == 0 {
 		s.deadline = e.now().Add(e.holdTime)
-		e.waiting = append(e.waiting, waiting{f, dir, s.deadline})
+		e.waiting = append(e.waiting, waiting{f.number, dir, s.deadline})
 	}
 	h := heldPacket{id: id, left: !e.rewrites(f)}
 	if h.left {
@@ -163,8 +163,10 @@ func (e *Engine) giveUp(f *flow, dir expect.Direction) {
 func (e *Engine) Deadline() (time.Time, bool) {
 	for len(e.waiting) > 0 {
 		w := e.waiting[0]
-		if s := &w.f.sides[w.dir]; len(s.held) > 0 && s.deadline.Equal(w.deadline) {
-			return w.deadline, true
+		if f := e.flows.awake[w.number]; f != nil {
+			if s := &f.sides[w.dir]; len(s.held) > 0 && s.deadline.Equal(w.deadline) {
+				return w.deadline, true
+			}
 		}
 		e.waiting = e.waiting[1:]
 	}
@@ -189,6 +191,8 @@ func (e *Engine) expire(now time.Time, verdicts []Verdict) []Verdict {
 		if !ok || deadline.After(now) {
 			return e.verdicts
 		}
-		e.giveUp(e.waiting[0].f, e.waiting[0].dir)
+		f := e.flows.awake[e.waiting[0].number]
+		e.giveUp(f, e.waiting[0].dir)
+		e.flows.rest(f)
 	}
 }

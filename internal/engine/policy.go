@@ -73,9 +73,9 @@ var reasonTexts = [...]string{
 // String returns the reason as part of a sentence.
 func (r Reason) String() string { return reasonTexts[r] }
 
-// judge decides whether the endpoint at, which is announced, may be opened: RFC 2577 on bounce attacks, RFC 2428 section 4 on EPSV ALL, and that the line is
+// judge decides whether the endpoint that is announced may be opened: RFC 2577 on bounce attacks, RFC 2428 section 4 on EPSV ALL, and that the line is
 // what it seems to be.
-func (e *Engine) judge(f *flow, a announcement, at netip.AddrPort) Reason {
+func (e *Engine) judge(f *flow, a announcement) Reason {
 	switch {
 	case !a.asked:
 		return Unasked
@@ -85,9 +85,9 @@ func (e *Engine) judge(f *flow, a announcement, at netip.AddrPort) Reason {
 		return Midstream
 	case a.dir == expect.Original && f.epsvAll:
 		return AfterEPSVALL
-	case !e.vouches(f, a.dir, at.Addr()) && !e.policy.allows(at.Addr()):
+	case !e.vouches(f, a.dir, a.at.Addr()) && !e.policy.allows(a.at.Addr()):
 		return NotPeer
-	case at.Port() < e.policy.MinPort:
+	case a.at.Port() < e.policy.MinPort:
 		return LowPort
 	case !e.rate.allow(f.master.Client().Addr(), e.now().Unix(), e.policy.Rate):
 		return TooMany

@@ -85,7 +85,7 @@ func (e *Engine) take(f *flow) {
 	reply := f.master.Tuples[expect.Reply]
 	err := e.early.Add(reply.Src, reply.Dst)
 	if err == nil {
-		if err = e.ct.SetLabel(f.master, e.keptLabel); err != nil {
+		if err = e.ct.Update(&f.master, expect.Update{Set: e.keptLabel}); err != nil {
 			err = errors.Join(err, e.early.Remove(reply.Src, reply.Dst))
 		}
 	}
@@ -114,25 +114,6 @@ func (e *Engine) leaveEarly(f *flow) {
 // shifts reports whether lines of the connection may change their length.
 func (f *flow) shifts() bool { return f.kept || f.sequence == Kernel }
 
-// adjust has what follows the last edit of a side adjusted. It returns expect.ErrNoSeqAdj where
-// nobody does that.
-func (e *Engine) adjust(f *flow, dir expect.Direction) error {
-	if f.kept {
-		return nil
-	}
-	position, before, after := f.sides[dir].edits.Adjustment()
-	err := e.ct.Adjust(f.master, dir, expect.SeqAdj{Position: uint32(position), Before: before, After: after})
-	if e.sequence != Auto || !errors.Is(err, expect.ErrNoSeqAdj) {
-		return err
-	}
-	f.sequence = e.withoutKernel()
-	e.take(f)
-	if f.kept && dir == expect.Original {
-		return nil
-	}
-	return err // too late for a reply: conntrack has seen it
-}
-
 // bare handles a packet without payload. It is read nowhere, but where the daemon keeps the
 // numbers, it has some.
 func (e *Engine) bare(id uint32) Verdict {
@@ -148,7 +129,9 @@ func (e *Engine) bare(id uint32) Verdict {
 		return Verdict{ID: id}
 	}
 	e.acknowledge(f, dir)
-	return Verdict{ID: id, Packet: e.render(&e.pkt, f, dir)}
+	v := Verdict{ID: id, Packet: e.render(&e.pkt, f, dir)}
+	e.flows.rest(f)
+	return v
 }
 
 // peer returns the edits by which acknowledgements in packets of direction dir are to be

@@ -3,6 +3,7 @@ package engine_test
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
@@ -10,11 +11,14 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 )
 
-const keptLabel = 123
+const (
+	keptLabel    = 123
+	shiftedLabel = 124
+)
 
 // kept has the engine keep the sequence numbers.
 func kept(c *engine.Config) {
-	c.Sequence, c.KeptLabel, c.Early = engine.User, keptLabel, conntracktest.Early{}
+	c.Sequence, c.KeptLabel, c.ShiftedLabel, c.Early = engine.User, keptLabel, shiftedLabel, conntracktest.Early{}
 }
 
 // TestUser follows the numbers of one connection whose numbers the engine keeps: when it begins
@@ -35,6 +39,9 @@ func TestUser(t *testing.T) {
 	if got := w.say(server, in); got != out {
 		t.Errorf("%q came out as %q", in, got)
 	}
+	if !slices.Contains(w.entry.Labels, shiftedLabel) {
+		t.Errorf("after 227: labels %v", w.entry.Labels)
+	}
 	if w.ct.Adjustments != 0 || len(w.ct.Active) != 1 {
 		t.Errorf("%d adjustments, %d expectations", w.ct.Adjustments, len(w.ct.Active))
 	}
@@ -54,7 +61,7 @@ func TestUser(t *testing.T) {
 	w.say(client, "AUTH TLS\r\n")
 	w.say(server, "234 ok\r\n")
 	w.say(client, "\x16\x03\x01")
-	if len(w.entry.Labels) != 1 || !early[natReply] {
+	if len(w.entry.Labels) != 2 || !early[natReply] {
 		t.Errorf("encrypted: early %v, labels %v", early, w.entry.Labels)
 	}
 
@@ -62,6 +69,19 @@ func TestUser(t *testing.T) {
 	w.restart(kept)
 	if got := w.say(client, "PASV\r\n"); got != "PASV\r\n" || w.logged("is lost") != 1 {
 		t.Errorf("after a restart PASV came out as %q, log:\n%s", got, &w.log)
+	}
+}
+
+// TestUserRestart has another daemon go on with a connection whose numbers are not off yet.
+func TestUserRestart(t *testing.T) {
+	w := newWorld(t, natOriginal, natReply, kept)
+	w.login()
+	w.say(client, "PASV\r\n")
+	w.restart(kept)
+	w.say(client, "NOOP\r\n")
+	w.say(client, "PASV\r\n")
+	if got, want := w.say(server, "227 (192,168,1,2,145,37).\r\n"), "227 (192,0,2,2,145,37).\r\n"; got != want {
+		t.Errorf("227 came out as %q, want %q", got, want)
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net/netip"
 
 	"github.com/mdlayher/netlink"
@@ -108,7 +107,7 @@ func (c *Client) Lookup(t Tuple) (*Master, Direction, error) {
 		SeqAdj: [2]SeqAdj{fromSeqAdj(flow.SeqAdjOrig), fromSeqAdj(flow.SeqAdjReply)},
 	}
 	copy(m.Labels[:], flow.Labels)
-	m.adjustable = flow.Status.SeqAdjust()
+	m.Adjustable = flow.Status.SeqAdjust()
 	if t == m.Tuples[Original] {
 		return m, Original, nil
 	}
@@ -131,7 +130,7 @@ func (c *Client) Expect(e Expectation) (Expectation, error) {
 		}
 	}
 	for try := 1; taken(err) && e.NAT && try < maxTries; try++ {
-		e = e.WithPort(uint16(1024 + rand.IntN(1<<16-1024)))
+		e = e.WithAnyPort()
 		err = c.create(e)
 	}
 	switch {
@@ -216,12 +215,12 @@ func (c *Client) Adjust(m *Master, dir Direction, a SeqAdj) error {
 	if err != nil {
 		return fmt.Errorf("set sequence adjustment of %s to %s: %w", m.Client(), m.Server(), err)
 	}
-	if !m.adjustable {
+	if !m.Adjustable {
 		now, _, err := c.Lookup(m.Tuples[Original])
-		if err == nil && (!now.adjustable || now.SeqAdj[dir] != a) {
+		if err == nil && (!now.Adjustable || now.SeqAdj[dir] != a) {
 			return ErrNoSeqAdj
 		}
-		m.adjustable = err == nil
+		m.Adjustable = err == nil
 	}
 	m.SeqAdj[dir] = a
 	return nil
@@ -314,3 +313,18 @@ func fromCt(t conntrack.Tuple) Tuple {
 func fromSeqAdj(a conntrack.SequenceAdjust) SeqAdj {
 	return SeqAdj{Position: a.Position, Before: int32(a.OffsetBefore), After: int32(a.OffsetAfter)}
 }
+
+func (c *Client) Refresh(m *Master) error {
+	n, _, err := c.Lookup(m.Tuples[Original])
+	if err == nil {
+		m.Helper, m.SeqAdj, m.Labels = n.Helper, n.SeqAdj, n.Labels
+	}
+	return err
+}
+
+func (c *Client) Announce(m *Master, e Expectation, u Update) error {
+	e.NAT, _ = false, e.NAT
+	return nil
+}
+
+func (c *Client) Update(m *Master, u Update) error { return nil }

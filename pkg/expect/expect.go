@@ -9,6 +9,7 @@ package expect
 
 import (
 	"encoding/binary"
+	"math/rand/v2"
 	"net/netip"
 )
 
@@ -77,7 +78,8 @@ type Master struct {
 	// Labels are the bits of its label (ct label in nftables), in the kernel's order.
 	Labels [16]byte
 
-	adjustable bool // the kernel has been seen to take an adjustment
+	// Adjustable says that the kernel has been seen to take an adjustment.
+	Adjustable bool
 }
 
 // Client returns the client's address and port as they are on its own side.
@@ -124,6 +126,20 @@ type Expectation struct {
 	Dir Direction
 }
 
+// Update is what is to change in a connection's entry.
+type Update struct {
+	// Dir is the direction whose sequence numbers are to be adjusted, if Adjusts is set.
+	Dir     Direction
+	Adjusts bool
+	Adjust  SeqAdj
+	// Set and Clear are bits of the label (ct label in nftables), 1 to 127; 0 is none.
+	Set, Clear int
+}
+
+// MaxTries is how many ports may be tried for one expectation: nf_nat_exp_find_port of
+// net/netfilter/nf_nat_helper.c.
+const MaxTries = 128
+
 // For returns what to expect when the side that sends in direction dir announces that it
 // listens on port: the other side opens a connection from where its own packets of the
 // control connection come from, to the address to which it sends them. So it is that
@@ -153,8 +169,13 @@ func Elsewhere(m *Master, dir Direction, announced netip.AddrPort) Expectation {
 	}
 }
 
-// WithPort returns e for another destination port; what is listened on stays the same.
-func (e Expectation) WithPort(port uint16) Expectation {
+// WithAnyPort returns e for another destination port from 1024 on, picked at random; what is
+// listened on stays the same.
+func (e Expectation) WithAnyPort() Expectation {
+	return e.withPort(uint16(1024 + rand.IntN(1<<16-1024)))
+}
+
+func (e Expectation) withPort(port uint16) Expectation {
 	e.Dst = netip.AddrPortFrom(e.Dst.Addr(), port)
 	return e
 }

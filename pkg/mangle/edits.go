@@ -161,6 +161,18 @@ func (e *Edits) Forget(ack parse.Seq) {
 	}
 }
 
+// Trim drops edits, the oldest first, until n are left: as if the receiver had acknowledged them.
+func (e *Edits) Trim(n int) {
+	for len(e.list) > n {
+		e.base += e.list[0].delta()
+		e.list = slices.Delete(e.list, 0, 1)
+	}
+}
+
+// Base returns the offset in front of the first edit in the list: that of all which was
+// forgotten. Where there are none left, Resume with it makes the same Edits.
+func (e *Edits) Base() int32 { return e.base }
+
 // Len returns the number of edits in the list.
 func (e *Edits) Len() int { return len(e.list) }
 

@@ -51,6 +51,15 @@ func (s *Stream) Pending() Line {
 	return Line{Seq: s.line, Text: s.part}
 }
 
+// Idle reports whether nothing but Expected and Skips has to be known of the stream: Start with
+// these makes the same one.
+func (s *Stream) Idle() bool {
+	return len(s.part) == 0 && !s.cut && s.rest == nil && (s.skip || s.line == s.next)
+}
+
+// Skips reports whether what comes before the next LF is skipped.
+func (s *Stream) Skips() bool { return s.skip }
+
 // Push gives the stream the payload of a segment, whose first byte has the number seq.
 // Bytes that have been read before are passed over. If bytes are missing before the
 // segment, the line to which they belong is lost: it is skipped up to its LF.

@@ -28,7 +28,7 @@ type Entry struct {
 	expect.Master
 	// NoSeqAdj makes the entry one without the sequence adjustment extension.
 	NoSeqAdj bool
-	// Labels are the bits of its label that were set.
+	// Labels are the bits of its label that are set.
 	Labels []int
 }
 
@@ -59,57 +59,73 @@ func (c *Conntrack) Lookup(t expect.Tuple) (*expect.Master, expect.Direction, er
 	return &m, dir, nil
 }
 
-// Expect is as that of expect.Client; where a port is taken, it takes the next one.
-func (c *Conntrack) Expect(x expect.Expectation) (expect.Expectation, error) {
-	e, _ := c.entry(x.Master)
-	switch {
-	case e == nil:
-		return x, expect.ErrNoEntry
-	case e.Helper == "":
-		return x, expect.ErrNoHelper
-	}
-	c.Active = slices.DeleteFunc(c.Active, func(o expect.Expectation) bool { return o.Master == x.Master })
-	for slices.ContainsFunc(c.Active, func(o expect.Expectation) bool { return o.Src == x.Src && o.Dst == x.Dst }) {
-		if !x.NAT {
-			return x, expect.ErrPortTaken
-		}
-		x = x.WithPort(x.Dst.Port() + 1)
-	}
-	c.Active = append(c.Active, x)
-	c.Installed = append(c.Installed, x)
-	return x, nil
-}
-
-// Unexpect is as that of expect.Client.
-func (c *Conntrack) Unexpect(x expect.Expectation) error {
-	c.Active = slices.DeleteFunc(c.Active, func(o expect.Expectation) bool { return o == x })
-	return nil
-}
-
-// Adjust is as that of expect.Client.
-func (c *Conntrack) Adjust(m *expect.Master, dir expect.Direction, a expect.SeqAdj) error {
-	e, _ := c.entry(m.Tuples[expect.Original])
-	switch {
-	case e == nil:
-		return expect.ErrNoEntry
-	case e.NoSeqAdj:
-		return expect.ErrNoSeqAdj
-	}
-	c.Adjustments++
-	e.SeqAdj[dir], m.SeqAdj[dir] = a, a
-	return nil
-}
-
-// SetLabel is as that of expect.Client.
-func (c *Conntrack) SetLabel(m *expect.Master, bit int) error {
+// Refresh is as that of expect.Client.
+func (c *Conntrack) Refresh(m *expect.Master) error {
+	c.Lookups++
 	e, _ := c.entry(m.Tuples[expect.Original])
 	if e == nil {
 		return expect.ErrNoEntry
 	}
-	e.Labels = append(e.Labels, bit)
-	word := e.Master.Labels[bit/32*4:]
-	binary.NativeEndian.PutUint32(word, binary.NativeEndian.Uint32(word)|1<<(bit%32))
+	m.Helper, m.SeqAdj, m.Labels = e.Helper, e.SeqAdj, e.Master.Labels
 	return nil
+}
+
+// Announce is as that of expect.Client.
+func (c *Conntrack) Announce(m *expect.Master, x expect.Expectation, u expect.Update) error {
+	e, _ := c.entry(m.Tuples[expect.Original])
+	switch {
+	case e == nil:
+		return expect.ErrNoEntry
+	case e.Helper == "":
+		return expect.ErrNoHelper
+	case slices.ContainsFunc(c.Active, func(o expect.Expectation) bool {
+		return o.Src == x.Src && o.Dst == x.Dst && o.Master != x.Master
+	}):
+		return expect.ErrPortTaken
+	}
+	if err := c.Update(m, u); err != nil {
+		return err
+	}
+	c.Active = slices.DeleteFunc(c.Active, func(o expect.Expectation) bool { return o.Master == x.Master })
+	c.Active = append(c.Active, x)
+	c.Installed = append(c.Installed, x)
+	return nil
+}
+
+// Update is as that of expect.Client.
+func (c *Conntrack) Update(m *expect.Master, u expect.Update) error {
+	e, _ := c.entry(m.Tuples[expect.Original])
+	switch {
+	case e == nil:
+		return expect.ErrNoEntry
+	case u.Adjusts && e.NoSeqAdj:
+		return expect.ErrNoSeqAdj
+	}
+	if u.Adjusts {
+		c.Adjustments++
+		e.SeqAdj[u.Dir], m.SeqAdj[u.Dir] = u.Adjust, u.Adjust
+	}
+	if u.Clear != 0 {
+		e.setLabel(u.Clear, false)
+	}
+	if u.Set != 0 {
+		e.setLabel(u.Set, true)
+	}
+	return nil
+}
+
+// SetLabel sets a bit of the label, as a rule does.
+func (e *Entry) SetLabel(bit int) { e.setLabel(bit, true) }
+
+func (e *Entry) setLabel(bit int, set bool) {
+	e.Labels = slices.DeleteFunc(e.Labels, func(b int) bool { return b == bit })
+	word := e.Master.Labels[bit/32*4:]
+	n := binary.NativeEndian.Uint32(word) &^ (1 << (bit % 32))
+	if set {
+		e.Labels = append(e.Labels, bit)
+		n |= 1 << (bit % 32)
+	}
+	binary.NativeEndian.PutUint32(word, n)
 }
 
 // Early implements engine.Early: the tuples of the packets that are queued before conntrack. While

@@ -1,0 +1,144 @@
+package engine_test
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
+)
+
+const (
+	askedLabel  = 120
+	editedLabel = 119
+	opaqueLabel = 122
+)
+
+func lean(c *engine.Config) {
+	c.AskedLabel, c.EditedLabel, c.OpaqueLabel = askedLabel, editedLabel, opaqueLabel
+}
+
+// unseen says what the lean rules do not queue.
+func (w *world) unseen(dir expect.Direction, text string) {
+	w.next[dir] += uint32(len(text))
+	w.acked[dir] = w.entry.Seq(dir, w.next[dir])
+	if dir == client && strings.HasPrefix(text, "PASV") || strings.HasPrefix(text, "EPSV") {
+		w.entry.SetLabel(askedLabel)
+	}
+}
+
+// TestLean has transfers of which the engine sees one line each, the first one in the middle of the
+// connection.
+func TestLean(t *testing.T) {
+	w := newWorld(t, natOriginal, natReply, lean)
+	for i := range 200 {
+		if i == 100 {
+			w.restart(lean)
+		}
+		for _, c := range []struct {
+			dir     expect.Direction
+			in, out string
+		}{
+			{server, "227 (192,168,1,2,145,37)\r\n", "227 (192,0,2,2,145,37)\r\n"},
+			{server, "229 ok (|||37158|)\r\n", "229 ok (|||37158|)\r\n"},
+			{client, "PORT 203,0,113,101,4,1\r\n", "PORT 192,168,1,1,4,1\r\n"},
+			{client, "eprt |1|203.0.113.101|51202|\r\n", "eprt |1|192.168.1.1|51202|\r\n"},
+		} {
+			if c.dir == server {
+				w.unseen(client, "PASV\r\n")
+			}
+			installed, start := len(w.ct.Installed), w.next[c.dir]
+			if got := w.say(c.dir, c.in); got != c.out || len(w.ct.Installed) != installed+1 {
+				t.Fatalf("%d: %q came out as %q, want %q, %d expected", i, c.in, got, c.out, len(w.ct.Installed)-installed)
+			}
+			if slices.Contains(w.entry.Labels, askedLabel) {
+				t.Fatalf("%d: %q is still asked for", i, c.in)
+			}
+			// Sent again, and once more together with what follows.
+			for _, more := range []string{"", "150 here it comes\r\n"} {
+				if c.dir == client {
+					more = ""
+				}
+				if got := payloads(t, w.send(c.dir, start, c.in+more)); got != c.out+more {
+					t.Fatalf("%d: %q came again as %q", i, c.in+more, got)
+				}
+			}
+			if len(w.ct.Installed) != installed+1 {
+				t.Fatalf("%d: %q is expected twice", i, c.in)
+			}
+			w.now = w.now.Add(engine.DefaultHoldTime)
+			w.unseen(server, "150 here it comes\r\n226 done\r\n")
+			w.unseen(client, "NOOP\r\n")
+		}
+	}
+	if !slices.Contains(w.entry.Labels, editedLabel) {
+		t.Errorf("labels %v", w.entry.Labels)
+	}
+	if n := w.eng.Stats().Held; n != 0 {
+		t.Errorf("%d packets were held", n)
+	}
+}
+
+// TestLeanUnasked says that an answer counts once for each time that the client asks.
+func TestLeanUnasked(t *testing.T) {
+	w := newWorld(t, natOriginal, natReply, lean)
+	w.harmless(server, "227 (192,168,1,2,145,37)\r\n")
+	w.unseen(client, "PASV\r\n")
+	w.harmless(server, "227 (192,168,1,7,145,37)\r\n") // somebody else's: PASV is not answered yet
+	if got, want := w.say(server, "227 (192,168,1,2,145,37)\r\n"), "227 (192,0,2,2,145,37)\r\n"; got != want {
+		t.Errorf("227 came out as %q, want %q", got, want)
+	}
+	w.harmless(server, "227 (192,168,1,2,145,38)\r\n")
+	w.harmless(server, "229 ok (|||37158|)\r\n")
+}
+
+// TestLeanSplit lets the beginning of a line pass: the rest of it is never queued.
+func TestLeanSplit(t *testing.T) {
+	w := newWorld(t, natOriginal, natReply, lean)
+	w.unseen(client, "PASV\r\n")
+	w.harmless(server, "227 (192,168,1,2,")
+	if _, waits := w.eng.Deadline(); waits {
+		t.Error("a packet waits")
+	}
+	w.unseen(server, "145,37)\r\n")
+	w.unseen(client, "PASV\r\n")
+	if got, want := w.say(server, "227 (192,168,1,2,145,37)\r\n"), "227 (192,0,2,2,145,37)\r\n"; got != want {
+		t.Errorf("the next 227 came out as %q, want %q", got, want)
+	}
+}
+
+// TestLeanEncrypted has the connection taken out of the queue.
+func TestLeanEncrypted(t *testing.T) {
+	w := newWorld(t, natOriginal, natReply, lean)
+	w.say(server, "234 nobody has asked\r\n")
+	if len(w.entry.Labels) != 0 {
+		t.Errorf("without AUTH: labels %v", w.entry.Labels)
+	}
+	w.say(client, "AUTH TLS\r\n")
+	w.say(server, "234 ok\r\n")
+	if !slices.Contains(w.entry.Labels, opaqueLabel) {
+		t.Errorf("labels %v", w.entry.Labels)
+	}
+}
+
+// TestPortTaken has another connection expect a data connection at the same place.
+func TestPortTaken(t *testing.T) {
+	w := newWorld(t, natOriginal, natReply)
+	other := w.ct.Add(tuple("203.0.113.101:50775", "192.0.2.2:21"), tuple("192.168.1.2:21", "192.168.1.1:50775"))
+	taken := expect.For(&other.Master, server, 37157)
+	if err := w.ct.Announce(&other.Master, taken, expect.Update{}); err != nil {
+		t.Fatal(err)
+	}
+	w.login()
+	w.say(client, "PASV\r\n")
+	got := w.say(server, "227 ok (192,168,1,2,145,37)\r\n")
+	x := w.ct.Installed[len(w.ct.Installed)-1]
+	if !strings.HasPrefix(got, "227 ok (192,0,2,2,") || got == "227 ok (192,0,2,2,145,37)\r\n" || x.Dst == taken.Dst || x.Port != 37157 {
+		t.Errorf("227 came out as %q, expected %+v", got, x)
+	}
+	if want := x.Dst.Port(); !strings.Contains(got, fmt.Sprintf(",%d,%d)", want>>8, want&255)) {
+		t.Errorf("227 came out as %q, expected is port %d", got, want)
+	}
+}
