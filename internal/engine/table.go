@@ -47,7 +47,7 @@ type entry struct {
 	told     uint16
 	commands uint8
 	sequence Sequence
-	flags    uint16
+	flags    uint32
 }
 
 type packedSide struct {
@@ -320,7 +320,7 @@ func (en *entry) unpack(f *flow) {
 }
 
 type bit struct {
-	flag  uint16
+	flag  uint32
 	value *bool
 }
 

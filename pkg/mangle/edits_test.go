@@ -392,3 +392,31 @@ func FuzzRender(f *testing.F) {
 		checkAllSegments(t, w, w.edits(t))
 	})
 }
+
+// TestTrim drops the oldest edits: what is left is rendered as before, and so is what comes.
+func TestTrim(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(13, 14))
+	for range 200 {
+		w := randomWorld(rnd, 60, 1+rnd.IntN(8))
+		e, trimmed := w.edits(t), w.edits(t)
+		n := rnd.IntN(e.Len() + 1)
+		trimmed.Trim(n)
+		if trimmed.Len() != n {
+			t.Fatalf("%v: %d edits are left, want %d", w, trimmed.Len(), n)
+		}
+		from := 0
+		if dropped := len(w.changes) - n; dropped > 0 {
+			from = w.changes[dropped-1].end()
+		}
+		for i := from; i <= len(w.text); i++ {
+			if seq := w.start.Add(i); trimmed.Offset(seq) != e.Offset(seq) {
+				t.Fatalf("%v: byte %d has offset %d, want %d", w, i, trimmed.Offset(seq), e.Offset(seq))
+			}
+		}
+		var resumed Edits
+		resumed.Resume(trimmed.Base())
+		if got, want := resumed.Offset(w.start.Add(from)), e.Offset(w.start.Add(from)); n == 0 && got != want {
+			t.Fatalf("%v: resumed with %d, want %d", w, got, want)
+		}
+	}
+}

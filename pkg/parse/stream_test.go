@@ -365,3 +365,38 @@ func ExampleStream() {
 	// 1000 other invalid IP 0
 	// 1006 PORT 192.168.0.2 1025
 }
+
+// TestIdle begins a stream anew wherever it is idle: the same lines come of it.
+func TestIdle(t *testing.T) {
+	const text = "one\r\ntwo\n\r\n" + "three three\r\nfour\r\n"
+	for first := range 3 { // also from the middle of a line
+		for cut := first; cut < len(text); cut++ {
+			var s, again Stream
+			s.Start(Seq(first), first == 0)
+			s.Push(Seq(first), []byte(text[first:cut]))
+			for _, ok := s.Next(); ok; _, ok = s.Next() {
+			}
+			between := cut == 0 || text[cut-1] == '\n'
+			if want := between || s.Skips(); s.Idle() != want {
+				t.Fatalf("from %d to %d: idle %v", first, cut, !want)
+			}
+			if !s.Idle() {
+				continue
+			}
+			again.Start(s.Expected(), !s.Skips())
+			for _, v := range []*Stream{&s, &again} {
+				v.Push(Seq(cut), []byte(text[cut:]))
+			}
+			for {
+				a, aok := s.Next()
+				b, bok := again.Next()
+				if aok != bok || string(a.Text) != string(b.Text) || a.Seq != b.Seq {
+					t.Fatalf("from %d to %d: %q at %d, and again %q at %d", first, cut, a.Text, a.Seq, b.Text, b.Seq)
+				}
+				if !aok {
+					break
+				}
+			}
+		}
+	}
+}
