@@ -6,7 +6,9 @@ STATICCHECK = go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 # Debian packages that the demo and the tests need.
 DEMO_PACKAGES := nftables conntrack vsftpd curl iproute2 kmod
-TEST_PACKAGES := $(DEMO_PACKAGES) lftp gcc libc6-dev $(shell cat test/vm/packages)
+TEST_PACKAGES := $(DEMO_PACKAGES) lftp gcc libc6-dev libnetfilter-queue-dev $(shell cat test/vm/packages)
+BENCH_PACKAGES := nftables conntrack kmod gcc libc6-dev libnetfilter-queue-dev
+BENCH_VM_PACKAGES := $(BENCH_PACKAGES) conntrackd nfct $(shell cat test/vm/packages)
 
 # How long each fuzz target runs: a count, as "go test" takes the end of a time for a
 # failure when the machine is busy.
@@ -15,7 +17,10 @@ FUZZTIME ?= 30000x
 KERNELS ?= 6.1 6.12
 VM_SLOW ?= 10
 
-.PHONY: help build demo test lint unit fuzz netns vm clean
+# More for bench, such as BENCH_FLAGS="-rounds 20".
+BENCH_FLAGS ?=
+
+.PHONY: help build demo test lint unit fuzz netns vm bench bench-vm bench-build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,13 +54,32 @@ fuzz: ## every fuzz target for FUZZTIME
 	done
 
 netns: ## real clients and servers through NAT, on this kernel (root)
-	go test -race -count 1 ./test/netns/...
+	go test -race -count 1 ./test/netns/... ./bench
 
 vm: build $(KERNELS:%=vm-%) ## the same on stock Debian kernels in an emulator (root)
 
 vm-%: build
 	FTPHELPER_BIN=$(CURDIR)/bin/nfq-ftphelper FTPHELPER_SLOW=$(VM_SLOW) \
 		go test -count 1 -p 1 -timeout 30m -exec "$(CURDIR)/test/vm/run $*" ./rules ./internal/cthelper ./internal/doctor ./internal/nfq ./pkg/expect ./test/netns
+
+bench: ## measure FTP helpers side by side, on this kernel: bench/results (root)
+	@test/install $(BENCH_PACKAGES)
+	@$(MAKE) --no-print-directory bench-build
+	bin/bench $(BENCH_FLAGS)
+
+bench-vm: ## the same on stock Debian kernels in an emulator, conntrackd's helper among them (root)
+	@test/install $(BENCH_VM_PACKAGES)
+	@$(MAKE) --no-print-directory bench-build $(KERNELS:%=bench-vm-%)
+
+# What the guest writes is gone with it, so the raw data comes through its standard output.
+bench-vm-%: bench-build
+	FTPHELPER_SLOW=$(VM_SLOW) VM_TIMEOUT=3600 \
+		test/vm/run $* bin/bench -stock -rounds 3 -connections 100 $(BENCH_FLAGS) -out - >bin/bench-$*.json
+	bin/bench -render bin/bench-$*.json
+
+bench-build: build
+	CGO_ENABLED=0 go build -trimpath -o bin/bench ./bench
+	gcc -O2 -Wall -Wextra -Werror -o bin/accept bench/accept/accept.c -lnetfilter_queue
 
 clean: ## remove what was built
 	rm -rf bin

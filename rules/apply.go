@@ -103,7 +103,7 @@ func try(family nftables.TableFamily, opts []nftables.ConnOption, add func(*nfta
 func loadTarget(opts []nftables.ConnOption) {
 	_ = try(nftables.TableFamilyIPv4, opts, func(conn *nftables.Conn, t *nftables.Table) {
 		chain := conn.AddChain(&nftables.Chain{Table: t, Name: control.Name})
-		conn.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: []expr.Any{Compat.expr(0)}})
+		conn.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: []expr.Any{Compat.Expr(0)}})
 	})
 }
 

@@ -35,8 +35,8 @@ const (
 	Compat Statement = "NFQUEUE target"
 )
 
-// expr is the statement for one queue. Packets pass while nobody listens on it.
-func (s Statement) expr(queue uint16) expr.Any {
+// Expr is the statement for one queue. Packets pass while nobody listens on it.
+func (s Statement) Expr(queue uint16) expr.Any {
 	if s == Native {
 		return &expr.Queue{Num: queue, Total: 1, Flag: expr.QueueFlagBypass}
 	}
@@ -280,7 +280,7 @@ func byEnds(ip string, family byte, addresses, length uint32, registers [4]uint3
 
 // toQueue hands a packet to the i-th queue.
 func toQueue(c Config, s Statement, i uint16) part {
-	return part{fmt.Sprintf("queue flags bypass to %d", c.Queue+i), []expr.Any{s.expr(c.Queue + i)}}
+	return part{fmt.Sprintf("queue flags bypass to %d", c.Queue+i), []expr.Any{s.Expr(c.Queue + i)}}
 }
 
 // ctKeyID is NFT_CT_ID, for which the library has no name.

@@ -38,8 +38,8 @@ func newRun() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Help FTP connections until stopped",
-		Long: `run serves the queue until it gets SIGTERM or SIGINT, and logs a line for every data
-connection that it has conntrack expect.
+		Long: `run serves the queue until it gets SIGTERM or SIGINT. It logs what it refuses and cannot do;
+with --log-level debug also every data connection that it has conntrack expect.
 
 The rules that fill the queue are either yours (nft -f ftp-queue.nft, which "rules print"
 writes), or, with --rules, applied at start and removed at stop. While the daemon is not

@@ -194,8 +194,10 @@ func (e *Engine) announced(f *flow, a announcement, err error) {
 		return
 	}
 	e.stats.Expectations++
-	e.log.Info("data connection expected", "client", f.master.Client(), "server", f.master.Server(),
-		"verb", a.verb, "announced", a.at, "rewritten", e.told(f, a, x), "expected", x.Dst)
+	if e.log.Enabled(context.Background(), slog.LevelDebug) {
+		e.log.Debug("data connection expected", "client", f.master.Client(), "server", f.master.Server(),
+			"verb", a.verb, "announced", a.at, "rewritten", e.told(f, a, x), "expected", x.Dst)
+	}
 }
 
 // vouches reports whether addr is one that the side sending in direction dir may announce as its

@@ -1,0 +1,55 @@
+package main
+
+import (
+	"os"
+	"testing"
+	"time"
+)
+
+func TestParseQueues(t *testing.T) {
+	const text = "   21  30114     0 2 65535     0     0       12  1\n" +
+		"  100  30115     3 2 65535     0     0   345678  1\n"
+	bound, packets, err := parseQueues(text, 100)
+	if !bound || packets != 345678 || err != nil {
+		t.Errorf("%v, %d, %v", bound, packets, err)
+	}
+	if bound, _, err := parseQueues(text, 10); bound || err != nil {
+		t.Errorf("queue 10: %v, %v", bound, err)
+	}
+	if _, _, err := parseQueues("100 1 0 2 65535 0 0 many 1\n", 100); err == nil {
+		t.Error("what is no number is accepted")
+	}
+}
+
+func TestIdleTime(t *testing.T) {
+	const text = "cpu  9 9 9 9 9 9 9 9 9 9\ncpu0 1 2 3 400 50 6 7 8 0 0\ncpu1 9 9 9 1 2 9 9 3 9 9\nintr 1 2 3\n"
+	for _, c := range []struct {
+		processor, ticks, count int
+	}{{0, 458, 1}, {1, 6, 1}, {allProcessors, 464, 2}} {
+		got, count, err := idleTime(text, c.processor)
+		if want := time.Duration(c.ticks) * 10 * time.Millisecond; got != want || count != c.count || err != nil {
+			t.Errorf("processor %d: %v, %d, %v; want %v", c.processor, got, count, err, want)
+		}
+	}
+	for _, text := range []string{"", "cpu0 1 2 3\n", "cpu1 1 2 3 4 5 6 7 8 9\n", "cpu0 1 2 3 x 5 6 7 8 9\n"} {
+		if _, _, err := idleTime(text, 0); err == nil {
+			t.Errorf("%q is accepted", text)
+		}
+	}
+}
+
+func TestProcessorTime(t *testing.T) {
+	before, err := processorTime(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for begin := time.Now(); time.Since(begin) < 20*time.Millisecond; {
+	}
+	after, err := processorTime(os.Getpid())
+	if err != nil || after <= before {
+		t.Errorf("%v after %v (%v)", after, before, err)
+	}
+	if _, err := processorTime(1 << 22); err == nil {
+		t.Error("a process that cannot be has used time")
+	}
+}

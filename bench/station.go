@@ -1,0 +1,166 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
+)
+
+// station is a lab with a contender on its router, an FTP server behind it and a load generator
+// before it.
+type station struct {
+	contender contender
+	lab       *netns.Lab
+	daemon    *netns.Process // that packets are queued to; nil for none
+	processor int            // that everything is bound to
+	load      *netns.Process
+	jobs      *os.File
+	outcomes  *os.File
+	in        *json.Encoder
+	out       *json.Decoder
+}
+
+// newStation builds a lab and starts everything in it. The programs of the load are those of
+// this binary, which is run again.
+func newStation(ctx context.Context, c contender, s netns.Situation, b binaries, processor int) (*station, error) {
+	lab, err := netns.New(ctx, netns.Config{Situation: s, Family: netns.IPv4, Helper: netns.None})
+	if err != nil {
+		return nil, err
+	}
+	t := &station{contender: c, lab: lab, processor: processor}
+	if err := t.start(ctx, b); err != nil {
+		return nil, errors.Join(fmt.Errorf("start with %s: %w", c.name, err), t.close())
+	}
+	return t, nil
+}
+
+func (t *station) start(ctx context.Context, b binaries) (err error) {
+	r := t.lab.ServerRouter()
+	// What conntrack remembers of ended data connections would grow with a contender's speed.
+	if err := r.Sysctl("netfilter.nf_conntrack_tcp_timeout_time_wait", "1"); err != nil {
+		return err
+	}
+	if t.daemon, err = t.contender.start(ctx, b, t.lab); err != nil {
+		return err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	server := exec.Command(self, serverRole, t.lab.Addresses.Server.Addr().String())
+	if _, err := startReady(ctx, t.lab.Server, server); err != nil {
+		return err
+	}
+	return t.startLoad(self)
+}
+
+func (t *station) startLoad(self string) error {
+	input, jobs, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer input.Close()
+	outcomes, output, err := os.Pipe()
+	if err != nil {
+		return errors.Join(err, jobs.Close())
+	}
+	defer output.Close()
+	t.jobs, t.outcomes = jobs, outcomes
+	t.in, t.out = json.NewEncoder(jobs), json.NewDecoder(outcomes)
+	cmd := exec.Command(self, loadRole)
+	cmd.Stdin, cmd.Stdout = input, output
+	t.load, err = t.lab.Client.Start(cmd)
+	return err
+}
+
+func (t *station) close() error {
+	var errs []error
+	if t.jobs != nil {
+		errs = append(errs, t.jobs.Close(), t.outcomes.Close())
+	}
+	if t.contender.stop != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), netns.Scale(30*time.Second))
+		defer cancel()
+		errs = append(errs, t.contender.stop(ctx, t.lab))
+	}
+	return errors.Join(append(errs, t.lab.Close())...)
+}
+
+// do has the load generator do a job, and counts what that costs.
+func (t *station) do(ctx context.Context, j job) (Sample, error) {
+	s, err := t.try(ctx, j)
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		return Sample{}, fmt.Errorf("%s with %s, %d at once: %w", j.Operation, t.contender.name, j.Connections, err)
+	}
+	return s, nil
+}
+
+func (t *station) try(ctx context.Context, j job) (Sample, error) {
+	j.Server = t.lab.ServerAddress
+	j.AnyAddress = t.contender.keepsAddress
+	// Reads of the pipes end when there is no more time.
+	defer context.AfterFunc(ctx, func() { _ = t.outcomes.SetReadDeadline(time.Now()) })()
+
+	// Of the connections before, nothing is to be left: their expectations would be in the way.
+	if _, err := t.lab.ServerRouter().Run(ctx, "", "conntrack", "-F"); err != nil {
+		return Sample{}, err
+	}
+	if err := t.in.Encode(j); err != nil {
+		return Sample{}, t.explain(err)
+	}
+	if _, err := t.outcome(); err != nil {
+		return Sample{}, err
+	}
+	before, err := readCounters(t.lab.ServerRouter().Host, t.daemon, t.processor)
+	if err != nil {
+		return Sample{}, err
+	}
+	if err := t.in.Encode(true); err != nil {
+		return Sample{}, t.explain(err)
+	}
+	o, err := t.outcome()
+	if err != nil {
+		return Sample{}, err
+	}
+	after, err := readCounters(t.lab.ServerRouter().Host, t.daemon, t.processor)
+	if err != nil {
+		return Sample{}, err
+	}
+	return Sample{
+		Operations:     o.Operations,
+		Seconds:        o.Elapsed.Seconds(),
+		DaemonSeconds:  (after.daemon - before.daemon).Seconds(),
+		MachineSeconds: busy(before, after).Seconds(),
+		Packets:        int(after.packets - before.packets),
+		Lines:          o.Lines,
+		latencies:      o.Latencies,
+	}, nil
+}
+
+func (t *station) outcome() (o outcome, err error) {
+	if err := t.out.Decode(&o); err != nil {
+		return o, t.explain(err)
+	}
+	if o.Error != "" {
+		return o, fmt.Errorf("%s\n%s", o.Error, t.lab.Logs())
+	}
+	return o, nil
+}
+
+// explain adds what is known of the load generator's end to an error of a pipe.
+func (t *station) explain(err error) error {
+	if errors.Is(err, io.EOF) {
+		return fmt.Errorf("the load generator has ended: %s", t.load.Output())
+	}
+	return fmt.Errorf("talk to the load generator: %w", err)
+}
