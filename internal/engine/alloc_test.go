@@ -1,7 +1,10 @@
 package engine_test
 
 import (
+	"encoding/binary"
+	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"testing"
 
 	"github.com/google/gopacket/layers"
@@ -67,5 +70,70 @@ func BenchmarkHandle(b *testing.B) {
 				packet[24], packet[25], packet[26], packet[27] = byte(seq>>24), byte(seq>>16), byte(seq>>8), byte(seq)
 			}
 		})
+	}
+}
+
+// BenchmarkFlows has lines from one connection after another, in no order, out of so many that are
+// tracked.
+func BenchmarkFlows(b *testing.B) {
+	for _, n := range []int{10, 1e4, 1e6} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			w := newWorld(b, natOriginal, natReply, quiet, func(c *engine.Config) { c.MaxFlows = n })
+			w.restart(quiet, func(c *engine.Config) { c.Conntrack, c.MaxFlows = &generated{}, n })
+			packet := w.segment(server, 1, "220 ready\r\n")
+			verdicts := make([]engine.Verdict, 0, 4)
+			from := func(i int) []byte { // the client's address
+				packet[17], packet[18], packet[19] = byte(i>>16), byte(i>>8), byte(i)
+				return packet
+			}
+			for i := range n {
+				verdicts = w.eng.Handle(1, from(i), verdicts[:0])
+			}
+			r := rand.New(rand.NewPCG(1, 2))
+			b.ReportAllocs()
+			for b.Loop() {
+				verdicts = w.eng.Handle(1, from(r.IntN(n)), verdicts[:0])
+			}
+		})
+	}
+}
+
+// BenchmarkRebuild has every packet come from a connection that has been forgotten: what it costs
+// to begin with one again, but for the question to the kernel.
+func BenchmarkRebuild(b *testing.B) {
+	w := newWorld(b, natOriginal, natReply)
+	w.restart(quiet, func(c *engine.Config) { c.Conntrack, c.MaxFlows = &generated{}, 1 })
+	packet := w.segment(server, 1, "220 ready\r\n")
+	verdicts := make([]engine.Verdict, 0, 4)
+	b.ReportAllocs()
+	for b.Loop() {
+		packet[19]++
+		verdicts = w.eng.Handle(1, packet, verdicts[:0])
+	}
+}
+
+// BenchmarkPassive is a PASV and its answer, rewritten.
+func BenchmarkPassive(b *testing.B) {
+	w := newWorld(b, natOriginal, natReply, quiet)
+	w.login()
+	verdicts := make([]engine.Verdict, 0, 4)
+	packets := [2][]byte{
+		w.segment(client, w.next[client], "PASV\r\n"),
+		w.segment(server, w.next[server], "227 Entering Passive Mode (192,168,1,2,145,37).\r\n"),
+	}
+	seq, ack := w.next, w.next[server]
+	b.ReportAllocs()
+	for b.Loop() {
+		for dir, p := range packets {
+			binary.BigEndian.PutUint32(p[24:], seq[dir])
+			if dir == int(client) {
+				binary.BigEndian.PutUint32(p[28:], ack)
+			}
+			verdicts = w.eng.Handle(1, p, verdicts[:0])
+			seq[dir] += uint32(len(p) - 40)
+			if dir == int(server) {
+				ack += uint32(len(verdicts[0].Packet) - 40)
+			}
+		}
 	}
 }
