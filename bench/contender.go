@@ -74,6 +74,7 @@ var contenders = []contender{
 	{name: conntrackd, in: withoutNAT, stock: true, start: startConntrackd, stop: stopConntrackd},
 	{name: cFull, in: behindNAT, workloads: onlyControl, keepsAddress: true, start: startFullAccept},
 	{name: oursFull, in: anywhere, limit: cFull, start: ours()},
+	{name: oursLean, in: anywhere, limit: cLean, start: ours("--ruleset", "lean")},
 	{name: cLean, in: behindNAT, workloads: onlyControl, keepsAddress: true, start: startLeanAccept},
 }
 

@@ -58,7 +58,7 @@ func TestApplyOverlappingPorts(t *testing.T) {
 }
 
 func TestInvalidConfig(t *testing.T) {
-	for _, c := range []Config{{}, {Ports: []PortRange{{0, 21}}}, {Ports: []PortRange{{30, 20}}}, {Ports: example.Ports, Ruleset: "lean"}} {
+	for _, c := range []Config{{}, {Ports: []PortRange{{0, 21}}}, {Ports: []PortRange{{30, 20}}}, {Ports: example.Ports, Ruleset: "fat"}} {
 		if _, err := Apply(c); err == nil {
 			t.Errorf("Apply accepts %v", c)
 		}
@@ -234,7 +234,7 @@ func TestExplain(t *testing.T) {
 
 func TestMissingHelper(t *testing.T) {
 	newNamespace(t)
-	for _, r := range []Ruleset{User, CTHelper} {
+	for _, r := range []Ruleset{Lean, User, CTHelper} {
 		_, err := Apply(Config{Ports: example.Ports, Ruleset: r, Helper: "no-such-helper"})
 		if !errors.Is(err, unix.ENOENT) || !strings.Contains(err.Error(), `no conntrack helper "no-such-helper"`) {
 			t.Errorf("%s: %v", r, err)

@@ -83,6 +83,41 @@ func TestCheckAfterCommands(t *testing.T) {
 	}
 }
 
+// The parts that only the ruleset Lean has.
+func TestCheckLean(t *testing.T) {
+	lean := Config{Ports: example.Ports, Queue: 7, Queues: 2, Ruleset: Lean}
+	for _, tt := range []struct {
+		old, new string
+		want     string
+	}{
+		{"goto commands", "jump commands", "chain control: rule 4 is not"},
+		{"ct direction reply goto", "ct direction original goto", "chain control: rule 5 is not"},
+		{"0x50415356 ct label set 120", "0x50415356 ct label set 119", "chain commands: rule 1 is not"},
+		{"& 0xdfdfdfdf == 0x45505356", "& 0xffffffff == 0x45505356", "chain commands: rule 2 is not"},
+		{"@ih,0,32 & 0xdfdfdfdf == 0x45505356", "@ih,8,32 & 0xdfdfdfdf == 0x45505356", "chain commands: rule 2 is not"},
+		{"0x41555448 goto read", "0x43434300 goto read", "chain commands: rule 5 is not"},
+		{"0x504f5354", "0x504f5355", "chain commands: rule 8 is not"},
+		{"0x50555400 ct label set 122", "0x50555400 ct label set 122 return", "chain commands: rule 9 is not"},
+		{"@ih,0,16 0x1603", "@ih,0,16 0x1604", "chain commands: rule 14 is not"},
+		{"@ih,0,16 0x1603 ct label set 122", "", `chain commands: rule 14 is not "@ih,0,16 0x1603 ct label set 122"`},
+		{"@ih,0,24 0x323334", "@ih,0,24 0x323335", "chain replies: rule 1 is not"},
+		{"ct label 119,120 @ih,0,24 0x323237", "ct label 120 @ih,0,24 0x323237", "chain replies: rule 2 is not"},
+		{"ct label 119,120 @ih,0,24 0x323239", "@ih,0,24 0x323239", "chain replies: rule 3 is not"},
+		{"", "", "chain read: rule 1 is not"}, // which is left to do
+	} {
+		t.Run(tt.old+"→"+tt.new, func(t *testing.T) {
+			newNamespace(t)
+			text := Text(lean)
+			if !strings.Contains(text, tt.old) {
+				t.Fatalf("the file has no %q", tt.old)
+			}
+			text = strings.ReplaceAll(text, tt.old, tt.new)
+			nft(t, textStatement.ReplaceAllString(text, "accept"))
+			wantError(t, Check(lean), tt.want)
+		})
+	}
+}
+
 // The parts that only the ruleset User has.
 func TestCheckUser(t *testing.T) {
 	user := Config{Ports: example.Ports, Queue: 7, Queues: 2, Ruleset: User}

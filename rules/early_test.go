@@ -123,6 +123,7 @@ func TestOpenEarlyRefuses(t *testing.T) {
 	}{
 		{Config{Ruleset: User}, 0, "no control port"},
 		{example, 7, "the ruleset full queues nothing before conntrack"},
+		{Config{Ports: example.Ports, Queue: 7, Ruleset: Lean}, 7, "the ruleset lean queues nothing before conntrack"},
 		{Config{Ports: example.Ports, Ruleset: CTHelper}, 0, "the ruleset cthelper queues nothing"},
 		{user, 6, "queue 6 is none of the 1 from 7 on"},
 		{user, 8, "queue 8 is none of the 1 from 7 on"},

@@ -341,7 +341,13 @@ func testQueued(t *testing.T, r Ruleset) {
 // Nobody listens on the queue.
 func TestBypass(t *testing.T) {
 	client, _ := newLab(t)
-	apply(t, example)
+	for _, r := range []Ruleset{Full, Lean} {
+		testBypass(t, client, r)
+	}
+}
+
+func testBypass(t *testing.T, client netns.NsHandle, r Ruleset) {
+	apply(t, Config{Ports: example.Ports, Queue: example.Queue, Ruleset: r})
 	for _, addr := range []netip.Addr{server4, server6} {
 		to := netip.AddrPortFrom(addr, 21)
 		talk(t, client, to, to, "")

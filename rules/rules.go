@@ -1,6 +1,7 @@
 // Package rules installs the nftables rules that hand the packets of FTP control
-// connections to a queue. There are three rulesets: ftp-queue.nft, ftp-queue-user.nft
-// and ftp-cthelper.nft, which Text returns for nft(8), and the same over netlink.
+// connections to a queue. There are four rulesets: ftp-queue.nft, ftp-queue-lean.nft,
+// ftp-queue-user.nft and ftp-cthelper.nft, which Text returns for nft(8), and the same
+// over netlink.
 //
 // Each of them is one table, inet nfq_ftphelper. Nothing outside of it is
 // changed. What the kernel makes of it is in net/netfilter: nf_tables_api.c,
@@ -11,9 +12,11 @@
 package rules
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -50,11 +53,19 @@ func (s Statement) Expr(queue uint16) expr.Any {
 
 // Bits of the conntrack label (ct label), 0 to 127.
 const (
+	// EditedLabel is for the daemon to set on connections in which it has rewritten a 227 or 229,
+	// which may be sent again: the ruleset Lean queues those replies from then on.
+	EditedLabel = 119
+
+	// AskedLabel marks connections whose client has sent PASV or EPSV, so that a 227 or 229 is due:
+	// the ruleset Lean sets it, and queues those replies. The daemon clears it.
+	AskedLabel = 120
+
 	// ControlLabel marks the control connections that the ruleset has given a helper.
 	ControlLabel = 121
 
 	// OpaqueLabel is for the daemon to set on connections in which there is nothing left
-	// to read: they are not queued any more.
+	// to read: they are not queued any more. The ruleset Lean sets it too, on what is no FTP.
 	OpaqueLabel = 122
 
 	// UserLabel is for the daemon to set on connections whose sequence numbers it keeps: the
@@ -66,10 +77,13 @@ const (
 	ShiftedLabel = 124
 )
 
-// label is the label with one bit set, as the kernel has it.
-func label(bit int) []byte {
+// label is the label with some bits set, as the kernel has it.
+func label(bits ...int) []byte {
 	l := make([]byte, 16)
-	binary.NativeEndian.PutUint32(l[bit/32*4:], 1<<(bit%32))
+	for _, bit := range bits {
+		word := l[bit/32*4:]
+		binary.NativeEndian.PutUint32(word, binary.NativeEndian.Uint32(word)|1<<(bit%32))
+	}
 	return l
 }
 
@@ -89,6 +103,10 @@ var (
 	prerouting = baseChain("prerouting", nftables.ChainHookPrerouting, -150)
 	output     = baseChain("output", nftables.ChainHookOutput, -150)
 	control    = &nftables.Chain{Table: table, Name: "control"}
+
+	commands = &nftables.Chain{Table: table, Name: "commands"}
+	replies  = &nftables.Chain{Table: table, Name: "replies"}
+	read     = &nftables.Chain{Table: table, Name: "read"}
 
 	adjusted4 = verdictMap(2, "adjusted4", nftables.TypeIPAddr)
 	adjusted6 = verdictMap(3, "adjusted6", nftables.TypeIP6Addr)
@@ -147,7 +165,10 @@ func maps(c Config) []*nftables.Set {
 // chains are those of the ruleset.
 func chains(c Config) []*nftables.Chain {
 	all := []*nftables.Chain{prerouting, output, control}
-	if c.Ruleset == User {
+	switch c.Ruleset {
+	case Lean:
+		all = append(all, commands, replies, read)
+	case User:
 		for i := range c.queues() {
 			all = append(all, queueChain(i))
 		}
@@ -210,10 +231,8 @@ var (
 		&expr.Lookup{SourceRegister: 1, SetName: ports.Name},
 	}}
 
-	inReply = part{"ct direction reply", []expr.Any{
-		&expr.Ct{Key: expr.CtKeyDIRECTION, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{1}}, // IP_CT_DIR_REPLY
-	}}
+	inOriginal = direction("original", 0) // IP_CT_DIR_ORIGINAL
+	inReply    = direction("reply", 1)    // IP_CT_DIR_REPLY
 
 	hasPayload = part{"@ih,0,8 >= 0x0", []expr.Any{
 		&expr.Payload{Base: unix.NFT_PAYLOAD_INNER_HEADER, Offset: 0, Len: 1, DestRegister: 1},
@@ -226,18 +245,36 @@ var (
 	ipv4ByEnds = byEnds("ip", unix.NFPROTO_IPV4, 12, 4, [4]uint32{1, 9, 10, 11}, adjusted4)
 	ipv6ByEnds = byEnds("ip6", unix.NFPROTO_IPV6, 8, 16, [4]uint32{1, 2, 13, 17}, adjusted6)
 
+	// What TLS begins with: a record of a handshake, of any version (RFC 8446 section 5.1).
+	isTLS = part{"@ih,0,16 0x1603", begins([]byte{0x16, 0x03})}
+
 	leave       = part{"return", []expr.Any{&expr.Verdict{Kind: expr.VerdictReturn}}}
 	jumpControl = part{"jump control", []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: control.Name}}}
 
 	setHelper = part{`ct helper set "carrier"`, []expr.Any{
 		&expr.Objref{Type: int(nftables.ObjTypeCtHelper), Name: "carrier"},
 	}}
+)
 
-	setControlLabel = part{fmt.Sprintf("ct label set %d", ControlLabel), []expr.Any{
-		&expr.Immediate{Register: 1, Data: label(ControlLabel)},
+// continueIn goes on in another chain, and does not come back.
+func continueIn(chain *nftables.Chain) part {
+	return part{"goto " + chain.Name, []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain.Name}}}
+}
+
+func setLabel(bit int) part {
+	return part{fmt.Sprintf("ct label set %d", bit), []expr.Any{
+		&expr.Immediate{Register: 1, Data: label(bit)},
 		&expr.Ct{Key: expr.CtKeyLABELS, Register: 1, SourceRegister: true},
 	}}
-)
+}
+
+// direction matches packets of one direction of their connection.
+func direction(name string, number byte) part {
+	return part{"ct direction " + name, []expr.Any{
+		&expr.Ct{Key: expr.CtKeyDIRECTION, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{number}},
+	}}
+}
 
 // state matches packets whose conntrack state has the bit.
 func state(name string, bit uint32) part {
@@ -252,11 +289,36 @@ func state(name string, bit uint32) part {
 	}}
 }
 
-// labelled matches packets of connections whose label has the bit.
-func labelled(bit int) part {
-	return part{fmt.Sprintf("ct label %d", bit), []expr.Any{
+// begins matches packets whose payload begins with data, up to 16 bytes. A shorter payload does not.
+// What is done to the payload first is for steps to do.
+func begins(data []byte, steps ...expr.Any) []expr.Any {
+	load := &expr.Payload{Base: unix.NFT_PAYLOAD_INNER_HEADER, Offset: 0, Len: uint32(len(data)), DestRegister: 1}
+	return slices.Concat([]expr.Any{load}, steps, []expr.Any{&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: data}})
+}
+
+// command matches packets that begin with a verb in upper or lower case. The bit that tells the two
+// apart is taken out of every byte, a space becomes 0.
+func command(verb string) part {
+	mask, folded := bytes.Repeat([]byte{^byte(0x20)}, len(verb)), []byte(verb)
+	for i := range folded {
+		folded[i] &= mask[i]
+	}
+	return part{fmt.Sprintf("@ih,0,%d & %#x == %#x", 8*len(verb), mask, folded), begins(folded, &expr.Bitwise{
+		SourceRegister: 1, DestRegister: 1, Len: uint32(len(verb)), Mask: mask, Xor: make([]byte, len(verb)),
+	})}
+}
+
+// reply matches packets that begin with the code of a reply.
+func reply(code string) part {
+	return part{fmt.Sprintf("@ih,0,%d %#x", 8*len(code), code), begins([]byte(code))}
+}
+
+// labelled matches packets of connections whose label has one of the bits.
+func labelled(bits ...int) part {
+	list := strings.Trim(strings.Join(strings.Fields(fmt.Sprint(bits)), ","), "[]")
+	return part{"ct label " + list, []expr.Any{
 		&expr.Ct{Key: expr.CtKeyLABELS, Register: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 16, Mask: label(bit), Xor: make([]byte, 16)},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 16, Mask: label(bits...), Xor: make([]byte, 16)},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 16)},
 	}}
 }
@@ -327,8 +389,11 @@ func rules(c Config, s Statement) []rule {
 	}
 	all = append(all,
 		in(control, labelled(OpaqueLabel), leave),
-		in(control, isNew, setControlLabel),
+		in(control, isNew, setLabel(ControlLabel)),
 	)
+	if c.Ruleset == Lean {
+		return append(all, leanRules(c, s)...)
+	}
 	if c.Ruleset == User {
 		all = append(all, in(control, labelled(UserLabel), inReply, leave))
 		queue(labelled(UserLabel), isEstablished)
@@ -345,6 +410,34 @@ func rules(c Config, s Statement) []rule {
 			in(earlyOutput, ipv4ByEnds),
 			in(earlyOutput, ipv6ByEnds),
 		)
+	}
+	return all
+}
+
+// leanRules are those that only the ruleset Lean has.
+func leanRules(c Config, s Statement) []rule {
+	all := []rule{
+		in(control, isEstablished, inOriginal, continueIn(commands)),
+		in(control, isEstablished, inReply, continueIn(replies)),
+	}
+	for _, verb := range []string{"PASV", "EPSV"} {
+		all = append(all, in(commands, command(verb), setLabel(AskedLabel)))
+	}
+	for _, verb := range []string{"PORT", "EPRT", "AUTH"} {
+		all = append(all, in(commands, command(verb), continueIn(read)))
+	}
+	// RFC 9110 section 9, RFC 5789. FTP has a command DELE, and none that goes on with T.
+	for _, method := range []string{"GET ", "HEAD", "POST", "PUT ", "DELET", "CONN", "OPTI", "PATC"} {
+		all = append(all, in(commands, command(method), setLabel(OpaqueLabel)))
+	}
+	all = append(all,
+		in(commands, isTLS, setLabel(OpaqueLabel)),
+		in(replies, reply("234"), continueIn(read)),
+		in(replies, labelled(EditedLabel, AskedLabel), reply("227"), continueIn(read)),
+		in(replies, labelled(EditedLabel, AskedLabel), reply("229"), continueIn(read)),
+	)
+	for _, p := range spread(c, s) {
+		all = append(all, in(read, p...))
 	}
 	return all
 }

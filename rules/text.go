@@ -10,12 +10,14 @@ import (
 var (
 	//go:embed ftp-queue.nft
 	ftpQueue string
+	//go:embed ftp-queue-lean.nft
+	ftpQueueLean string
 	//go:embed ftp-queue-user.nft
 	ftpQueueUser string
 	//go:embed ftp-cthelper.nft
 	ftpCTHelper string
 
-	files = map[Ruleset]string{Full: ftpQueue, User: ftpQueueUser, CTHelper: ftpCTHelper}
+	files = map[Ruleset]string{Full: ftpQueue, Lean: ftpQueueLean, User: ftpQueueUser, CTHelper: ftpCTHelper}
 )
 
 var (

@@ -37,6 +37,8 @@ var example = Config{Ports: []PortRange{{21, 21}, {2121, 2121}, {2200, 2210}}, Q
 var rulesets = []Config{
 	example,
 	{Ports: example.Ports, Queue: 7, Queues: 4},
+	{Ports: example.Ports, Queue: 7, Ruleset: Lean},
+	{Ports: example.Ports, Queue: 7, Queues: 4, Ruleset: Lean},
 	{Ports: example.Ports, Queue: 7, Ruleset: User},
 	{Ports: example.Ports, Queue: 7, Queues: 4, Ruleset: User, Helper: "pptp"},
 	{Ports: example.Ports, Ruleset: CTHelper},
@@ -69,9 +71,12 @@ func TestTextDefaults(t *testing.T) {
 // depends on its version and on whether iptables is installed.
 var (
 	textStatement   = regexp.MustCompile(`queue flags bypass to (\$queue_number|\d+)`)
-	listedStatement = regexp.MustCompile(`(?m)^(\t\tct (?:state established @ih,0,8 >= 0x0|label 123 ct state established)` +
-		`(?: jhash ct id mod \d+ seed 0x1 \d+)?|\tchain queue\d+ \{\n\t)( .*|\t.*)?$`)
+	listedStatement = regexp.MustCompile(`(?m)^(\t\tct (?:state established @ih,0,8 >= 0x0|label 123 ct state established)(?: ` + pick + `)?` +
+		`|\t\t` + pick + `|\tchain (?:queue\d+|read) \{\n\t(?:\t` + pick + `)?)( .*|\t.*)?$`)
 )
+
+// pick is what stands before the statement where there are several queues.
+const pick = `jhash ct id mod \d+ seed 0x1 \d+`
 
 // listing lists the table, with the Native statement in any case.
 func listing(t *testing.T, s Statement) string {
@@ -142,7 +147,10 @@ func TestTextIsWhatApplyInstalls(t *testing.T) {
 			}
 			// Check says what differs first, so everything before the first statement was right.
 			first := "chain control: rule 4 is not"
-			if c.Ruleset == User {
+			switch c.Ruleset {
+			case Lean:
+				first = "chain read: rule 1 is not"
+			case User:
 				first = "chain control: rule 5 is not"
 			}
 			wantError(t, Check(c), first)

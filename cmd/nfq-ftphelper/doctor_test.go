@@ -39,13 +39,20 @@ func TestDoctor(t *testing.T) {
 			!strings.Contains(stdout, "=> nfq-ftphelper rules apply --ports 21,990 --queue 9, or nfq-ftphelper run --ports 21,990 --queue 9 --rules\n") {
 			t.Errorf("without rules: exit code %d, it says\n%s%s", code, stdout, stderr)
 		}
-		if _, err := rules.Apply(rules.Config{Ports: []rules.PortRange{{First: 21, Last: 21}, {First: 990, Last: 990}}, Queue: 9}); err != nil {
-			return err
+		for _, ruleset := range []rules.Ruleset{rules.Full, rules.Lean} {
+			c := rules.Config{Ports: []rules.PortRange{{First: 21, Last: 21}, {First: 990, Last: 990}}, Queue: 9, Ruleset: ruleset}
+			if _, err := rules.Apply(c); err != nil {
+				return err
+			}
+			code, stdout, stderr = call(t, append(flags, "--json", "--ruleset", string(ruleset))...)
+			var report struct{ Problems, Warnings int }
+			if err := json.Unmarshal([]byte(stdout), &report); err != nil || code != 0 || stderr != "" || report.Problems != 0 || report.Warnings != 1 {
+				t.Errorf("with rules: exit code %d, %v, it says\n%s%s", code, err, stdout, stderr)
+			}
 		}
-		code, stdout, stderr = call(t, append(flags, "--json")...)
-		var report struct{ Problems, Warnings int }
-		if err := json.Unmarshal([]byte(stdout), &report); err != nil || code != 0 || stderr != "" || report.Problems != 0 || report.Warnings != 1 {
-			t.Errorf("with rules: exit code %d, %v, it says\n%s%s", code, err, stdout, stderr)
+		code, stdout, _ = call(t, flags...)
+		if code != exitFailure || !strings.Contains(stdout, "chain control: rule 4 is not") {
+			t.Errorf("with other rules: exit code %d, it says\n%s", code, stdout)
 		}
 		return nil
 	})

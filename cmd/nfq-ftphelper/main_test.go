@@ -37,6 +37,9 @@ func TestUsage(t *testing.T) {
 		{[]string{"run", "--helper-name", "pptp"}, "whether it is a carrier or a cthelper"},
 		{[]string{"run", "--helper", "carrier", "--helper-name", "ftp"}, "reads FTP itself"},
 		{[]string{"run", "--helper", "cthelper", "--queues", "2"}, "the kernel fills one"},
+		{[]string{"run", "--ruleset", "user"}, "can be full or lean"},
+		{[]string{"rules", "apply", "--ruleset", "lean", "--helper", "cthelper"}, "lean does not go with a cthelper"},
+		{[]string{"run", "--ruleset", "lean", "--sequence", "user"}, "lean does not go with sequence numbers"},
 		{[]string{"rules", "print", "--sequence", "guess"}, "is not auto, kernel, same-length or user"},
 		{[]string{"doctor", "--helper", "kernel"}, "can be auto, carrier or cthelper"},
 		{[]string{"run", "--rate", "0"}, "--rate must be 1 at least"},
@@ -97,9 +100,13 @@ func TestRules(t *testing.T) {
 		{"remove", 0, ""},
 		{"check", exitFailure, rules.ErrMissing.Error()},
 		{"print", 0, "define queue_number = 9"},
+		{"apply --ruleset lean", 0, "ports 21,2200-2210 go to queue 9"},
+		{"check --ruleset lean", 0, "as it should be"},
+		{"check", exitFailure, "chain control: rule 4 is not"},
+		{"print --ruleset lean", 0, "goto commands"},
 	} {
 		err := host.Do(func() error {
-			code, stdout, stderr := call(t, append([]string{"rules", c.command}, flags...)...)
+			code, stdout, stderr := call(t, append(strings.Fields("rules "+c.command), flags...)...)
 			if code != c.code || !strings.Contains(stdout+stderr, c.want) {
 				t.Errorf("rules %s: exit code %d, want %d; it says\n%s%swant %q", c.command, code, c.code, stdout, stderr, c.want)
 			}

@@ -297,6 +297,8 @@ func newWorker(s runSettings, choice backend.Choice, number uint16, log *slog.Lo
 			return w, errors.Join(err, w.conntrack.Close())
 		}
 		config.Early = w.early
+	case rules.Lean:
+		config.OpaqueLabel, config.AskedLabel, config.EditedLabel = rules.OpaqueLabel, rules.AskedLabel, rules.EditedLabel
 	default:
 		config.OpaqueLabel = rules.OpaqueLabel
 	}

@@ -30,6 +30,9 @@ const (
 // Helpers lists them.
 var Helpers = []Helper{Auto, Carrier, CTHelper}
 
+// Rulesets are those that can be asked for.
+var Rulesets = []rules.Ruleset{rules.Full, rules.Lean}
+
 // DefaultCTHelper is the name of a cthelper where no other is asked for: that of the kernel's own,
 // which rules of the classic howtos match.
 const DefaultCTHelper = "ftp"
@@ -38,6 +41,8 @@ const DefaultCTHelper = "ftp"
 type Wish struct {
 	// Rules are the ports and queues; the ruleset and its helper are for Choose to fill in.
 	Rules rules.Config
+	// Ruleset is rules.Lean, or rules.Full (or "") for the one that goes with Helper and Sequence.
+	Ruleset rules.Ruleset
 	// Installed says that the rules are not the daemon's to apply: those that are there count.
 	Installed bool
 	Helper    Helper // "" is Auto
@@ -90,6 +95,12 @@ func (w Wish) Validate() error {
 		return fmt.Errorf("the helper is to be %q, and can be auto, carrier or cthelper", w.Helper)
 	case w.Name != "" && (w.Helper == Auto || w.Helper == ""):
 		return fmt.Errorf("a helper has the name %q, and nothing says whether it is a carrier or a cthelper", w.Name)
+	case !slices.Contains(Rulesets, w.ruleset()):
+		return fmt.Errorf("the ruleset is to be %q, and can be full or lean", w.Ruleset)
+	case w.Ruleset == rules.Lean && w.Helper == CTHelper:
+		return errors.New("the ruleset lean does not go with a cthelper, for which the kernel queues every packet; use a carrier")
+	case w.Ruleset == rules.Lean && w.Sequence == engine.User:
+		return errors.New("the ruleset lean does not go with sequence numbers kept by the daemon (user), which takes every packet; use auto, kernel or same-length")
 	}
 	return w.candidates()[0].Rules.Validate()
 }
@@ -99,10 +110,10 @@ func (w Wish) candidates() []Choice {
 	var all []Choice
 	if w.Helper != CTHelper {
 		for _, name := range w.names(rules.Carriers...) {
-			all = append(all, w.choice(Carrier, name, rules.Full))
+			all = append(all, w.choice(Carrier, name, w.ruleset()))
 		}
 	}
-	if w.Helper != Carrier {
+	if w.Helper != Carrier && w.Ruleset != rules.Lean {
 		// What the kernel queues by itself, it queues behind conntrack.
 		all = append(all, w.choice(CTHelper, w.names(DefaultCTHelper)[0], rules.CTHelper))
 	}
@@ -112,6 +123,13 @@ func (w Wish) candidates() []Choice {
 		}
 	}
 	return all
+}
+
+func (w Wish) ruleset() rules.Ruleset {
+	if w.Ruleset == "" {
+		return rules.Full
+	}
+	return w.Ruleset
 }
 
 func (w Wish) names(usual ...string) []string {
@@ -171,7 +189,7 @@ func (w Wish) installed(k Kernel) (Choice, bool) {
 		return Choice{}, false
 	}
 	wishes := []Wish{w}
-	if w.Sequence == engine.Auto {
+	if w.Sequence == engine.Auto && w.Ruleset != rules.Lean {
 		as := w
 		as.Sequence = engine.User
 		wishes = append(wishes, as)

@@ -244,7 +244,11 @@ func TestCommand(t *testing.T) {
 	if got := p.command("run"); got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
-	p.wish = backend.Wish{Helper: backend.CTHelper, Name: "x", Sequence: engine.User}
+	p.wish = backend.Wish{Ruleset: rules.Lean}
+	if got, want := p.command("run"), want+" --ruleset lean"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	p.wish = backend.Wish{Ruleset: rules.Full, Helper: backend.CTHelper, Name: "x", Sequence: engine.User}
 	if got, want := p.command("run"), want+" --helper cthelper --helper-name x --sequence user"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}

@@ -71,6 +71,9 @@ func (p *patient) command(words string) string {
 	if c.Queues > 1 {
 		line += fmt.Sprintf(" --queues %d", c.Queues)
 	}
+	if r := p.wish.Ruleset; r != "" && r != rules.Full {
+		line += " --ruleset " + string(r)
+	}
 	if w := p.wish; w.Helper != "" && w.Helper != backend.Auto {
 		line += " --helper " + string(w.Helper)
 	}
