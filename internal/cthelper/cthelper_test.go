@@ -284,7 +284,7 @@ func testConnection(t *testing.T) {
 	}
 	// One expectation, as the policy says: the second one replaces the first.
 	for _, port := range []uint16{50000, 50001} {
-		if _, err := client.Expect(expect.For(m, expect.Reply, port)); err != nil {
+		if err := client.Announce(m, expect.For(m, expect.Reply, port), expect.Update{}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -292,7 +292,7 @@ func testConnection(t *testing.T) {
 		t.Errorf("conntrack lists %s", text)
 	}
 	adjustment := expect.SeqAdj{Position: 1000, Before: 0, After: -2}
-	if err := client.Adjust(m, expect.Reply, adjustment); err != nil {
+	if err := client.Update(m, expect.Update{Dir: expect.Reply, Adjust: &adjustment}); err != nil {
 		t.Fatal(err)
 	}
 
@@ -312,7 +312,7 @@ func testConnection(t *testing.T) {
 		if err != nil || m.Helper != "" || m.SeqAdj[expect.Reply] != adjustment {
 			t.Errorf("%+v, %v", m, err)
 		}
-		if _, err := client.Expect(expect.For(m, expect.Reply, 50002)); !errors.Is(err, expect.ErrNoHelper) {
+		if err := client.Announce(m, expect.For(m, expect.Reply, 50002), expect.Update{}); !errors.Is(err, expect.ErrNoHelper) {
 			t.Errorf("expectation: %v", err)
 		}
 		if err := Register(h); err != nil {

@@ -229,12 +229,12 @@ func (t *trial) run(conn net.Conn) error {
 		return err
 	}
 	t.helper, t.translated = m.Helper, m.NAT()
-	var installed expect.Expectation
-	if installed, t.expect = c.Expect(expect.For(m, expect.Reply, 40000)); t.expect == nil {
-		t.expect = c.Unexpect(installed)
+	e := expect.For(m, expect.Reply, 40000)
+	if t.expect = c.Announce(m, e, expect.Update{}); t.expect == nil {
+		t.expect = c.Unexpect(e)
 	}
 	if t.translated {
-		t.adjust = c.Adjust(m, expect.Reply, expect.SeqAdj{Position: 1000, Before: 0, After: 4})
+		t.adjust = c.Update(m, expect.Update{Dir: expect.Reply, Adjust: &expect.SeqAdj{Position: 1000, Before: 0, After: 4}})
 	}
 	return nil
 }

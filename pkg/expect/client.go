@@ -8,7 +8,6 @@ import (
 
 	"github.com/mdlayher/netlink"
 	"github.com/ti-mo/conntrack"
-	"github.com/ti-mo/netfilter"
 	"golang.org/x/sys/unix"
 )
 
@@ -21,7 +20,7 @@ var (
 	// connection's first packet.
 	ErrNoHelper = errors.New("no conntrack helper is attached to the control connection")
 	// ErrPortTaken is returned where another control connection expects a data connection
-	// at the same place, and no other port could be had.
+	// at the same place.
 	ErrPortTaken = errors.New("another control connection expects a data connection there")
 	// ErrFull is returned where the kernel's table of expectations is full.
 	ErrFull = errors.New("the table of expectations is full: raise the sysctl net.netfilter.nf_conntrack_expect_max")
@@ -31,300 +30,344 @@ var (
 	ErrNoSeqAdj = errors.New("the kernel does not adjust the sequence numbers of the control connection")
 )
 
-// nfnetlink_conntrack.h
-const (
-	msgCtNew     = 0
-	msgExpGet    = 1
-	msgExpDelete = 2
-
-	ctaTupleOrig   = 1
-	ctaLabels      = 22
-	ctaLabelsMask  = 23
-	ctaSeqAdjOrig  = 15
-	ctaSeqAdjReply = 16
-
-	ctaSeqAdjPosition = 1
-	ctaSeqAdjBefore   = 2
-	ctaSeqAdjAfter    = 3
-
-	ctaExpectTuple = 2
-
-	ctaTupleIP    = 1
-	ctaTupleProto = 2
-
-	ctaIPv4Src = 1
-	ctaIPv4Dst = 2
-	ctaIPv6Src = 3
-	ctaIPv6Dst = 4
-
-	ctaProtoNum     = 1
-	ctaProtoSrcPort = 2
-	ctaProtoDstPort = 3
-)
-
-// The strings of ctnetlink end in NUL; conntrack.Expect sends them as they are.
-const followMaster = "nat-follow-master\x00"
-
 // Client talks to conntrack over ctnetlink, in the network namespace in which it was opened.
 // It needs CAP_NET_ADMIN there. It is not safe for concurrent use.
 type Client struct {
-	ct *conntrack.Conn
-	nf *netfilter.Conn // for messages that package conntrack cannot send
+	*socket
+	helper string // the name that was seen last: most connections have the same
 }
 
 // Dial opens a Client.
 func Dial() (*Client, error) {
-	ct, err := conntrack.Dial(nil)
+	s, err := dialSocket()
 	if err != nil {
 		return nil, fmt.Errorf("open ctnetlink socket: %w", err)
 	}
-	nf, err := netfilter.Dial(nil)
-	if err != nil {
-		_ = ct.Close()
-		return nil, fmt.Errorf("open ctnetlink socket: %w", err)
-	}
-	return &Client{ct, nf}, nil
+	return &Client{socket: s}, nil
 }
 
 // Close closes the Client. What it has installed stays in the kernel.
-func (c *Client) Close() error {
-	return errors.Join(c.ct.Close(), c.nf.Close())
-}
+func (c *Client) Close() error { return c.close() }
 
 // Lookup finds the connection to which packets with the tuple t belong, and says in which
 // direction they go. It returns ErrNoEntry if there is none.
 func (c *Client) Lookup(t Tuple) (*Master, Direction, error) {
-	flow, err := c.ct.Get(conntrack.Flow{TupleOrig: ctTuple(t)})
-	if errors.Is(err, unix.ENOENT) {
-		return nil, Original, ErrNoEntry
+	m := &Master{Helper: c.helper}
+	if err := c.get(m, t); err != nil {
+		return nil, Original, err
 	}
-	if err != nil {
-		return nil, Original, fmt.Errorf("look up control connection %s to %s: %w", t.Src, t.Dst, err)
+	if m.Helper != "" {
+		c.helper = m.Helper
 	}
-	m := &Master{
-		Tuples: [2]Tuple{fromCt(flow.TupleOrig), fromCt(flow.TupleReply)},
-		Helper: flow.Helper.Name,
-		SeqAdj: [2]SeqAdj{fromSeqAdj(flow.SeqAdjOrig), fromSeqAdj(flow.SeqAdjReply)},
-	}
-	copy(m.Labels[:], flow.Labels)
-	m.Adjustable = flow.Status.SeqAdjust()
 	if t == m.Tuples[Original] {
 		return m, Original, nil
 	}
 	return m, Reply, nil
 }
 
-// maxTries is how many ports are tried for one expectation: nf_nat_exp_find_port of
-// net/netfilter/nf_nat_helper.c.
-const maxTries = 128
-
-// Expect installs the expectation e and returns what was installed. That is e itself, or,
-// if another control connection expects the same and the connection is translated, e with
-// another destination port. An expectation of the same master for the same place is
-// replaced. It returns ErrNoEntry, ErrNoHelper, ErrPortTaken, ErrFull, or what the kernel said.
-func (c *Client) Expect(e Expectation) (Expectation, error) {
-	err := c.create(e)
-	if errors.Is(err, unix.EEXIST) && c.owns(e) {
-		if err = c.Unexpect(e); err == nil {
-			err = c.create(e)
-		}
+// Refresh reads again what may change of m: SeqAdj, Labels and Helper. It returns ErrNoEntry if
+// the connection is no longer there; m stays as it is then, and on any other error. It
+// allocates nothing, unless the helper is another one.
+func (c *Client) Refresh(m *Master) error {
+	now := Master{Helper: m.Helper}
+	if err := c.get(&now, m.Tuples[Original]); err != nil {
+		return err
 	}
-	for try := 1; taken(err) && e.NAT && try < maxTries; try++ {
-		e = e.WithAnyPort()
-		err = c.create(e)
+	if now.Tuples != m.Tuples {
+		return ErrNoEntry // another one is in its place
 	}
-	switch {
-	case err == nil:
-		return e, nil
-	case taken(err):
-		return e, ErrPortTaken
-	case errors.Is(err, unix.ENOENT):
-		return e, ErrNoEntry
-	case errors.Is(err, unix.EOPNOTSUPP):
-		return e, ErrNoHelper
-	case errors.Is(err, unix.EMFILE):
-		return e, ErrFull
-	}
-	return e, fmt.Errorf("install expectation %s to %s: %w", e.Src, e.Dst, err)
+	*m = now
+	return nil
 }
 
-func taken(err error) bool { return errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EEXIST) }
-
-func (c *Client) create(e Expectation) error {
-	ones, zeros := masks(e.Src)
-	x := conntrack.Expect{
-		TupleMaster: ctTuple(e.Master),
-		Tuple:       ctTuple(Tuple{netip.AddrPortFrom(e.Src, 0), e.Dst}),
-		Mask:        ctTuple(Tuple{netip.AddrPortFrom(ones, 0), netip.AddrPortFrom(zeros, 0xffff)}),
+// get reads the connection of t into m.
+func (c *Client) get(m *Master, t Tuple) error {
+	c.begin()
+	c.addGet(t)
+	r, err := c.exchange()
+	switch {
+	case err != nil:
+	case r.errno[0] == unix.ENOENT:
+		return ErrNoEntry
+	case r.errno[0] != 0:
+		err = r.errno[0]
+	default:
+		err = m.decode(r.body)
 	}
-	if e.NAT {
-		// nf_nat_follow_master takes the addresses from the master, and the real
-		// destination port from the source half of this tuple.
-		x.Function = followMaster
-		x.NAT = conntrack.ExpectNAT{
-			Direction: e.Dir == Reply,
-			Tuple:     ctTuple(Tuple{netip.AddrPortFrom(zeros, e.Port), netip.AddrPortFrom(zeros, 0)}),
+	if err != nil {
+		return fmt.Errorf("look up control connection %s to %s: %w", t.Src, t.Dst, err)
+	}
+	return nil
+}
+
+func (c *Client) addGet(t Tuple) {
+	c.request(msgCtGet, 0, t.Src.Addr())
+	c.out.tuple(ctaTupleOrig, t)
+	c.end()
+}
+
+// Update is what is to change in a connection's entry. Its zero value changes nothing.
+type Update struct {
+	// Adjust is how the kernel is to adjust the sequence numbers of direction Dir, and the
+	// acknowledgements of the other one, from the next packet that it lets go; nil leaves
+	// that alone.
+	Dir    Direction
+	Adjust *SeqAdj
+	// Set and Clear are bits of the label (ct label in nftables) to set and to clear, 1 to
+	// 127; 0 is none.
+	Set, Clear int
+}
+
+// labels returns which bits of the label u is about, and what they are to be.
+func (u Update) labels() (mask, bits label) {
+	if u.Clear != 0 {
+		mask.set(u.Clear)
+	}
+	if u.Set != 0 {
+		mask.set(u.Set)
+		bits.set(u.Set)
+	}
+	return mask, bits
+}
+
+// label is struct nf_conn_labels: words in the kernel's order.
+type label [16]byte
+
+func (l *label) set(bit int) {
+	word := l[bit/32*4:]
+	binary.NativeEndian.PutUint32(word, binary.NativeEndian.Uint32(word)|1<<(bit%32))
+}
+
+// replaced returns l with the bits of mask as they are in bits (nf_connlabels_replace of
+// net/netfilter/nf_conntrack_labels.c).
+func (l label) replaced(mask, bits label) label {
+	for i := range l {
+		l[i] = l[i]&^mask[i] | bits[i]&mask[i]
+	}
+	return l
+}
+
+// Update changes the entry of m: all of u or, if it returns an error, nothing. Then m has the
+// new values, or still the old ones; these are what is put back where the kernel had done a
+// part, so m must be what the entry has (Refresh).
+//
+// It returns ErrNoEntry; ErrNoSeqAdj, where the kernel answers success and adjusts nothing,
+// which the entry is read for until it has been seen to adjust; or what the kernel said:
+// ENOSPC where no rule sets labels, as it has room for them only then.
+func (c *Client) Update(m *Master, u Update) error {
+	c.begin()
+	if !c.addUpdate(m, u) {
+		return nil
+	}
+	r, err := c.exchange()
+	if err == nil {
+		err = updated(m, u, r.errno[0], r.body)
+	}
+	if err != nil {
+		return errors.Join(updateError(m, err), c.restore(m, u))
+	}
+	m.take(u)
+	return nil
+}
+
+// addUpdate adds the requests for u, and reports whether there are any: the change and, until m
+// has been seen to be adjustable, a look at what the kernel made of it.
+func (c *Client) addUpdate(m *Master, u Update) bool {
+	mask, bits := u.labels()
+	if u.Adjust == nil && mask == (label{}) {
+		return false
+	}
+	c.addChange(m, u.Dir, u.Adjust, mask, bits)
+	if u.Adjust != nil && !m.Adjustable {
+		c.addGet(m.Tuples[Original])
+	}
+	return true
+}
+
+func (c *Client) addChange(m *Master, dir Direction, a *SeqAdj, mask, bits label) {
+	c.request(msgCtNew, 0, m.Client().Addr())
+	c.out.tuple(ctaTupleOrig, m.Tuples[Original])
+	if a != nil {
+		c.out.seqAdj(dir, *a)
+	}
+	if mask != (label{}) {
+		c.out.bytes(ctaLabels, bits[:]...)
+		c.out.bytes(ctaLabelsMask, mask[:]...)
+	}
+	c.end()
+}
+
+// updated returns why u is not done after all, if it isn't: errno is what the kernel said to the
+// change, and body what it has now, if it was asked.
+func updated(m *Master, u Update, errno unix.Errno, body []byte) error {
+	switch {
+	case errno != 0:
+		return errno
+	case u.Adjust == nil || m.Adjustable || body == nil:
+		// It did answer success. That it can't be read back, of all times, changes nothing.
+		return nil
+	}
+	now := Master{Helper: m.Helper}
+	if err := now.decode(body); err != nil {
+		return err
+	}
+	if !now.Adjustable || now.SeqAdj[u.Dir] != *u.Adjust {
+		return ErrNoSeqAdj
+	}
+	m.Adjustable = true
+	return nil
+}
+
+// take makes m what its entry is after u.
+func (m *Master) take(u Update) {
+	if u.Adjust != nil {
+		m.SeqAdj[u.Dir] = *u.Adjust
+	}
+	m.Labels = label(m.Labels).replaced(u.labels())
+}
+
+// restore makes the entry of m again, in what u is about, what m says that it is. The kernel
+// sets the sequence adjustment first and the label then, so that where it refuses the label
+// the adjustment is done already.
+//
+// No adjustment is one of 0 at 0 from then on, which changes no packet. If the kernel refuses
+// this, it has refused u as well: there is no entry, or no room.
+func (c *Client) restore(m *Master, u Update) error {
+	old := u.Adjust
+	if old != nil {
+		old = &m.SeqAdj[u.Dir]
+	}
+	mask, _ := u.labels()
+	if old == nil && mask == (label{}) {
+		return nil
+	}
+	c.begin()
+	c.addChange(m, u.Dir, old, mask, label{}.replaced(mask, m.Labels))
+	if _, err := c.exchange(); err != nil {
+		return fmt.Errorf("take back the change of %s to %s: %w", m.Client(), m.Server(), err)
+	}
+	return nil
+}
+
+func updateError(m *Master, err error) error {
+	switch err {
+	case unix.ENOENT:
+		return ErrNoEntry
+	case ErrNoSeqAdj:
+		return err
+	}
+	return fmt.Errorf("change the conntrack entry of %s to %s: %w", m.Client(), m.Server(), err)
+}
+
+// Announce installs the expectation e of m and makes the update u of m's entry: both or, if it
+// returns an error, neither, in one exchange with the kernel. An expectation of the same master
+// for the same place is replaced; the one that the kernel drops for e where the helper allows
+// no more is not brought back when Announce fails.
+//
+// It returns ErrPortTaken, for which another port may help, ErrNoEntry, ErrNoHelper, ErrFull,
+// the errors of Update, or what the kernel said.
+func (c *Client) Announce(m *Master, e Expectation, u Update) error {
+	c.begin()
+	c.addExpectation(e)
+	c.addUpdate(m, u)
+	r, err := c.exchange()
+	if err != nil {
+		return errors.Join(fmt.Errorf("announce %s to %s: %w", e.Src, e.Dst, err), c.withdraw(m, e, u))
+	}
+	errno, updateErr := r.errno[0], updated(m, u, r.errno[1], r.body)
+	if errno == unix.EEXIST && updateErr == nil && c.owns(e) {
+		if errno, err = c.replace(e); err != nil {
+			return errors.Join(fmt.Errorf("announce %s to %s: %w", e.Src, e.Dst, err), c.withdraw(m, e, u))
 		}
 	}
-	return c.ct.CreateExpect(x)
+	switch {
+	case errno == 0 && updateErr == nil:
+		m.take(u)
+		return nil
+	case errno == 0:
+		err = errors.Join(updateError(m, updateErr), c.Unexpect(e))
+	case taken(errno) && updateErr != nil: // another port would not help
+		err = updateError(m, updateErr)
+	default:
+		err = expectError(e, errno)
+	}
+	return errors.Join(err, c.restore(m, u))
+}
+
+func taken(errno unix.Errno) bool { return errno == unix.EBUSY || errno == unix.EEXIST }
+
+func (c *Client) addExpectation(e Expectation) {
+	c.request(msgExpNew, unix.NLM_F_CREATE|unix.NLM_F_EXCL, e.Src)
+	c.out.expectation(e)
+	c.end()
+}
+
+// replace puts e in the place of the expectation that is there.
+func (c *Client) replace(e Expectation) (unix.Errno, error) {
+	if err := c.Unexpect(e); err != nil {
+		return 0, err
+	}
+	c.begin()
+	c.addExpectation(e)
+	r, err := c.exchange()
+	return r.errno[0], err
+}
+
+// withdraw takes back whatever was done of announcing e with u.
+func (c *Client) withdraw(m *Master, e Expectation, u Update) (err error) {
+	if c.owns(e) {
+		err = c.Unexpect(e)
+	}
+	return errors.Join(err, c.restore(m, u))
+}
+
+func expectError(e Expectation, errno unix.Errno) error {
+	switch {
+	case taken(errno):
+		return ErrPortTaken
+	case errno == unix.ENOENT:
+		return ErrNoEntry
+	case errno == unix.EOPNOTSUPP:
+		return ErrNoHelper
+	case errno == unix.EMFILE:
+		return ErrFull
+	}
+	return fmt.Errorf("install expectation %s to %s: %w", e.Src, e.Dst, errno)
 }
 
 // owns reports whether the expectation that is in the place of e belongs to e's master.
 func (c *Client) owns(e Expectation) bool {
-	answer, err := c.query(netfilter.NFSubsysCTNetlinkExp, msgExpGet, e.Dst.Addr(), []netfilter.Attribute{
-		tupleAttribute(ctaExpectTuple, Tuple{netip.AddrPortFrom(e.Src, 0), e.Dst}),
-	})
-	if err != nil || len(answer) == 0 {
+	c.begin()
+	c.request(msgExpGet, 0, e.Src)
+	c.out.tuple(ctaExpectTuple, e.tuple())
+	c.end()
+	r, err := c.exchange()
+	if err != nil || r.body == nil {
 		return false
 	}
 	var there conntrack.Event
-	if err := there.Unmarshal(answer[0]); err != nil || there.Expect == nil {
+	if err := there.Unmarshal(netlink.Message{Header: netlink.Header{Type: msgExpNew}, Data: r.body}); err != nil || there.Expect == nil {
 		return false
 	}
-	return fromCt(there.Expect.TupleMaster) == e.Master
+	master := there.Expect.TupleMaster
+	return e.Master == Tuple{
+		Src: netip.AddrPortFrom(master.IP.SourceAddress, master.Proto.SourcePort),
+		Dst: netip.AddrPortFrom(master.IP.DestinationAddress, master.Proto.DestinationPort),
+	}
 }
 
 // Unexpect removes an expectation. That there is none is not an error.
 func (c *Client) Unexpect(e Expectation) error {
-	_, err := c.query(netfilter.NFSubsysCTNetlinkExp, msgExpDelete, e.Dst.Addr(), []netfilter.Attribute{
-		tupleAttribute(ctaExpectTuple, Tuple{netip.AddrPortFrom(e.Src, 0), e.Dst}),
-	})
-	if err != nil && !errors.Is(err, unix.ENOENT) {
+	c.begin()
+	c.request(msgExpDel, 0, e.Src)
+	c.out.tuple(ctaExpectTuple, e.tuple())
+	c.end()
+	r, err := c.exchange()
+	if errno := r.errno[0]; err == nil && errno != 0 && errno != unix.ENOENT {
+		err = errno
+	}
+	if err != nil {
 		return fmt.Errorf("remove expectation %s to %s: %w", e.Src, e.Dst, err)
 	}
 	return nil
 }
-
-// Adjust makes the kernel adjust the sequence numbers of direction dir of m, and the
-// acknowledgements of the other one, from the next packet that it lets go. The kernel
-// answers success and does nothing where it cannot, so the entry is read back until it has been
-// seen to: ErrNoSeqAdj says that nothing is adjusted. On any other error nothing is, either; an
-// error of reading back is none, as the kernel did answer success.
-func (c *Client) Adjust(m *Master, dir Direction, a SeqAdj) error {
-	_, err := c.query(netfilter.NFSubsysCTNetlink, msgCtNew, m.Client().Addr(), []netfilter.Attribute{
-		tupleAttribute(ctaTupleOrig, m.Tuples[Original]),
-		{Type: ctaSeqAdjOrig + uint16(dir), Nested: true, Children: []netfilter.Attribute{
-			{Type: ctaSeqAdjPosition, Data: netfilter.Uint32Bytes(a.Position)},
-			{Type: ctaSeqAdjBefore, Data: netfilter.Uint32Bytes(uint32(a.Before))},
-			{Type: ctaSeqAdjAfter, Data: netfilter.Uint32Bytes(uint32(a.After))},
-		}},
-	})
-	if errors.Is(err, unix.ENOENT) {
-		return ErrNoEntry
-	}
-	if err != nil {
-		return fmt.Errorf("set sequence adjustment of %s to %s: %w", m.Client(), m.Server(), err)
-	}
-	if !m.Adjustable {
-		now, _, err := c.Lookup(m.Tuples[Original])
-		if err == nil && (!now.Adjustable || now.SeqAdj[dir] != a) {
-			return ErrNoSeqAdj
-		}
-		m.Adjustable = err == nil
-	}
-	m.SeqAdj[dir] = a
-	return nil
-}
-
-// SetLabel sets a bit of the connection's label (ct label in nftables), 0 to 127. The kernel
-// refuses with ENOSPC where no rule sets labels: it has room for them only then.
-func (c *Client) SetLabel(m *Master, bit int) error {
-	label := make([]byte, 16)
-	binary.NativeEndian.PutUint32(label[bit/32*4:], 1<<(bit%32))
-	_, err := c.query(netfilter.NFSubsysCTNetlink, msgCtNew, m.Client().Addr(), []netfilter.Attribute{
-		tupleAttribute(ctaTupleOrig, m.Tuples[Original]),
-		{Type: ctaLabels, Data: label},
-		{Type: ctaLabelsMask, Data: label},
-	})
-	if errors.Is(err, unix.ENOENT) {
-		return ErrNoEntry
-	}
-	if err != nil {
-		return fmt.Errorf("set label %d of %s to %s: %w", bit, m.Client(), m.Server(), err)
-	}
-	return nil
-}
-
-func (c *Client) query(subsys netfilter.SubsystemID, msg uint8, family netip.Addr, attrs []netfilter.Attribute) ([]netlink.Message, error) {
-	pf := netfilter.ProtoIPv4
-	if family.Is6() {
-		pf = netfilter.ProtoIPv6
-	}
-	req, err := netfilter.MarshalNetlink(netfilter.Header{
-		SubsystemID: subsys,
-		MessageType: netfilter.MessageType(msg),
-		Family:      pf,
-		Flags:       netlink.Request | netlink.Acknowledge,
-	}, attrs)
-	if err != nil {
-		return nil, err
-	}
-	return c.nf.Query(req)
-}
-
-// masks returns the addresses of a's family whose bits are all set and all clear.
-func masks(a netip.Addr) (ones, zeros netip.Addr) {
-	if a.Is4() {
-		return netip.AddrFrom4([4]byte{0xff, 0xff, 0xff, 0xff}), netip.IPv4Unspecified()
-	}
-	var b [16]byte
-	for i := range b {
-		b[i] = 0xff
-	}
-	return netip.AddrFrom16(b), netip.IPv6Unspecified()
-}
-
-func tupleAttribute(typ uint16, t Tuple) netfilter.Attribute {
-	src, dst := uint16(ctaIPv4Src), uint16(ctaIPv4Dst)
-	if t.Src.Addr().Is6() {
-		src, dst = ctaIPv6Src, ctaIPv6Dst
-	}
-	return netfilter.Attribute{Type: typ, Nested: true, Children: []netfilter.Attribute{
-		{Type: ctaTupleIP, Nested: true, Children: []netfilter.Attribute{
-			{Type: src, Data: t.Src.Addr().AsSlice()},
-			{Type: dst, Data: t.Dst.Addr().AsSlice()},
-		}},
-		{Type: ctaTupleProto, Nested: true, Children: []netfilter.Attribute{
-			{Type: ctaProtoNum, Data: []byte{unix.IPPROTO_TCP}},
-			{Type: ctaProtoSrcPort, Data: netfilter.Uint16Bytes(t.Src.Port())},
-			{Type: ctaProtoDstPort, Data: netfilter.Uint16Bytes(t.Dst.Port())},
-		}},
-	}}
-}
-
-func ctTuple(t Tuple) conntrack.Tuple {
-	return conntrack.Tuple{
-		IP: conntrack.IPTuple{SourceAddress: t.Src.Addr(), DestinationAddress: t.Dst.Addr()},
-		Proto: conntrack.ProtoTuple{
-			Protocol:        unix.IPPROTO_TCP,
-			SourcePort:      t.Src.Port(),
-			DestinationPort: t.Dst.Port(),
-		},
-	}
-}
-
-func fromCt(t conntrack.Tuple) Tuple {
-	return Tuple{
-		Src: netip.AddrPortFrom(t.IP.SourceAddress, t.Proto.SourcePort),
-		Dst: netip.AddrPortFrom(t.IP.DestinationAddress, t.Proto.DestinationPort),
-	}
-}
-
-func fromSeqAdj(a conntrack.SequenceAdjust) SeqAdj {
-	return SeqAdj{Position: a.Position, Before: int32(a.OffsetBefore), After: int32(a.OffsetAfter)}
-}
-
-func (c *Client) Refresh(m *Master) error {
-	n, _, err := c.Lookup(m.Tuples[Original])
-	if err == nil {
-		m.Helper, m.SeqAdj, m.Labels = n.Helper, n.SeqAdj, n.Labels
-	}
-	return err
-}
-
-func (c *Client) Announce(m *Master, e Expectation, u Update) error {
-	e.NAT, _ = false, e.NAT
-	return nil
-}
-
-func (c *Client) Update(m *Master, u Update) error { return nil }

@@ -5,8 +5,14 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"runtime"
+	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/ti-mo/conntrack"
+	"golang.org/x/sys/unix"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
@@ -16,9 +22,10 @@ import (
 // lab is a host that talks to itself through its own NAT: who dials a public address reaches
 // 127.0.0.1 or ::1.
 type lab struct {
-	t      *testing.T
+	t      testing.TB
 	host   *netns.Host
 	client *expect.Client
+	reader *conntrack.Conn // another implementation, to read what is there
 }
 
 const nat = `table inet nat {
@@ -30,7 +37,22 @@ const nat = `table inet nat {
 }
 `
 
-func newLab(t *testing.T, withHelper bool) *lab {
+// What the rules do for control connections.
+const (
+	nothing    = ""
+	helperOnly = `table inet attach {
+	ct helper carrier { type "sane" protocol tcp; l3proto inet; }
+	chain output { type filter hook output priority -150; tcp dport 21 ct helper set "carrier"; }
+}
+`
+	labelOnly = `table inet attach {
+	chain output { type filter hook output priority -150; tcp dport 21 ct label set 121; }
+}
+`
+	ours = "ours" // rules.Full: helper and label
+)
+
+func newLab(t testing.TB, ruleset string) *lab {
 	t.Helper()
 	host, err := netns.NewHost("host")
 	if err != nil {
@@ -42,20 +64,23 @@ func newLab(t *testing.T, withHelper bool) *lab {
 			t.Fatal(err)
 		}
 	}
-	if err := host.Nft(t.Context(), nat); err != nil {
+	if err := host.Nft(t.Context(), nat+strings.TrimPrefix(ruleset, ours)); err != nil {
 		t.Fatal(err)
 	}
 	l.do(func() error {
-		if withHelper {
+		if ruleset == ours {
 			if _, err := rules.Apply(rules.Config{Ports: []rules.PortRange{{First: 21, Last: 21}}}); err != nil {
 				return err
 			}
+		}
+		if l.reader, err = conntrack.Dial(nil); err != nil {
+			return err
 		}
 		l.client, err = expect.Dial()
 		return err
 	})
 	t.Cleanup(func() {
-		if err := errors.Join(l.client.Close(), host.Close()); err != nil {
+		if err := errors.Join(l.client.Close(), l.reader.Close(), host.Close()); err != nil {
 			t.Error(err)
 		}
 	})
@@ -100,6 +125,64 @@ func (l *lab) connect(local, remote, listen string) *expect.Master {
 	return m
 }
 
+func conntrackTuple(t expect.Tuple) conntrack.Tuple {
+	return conntrack.Tuple{
+		IP:    conntrack.IPTuple{SourceAddress: t.Src.Addr(), DestinationAddress: t.Dst.Addr()},
+		Proto: conntrack.ProtoTuple{Protocol: unix.IPPROTO_TCP, SourcePort: t.Src.Port(), DestinationPort: t.Dst.Port()},
+	}
+}
+
+// entry is what may change of a connection, as package conntrack reads it.
+type entry struct {
+	seqAdj [2]expect.SeqAdj
+	labels [16]byte
+}
+
+func (l *lab) entry(m *expect.Master) (e entry) {
+	l.t.Helper()
+	flow, err := l.reader.Get(conntrack.Flow{TupleOrig: conntrackTuple(m.Tuples[expect.Original])})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	for dir, a := range []conntrack.SequenceAdjust{flow.SeqAdjOrig, flow.SeqAdjReply} {
+		e.seqAdj[dir] = expect.SeqAdj{Position: a.Position, Before: int32(a.OffsetBefore), After: int32(a.OffsetAfter)}
+	}
+	copy(e.labels[:], flow.Labels)
+	return e
+}
+
+// wantEntry checks that conntrack has of m what m says.
+func (l *lab) wantEntry(m *expect.Master) {
+	l.t.Helper()
+	if got, want := l.entry(m), (entry{m.SeqAdj, m.Labels}); got != want {
+		l.t.Errorf("conntrack has %+v, want %+v", got, want)
+	}
+}
+
+// wantExpectations checks, with package conntrack, that there are these expectations and no other.
+func (l *lab) wantExpectations(want ...expect.Expectation) {
+	l.t.Helper()
+	all, err := l.reader.DumpExpect()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	if len(all) != len(want) {
+		l.t.Errorf("%d expectations, want %d: %+v", len(all), len(want), all)
+	}
+	for _, w := range want {
+		found := false
+		for _, x := range all {
+			at := netip.AddrPortFrom(x.Tuple.IP.DestinationAddress, x.Tuple.Proto.DestinationPort)
+			found = found || x.TupleMaster == conntrackTuple(w.Master) && x.Tuple.IP.SourceAddress == w.Src && at == w.Dst &&
+				x.Function == map[bool]string{true: "nat-follow-master"}[w.NAT] &&
+				(!w.NAT || x.NAT.Tuple.Proto.SourcePort == w.Port && x.NAT.Direction == (w.Dir == expect.Reply))
+		}
+		if !found {
+			l.t.Errorf("no %+v among %+v", w, all)
+		}
+	}
+}
+
 // listed returns the expectations of both families, as conntrack(8) lists them.
 func (l *lab) listed() string {
 	l.t.Helper()
@@ -120,7 +203,7 @@ var families = []struct{ local, public, own string }{
 }
 
 func TestLookup(t *testing.T) {
-	l := newLab(t, true)
+	l := newLab(t, ours)
 	for _, f := range families {
 		m := l.connect(f.local, f.public, f.own)
 		if m.Helper != "sane" || !m.NAT() || m.Server() != netip.MustParseAddrPort(f.own) {
@@ -134,111 +217,459 @@ func TestLookup(t *testing.T) {
 	}
 }
 
-// TestExpect installs expectations and reads them with conntrack(8).
-func TestExpect(t *testing.T) {
-	l := newLab(t, true)
+// TestAnnounce installs expectations and reads them with conntrack(8).
+func TestAnnounce(t *testing.T) {
+	l := newLab(t, ours)
 	for _, f := range families {
 		m := l.connect(f.local, f.public, f.own)
-		want := expect.For(m, expect.Reply, 40000)
-		got, err := l.client.Expect(want)
-		if err != nil || got != want {
-			t.Fatalf("installed %+v, %v, want %+v", got, err, want)
+		one := expect.For(m, expect.Reply, 40000)
+		if err := l.client.Announce(m, one, expect.Update{}); err != nil {
+			t.Fatal(err)
 		}
-		line := fmt.Sprintf("src=%s dst=%s sport=0 dport=40000", m.Client().Addr(), want.Dst.Addr())
+		line := fmt.Sprintf("src=%s dst=%s sport=0 dport=40000", m.Client().Addr(), one.Dst.Addr())
 		if s := l.listed(); strings.Count(s, line) != 1 || strings.Count(s, "helper=sane") != 1 {
 			t.Errorf("conntrack lists\n%swant %s", s, line)
 		}
-		// The same again replaces it; another one as well, as the helper allows one.
-		if got, err := l.client.Expect(want); err != nil || got != want {
-			t.Errorf("installed %+v, %v the second time", got, err)
-		}
+		l.wantExpectations(one)
+		l.wantEntry(m)
+
+		// Another place replaces it, as the helper allows one. With everything at once:
 		next := expect.For(m, expect.Original, 40001)
-		if got, err := l.client.Expect(next); err != nil || got != next {
-			t.Errorf("installed %+v, %v", got, err)
+		u := expect.Update{Dir: expect.Original, Adjust: &expect.SeqAdj{Position: 7, After: 3}, Set: 127, Clear: 121}
+		if err := l.client.Announce(m, next, u); err != nil {
+			t.Fatal(err)
 		}
 		if s := l.listed(); strings.Count(s, "helper=sane") != 1 || !strings.Contains(s, "dport=40001") {
 			t.Errorf("conntrack lists\n%swant port 40001 alone", s)
 		}
+		wantUpdated(t, m, u)
+		l.wantExpectations(next)
+		l.wantEntry(m)
+
+		// The same place again replaces it as well, and where it leads to.
+		next.Port, next.NAT = 40002, true
+		u = expect.Update{Dir: expect.Reply, Adjust: &expect.SeqAdj{Position: 8, After: -4}, Set: 1}
+		if err := l.client.Announce(m, next, u); err != nil {
+			t.Fatal(err)
+		}
+		wantUpdated(t, m, u)
+		l.wantExpectations(next)
+		l.wantEntry(m)
+
 		for range 2 { // that it is gone already is no error
 			if err := l.client.Unexpect(next); err != nil {
 				t.Error(err)
 			}
 		}
-		if s := l.listed(); strings.Contains(s, "helper=sane") {
-			t.Errorf("conntrack still lists\n%s", s)
+		l.wantExpectations()
+	}
+}
+
+// wantUpdated checks that m says that u is done.
+func wantUpdated(t testing.TB, m *expect.Master, u expect.Update) {
+	t.Helper()
+	if u.Adjust != nil && m.SeqAdj[u.Dir] != *u.Adjust || u.Set != 0 && !m.Label(u.Set) || u.Clear != 0 && m.Label(u.Clear) {
+		t.Errorf("after %+v: %+v", u, m)
+	}
+}
+
+// TestUpdate sets adjustments of both directions, and labels with them, alone, or not.
+func TestUpdate(t *testing.T) {
+	l := newLab(t, ours)
+	for _, f := range families {
+		m := l.connect(f.local, f.public, f.own)
+		for i, u := range []expect.Update{
+			{},
+			{Dir: expect.Original, Adjust: &expect.SeqAdj{Position: 1000, Before: 0, After: -2}},
+			{Dir: expect.Reply, Adjust: &expect.SeqAdj{Position: 1<<32 - 1, Before: 0, After: 9}, Set: 127},
+			{Dir: expect.Reply, Adjust: &expect.SeqAdj{Position: 5000, Before: 9, After: -9}, Set: 1, Clear: 127},
+			{Dir: expect.Original, Adjust: &expect.SeqAdj{Position: 5000, Before: -2, After: 0}, Clear: 121},
+			{Set: 64},
+			{Clear: 1},
+			{Set: 63, Clear: 64},
+			{Dir: expect.Original, Adjust: &expect.SeqAdj{}},
+		} {
+			want := *m
+			if u.Adjust != nil {
+				want.SeqAdj[u.Dir] = *u.Adjust
+			}
+			if err := l.client.Update(m, u); err != nil {
+				t.Fatalf("%d: %v", i, err)
+			}
+			wantUpdated(t, m, u)
+			if m.SeqAdj != want.SeqAdj {
+				t.Errorf("%d: %+v, want %+v", i, m.SeqAdj, want.SeqAdj)
+			}
+			l.wantEntry(m)
+			for bit := range 128 {
+				if bit != u.Set && bit != u.Clear && m.Label(bit) != want.Label(bit) {
+					t.Errorf("%d: label %d is changed", i, bit)
+				}
+			}
 		}
 	}
 }
 
-// TestExpectTaken has two control connections announce the same port: the second one gets
-// another port where there is NAT, and an error where there is none.
-func TestExpectTaken(t *testing.T) {
-	l := newLab(t, true)
+// TestRefresh has the entry changed by somebody else.
+func TestRefresh(t *testing.T) {
+	l := newLab(t, ours)
+	for _, f := range families {
+		m := l.connect(f.local, f.public, f.own)
+		other, _, err := l.client.Lookup(m.Tuples[expect.Reply])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := l.client.Update(other, expect.Update{Dir: expect.Reply, Adjust: &expect.SeqAdj{Position: 5, After: 6}, Set: 3, Clear: 121}); err != nil {
+			t.Fatal(err)
+		}
+		if *m == *other {
+			t.Fatal("nothing has changed")
+		}
+		if err := l.client.Refresh(m); err != nil || *m != *other {
+			t.Errorf("%+v, %v, want %+v", m, err, other)
+		}
+		l.wantEntry(m)
+		// Its helper may go.
+		flow := conntrack.Flow{TupleOrig: conntrackTuple(m.Tuples[expect.Original]), TupleReply: conntrackTuple(m.Tuples[expect.Reply])}
+		flow.Helper.Name = "\x00"
+		if err := l.reader.Update(flow); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.client.Refresh(m); err != nil || m.Helper != "" {
+			t.Errorf("%+v, %v, want no helper", m, err)
+		}
+
+		before := *m
+		before.Tuples[expect.Reply].Dst = netip.MustParseAddrPort("192.0.2.9:9")
+		elsewhere := before
+		if err := l.client.Refresh(&elsewhere); !errors.Is(err, expect.ErrNoEntry) || elsewhere != before {
+			t.Errorf("another connection in its place: %+v, %v", elsewhere, err)
+		}
+		if err := l.reader.Delete(flow); err != nil {
+			t.Fatal(err)
+		}
+		before = *m
+		if err := l.client.Refresh(m); !errors.Is(err, expect.ErrNoEntry) || *m != before {
+			t.Errorf("without the connection: %+v, %v", m, err)
+		}
+	}
+}
+
+// refused is what must not have left a trace.
+type refused struct {
+	name string
+	m    *expect.Master
+	e    expect.Expectation
+	u    expect.Update
+	want error
+	left []expect.Expectation // what is there before and after
+}
+
+// wantRefused announces and updates in vain.
+func (l *lab) wantRefused(r refused) {
+	l.t.Helper()
+	before := *r.m
+	entryBefore := l.entry(r.m)
+	l.wantExpectations(r.left...)
+	if err := l.client.Announce(r.m, r.e, r.u); !errors.Is(err, r.want) {
+		l.t.Errorf("%s: %v, want %v", r.name, err, r.want)
+	}
+	if r.m.SeqAdj != before.SeqAdj || r.m.Labels != before.Labels {
+		l.t.Errorf("%s: %+v, want still %+v", r.name, r.m, before)
+	}
+	if now := l.entry(r.m); now != entryBefore {
+		l.t.Errorf("%s: conntrack has %+v, want still %+v", r.name, now, entryBefore)
+	}
+	l.wantExpectations(r.left...)
+	if l.t.Failed() {
+		l.t.FailNow()
+	}
+}
+
+// updates are all kinds of them.
+func updates(dir expect.Direction) []expect.Update {
+	adjust := &expect.SeqAdj{Position: 2000, Before: 4, After: 5}
+	return []expect.Update{
+		{},
+		{Dir: dir, Adjust: adjust},
+		{Dir: dir, Adjust: adjust, Set: 5, Clear: 121},
+		{Dir: dir, Adjust: adjust, Set: 121, Clear: 5},
+		{Set: 5},
+		{Clear: 121},
+	}
+}
+
+// TestPortTaken has two control connections announce the same port.
+func TestPortTaken(t *testing.T) {
+	l := newLab(t, ours)
 	for _, f := range families {
 		first, second := l.connect(f.local, f.public, f.own), l.connect(f.local, f.public, f.own)
 		one := expect.For(first, expect.Reply, 40000)
-		if _, err := l.client.Expect(one); err != nil {
+		if err := l.client.Announce(first, one, expect.Update{}); err != nil {
 			t.Fatal(err)
 		}
 		two := expect.For(second, expect.Reply, 40000)
-		got, err := l.client.Expect(two)
-		if err != nil || got.Dst.Port() == 40000 || got.Dst.Port() < 1024 || got.Port != 40000 {
-			t.Errorf("installed %+v, %v", got, err)
-		}
-		if s := l.listed(); strings.Count(s, "helper=sane") != 2 {
-			t.Errorf("conntrack lists\n%s", s)
-		}
-		two.NAT = false
-		if _, err := l.client.Expect(two); !errors.Is(err, expect.ErrPortTaken) {
-			t.Errorf("without NAT: %v", err)
-		}
-		for _, x := range []expect.Expectation{one, got} {
-			if err := l.client.Unexpect(x); err != nil {
-				t.Error(err)
-			}
-		}
-	}
-}
-
-// TestAdjust sets adjustments of both directions; the kernel takes them where it translates
-// the connection, and only there.
-func TestAdjust(t *testing.T) {
-	l := newLab(t, true)
-	for _, f := range families {
-		m := l.connect(f.local, f.public, f.own)
-		for _, a := range []expect.SeqAdj{{Position: 1000, Before: 0, After: -2}, {Position: 5000, Before: -2, After: 9}} {
+		for range 2 { // the second time with something to put back
 			for _, dir := range []expect.Direction{expect.Original, expect.Reply} {
-				if err := l.client.Adjust(m, dir, a); err != nil {
+				for _, u := range updates(dir) {
+					l.wantRefused(refused{"taken", second, two, u, expect.ErrPortTaken, []expect.Expectation{one}})
+				}
+				if err := l.client.Update(second, expect.Update{Dir: dir, Adjust: &expect.SeqAdj{Position: 1000, After: 4}, Set: 6}); err != nil {
 					t.Fatal(err)
 				}
 			}
-			now, _, err := l.client.Lookup(m.Tuples[expect.Original])
-			if err != nil || now.SeqAdj != [2]expect.SeqAdj{a, a} || now.SeqAdj != m.SeqAdj {
-				t.Errorf("the kernel has %+v, %v, want %+v", now.SeqAdj, err, a)
-			}
 		}
-		plain := l.connect(f.local, f.own, f.own)
-		if err := l.client.Adjust(plain, expect.Reply, expect.SeqAdj{Position: 1000, After: -2}); !errors.Is(err, expect.ErrNoSeqAdj) {
-			t.Errorf("without NAT: %v", err)
+		two = two.WithPort(40001)
+		if err := l.client.Announce(second, two, expect.Update{}); err != nil {
+			t.Fatal(err)
+		}
+		l.wantExpectations(one, two)
+		if err := errors.Join(l.client.Unexpect(one), l.client.Unexpect(two)); err != nil {
+			t.Fatal(err)
 		}
 	}
 }
 
-// TestNoHelper says what the kernel says of connections that have no helper, or are none.
+// TestNoSeqAdj adjusts connections that the kernel does not translate.
+func TestNoSeqAdj(t *testing.T) {
+	l := newLab(t, ours)
+	for _, f := range families {
+		m := l.connect(f.local, f.own, f.own)
+		e := expect.For(m, expect.Reply, 40000)
+		var left []expect.Expectation
+		for range 2 { // the second time the same master's is there already
+			for _, u := range updates(expect.Reply) {
+				if u.Adjust == nil {
+					continue
+				}
+				l.wantRefused(refused{"not translated", m, e, u, expect.ErrNoSeqAdj, left})
+				before := l.entry(m)
+				if err := l.client.Update(m, u); !errors.Is(err, expect.ErrNoSeqAdj) || l.entry(m) != before {
+					t.Errorf("update: %v, conntrack has %+v", err, l.entry(m))
+				}
+				l.wantEntry(m)
+			}
+			if err := l.client.Announce(m, e, expect.Update{Set: 9}); err != nil || !m.Label(9) {
+				t.Errorf("without an adjustment: %v", err)
+			}
+			left = []expect.Expectation{e}
+		}
+		if err := l.client.Unexpect(e); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestNoLabels sets labels where no rule does: the kernel refuses that after it has taken the
+// adjustment of the same message.
+func TestNoLabels(t *testing.T) {
+	l := newLab(t, helperOnly)
+	for _, f := range families {
+		m := l.connect(f.local, f.public, f.own)
+		e := expect.For(m, expect.Reply, 40000)
+		for range 2 {
+			for _, u := range updates(expect.Reply) {
+				if u.Set == 0 {
+					continue
+				}
+				l.wantRefused(refused{"no room for labels", m, e, u, unix.ENOSPC, nil})
+				before := l.entry(m)
+				if err := l.client.Update(m, u); !errors.Is(err, unix.ENOSPC) || l.entry(m) != before {
+					t.Errorf("update: %v, conntrack has %+v", err, l.entry(m))
+				}
+				l.wantEntry(m)
+			}
+			if err := l.client.Update(m, expect.Update{Dir: expect.Reply, Adjust: &expect.SeqAdj{Position: 1, Before: 2, After: 3}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// TestNoHelper announces on connections that have no helper.
 func TestNoHelper(t *testing.T) {
-	l := newLab(t, false)
+	for _, ruleset := range []string{nothing, labelOnly} {
+		l := newLab(t, ruleset)
+		for _, f := range families {
+			m := l.connect(f.local, f.public, f.own)
+			if m.Helper != "" {
+				t.Fatalf("helper %q", m.Helper)
+			}
+			for _, u := range updates(expect.Reply) {
+				l.wantRefused(refused{"no helper", m, expect.For(m, expect.Reply, 40000), u, expect.ErrNoHelper, nil})
+			}
+		}
+	}
+}
+
+// TestNoEntry announces and updates what is not there.
+func TestNoEntry(t *testing.T) {
+	l := newLab(t, ours)
+	for _, f := range families {
+		m := l.connect(f.local, f.public, f.own)
+		gone := *m
+		gone.Tuples[expect.Original].Src = netip.AddrPortFrom(m.Client().Addr(), 1)
+		for i, u := range updates(expect.Reply) {
+			if err := l.client.Announce(&gone, expect.For(&gone, expect.Reply, 40000), u); !errors.Is(err, expect.ErrNoEntry) {
+				t.Errorf("announce %d: %v", i, err)
+			}
+			if err := l.client.Update(&gone, u); u != (expect.Update{}) && !errors.Is(err, expect.ErrNoEntry) {
+				t.Errorf("update %d: %v", i, err)
+			}
+		}
+		l.wantExpectations()
+		l.wantEntry(m)
+	}
+}
+
+// TestFull fills the table of expectations.
+func TestFull(t *testing.T) {
+	const sysctl = "/proc/sys/net/netfilter/nf_conntrack_expect_max"
+	text, err := os.ReadFile(sysctl)
+	if err != nil {
+		t.Fatal(err)
+	}
+	limit, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := newLab(t, ours)
 	m := l.connect("192.0.2.1", "192.0.2.2:21", "127.0.0.1:21")
-	if m.Helper != "" {
-		t.Fatalf("helper %q", m.Helper)
+	for i := range limit {
+		master := expect.Tuple{
+			Src: netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}), uint16(1024+i>>16)),
+			Dst: netip.MustParseAddrPort("198.51.100.1:21"),
+		}
+		other := &expect.Master{Tuples: [2]expect.Tuple{master, {Src: master.Dst, Dst: master.Src}}}
+		if err := l.reader.Create(conntrack.Flow{
+			TupleOrig: conntrackTuple(master), TupleReply: conntrackTuple(other.Tuples[expect.Reply]),
+			Timeout: 600, Helper: conntrack.Helper{Name: "sane\x00"},
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.client.Announce(other, expect.For(other, expect.Reply, 40000), expect.Update{}); err != nil {
+			t.Fatalf("expectation %d of %d: %v", i+1, limit, err)
+		}
 	}
-	if _, err := l.client.Expect(expect.For(m, expect.Reply, 40000)); !errors.Is(err, expect.ErrNoHelper) {
-		t.Errorf("expectation: %v", err)
+	for _, u := range updates(expect.Reply) {
+		before := l.entry(m)
+		err := l.client.Announce(m, expect.For(m, expect.Reply, 40000), u)
+		if !errors.Is(err, expect.ErrFull) || l.entry(m) != before {
+			t.Errorf("%v, conntrack has %+v", err, l.entry(m))
+		}
 	}
-	m.Tuples[expect.Original].Src = netip.MustParseAddrPort("192.0.2.1:1")
-	if _, err := l.client.Expect(expect.For(m, expect.Reply, 40000)); !errors.Is(err, expect.ErrNoEntry) {
-		t.Errorf("expectation of no master: %v", err)
+	l.wantEntry(m)
+}
+
+// TestNotPermitted does all without CAP_NET_ADMIN.
+func TestNotPermitted(t *testing.T) {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // the thread ends with the goroutine
+		none := [2]unix.CapUserData{}
+		if err := unix.Capset(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &none[0]); err != nil {
+			done <- err
+			return
+		}
+		c, err := expect.Dial()
+		if err != nil {
+			done <- err
+			return
+		}
+		defer c.Close()
+		at := netip.MustParseAddrPort("192.0.2.1:1")
+		m := &expect.Master{Tuples: [2]expect.Tuple{{Src: at, Dst: at}, {Src: at, Dst: at}}}
+		for i, u := range updates(expect.Reply) {
+			if err := c.Announce(m, expect.For(m, expect.Reply, 40000), u); !errors.Is(err, unix.EPERM) {
+				done <- fmt.Errorf("announce %d: %w", i, err)
+				return
+			}
+		}
+		if err := c.Refresh(m); !errors.Is(err, unix.EPERM) {
+			done <- fmt.Errorf("refresh: %w", err)
+			return
+		}
+		done <- nil
+	}()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
-	if err := l.client.Adjust(m, expect.Reply, expect.SeqAdj{}); !errors.Is(err, expect.ErrNoEntry) {
-		t.Errorf("adjustment of nothing: %v", err)
+}
+
+// operations are what a data connection costs; each is called with a counter.
+func (l *lab) operations(m *expect.Master) []operation {
+	e := expect.For(m, expect.Reply, 40000)
+	var a expect.SeqAdj // one variable, as only a pointer to it is handed on
+	adjust := func(i int) *expect.SeqAdj {
+		a = expect.SeqAdj{Position: uint32(i), Before: int32(i), After: int32(i + 1)}
+		return &a
+	}
+	port := func(i int) expect.Expectation { return e.WithPort(uint16(40000 + i%1000)) }
+	return []operation{
+		{"Lookup", 1, func(int) error { _, _, err := l.client.Lookup(m.Tuples[expect.Reply]); return err }},
+		{"Refresh", 0, func(int) error { return l.client.Refresh(m) }},
+		{"Update/adjust", 0, func(i int) error {
+			return l.client.Update(m, expect.Update{Dir: expect.Reply, Adjust: adjust(i)})
+		}},
+		{"Update/label", 0, func(i int) error { return l.client.Update(m, expect.Update{Set: 5}) }},
+		{"Update/both", 0, func(i int) error {
+			return l.client.Update(m, expect.Update{Dir: expect.Reply, Adjust: adjust(i), Set: 5, Clear: 121})
+		}},
+		{"Announce", 0, func(i int) error { return l.client.Announce(m, port(i), expect.Update{}) }},
+		{"Announce/adjust", 0, func(i int) error {
+			return l.client.Announce(m, port(i), expect.Update{Dir: expect.Reply, Adjust: adjust(i)})
+		}},
+		{"Announce/both", 0, func(i int) error {
+			return l.client.Announce(m, port(i), expect.Update{Dir: expect.Reply, Adjust: adjust(i), Set: 5, Clear: 121})
+		}},
+	}
+}
+
+type operation struct {
+	name   string
+	allocs float64
+	do     func(i int) error
+}
+
+func TestAllocations(t *testing.T) {
+	l := newLab(t, ours)
+	for _, f := range families {
+		m := l.connect(f.local, f.public, f.own)
+		for _, o := range l.operations(m) {
+			i := 0
+			n := testing.AllocsPerRun(100, func() {
+				i++
+				if err := o.do(i); err != nil {
+					t.Fatal(err)
+				}
+			})
+			if n != o.allocs {
+				t.Errorf("%s allocates %v times, want %v", o.name, n, o.allocs)
+			}
+		}
+		// The first time the entry is read back.
+		if n := testing.AllocsPerRun(100, func() {
+			first := expect.Master{Tuples: m.Tuples, Helper: m.Helper}
+			if err := l.client.Update(&first, expect.Update{Dir: expect.Reply, Adjust: &expect.SeqAdj{Position: 1, After: 2}}); err != nil {
+				t.Fatal(err)
+			}
+		}); n != 0 {
+			t.Errorf("the first adjustment allocates %v times", n)
+		}
+	}
+}
+
+func BenchmarkClient(b *testing.B) {
+	l := newLab(b, ours)
+	m := l.connect(families[0].local, families[0].public, families[0].own)
+	for _, o := range l.operations(m) {
+		b.Run(o.name, func(b *testing.B) {
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				if err := o.do(i); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

@@ -126,16 +126,6 @@ type Expectation struct {
 	Dir Direction
 }
 
-// Update is what is to change in a connection's entry.
-type Update struct {
-	// Dir is the direction whose sequence numbers are to be adjusted, if Adjusts is set.
-	Dir     Direction
-	Adjusts bool
-	Adjust  SeqAdj
-	// Set and Clear are bits of the label (ct label in nftables), 1 to 127; 0 is none.
-	Set, Clear int
-}
-
 // MaxTries is how many ports may be tried for one expectation: nf_nat_exp_find_port of
 // net/netfilter/nf_nat_helper.c.
 const MaxTries = 128
@@ -169,13 +159,13 @@ func Elsewhere(m *Master, dir Direction, announced netip.AddrPort) Expectation {
 	}
 }
 
-// WithAnyPort returns e for another destination port from 1024 on, picked at random; what is
-// listened on stays the same.
-func (e Expectation) WithAnyPort() Expectation {
-	return e.withPort(uint16(1024 + rand.IntN(1<<16-1024)))
-}
-
-func (e Expectation) withPort(port uint16) Expectation {
+// WithPort returns e for another destination port; what is listened on stays the same.
+func (e Expectation) WithPort(port uint16) Expectation {
 	e.Dst = netip.AddrPortFrom(e.Dst.Addr(), port)
 	return e
+}
+
+// WithAnyPort is WithPort with a port from 1024 on, picked at random.
+func (e Expectation) WithAnyPort() Expectation {
+	return e.WithPort(uint16(1024 + rand.IntN(1<<16-1024)))
 }

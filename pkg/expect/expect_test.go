@@ -163,7 +163,7 @@ func TestFor(t *testing.T) {
 				// Another port to be told; what is listened on stays.
 				other := want.Expectation
 				other.Dst = netip.AddrPortFrom(other.Dst.Addr(), 40000)
-				if moved := got.withPort(40000); moved != other {
+				if moved := got.WithPort(40000); moved != other {
 					t.Errorf("with another port: %+v, want %+v", moved, other)
 				}
 				if got != want.Expectation {

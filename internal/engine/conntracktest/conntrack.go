@@ -98,12 +98,12 @@ func (c *Conntrack) Update(m *expect.Master, u expect.Update) error {
 	switch {
 	case e == nil:
 		return expect.ErrNoEntry
-	case u.Adjusts && e.NoSeqAdj:
+	case u.Adjust != nil && e.NoSeqAdj:
 		return expect.ErrNoSeqAdj
 	}
-	if u.Adjusts {
+	if u.Adjust != nil {
 		c.Adjustments++
-		e.SeqAdj[u.Dir], m.SeqAdj[u.Dir] = u.Adjust, u.Adjust
+		e.SeqAdj[u.Dir], m.SeqAdj[u.Dir] = *u.Adjust, *u.Adjust
 	}
 	if u.Clear != 0 {
 		e.setLabel(u.Clear, false)
