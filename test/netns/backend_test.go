@@ -15,6 +15,8 @@ import (
 // one, which is TestMatrix's. A cthelper whose packets the kernel queues by itself has one queue.
 var backEnds = []BackEnd{
 	{Helper: "carrier", Sequence: "kernel", Queues: 4},
+	{Helper: "carrier", Sequence: "kernel", Ruleset: "lean", Queues: 1},
+	{Helper: "carrier", Sequence: "kernel", Ruleset: "lean", Queues: 4},
 	{Helper: "carrier", Sequence: "user", Queues: 1},
 	{Helper: "carrier", Sequence: "user", Queues: 4},
 	{Helper: CTHelper, Sequence: "kernel", Queues: 1},

@@ -117,6 +117,8 @@ type BackEnd struct {
 	HelperName string
 	// Sequence is who keeps sequence numbers right: "kernel", "same-length" or "user".
 	Sequence string
+	// Ruleset is "full" or "lean".
+	Ruleset string
 	// Queues is how many queues there are, one if it is 0.
 	Queues int
 }
@@ -127,7 +129,7 @@ const CTHelper = "cthelper"
 // String is the back end's name in tests, such as "carrier+user+4 queues".
 func (b BackEnd) String() string {
 	var parts []string
-	for _, part := range []string{b.Helper, b.HelperName, b.Sequence} {
+	for _, part := range []string{b.Helper, b.HelperName, b.Sequence, b.Ruleset} {
 		if part != "" {
 			parts = append(parts, part)
 		}
@@ -152,6 +154,7 @@ func (b BackEnd) flags() []string {
 	add("--helper", b.Helper)
 	add("--helper-name", b.HelperName)
 	add("--sequence", b.Sequence)
+	add("--ruleset", b.Ruleset)
 	if b.Queues != 0 {
 		add("--queues", strconv.Itoa(b.Queues))
 	}
