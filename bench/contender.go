@@ -129,6 +129,9 @@ func ours(flags ...string) func(context.Context, binaries, *netns.Lab) (*netns.P
 	}
 }
 
+// isReady tells whether the daemon's log says that it is.
+func isReady(log string) bool { return strings.Contains(log, "msg=ready") }
+
 // waitReady waits until a process has written to its log that it is ready.
 func waitReady(ctx context.Context, p *netns.Process, log *os.File) error {
 	ctx, cancel := context.WithTimeout(ctx, netns.Scale(10*time.Second))
@@ -140,7 +143,7 @@ func waitReady(ctx context.Context, p *netns.Process, log *os.File) error {
 		switch {
 		case err != nil && !errors.Is(err, io.EOF):
 			return fmt.Errorf("read the daemon's log: %w", err)
-		case strings.Contains(string(text[:n]), "msg=ready"):
+		case isReady(string(text[:n])):
 			return nil
 		case !running || ctx.Err() != nil:
 			return fmt.Errorf("the daemon does not get ready; its log is:\n%s", text[:n])

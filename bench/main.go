@@ -180,12 +180,17 @@ func measureAll(s settings, progress io.Writer) ([]Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	startup, err := measureStartup(ctx, s.binaries, s.rounds)
+	if err != nil {
+		return nil, err
+	}
 	var results []Result
 	for _, situation := range situations {
 		r, err := measure(ctx, situation, s.plan, s.selection, s.binaries, load, progress)
 		if err != nil {
 			return nil, err
 		}
+		r.Startup = startup
 		if len(r.Cells) > 0 {
 			results = append(results, r)
 		}

@@ -19,6 +19,7 @@ type Result struct {
 	// Reference is the contender that others are compared with.
 	Reference string
 	Rounds    int
+	Startup   Startup
 	Cells     []Cell
 }
 

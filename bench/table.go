@@ -35,6 +35,9 @@ func markdown(results []Result, name string) string {
 	if first.Load >= busyLoad {
 		fmt.Fprintf(&b, "\n**Others were at work on this machine (load average %.1f at the start): measure again.**\n", first.Load)
 	}
+	if len(first.Startup.Bound) > 0 {
+		fmt.Fprintf(&b, "\n%s\n", first.Startup.sentence())
+	}
 	for _, r := range results {
 		fmt.Fprintf(&b, "\n## %s\n\n![Speed of the contenders](%s)\n\n![Latency of the contenders](%s)\n",
 			r.Situation, plotFile(name, r, "ratios"), plotFile(name, r, "latency"))

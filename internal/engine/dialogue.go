@@ -261,7 +261,8 @@ func (e *Engine) update(f *flow, a announcement, edited, shifted bool) expect.Up
 		u.Set = e.shifted
 	case shifted:
 		position, before, after := f.sides[a.dir].edits.Adjustment()
-		u = expect.Update{Dir: a.dir, Adjust: &expect.SeqAdj{Position: uint32(position), Before: before, After: after}}
+		e.adjust = expect.SeqAdj{Position: uint32(position), Before: before, After: after}
+		u.Dir, u.Adjust = a.dir, &e.adjust
 	}
 	if e.lean() && a.dir == expect.Reply {
 		u.Clear = e.askedLabel

@@ -119,6 +119,7 @@ type Engine struct {
 	// Of the call that is under way; the memory is used again by the next one.
 	pkt      mangle.Packet
 	fresh    bool // what conntrack knows of the connection was looked up for it
+	adjust   expect.SeqAdj
 	verdicts []Verdict
 	payload  []byte
 	out      []byte

@@ -261,8 +261,8 @@ func updateError(m *Master, err error) error {
 
 // Announce installs the expectation e of m and makes the update u of m's entry: both or, if it
 // returns an error, neither, in one exchange with the kernel. An expectation of the same master
-// for the same place is replaced; the one that the kernel drops for e where the helper allows
-// no more is not brought back when Announce fails.
+// for the same place is replaced. Where the helper allows no more, the kernel drops the oldest
+// one of m for e; that one does not come back if the update is refused.
 //
 // It returns ErrPortTaken, for which another port may help, ErrNoEntry, ErrNoHelper, ErrFull,
 // the errors of Update, or what the kernel said.
@@ -274,6 +274,7 @@ func (c *Client) Announce(m *Master, e Expectation, u Update) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("announce %s to %s: %w", e.Src, e.Dst, err), c.withdraw(m, e, u))
 	}
+	// The kernel goes on after what fails, so what it has done beside that is taken back.
 	errno, updateErr := r.errno[0], updated(m, u, r.errno[1], r.body)
 	if errno == unix.EEXIST && updateErr == nil && c.owns(e) {
 		if errno, err = c.replace(e); err != nil {
@@ -359,7 +360,7 @@ func (c *Client) owns(e Expectation) bool {
 // Unexpect removes an expectation. That there is none is not an error.
 func (c *Client) Unexpect(e Expectation) error {
 	c.begin()
-	c.request(msgExpDel, 0, e.Src)
+	c.request(msgExpDelete, 0, e.Src)
 	c.out.tuple(ctaExpectTuple, e.tuple())
 	c.end()
 	r, err := c.exchange()

@@ -502,6 +502,32 @@ func TestNoHelper(t *testing.T) {
 	}
 }
 
+// TestAnswersLost has the kernel do everything and its answers get lost.
+func TestAnswersLost(t *testing.T) {
+	l := newLab(t, ours)
+	for _, f := range families {
+		m := l.connect(f.local, f.public, f.own)
+		e := expect.For(m, expect.Reply, 40000)
+		for range 2 {
+			for _, u := range updates(expect.Reply) {
+				expect.LoseAnswers(t, l.client)
+				l.wantRefused(refused{"answers lost", m, e, u, unix.ENOBUFS, nil})
+				if u == (expect.Update{}) {
+					continue
+				}
+				before := l.entry(m)
+				expect.LoseAnswers(t, l.client)
+				if err := l.client.Update(m, u); !errors.Is(err, unix.ENOBUFS) || l.entry(m) != before {
+					t.Errorf("update: %v, conntrack has %+v", err, l.entry(m))
+				}
+			}
+			if err := l.client.Update(m, expect.Update{Dir: expect.Reply, Adjust: &expect.SeqAdj{Position: 1, Before: 2, After: 3}, Set: 6}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
 // TestNoEntry announces and updates what is not there.
 func TestNoEntry(t *testing.T) {
 	l := newLab(t, ours)

@@ -14,12 +14,23 @@ func ask(c *Client) error {
 }
 
 // put sends a request whose answer nobody reads.
-func put(t *testing.T, c *Client) {
+func put(t testing.TB, c *Client) {
 	t.Helper()
 	c.begin()
 	c.addGet(tupleOf("192.0.2.1:1", "192.0.2.2:21"))
 	if _, err := unix.Write(c.fd, c.out); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// LoseAnswers fills the socket, so that the answers of the next exchange find no room.
+func LoseAnswers(t testing.TB, c *Client) {
+	t.Helper()
+	if err := unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 1); err != nil {
+		t.Fatal(err)
+	}
+	for range 100 {
+		put(t, c)
 	}
 }
 
@@ -48,12 +59,7 @@ func TestExchangeFails(t *testing.T) {
 			return err
 		}, errMalformed},
 		{"answers that find no room", func() error {
-			if err := unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 1); err != nil {
-				t.Fatal(err)
-			}
-			for range 100 {
-				put(t, c)
-			}
+			LoseAnswers(t, c)
 			return ask(c)
 		}, unix.ENOBUFS},
 		{"no answer", func() error {

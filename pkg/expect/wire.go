@@ -9,13 +9,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Message types of ctnetlink: the subsystem, and in it the message.
+// Messages of connections (enum cntl_msg_types).
 const (
-	msgCtNew  = unix.NFNL_SUBSYS_CTNETLINK<<8 | 0     // IPCTNL_MSG_CT_NEW
-	msgCtGet  = unix.NFNL_SUBSYS_CTNETLINK<<8 | 1     // IPCTNL_MSG_CT_GET
-	msgExpNew = unix.NFNL_SUBSYS_CTNETLINK_EXP<<8 | 0 // IPCTNL_MSG_EXP_NEW
-	msgExpGet = unix.NFNL_SUBSYS_CTNETLINK_EXP<<8 | 1 // IPCTNL_MSG_EXP_GET
-	msgExpDel = unix.NFNL_SUBSYS_CTNETLINK_EXP<<8 | 2 // IPCTNL_MSG_EXP_DELETE
+	msgCtNew = unix.NFNL_SUBSYS_CTNETLINK<<8 + iota // IPCTNL_MSG_CT_NEW
+	msgCtGet                                        // IPCTNL_MSG_CT_GET
+)
+
+// Messages of expectations (enum ctnl_exp_msg_types).
+const (
+	msgExpNew    = unix.NFNL_SUBSYS_CTNETLINK_EXP<<8 + iota // IPCTNL_MSG_EXP_NEW
+	msgExpGet                                               // IPCTNL_MSG_EXP_GET
+	msgExpDelete                                            // IPCTNL_MSG_EXP_DELETE
 )
 
 // Attributes (include/uapi/linux/netfilter/nfnetlink_conntrack.h).
