@@ -49,6 +49,9 @@ func TestBackEnds(t *testing.T) {
 			}
 			for _, situation := range Situations {
 				for _, family := range Families {
+					if slowFactor() > 1 && b.Queues > 1 && family == IPv6 {
+						continue // in an emulator; the queue is picked by a number without family
+					}
 					t.Run(fmt.Sprintf("%s/%s", situation, family), func(t *testing.T) {
 						t.Parallel()
 						tryBackEnd(t, b, situation, family)
