@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os/signal"
+	"runtime"
 	"strings"
 	"syscall"
 
@@ -213,6 +214,10 @@ func run(ctx context.Context, s runSettings, stderr io.Writer) (err error) {
 	}
 	logChoice(choice, log)
 
+	// A thread that waits for its queue would be taken for one that works, and looked at all the time.
+	if busy := int(choice.Rules.Queues) + 1; runtime.GOMAXPROCS(0) < busy {
+		runtime.GOMAXPROCS(busy)
+	}
 	// Each queue has an engine of its own, and that a connection to conntrack: no locks. If one
 	// queue is lost, all end.
 	served, lost := errgroup.WithContext(context.WithoutCancel(ctx))

@@ -3,9 +3,13 @@ package nfq
 import (
 	"context"
 	"log/slog"
+	"os"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
@@ -34,7 +38,21 @@ func TestLost(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- host.Do(func() error { return q.Run(context.Background()) }) }()
 	<-q.Ready()
-	if err := q.nf.Con.Close(); err != nil {
+	// What Run receives from next is no socket.
+	same, err := unix.Dup(q.fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(same)
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	if err := unix.Dup3(int(null.Fd()), q.fd, unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Send(same, appendRequest(nil, unix.NLMSG_NOOP, netlink.Acknowledge, 0, 0, 0), 0); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-ended; err == nil || !strings.Contains(err.Error(), "queue 7 is lost") {

@@ -29,7 +29,7 @@ func TestLooped(t *testing.T) {
 		{unix.NF_INET_LOCAL_IN, 1, true}, {unix.NF_INET_LOCAL_IN, 2, false}, {unix.NF_INET_LOCAL_IN, 0, false},
 		{unix.NF_INET_POST_ROUTING, 0, false}, {unix.NF_INET_PRE_ROUTING, 1, false},
 	} {
-		p, ok := parseMessage(message(c.hook, c.in))
+		p, ok := parsePacket(message(c.hook, c.in))
 		if !ok || p.id != 9 || string(p.bytes) != "packet" || p.looped() != c.want {
 			t.Errorf("hook %d, interface %d: %+v, looped %v", c.hook, c.in, p, p.looped())
 		}

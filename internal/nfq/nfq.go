@@ -1,13 +1,13 @@
 // Package nfq binds a handler of packets to a queue of the kernel (NFQUEUE,
-// net/netfilter/nfnetlink_queue.c), over the socket and with the verdicts of go-nfqueue.
+// net/netfilter/nfnetlink_queue.c), over a socket of go-nfqueue.
 //
 // Every packet that the kernel queues gets exactly one verdict. Where there is no time for
 // one, the kernel lets packets go by itself (NFQA_CFG_F_FAIL_OPEN), and when the queue is
 // closed, it is emptied first, so that no packet is lost either way.
 //
-// The set-up and the receiving are not those of go-nfqueue: it binds in several steps, each of
-// which takes the next message for its answer, be it a packet that came in between; and it
-// gives no verdict for a message that it cannot read.
+// All but the socket is done here. go-nfqueue binds in several steps, each of which takes the
+// next message for its answer, be it a packet that came in between; it gives no verdict for a
+// message that it cannot read; and it allocates much memory per packet.
 package nfq
 
 import (
@@ -19,6 +19,7 @@ import (
 	"log/slog"
 	"os"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -48,6 +49,18 @@ const (
 	maxQueueLen = 4096
 	// maxPacketLen is longer than any packet: none is cut short.
 	maxPacketLen = 0xffff
+	// maxMessageLen is longer than any message: a packet and some small attributes.
+	maxMessageLen = maxPacketLen + 4096
+	// maxGather is how many packets may be handled before verdicts are sent; the first one has
+	// to wait for the last one.
+	maxGather = 16
+	// maxUnsent is from which length on verdicts are sent at once. With one more packet it is
+	// far from what a socket may send (net.core.wmem_default).
+	maxUnsent = 32 << 10
+	// lookEvery is how many packets come until one is taken for a look whether there are more.
+	lookEvery = 16
+	// bindSequence marks the answer to bind.
+	bindSequence = 1
 	// readBuffer is the socket's receive buffer in bytes: room for a full queue of packets
 	// of usual size.
 	readBuffer = 8 << 20
@@ -61,12 +74,21 @@ type Queue struct {
 	ready     chan struct{}
 	overflows atomic.Uint64
 
+	waking sync.Mutex // held while wake uses the socket
+	closed bool       // so it must not any more
+
 	// Of the goroutine that receives.
-	nf       *nfqueue.Nfqueue
-	verdicts []engine.Verdict
+	fd       int              // of the socket
+	buffer   []byte           // for what is received
+	verdicts []engine.Verdict // the handler's
+	unsent   []byte           // verdicts as messages
+	gathered int              // messages received since unsent was empty
+	crowded  bool             // the last time that we looked, another message was there
+	received uint64           // packets
 	stop     <-chan struct{}
-	deadline time.Time // of reading; zero for none
-	small    error     // why the socket's receive buffer is not as large as it should be
+	deadline time.Time   // of the handler; zero for none
+	timer    *time.Timer // wakes at the deadline
+	small    error       // why the socket's receive buffer is not as large as it should be
 	bound    bool
 	stopping bool
 	last     uint32 // number of the last packet received; the kernel counts from 1
@@ -93,24 +115,54 @@ func (q *Queue) Overflows() uint64 { return q.overflows.Load() }
 // still there, and returns nil. It returns an error if the queue cannot be bound, or is lost.
 // It can be called once.
 func (q *Queue) Run(ctx context.Context) error {
-	nf, err := nfqueue.Open(&nfqueue.Config{NfQueue: q.num})
-	if err != nil {
+	if err := q.open(); err != nil {
 		return fmt.Errorf("open netlink socket for %s: %w", q, err)
 	}
-	q.nf, q.stop = nf, ctx.Done()
-	// A read deadline in the past wakes the receiving goroutine, which does the rest.
-	defer context.AfterFunc(ctx, func() { _ = nf.Con.SetReadDeadline(time.Now()) })()
+	q.buffer, q.stop = make([]byte, maxMessageLen), ctx.Done()
+	q.timer = time.AfterFunc(time.Hour, q.wake)
+	defer q.timer.Stop()
+	defer context.AfterFunc(ctx, q.wake)()
 
-	q.small = q.enlargeReadBuffer()
-	err = q.bind()
+	// This goes beyond net.core.rmem_max, which CAP_NET_ADMIN allows.
+	q.small = unix.SetsockoptInt(q.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, readBuffer)
+	err := q.bind()
 	if err == nil {
 		err = q.receive()
 	}
 	// Closing the socket unbinds the queue.
-	if cerr := nf.Con.Close(); err == nil && cerr != nil {
+	if cerr := q.close(); err == nil && cerr != nil {
 		err = fmt.Errorf("close %s: %w", q, cerr)
 	}
 	return err
+}
+
+// open makes the socket: go-nfqueue's under another descriptor, which blocks. The runtime's
+// poller does not know that one, and is not woken up for every packet.
+func (q *Queue) open() error {
+	nf, err := nfqueue.Open(&nfqueue.Config{NfQueue: q.num})
+	if err != nil {
+		return err
+	}
+	defer nf.Con.Close()
+	raw, err := nf.Con.SyscallConn()
+	if err != nil {
+		return err
+	}
+	cerr := raw.Control(func(fd uintptr) {
+		if err = unix.SetNonblock(int(fd), false); err != nil {
+			return
+		}
+		q.fd, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
+	})
+	return errors.Join(err, cerr)
+}
+
+// close closes the socket, and with it the queue: nothing else uses it when that returns.
+func (q *Queue) close() error {
+	q.waking.Lock()
+	defer q.waking.Unlock()
+	q.closed = true
+	return unix.Close(q.fd)
 }
 
 // bind asks the kernel for the queue, in one message: from its first packet on it is to be as
@@ -121,7 +173,7 @@ func (q *Queue) bind() error {
 		cmdBind                                              = 1             // NFQNL_CFG_CMD_BIND
 	)
 	failOpen := be32(nfqueue.NfQaCfgFlagFailOpen)
-	err := q.configure(netlink.Acknowledge,
+	err := q.configure(netlink.Acknowledge, bindSequence,
 		netlink.Attribute{Type: cfgCmd, Data: []byte{cmdBind, 0, 0, unix.AF_UNSPEC}},
 		netlink.Attribute{Type: cfgParams, Data: append(be32(maxPacketLen), nfqueue.NfQnlCopyPacket)},
 		netlink.Attribute{Type: cfgFlags, Data: failOpen},
@@ -138,21 +190,30 @@ func (q *Queue) bind() error {
 // always full, and a full queue fails open. Unbinding would drop what is in it.
 func (q *Queue) closeIntake() error {
 	const cfgQueueMaxLen = 3
-	return q.configure(0, netlink.Attribute{Type: cfgQueueMaxLen, Data: be32(0)})
+	return q.configure(0, 0, netlink.Attribute{Type: cfgQueueMaxLen, Data: be32(0)})
 }
 
-func (q *Queue) configure(flags netlink.HeaderFlags, attrs ...netlink.Attribute) error {
-	const msgConfig = unix.NFNL_SUBSYS_QUEUE<<8 | 2 // NFQNL_MSG_CONFIG
+func (q *Queue) configure(flags netlink.HeaderFlags, sequence uint32, attrs ...netlink.Attribute) error {
 	data, err := netlink.MarshalAttributes(attrs)
 	if err != nil {
 		return err
 	}
-	header := []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, byte(q.num >> 8), byte(q.num)} // struct nfgenmsg
-	_, err = q.nf.Con.Send(netlink.Message{
-		Header: netlink.Header{Type: msgConfig, Flags: netlink.Request | flags},
-		Data:   append(header, data...),
-	})
-	return err
+	request := appendRequest(nil, msgConfig, flags, sequence, q.num, len(data))
+	return unix.Send(q.fd, append(request, data...), 0)
+}
+
+// wake interrupts receiving, from any goroutine: the kernel acknowledges a request for nothing.
+// If the socket has no room for that, there is a packet to receive.
+func (q *Queue) wake() {
+	noop := appendRequest(nil, unix.NLMSG_NOOP, netlink.Acknowledge, 0, 0, 0)
+	q.waking.Lock()
+	defer q.waking.Unlock()
+	if q.closed {
+		return
+	}
+	if err := unix.Send(q.fd, noop, 0); err != nil {
+		q.log.Error("receiving cannot be interrupted", "queue", q.num, "reason", err)
+	}
 }
 
 func be32(n uint32) []byte { return binary.BigEndian.AppendUint32(nil, n) }
@@ -160,17 +221,16 @@ func be32(n uint32) []byte { return binary.BigEndian.AppendUint32(nil, n) }
 // errDone is how the queue ends when it is to.
 var errDone = errors.New("done")
 
-// receive handles messages until there is an error, or errDone.
+// receive handles messages until there is an error, or errDone. A message that comes alone costs
+// one system call, and its verdict one more. In a crowd, verdicts are sent together.
 func (q *Queue) receive() error {
 	for {
-		messages, err := q.nf.Con.Receive()
-		if err != nil {
-			err = q.receiveError(err)
+		err := q.next()
+		if err == nil {
+			err = q.due()
 		}
-		for _, m := range messages {
-			if err = errors.Join(err, q.message(m)); err != nil {
-				break
-			}
+		if err != nil || len(q.unsent) > 0 && !q.gather() {
+			err = errors.Join(err, q.send())
 		}
 		switch {
 		case err == nil:
@@ -184,21 +244,92 @@ func (q *Queue) receive() error {
 	}
 }
 
-func (q *Queue) message(m netlink.Message) error {
-	if m.Header.Type == netlink.Error { // without an error: the kernel's answer to bind
-		if !q.bound {
-			q.bound = true
-			if q.small != nil {
-				q.log.Warn("receive buffer of the queue stays at the system's default", "queue", q.num, "reason", q.small)
+// next receives and handles one datagram. It waits for it unless there are verdicts to be sent.
+func (q *Queue) next() error {
+	flags := unix.MSG_DONTWAIT
+	if len(q.unsent) == 0 {
+		flags, q.gathered = 0, 0
+	}
+	n, err := recv(q.fd, q.buffer, flags)
+	if flags != 0 {
+		q.crowded = err == nil
+	}
+	switch {
+	case err == nil:
+		q.gathered++
+		for m := range messages(q.buffer[:n]) {
+			if err := q.handle(m); err != nil {
+				return err
 			}
-			close(q.ready)
 		}
 		return nil
+	case errors.Is(err, unix.ENOBUFS): // reported once; the messages are still there
+		q.overflow()
+		return nil
+	case errors.Is(err, unix.EINTR):
+		return nil
+	case errors.Is(err, unix.EAGAIN) && flags != 0:
+		return q.send()
+	case errors.Is(err, unix.EAGAIN) && q.stopping:
+		if err := q.give(q.handler.Flush(q.verdicts[:0])); err != nil {
+			return err
+		}
+		if err := q.send(); err != nil {
+			return err
+		}
+		return errDone
 	}
-	p, ok := parseMessage(m.Data)
-	if !ok {
+	return err
+}
+
+// gather tells whether to look for another message before verdicts are sent. That costs a system
+// call if there is none, so without a crowd only a packet now and then is worth it.
+func (q *Queue) gather() bool {
+	return q.gathered < maxGather && (q.crowded || q.received%lookEvery == 0)
+}
+
+// send sends the verdicts that there are.
+func (q *Queue) send() error {
+	if len(q.unsent) == 0 {
 		return nil
 	}
+	err := unix.Send(q.fd, q.unsent, 0)
+	q.unsent = q.unsent[:0]
+	return err
+}
+
+// handle deals with a message of the kernel's.
+func (q *Queue) handle(m message) error {
+	switch m.typ {
+	case msgPacket:
+		if p, ok := parsePacket(m.data); ok {
+			return q.packet(p)
+		}
+	case unix.NLMSG_ERROR:
+		return q.answer(m)
+	}
+	return nil
+}
+
+// answer deals with the kernel's answer to a request.
+func (q *Queue) answer(m message) error {
+	switch errno := m.errno(); {
+	case errno == unix.ENOENT && q.bound:
+		// A verdict came too late: the packet is gone, its device perhaps.
+	case errno != 0:
+		return errno
+	case m.sequence == bindSequence:
+		q.bound = true
+		if q.small != nil {
+			q.log.Warn("receive buffer of the queue stays at the system's default", "queue", q.num, "reason", q.small)
+		}
+		close(q.ready)
+	}
+	return nil
+}
+
+func (q *Queue) packet(p packet) error {
+	q.received++
 	// The kernel numbers packets without gaps. A number that was left out belongs to a message
 	// that could not be read; its packet still waits for a verdict.
 	for missed := q.last + 1; q.last != 0 && !q.skipped && missed != p.id; missed++ {
@@ -207,62 +338,14 @@ func (q *Queue) message(m netlink.Message) error {
 		}
 	}
 	q.last, q.skipped = p.id, false
-	var err error
 	if p.looped() {
-		err = q.verdict(engine.Verdict{ID: p.id})
-	} else {
-		err = q.give(q.handler.Handle(p.id, p.bytes, q.verdicts[:0]))
+		return q.verdict(engine.Verdict{ID: p.id})
 	}
-	if err != nil || !q.stopping {
-		return err
-	}
-	return q.doneIfEmpty()
+	return q.give(q.handler.Handle(p.id, p.bytes, q.verdicts[:0]))
 }
 
-// packet is one that the kernel has queued.
-type packet struct {
-	id    uint32
-	hook  byte
-	in    uint32 // number of the interface that it came in by, 0 for none
-	bytes []byte // from the IP header on; may be missing
-}
-
-// looped tells whether this host sent the packet to itself, and it was here a moment ago, on its
-// way out: the kernel queues for a cthelper in both places.
-func (p packet) looped() bool {
-	const loopback = 1 // LOOPBACK_IFINDEX
-	return p.hook == unix.NF_INET_LOCAL_IN && p.in == loopback
-}
-
-// parseMessage reads an NFQNL_MSG_PACKET, which begins with a struct nfgenmsg; false if it has
-// no number.
-func parseMessage(b []byte) (p packet, ok bool) {
-	const (
-		nfgenmsg                  = 4
-		packetHdr, indev, payload = 1, 5, 10 // NFQA_PACKET_HDR, NFQA_IFINDEX_INDEV, NFQA_PAYLOAD
-		attrHeader, typeMask      = 4, 0x3fff
-	)
-	for b = b[min(nfgenmsg, len(b)):]; len(b) >= attrHeader; {
-		n, typ := int(binary.NativeEndian.Uint16(b)), binary.NativeEndian.Uint16(b[2:])&typeMask
-		if n < attrHeader || n > len(b) {
-			break
-		}
-		data := b[attrHeader:n]
-		switch {
-		case typ == packetHdr && len(data) >= 7: // struct nfqnl_msg_packet_hdr
-			p.id, p.hook, ok = binary.BigEndian.Uint32(data), data[6], true
-		case typ == indev && len(data) == 4:
-			p.in = binary.BigEndian.Uint32(data)
-		case typ == payload:
-			p.bytes = data
-		}
-		b = b[min((n+3)&^3, len(b)):]
-	}
-	return p, ok
-}
-
-// give sends the handler's verdicts to the kernel, and sees to it that the next ones that are
-// due by time are not missed.
+// give takes the handler's verdicts, and sees to it that the next ones that are due by time are
+// not missed.
 func (q *Queue) give(verdicts []engine.Verdict) error {
 	q.verdicts = verdicts
 	for _, v := range verdicts {
@@ -271,107 +354,53 @@ func (q *Queue) give(verdicts []engine.Verdict) error {
 		}
 	}
 	deadline, ok := q.handler.Deadline()
-	if !ok {
+	switch {
+	case !ok:
 		deadline = time.Time{}
+	case !deadline.Equal(q.deadline):
+		q.timer.Reset(time.Until(deadline))
 	}
-	if q.stopping || deadline.Equal(q.deadline) {
+	q.deadline = deadline
+	return nil
+}
+
+// verdict has a verdict sent, now or soon.
+func (q *Queue) verdict(v engine.Verdict) error {
+	q.unsent = appendVerdict(q.unsent, q.num, v)
+	if len(q.unsent) < maxUnsent {
 		return nil
 	}
-	return q.readUntil(deadline)
+	return q.send()
 }
 
-func (q *Queue) verdict(v engine.Verdict) error {
-	if v.Packet == nil {
-		return q.nf.SetVerdict(v.ID, nfqueue.NfAccept)
-	}
-	return q.nf.SetVerdictWithOption(v.ID, nfqueue.NfAccept, nfqueue.WithAlteredPacket(v.Packet))
-}
-
-// readUntil sets the time at which receiving is interrupted if nothing comes.
-func (q *Queue) readUntil(deadline time.Time) error {
-	q.deadline = deadline
-	err := q.nf.Con.SetReadDeadline(deadline)
-	if !q.stopping {
-		select {
-		case <-q.stop: // Run's own deadline may just have been overwritten
-			err = q.nf.Con.SetReadDeadline(time.Now())
-		default:
+// due does what is not up to the next message: verdicts by time, and the end.
+func (q *Queue) due() error {
+	if !q.deadline.IsZero() && !time.Now().Before(q.deadline) {
+		q.deadline = time.Time{} // if it stays, it is due again
+		if err := q.give(q.handler.Expire(q.verdicts[:0])); err != nil {
+			return err
 		}
 	}
-	return err
-}
-
-// receiveError decides about an error of receiving; it returns nil to go on.
-func (q *Queue) receiveError(err error) error {
-	var timeout interface{ Timeout() bool }
-	switch {
-	case errors.Is(err, unix.ENOBUFS):
-		q.overflow()
+	select {
+	case <-q.stop:
+	default:
 		return nil
-	case q.bound && errors.Is(err, unix.ENOENT):
-		return nil // a verdict came too late: the packet is gone, its device perhaps
-	case errors.As(err, &timeout) && timeout.Timeout():
-		return q.timeout()
 	}
-	return err
+	if q.stopping {
+		return nil
+	}
+	q.stopping = true
+	if err := q.closeIntake(); err != nil {
+		return err
+	}
+	// A message is in the socket as soon as its packet is queued: when there is none, that was all.
+	return unix.SetNonblock(q.fd, true)
 }
 
 // overflow takes note that packets passed without a message.
 func (q *Queue) overflow() {
 	q.overflows.Add(1)
 	q.skipped = true
-}
-
-// timeout is called when the read deadline has passed: because a verdict is due, or because
-// the queue is to stop.
-func (q *Queue) timeout() error {
-	select {
-	case <-q.stop:
-	default:
-		return q.give(q.handler.Expire(q.verdicts[:0]))
-	}
-	if !q.stopping {
-		q.stopping = true
-		if err := q.closeIntake(); err != nil {
-			return err
-		}
-	}
-	return q.doneIfEmpty()
-}
-
-// doneIfEmpty ends receiving if all that the kernel has queued has been handled.
-func (q *Queue) doneIfEmpty() error {
-	empty, err := q.empty()
-	if err != nil {
-		return err
-	}
-	if !empty {
-		return q.readUntil(time.Now().Add(time.Second))
-	}
-	if err := q.give(q.handler.Flush(q.verdicts[:0])); err != nil {
-		return err
-	}
-	return errDone
-}
-
-// empty reports whether the socket has no message. Messages are in it as soon as their packets
-// are queued.
-func (q *Queue) empty() (empty bool, err error) {
-	raw, err := q.nf.Con.SyscallConn()
-	if err != nil {
-		return false, err
-	}
-	cerr := raw.Control(func(fd uintptr) {
-		_, _, err = unix.Recvfrom(int(fd), nil, unix.MSG_PEEK|unix.MSG_DONTWAIT)
-	})
-	switch {
-	case errors.Is(err, unix.EAGAIN):
-		return true, cerr
-	case errors.Is(err, unix.ENOBUFS): // reported once; the messages are still there
-		q.overflow()
-		return false, cerr
-	}
-	return false, errors.Join(err, cerr)
 }
 
 // bindError says why the queue could not be had. The kernel says EPERM for two reasons.
@@ -397,16 +426,4 @@ func (q *Queue) taken() bool {
 		}
 	}
 	return false
-}
-
-// enlargeReadBuffer goes beyond net.core.rmem_max, which CAP_NET_ADMIN allows.
-func (q *Queue) enlargeReadBuffer() error {
-	raw, err := q.nf.Con.SyscallConn()
-	if err != nil {
-		return err
-	}
-	cerr := raw.Control(func(fd uintptr) {
-		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, readBuffer)
-	})
-	return errors.Join(err, cerr)
 }

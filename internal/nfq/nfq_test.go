@@ -274,7 +274,9 @@ func TestStartInTraffic(t *testing.T) {
 		}
 	}
 	hush()
-	if n := lost(); n != 0 {
+	// With several processors, a packet may come between the kernel's making of the queue and its
+	// setting of the mode, which is NONE before (nfqnl_recv_config), and be dropped.
+	if n := lost(); n > 3 {
 		t.Errorf("%d packets were lost", n)
 	}
 }

@@ -1,0 +1,141 @@
+package nfq
+
+import (
+	"bytes"
+	"encoding/binary"
+	"log/slog"
+	"slices"
+	"testing"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
+)
+
+// letGo is a Handler that lets everything go, every fourth one with a changed byte.
+type letGo struct{ idle }
+
+func (letGo) Handle(id uint32, packet []byte, verdicts []engine.Verdict) []engine.Verdict {
+	v := engine.Verdict{ID: id}
+	if id%4 == 2 {
+		packet[0]++
+		v.Packet = packet
+	}
+	return append(verdicts, v)
+}
+
+// newPair returns a Queue whose socket leads to a descriptor instead of the kernel.
+func newPair(t *testing.T) (q *Queue, kernel int) {
+	t.Helper()
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(pair[0]); unix.Close(pair[1]) })
+	q = New(7, letGo{}, slog.New(slog.DiscardHandler))
+	q.fd, q.buffer = pair[0], make([]byte, maxMessageLen)
+	return q, pair[1]
+}
+
+// packetMessage is an NFQNL_MSG_PACKET.
+func packetMessage(t *testing.T, id uint32, content string) []byte {
+	t.Helper()
+	attrs, err := netlink.MarshalAttributes([]netlink.Attribute{
+		{Type: attrPacketHdr, Data: append(be32(id), 8, 0, unix.NF_INET_PRE_ROUTING)},
+		{Type: attrPayload, Data: []byte(content)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(appendRequest(nil, msgPacket, 0, 0, 7, len(attrs)), attrs...)
+}
+
+// sent returns the numbers of the packets that the next datagram gives verdicts for.
+func sent(t *testing.T, kernel int) (ids []uint32) {
+	t.Helper()
+	b := make([]byte, 1<<16)
+	n, err := unix.Read(kernel, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for m := range messages(b[:n]) {
+		want := append([]byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, 7}, 12, 0, attrVerdictHdr, 0, 0, 0, 0, 1)
+		if binary.NativeEndian.Uint16([]byte{1, 0}) != 1 {
+			want[4], want[5], want[6], want[7] = 0, 12, 0, attrVerdictHdr
+		}
+		if m.typ != msgVerdict || len(m.data) < 16 || !bytes.Equal(m.data[:12], want) {
+			t.Fatalf("message %+v", m)
+		}
+		id := binary.BigEndian.Uint32(m.data[12:])
+		if changed := id%4 == 2; changed != bytes.HasSuffix(m.data, []byte("qacket\x00\x00")) || !changed && len(m.data) != 16 {
+			t.Errorf("verdict for %d: %q", id, m.data[16:])
+		}
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+// TestVerdicts says which verdicts a series of messages gets, and which of them are sent together.
+func TestVerdicts(t *testing.T) {
+	for name, c := range map[string]struct {
+		ids     []uint32
+		crowded bool
+		want    [][]uint32
+	}{
+		"alone":      {[]uint32{1, 2}, false, [][]uint32{{1}, {2}}},
+		"missed":     {[]uint32{3, 6}, false, [][]uint32{{3}, {4, 5, 6}}},
+		"in a crowd": {[]uint32{1, 2, 3, 4, 5}, true, [][]uint32{{1, 2, 3, 4, 5}}},
+		"many": {
+			[]uint32{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18}, true,
+			[][]uint32{{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}, {17, 18}},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			q, kernel := newPair(t)
+			q.crowded = c.crowded
+			for _, id := range c.ids {
+				if err := unix.Send(kernel, packetMessage(t, id, "packet"), 0); err != nil {
+					t.Fatal(err)
+				}
+			}
+			q.stopping = true // receive ends when there is no more
+			if err := q.receive(); err != nil {
+				t.Fatal(err)
+			}
+			for _, want := range c.want {
+				if got := sent(t, kernel); !slices.Equal(got, want) {
+					t.Errorf("sent %v, want %v", got, want)
+				}
+			}
+		})
+	}
+}
+
+// TestAllocations says that nothing is allocated for a packet.
+func TestAllocations(t *testing.T) {
+	q, kernel := newPair(t)
+	q.bound = true
+	b := make([]byte, 1<<16)
+	id := uint32(0)
+	packet := packetMessage(t, id, "packet")
+	n := testing.AllocsPerRun(100, func() {
+		id++
+		binary.BigEndian.PutUint32(packet[unix.SizeofNlMsghdr+nfgenmsg+attrHeader:], id)
+		if err := unix.Send(kernel, packet, 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := q.next(); err != nil {
+			t.Fatal(err)
+		}
+		if err := q.send(); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := unix.Read(kernel, b); err != nil || n < 32 {
+			t.Fatalf("verdict for %d: %d bytes, %v", id, n, err)
+		}
+	})
+	if n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
