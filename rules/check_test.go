@@ -101,8 +101,8 @@ func TestCheckLean(t *testing.T) {
 		{"@ih,0,16 0x1603", "@ih,0,16 0x1604", "chain commands: rule 14 is not"},
 		{"@ih,0,16 0x1603 ct label set 122", "", `chain commands: rule 14 is not "@ih,0,16 0x1603 ct label set 122"`},
 		{"@ih,0,24 0x323334", "@ih,0,24 0x323335", "chain replies: rule 1 is not"},
-		{"ct label 119,120 @ih,0,24 0x323237", "ct label 120 @ih,0,24 0x323237", "chain replies: rule 2 is not"},
-		{"ct label 119,120 @ih,0,24 0x323239", "@ih,0,24 0x323239", "chain replies: rule 3 is not"},
+		{"ct label 120 @ih,0,24 0x323237", "@ih,0,24 0x323237", "chain replies: rule 2 is not"},
+		{"meta priority set 2127:119", "meta priority set 2127:118", "chain replies: rule 4 is not"},
 		{"", "", "chain read: rule 1 is not"}, // which is left to do
 	} {
 		t.Run(tt.old+"→"+tt.new, func(t *testing.T) {

@@ -16,7 +16,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -51,6 +50,11 @@ func (s Statement) Expr(queue uint16) expr.Any {
 	return &expr.Target{Name: "NFQUEUE", Rev: 3, Info: &info}
 }
 
+// AgainPriority is the priority (meta priority in nftables) that the ruleset Lean gives to a reply
+// for which none is due: one that the daemon has rewritten before, sent again. The daemon sees it
+// from Linux 5.18 on (NFQA_PRIORITY).
+const AgainPriority = 0x2127_0119
+
 // Bits of the conntrack label (ct label), 0 to 127.
 const (
 	// EditedLabel is for the daemon to set on connections in which it has rewritten a 227 or 229,
@@ -78,12 +82,9 @@ const (
 )
 
 // label is the label with some bits set, as the kernel has it.
-func label(bits ...int) []byte {
+func label(bit int) []byte {
 	l := make([]byte, 16)
-	for _, bit := range bits {
-		word := l[bit/32*4:]
-		binary.NativeEndian.PutUint32(word, binary.NativeEndian.Uint32(word)|1<<(bit%32))
-	}
+	binary.NativeEndian.PutUint32(l[bit/32*4:], 1<<(bit%32))
 	return l
 }
 
@@ -313,12 +314,17 @@ func reply(code string) part {
 	return part{fmt.Sprintf("@ih,0,%d %#x", 8*len(code), code), begins([]byte(code))}
 }
 
-// labelled matches packets of connections whose label has one of the bits.
-func labelled(bits ...int) part {
-	list := strings.Trim(strings.Join(strings.Fields(fmt.Sprint(bits)), ","), "[]")
-	return part{"ct label " + list, []expr.Any{
+// setAgainPriority marks a packet for the daemon.
+var setAgainPriority = part{fmt.Sprintf("meta priority set %x:%x", AgainPriority>>16, AgainPriority&0xffff), []expr.Any{
+	&expr.Immediate{Register: 1, Data: binaryutil.NativeEndian.PutUint32(AgainPriority)},
+	&expr.Meta{Key: expr.MetaKeyPRIORITY, SourceRegister: true, Register: 1},
+}}
+
+// labelled matches packets of connections whose label has the bit.
+func labelled(bit int) part {
+	return part{fmt.Sprintf("ct label %d", bit), []expr.Any{
 		&expr.Ct{Key: expr.CtKeyLABELS, Register: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 16, Mask: label(bits...), Xor: make([]byte, 16)},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 16, Mask: label(bit), Xor: make([]byte, 16)},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 16)},
 	}}
 }
@@ -433,8 +439,10 @@ func leanRules(c Config, s Statement) []rule {
 	all = append(all,
 		in(commands, isTLS, setLabel(OpaqueLabel)),
 		in(replies, reply("234"), continueIn(read)),
-		in(replies, labelled(EditedLabel, AskedLabel), reply("227"), continueIn(read)),
-		in(replies, labelled(EditedLabel, AskedLabel), reply("229"), continueIn(read)),
+		in(replies, labelled(AskedLabel), reply("227"), continueIn(read)),
+		in(replies, labelled(AskedLabel), reply("229"), continueIn(read)),
+		in(replies, labelled(EditedLabel), reply("227"), setAgainPriority, continueIn(read)),
+		in(replies, labelled(EditedLabel), reply("229"), setAgainPriority, continueIn(read)),
 	)
 	for _, p := range spread(c, s) {
 		all = append(all, in(read, p...))

@@ -309,6 +309,9 @@ func newWorker(s runSettings, choice backend.Choice, number uint16, log *slog.Lo
 	}
 	w.engine = engine.New(config)
 	w.queue = nfq.New(number, w.engine, log)
+	if choice.Rules.Ruleset == rules.Lean {
+		w.queue.Distinguish(rules.AgainPriority, w.engine.HandleAgain)
+	}
 	return w, nil
 }
 

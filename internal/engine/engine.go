@@ -20,7 +20,6 @@ import (
 // of package conntracktest. The methods and their errors are those of expect.Client.
 type Conntrack interface {
 	Lookup(t expect.Tuple) (*expect.Master, expect.Direction, error)
-	Refresh(m *expect.Master) error
 	Announce(m *expect.Master, e expect.Expectation, u expect.Update) error
 	Update(m *expect.Master, u expect.Update) error
 }
@@ -118,7 +117,7 @@ type Engine struct {
 
 	// Of the call that is under way; the memory is used again by the next one.
 	pkt      mangle.Packet
-	fresh    bool // what conntrack knows of the connection was looked up for it
+	again    bool // it is known to have been read before
 	adjust   expect.SeqAdj
 	verdicts []Verdict
 	payload  []byte
@@ -152,8 +151,18 @@ func (e *Engine) Stats() Stats { return e.stats }
 // of others that waited for it. What is not understood is let go as it is. The bytes of the
 // packet are neither changed nor kept.
 func (e *Engine) Handle(id uint32, packet []byte, verdicts []Verdict) []Verdict {
+	return e.handle(id, packet, verdicts, false)
+}
+
+// HandleAgain is Handle for a packet of which the lean rules say that no answer is due: one that was
+// rewritten is sent again, or it is none.
+func (e *Engine) HandleAgain(id uint32, packet []byte, verdicts []Verdict) []Verdict {
+	return e.handle(id, packet, verdicts, true)
+}
+
+func (e *Engine) handle(id uint32, packet []byte, verdicts []Verdict, again bool) []Verdict {
 	e.begin(verdicts)
-	e.fresh = false
+	e.again = again
 	e.stats.Packets++
 	if e.pkt.Decode(packet) != nil {
 		return append(e.verdicts, Verdict{ID: id})

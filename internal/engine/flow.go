@@ -109,7 +109,6 @@ func (e *Engine) find() (*flow, expect.Direction) {
 		e.drop(f)
 	}
 	key := e.key()
-	e.fresh = true
 	m, dir, err := e.ct.Lookup(key)
 	if err != nil {
 		e.unknown(key, err)

@@ -1,6 +1,8 @@
 package engine
 
 import (
+	"bytes"
+
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
 )
@@ -21,21 +23,13 @@ func (e *Engine) readAlone(f *flow, dir expect.Direction) {
 	if !s.started {
 		e.start(f, dir)
 	}
-	if !s.stream.Expected().Before(end(&e.pkt)) {
+	if e.again || !s.stream.Expected().Before(end(&e.pkt)) {
 		return
 	}
 	// What is believed of a connection that is not seen whole.
 	f.greeted, f.spoken, s.midstream = true, true, false
 	f.replies, f.asked = parse.Replies{}, commands{}
-	if dir == expect.Reply {
-		if !e.fresh {
-			if err := e.ct.Refresh(&f.master); err != nil {
-				e.unknown(e.key(), err)
-				return
-			}
-		}
-		f.asked.push(f.master.Label(e.askedLabel))
-	}
+	f.asked.push(bytes.HasPrefix(e.pkt.Payload(), []byte("22"))) // or else it were not queued
 	if s.stream.Expected().Before(e.pkt.Seq()) {
 		s.stream.Start(e.pkt.Seq(), true)
 	}

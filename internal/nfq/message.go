@@ -24,6 +24,7 @@ const (
 	attrVerdictHdr = 2
 	attrIndev      = 5 // NFQA_IFINDEX_INDEV
 	attrPayload    = 10
+	attrPriority   = 21 // NFQA_PRIORITY
 )
 
 const (
@@ -75,10 +76,11 @@ func (m message) errno() unix.Errno {
 
 // packet is one that the kernel has queued.
 type packet struct {
-	id    uint32
-	hook  byte
-	in    uint32 // number of the interface that it came in by, 0 for none
-	bytes []byte // from the IP header on; may be missing
+	id       uint32
+	hook     byte
+	in       uint32 // number of the interface that it came in by, 0 for none
+	priority uint32 // of the socket buffer, 0 for none
+	bytes    []byte // from the IP header on; may be missing
 }
 
 // looped tells whether this host sent the packet to itself, and it was here a moment ago, on its
@@ -103,6 +105,8 @@ func parsePacket(b []byte) (p packet, ok bool) {
 			p.id, p.hook, ok = binary.BigEndian.Uint32(data), data[6], true
 		case typ == attrIndev && len(data) == 4:
 			p.in = binary.BigEndian.Uint32(data)
+		case typ == attrPriority && len(data) == 4:
+			p.priority = binary.BigEndian.Uint32(data)
 		case typ == attrPayload:
 			p.bytes = data
 		}

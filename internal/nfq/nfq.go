@@ -73,6 +73,8 @@ type Queue struct {
 	log       *slog.Logger
 	ready     chan struct{}
 	overflows atomic.Uint64
+	priority  uint32 // of the packets that are for special
+	special   func(id uint32, packet []byte, verdicts []engine.Verdict) []engine.Verdict
 
 	waking sync.Mutex // held while wake uses the socket
 	closed bool       // so it must not any more
@@ -98,6 +100,12 @@ type Queue struct {
 // New makes a Queue with the number num, which Run binds.
 func New(num uint16, h Handler, log *slog.Logger) *Queue {
 	return &Queue{num: num, handler: h, log: log, ready: make(chan struct{})}
+}
+
+// Distinguish hands packets with the priority (meta priority in nftables) to another function,
+// which does what the Handler's Handle does. It has to be called before Run.
+func (q *Queue) Distinguish(priority uint32, handle func(id uint32, packet []byte, verdicts []engine.Verdict) []engine.Verdict) {
+	q.priority, q.special = priority, handle
 }
 
 // String names the queue.
@@ -341,7 +349,11 @@ func (q *Queue) packet(p packet) error {
 	if p.looped() {
 		return q.verdict(engine.Verdict{ID: p.id})
 	}
-	return q.give(q.handler.Handle(p.id, p.bytes, q.verdicts[:0]))
+	handle := q.handler.Handle
+	if q.special != nil && p.priority == q.priority {
+		handle = q.special
+	}
+	return q.give(handle(p.id, p.bytes, q.verdicts[:0]))
 }
 
 // give takes the handler's verdicts, and sees to it that the next ones that are due by time are

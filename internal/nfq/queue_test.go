@@ -139,3 +139,34 @@ func TestAllocations(t *testing.T) {
 		t.Errorf("%v allocations", n)
 	}
 }
+
+// TestDistinguish hands packets with one priority to another function.
+func TestDistinguish(t *testing.T) {
+	q, kernel := newPair(t)
+	var special []uint32
+	q.Distinguish(0x21270119, func(id uint32, _ []byte, verdicts []engine.Verdict) []engine.Verdict {
+		special = append(special, id)
+		return append(verdicts, engine.Verdict{ID: id})
+	})
+	for id, priority := range []uint32{1: 0, 2: 0x21270119, 3: 0x01192721, 4: 0x21270119} {
+		if id == 0 {
+			continue
+		}
+		attr, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: attrPriority, Data: be32(priority)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		message := append(packetMessage(t, uint32(id), "packet"), attr...)
+		binary.NativeEndian.PutUint32(message, uint32(len(message)))
+		if err := unix.Send(kernel, message, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	q.stopping = true
+	if err := q.receive(); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(special, []uint32{2, 4}) {
+		t.Errorf("packets %v came to the function, want 2 and 4", special)
+	}
+}

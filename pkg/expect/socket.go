@@ -86,7 +86,7 @@ func (s *socket) send() (r result, err error) {
 	if typ := binary.NativeEndian.Uint16(s.out[s.last+4:]); typ != msgCtGet && typ != msgExpGet {
 		s.out.acknowledged(s.last)
 	}
-	if _, err := retried(unix.Write, s.fd, s.out); err != nil {
+	if _, err := retried(send, s.fd, s.out); err != nil {
 		return r, err
 	}
 	first := s.seq - uint32(s.count) + 1
@@ -148,7 +148,10 @@ func (s *socket) drain() {
 	}
 }
 
-// retried calls read(2) or write(2) again while a signal interrupts it.
+// send is send(2), which costs less than write(2) on a socket.
+func send(fd int, b []byte) (int, error) { return len(b), unix.Send(fd, b, 0) }
+
+// retried calls read(2) or send again while a signal interrupts it.
 func retried(call func(int, []byte) (int, error), fd int, b []byte) (n int, err error) {
 	for {
 		if n, err = call(fd, b); err != unix.EINTR {

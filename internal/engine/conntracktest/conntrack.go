@@ -59,17 +59,6 @@ func (c *Conntrack) Lookup(t expect.Tuple) (*expect.Master, expect.Direction, er
 	return &m, dir, nil
 }
 
-// Refresh is as that of expect.Client.
-func (c *Conntrack) Refresh(m *expect.Master) error {
-	c.Lookups++
-	e, _ := c.entry(m.Tuples[expect.Original])
-	if e == nil {
-		return expect.ErrNoEntry
-	}
-	m.Helper, m.SeqAdj, m.Labels = e.Helper, e.SeqAdj, e.Master.Labels
-	return nil
-}
-
 // Announce is as that of expect.Client.
 func (c *Conntrack) Announce(m *expect.Master, x expect.Expectation, u expect.Update) error {
 	e, _ := c.entry(m.Tuples[expect.Original])

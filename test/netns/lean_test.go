@@ -1,0 +1,57 @@
+package netns
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+)
+
+// loseFirst drops every other 227 in front of the client: it is always sent twice.
+const loseFirst = `table inet lossy {
+	chain input {
+		type filter hook input priority -10;
+		tcp sport 21 @ih,0,24 0x323237 numgen inc mod 2 0 drop
+	}
+}
+`
+
+// TestLean has answers to PASV sent again, which have to be rewritten again, and answers that
+// nobody has asked for, which must not.
+func TestLean(t *testing.T) {
+	t.Parallel()
+	lab := newLab(t, Config{Situation: DNAT, Family: IPv4, Helper: Ours,
+		Daemon: Daemon{BackEnd: BackEnd{Helper: "carrier", Sequence: "kernel", Ruleset: "lean"}}})
+	own := lab.Addresses.Server.Addr()
+	unasked := fmt.Sprintf("227 look here (%s)", numbers(netip.AddrPortFrom(own, 40000), "%d"))
+	startScripted(t, lab.Server, netip.AddrPortFrom(own, 21), script{replies: map[string]string{"STAT": unasked}})
+	client := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
+	client.login()
+	const rounds = 5
+	fetch := func(i int) {
+		t.Helper()
+		name := fmt.Sprintf("file-%d", i)
+		at := client.passive(PASV)
+		if at.Addr() != lab.ServerAddress {
+			t.Fatalf("round %d: the client was told %s", i, at)
+		}
+		wantContent(t, name, client.fetch(name, at, netip.AddrPort{}), fileContent(name))
+	}
+	for i := range rounds {
+		fetch(i)
+		if got := client.do("227", "STAT"); got != unasked {
+			t.Errorf("round %d: %q came as %q", i, unasked, got)
+		}
+	}
+	if err := lab.Client.Nft(testContext(t, 20*time.Second), loseFirst); err != nil {
+		t.Fatal(err)
+	}
+	for i := range rounds {
+		fetch(rounds + i)
+	}
+	client.quit()
+	wantNothingInvalid(t, lab.Routers...)
+	if counts := stopAndCount(t, lab.ServerRouter()); counts["expected"] != 2*rounds || counts["changed"] < 3*rounds {
+		t.Errorf("want %d data connections expected, and half of the answers rewritten twice: %v", 2*rounds, counts)
+	}
+}
