@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"runtime"
 	"testing"
 
 	"github.com/google/gopacket/layers"
@@ -94,6 +95,32 @@ func BenchmarkFlows(b *testing.B) {
 			for b.Loop() {
 				verdicts = w.eng.Handle(1, from(r.IntN(n)), verdicts[:0])
 			}
+		})
+	}
+}
+
+// BenchmarkTrack begins with so many connections: what each one takes, in time but for the
+// question to the kernel, and in memory when it is at rest.
+func BenchmarkTrack(b *testing.B) {
+	for _, n := range []int{1e3, 1e5, 1e6} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			w := newWorld(b, natOriginal, natReply)
+			packet := w.segment(server, 1, "220 ready\r\n")
+			verdicts := make([]engine.Verdict, 0, 4)
+			var before, after runtime.MemStats
+			for b.Loop() {
+				w.restart(quiet, func(c *engine.Config) { c.Conntrack, c.MaxFlows = &generated{}, n })
+				runtime.GC()
+				runtime.ReadMemStats(&before)
+				for i := range n {
+					packet[17], packet[18], packet[19] = byte(i>>16), byte(i>>8), byte(i) // the client's address
+					verdicts = w.eng.Handle(1, packet, verdicts[:0])
+				}
+				runtime.GC()
+				runtime.ReadMemStats(&after)
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*n), "ns/connection")
+			b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/float64(n), "B/connection")
 		})
 	}
 }
