@@ -6,7 +6,6 @@ import (
 	"testing"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
-	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
 
 func TestDoctorUsage(t *testing.T) {
@@ -23,17 +22,9 @@ func TestDoctorUsage(t *testing.T) {
 
 // TestDoctor examines a host without rules, and with them.
 func TestDoctor(t *testing.T) {
-	host, err := netns.NewHost("host")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := host.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	host := newHost(t)
 	flags := []string{"doctor", "--ports", "21,990", "--queue", "9"}
-	err = host.Do(func() error {
+	err := host.Do(func() error {
 		code, stdout, stderr := call(t, flags...)
 		if code != exitFailure || stderr != "nfq-ftphelper: there is 1 problem\n" || strings.Contains(stdout, "\x1b") ||
 			!strings.Contains(stdout, "=> nfq-ftphelper rules apply --ports 21,990 --queue 9, or nfq-ftphelper run --ports 21,990 --queue 9 --rules\n") {

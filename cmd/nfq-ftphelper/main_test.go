@@ -17,6 +17,21 @@ func call(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	return code, out.String(), errs.String()
 }
 
+// newHost is a host with nothing on it, until the test's end.
+func newHost(t *testing.T) *netns.Host {
+	t.Helper()
+	host, err := netns.NewHost("host")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := host.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return host
+}
+
 // TestUsage says that a wrong command line ends with 2 and a sentence that names the fault.
 func TestUsage(t *testing.T) {
 	for _, c := range []struct {
@@ -77,15 +92,7 @@ func TestVersion(t *testing.T) {
 
 // TestRules goes through the life of the rules on a host of its own.
 func TestRules(t *testing.T) {
-	host, err := netns.NewHost("host")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := host.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	host := newHost(t)
 	flags := []string{"--ports", "21,2200-2210", "--queue", "9"}
 	for _, c := range []struct {
 		command string
@@ -121,16 +128,8 @@ func TestRules(t *testing.T) {
 // TestRefuse says that the daemon does not start where it could help no connection, and leaves
 // nothing behind.
 func TestRefuse(t *testing.T) {
-	host, err := netns.NewHost("host")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := host.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	err = host.Do(func() error {
+	host := newHost(t)
+	err := host.Do(func() error {
 		for _, flags := range [][]string{{"--rules"}, {}} {
 			code, _, stderr := call(t, append([]string{"run", "--helper", "carrier", "--helper-name", "none-such"}, flags...)...)
 			const want = `no connection could be helped: helper: trying the helper "none-such"`
