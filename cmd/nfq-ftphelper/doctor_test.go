@@ -42,6 +42,10 @@ func TestDoctor(t *testing.T) {
 			}
 		}
 		code, stdout, _ = call(t, flags...)
+		if code != 0 || !strings.Contains(stdout, "table inet nfq_ftphelper is in place") {
+			t.Errorf("with the rules that are in place: exit code %d, it says\n%s", code, stdout)
+		}
+		code, stdout, _ = call(t, append(flags, "--ruleset", "full")...)
 		if code != exitFailure || !strings.Contains(stdout, "chain control: rule 4 is not") {
 			t.Errorf("with other rules: exit code %d, it says\n%s", code, stdout)
 		}

@@ -41,7 +41,8 @@ const DefaultCTHelper = "ftp"
 type Wish struct {
 	// Rules are the ports and queues; the ruleset and its helper are for Choose to fill in.
 	Rules rules.Config
-	// Ruleset is rules.Lean, or rules.Full (or "") for the one that goes with Helper and Sequence.
+	// Ruleset is rules.Lean, or rules.Full for the one that goes with Helper and Sequence; "" is
+	// rules.Full, unless the lean rules are in place.
 	Ruleset rules.Ruleset
 	// Installed says that the rules are not the daemon's to apply: those that are there count.
 	Installed bool
@@ -193,6 +194,11 @@ func (w Wish) installed(k Kernel) (Choice, bool) {
 		as := w
 		as.Sequence = engine.User
 		wishes = append(wishes, as)
+	}
+	lean := w
+	lean.Ruleset = rules.Lean
+	if w.Ruleset == "" && lean.Validate() == nil {
+		wishes = append(wishes, lean)
 	}
 	for _, as := range wishes {
 		for _, c := range as.candidates() {

@@ -78,7 +78,9 @@ func TestChoose(t *testing.T) {
 		{"in place, of a cthelper with user", Wish{Installed: true}, kernel{installed: rules.Config{Ruleset: rules.User, Helper: "ftp"}}, "cthelper ftp user auto"},
 		{"in place, lean", Wish{Installed: true, Ruleset: rules.Lean}, kernel{installed: rules.Config{Ruleset: rules.Lean, Helper: "pptp"}}, "carrier pptp lean auto"},
 		{"in place, lean wanted", Wish{Installed: true, Ruleset: rules.Lean}, kernel{carriers: "sane", installed: rules.Config{Ruleset: rules.User, Helper: "pptp"}}, "carrier sane lean auto"},
-		{"in place, full wanted", Wish{Installed: true}, kernel{carriers: "sane", installed: rules.Config{Ruleset: rules.Lean, Helper: "pptp"}}, "carrier sane full auto"},
+		{"in place, full wanted", Wish{Installed: true, Ruleset: rules.Full}, kernel{carriers: "sane", installed: rules.Config{Ruleset: rules.Lean, Helper: "pptp"}}, "carrier sane full auto"},
+		{"in place, lean as it happens", Wish{Installed: true}, kernel{installed: rules.Config{Ruleset: rules.Lean, Helper: "pptp"}}, "carrier pptp lean auto"},
+		{"in place, lean, user wanted", Wish{Installed: true, Sequence: engine.User}, kernel{carriers: "sane", installed: rules.Config{Ruleset: rules.Lean, Helper: "sane"}}, "carrier sane user user"},
 		{"not in place, cthelper", Wish{Installed: true, Helper: CTHelper}, full, "cthelper ftp cthelper auto"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
