@@ -163,7 +163,7 @@ func TestFindings(t *testing.T) {
 		"no sane":          {func(f *fake) { f.carriers = "pptp" }, want{Warning, "helper", "carrier pptp, sane is not there", "modprobe nf_conntrack_sane"}},
 		"no helper at all": {func(f *fake) { f.carriers, f.noCTHelper = "", errors.New("no nfnetlink_cthelper") }, want{Problem, "helper", "no sane; no pptp; no nfnetlink_cthelper", "modprobe nf_conntrack_sane || modprobe nfnetlink_cthelper"}},
 		"cthelper alone":   {func(f *fake) { f.carriers = ""; delete(f.files, queueFile) }, want{Problem, "queue", "nobody serves queue 2121", "nfq-ftphelper run"}},
-		"no cthelper yet":  {func(f *fake) { f.carriers, f.trial.noHelper = "", true }, want{Warning, "expectations", "the helper ftp is not registered", "nfq-ftphelper run"}},
+		"no cthelper yet":  {func(f *fake) { f.carriers, f.trial.noHelper = "", "no carrier" }, want{Warning, "expectations", "can't be tried: no carrier", "nfq-ftphelper run"}},
 		"no ctnetlink":     {func(f *fake) { f.noLookup = errors.New("no answer") }, want{Problem, "conntrack look-up", "no answer", "modprobe nf_conntrack_netlink"}},
 		"no trial":         {func(f *fake) { f.noTrial = errors.New("EPERM") }, want{Warning, "trial", "EPERM", "sudo"}},
 		"no helper":        {func(f *fake) { f.trial.expect = expect.ErrNoHelper }, want{Problem, "expectations", "no helper", ""}},

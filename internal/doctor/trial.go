@@ -23,7 +23,7 @@ import (
 type trial struct {
 	statement   rules.Statement // that hands packets to the queue
 	noStatement error
-	noHelper    bool   // the daemon is not there to register it
+	noHelper    string // why no helper can be attached
 	helper      string // attached to the connection
 	expect      error  // of installing and removing an expectation
 	translate   error  // of setting up NAT, without which adjust is not tried
@@ -49,10 +49,9 @@ func checkTrial(p *patient) []Finding {
 	switch {
 	case t.noStatement != nil:
 		return found
-	case t.noHelper:
-		return append(found, named("expectations", warning(
-			fmt.Sprintf("can't be tried: the helper %s is not registered", p.config.Helper),
-			"the daemon registers it at start, and removing one that doctor has registered would drop packets", p.command("run")))...)
+	case t.noHelper != "":
+		return append(found, named("expectations", warning("can't be tried: "+t.noHelper,
+			"whether the kernel can expect and adjust is unknown", p.command("run")))...)
 	}
 	return slices.Concat(found, named("expectations", judgeExpectation(t)), named("sequence adjustment", judgeAdjustment(t)))
 }
@@ -103,13 +102,11 @@ func (host) try(c backend.Choice) (t trial, err error) {
 			t.statement, t.noStatement = rules.ProbeStatement()
 		}
 		if c.Helper == backend.CTHelper {
-			_, there, err := cthelper.Lookup(c.Rules.Helper)
-			if err != nil {
+			if err := t.substitute(&c); err != nil {
 				return err
 			}
-			t.noHelper = !there
 		}
-		if t.noStatement != nil || t.noHelper {
+		if t.noStatement != nil || t.noHelper != "" {
 			return nil
 		}
 		if _, err := rules.Apply(c.Rules); err != nil {
@@ -125,6 +122,27 @@ func (host) try(c backend.Choice) (t trial, err error) {
 		return t.run(conn)
 	})
 	return t, err
+}
+
+// substitute makes the choice of a cthelper one that can be tried. An enabled one makes the kernel
+// queue, and here nobody serves the queue: a carrier has to stand in. One that is not there can't
+// be registered for a trial, since removing it would drop packets.
+func (t *trial) substitute(c *backend.Choice) error {
+	if c.Enabled() {
+		c.Rules.Ruleset = rules.Full
+		for _, c.Rules.Helper = range rules.Carriers {
+			if rules.ProbeCarrier(c.Rules.Helper) == nil {
+				return nil
+			}
+		}
+		t.noHelper = "there is no carrier to stand in for the cthelper"
+		return nil
+	}
+	_, there, err := cthelper.Lookup(c.Rules.Helper)
+	if err == nil && !there {
+		t.noHelper = fmt.Sprintf("the helper %s is not registered; the daemon does that", c.Rules.Helper)
+	}
+	return err
 }
 
 // In the namespace of the trial a client on this host connects to one loopback address, and
