@@ -44,7 +44,8 @@ with --log-level debug also every data connection that it has conntrack expect.
 
 The rules that fill the queue are either yours (nft -f ftp-queue.nft, which "rules print"
 writes), or, with --rules, applied at start and removed at stop. While the daemon is not
-there, packets pass unread and connections that were helped go on.`,
+there, packets pass unread and connections that were helped go on (but for --sequence user,
+and a cthelper whose daemon was killed).`,
 		Example: `  nfq-ftphelper run --rules                       FTP on port 21
   nfq-ftphelper run --rules --ports 21,2121-2130  on other ports too
   nfq-ftphelper run --queue 7                     with rules of your own that queue to 7`,
@@ -254,8 +255,9 @@ func run(ctx context.Context, s runSettings, stderr io.Writer) (err error) {
 	case <-ctx.Done():
 	case <-lost.Done():
 	}
+	err = disable(choice)
 	stopQueues()
-	err = errors.Join(served.Wait(), unfill(s, choice, log))
+	err = errors.Join(err, served.Wait(), unfill(s, choice, log))
 	for _, w := range workers {
 		w.logStopped(log)
 	}
@@ -345,7 +347,7 @@ func fill(s runSettings, choice backend.Choice, log *slog.Logger) (string, error
 	}
 	statement, err := ensureRules(s, choice.Rules, log)
 	if err != nil {
-		return "", errors.Join(err, unregister(s, choice, log))
+		return "", errors.Join(err, disable(choice), unregister(s, choice, log))
 	}
 	return statement, nil
 }
@@ -360,24 +362,28 @@ func unfill(s runSettings, choice backend.Choice, log *slog.Logger) error {
 	return errors.Join(err, unregister(s, choice, log))
 }
 
-// unregister removes the helper, unless it is to stay, or rules that are not ours hold it. One that
-// stays is disabled: the kernel does not adjust sequence numbers in packets that it queues for
-// nobody (nf_confirm).
+// unregister removes the helper, unless it is to stay, or rules that are not ours hold it.
 func unregister(s runSettings, choice backend.Choice, log *slog.Logger) error {
-	if choice.Helper != backend.CTHelper {
+	if choice.Helper != backend.CTHelper || s.keepHelper {
+		return nil
+	}
+	err := cthelper.Unregister(choice.Rules.Helper)
+	if errors.Is(err, cthelper.ErrInUse) {
+		log.Warn("the helper is left in place, disabled", "reason", err)
+		return nil
+	}
+	return err
+}
+
+// disable ends that the kernel queues for the helper, while the queue is still served: it does
+// not adjust sequence numbers in packets that it queues for nobody (nf_confirm).
+func disable(choice backend.Choice) error {
+	if !choice.Enabled() {
 		return nil
 	}
 	h := helper(choice)
 	h.Enabled = false
-	if s.keepHelper {
-		return cthelper.Register(h)
-	}
-	err := cthelper.Unregister(h.Name)
-	if errors.Is(err, cthelper.ErrInUse) {
-		log.Warn("the helper is left in place, disabled", "reason", err)
-		return cthelper.Register(h)
-	}
-	return err
+	return cthelper.Register(h)
 }
 
 // helper is the one that is registered for a choice.

@@ -39,6 +39,9 @@ func (e *Engine) read(f *flow, dir expect.Direction, p *mangle.Packet) {
 		}
 		s.midstream = false
 	}
+	if f.opaque {
+		s.stream.Start(end(p), false) // nothing of it is kept
+	}
 }
 
 // start begins a stream with the packet. A connection is seen from its beginning if its first
@@ -236,6 +239,7 @@ func (e *Engine) install(f *flow, a announcement, x expect.Expectation) error {
 		}
 		u := e.update(f, a, s.edits.Len() > edits, shifted)
 		if err = e.ct.Announce(&f.master, x, u); err == nil {
+			f.marked = f.marked || shifted && f.kept
 			return nil
 		}
 		if s.edits.Len() > edits {
@@ -258,7 +262,9 @@ func (e *Engine) update(f *flow, a announcement, edited, shifted bool) expect.Up
 	var u expect.Update
 	switch {
 	case shifted && f.kept:
-		u.Set = e.shifted
+		if !f.marked {
+			u.Set = e.shifted
+		}
 	case shifted:
 		position, before, after := f.sides[a.dir].edits.Adjustment()
 		e.adjust = expect.SeqAdj{Position: uint32(position), Before: before, After: after}

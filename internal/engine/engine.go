@@ -168,7 +168,8 @@ func (e *Engine) handle(id uint32, packet []byte, verdicts []Verdict, again bool
 		return append(e.verdicts, Verdict{ID: id})
 	}
 	if len(e.pkt.Payload()) == 0 {
-		return append(e.verdicts, e.bare(id))
+		v := e.bare(id) // which may append those of others
+		return append(e.verdicts, v)
 	}
 	f, dir := e.find()
 	if f == nil {

@@ -28,6 +28,7 @@ type flow struct {
 	labelled bool     // and the rules have been told
 	sequence Sequence // who keeps the sequence numbers; never Auto
 	kept     bool     // the daemon does
+	marked   bool     // and they are off, as its label says
 	asked    commands // those that have not been answered
 	told     uint16   // a bit for every reason that has been logged
 
@@ -96,13 +97,17 @@ const retryAfter = time.Second
 // which nothing is known. The first packet of a connection is looked up in conntrack.
 func (e *Engine) find() (*flow, expect.Direction) {
 	f, dir := e.tracked()
-	if f != nil && f.unknown && e.now().Before(f.retry) {
-		return nil, 0
+	if f != nil && f.unknown {
+		if wait := f.retry.Sub(e.now()); 0 < wait && wait <= retryAfter { // the clock may have been set
+			return nil, 0
+		}
 	}
 	if f != nil && !f.unknown {
-		s := &f.sides[dir]
-		if d := e.pkt.Seq().Sub(s.stream.Expected()); !s.started || -otherConnection < d && d < otherConnection {
+		if e.belongs(f, dir) {
 			return f, dir
+		}
+		if f.kept && e.stillKept(f) {
+			return nil, 0
 		}
 	}
 	if f != nil {
@@ -111,7 +116,7 @@ func (e *Engine) find() (*flow, expect.Direction) {
 	key := e.key()
 	m, dir, err := e.ct.Lookup(key)
 	if err != nil {
-		e.unknown(key, err)
+		e.unknown(err)
 		if errors.Is(err, expect.ErrNoEntry) {
 			unknown := expect.Master{Tuples: [2]expect.Tuple{key, key}}
 			e.flows.rest(e.track(flow{master: unknown, unknown: true, retry: e.now().Add(retryAfter)}))
@@ -121,7 +126,11 @@ func (e *Engine) find() (*flow, expect.Direction) {
 	if e.postNAT {
 		dir = dir.Other()
 	}
-	return e.track(e.newFlow(m)), dir
+	f = e.track(e.newFlow(m))
+	if e.keptLabel != 0 && m.Label(e.keptLabel) && !f.opaque {
+		e.take(f) // the rules leave the server's packets to the map, which a daemon empties at its start
+	}
+	return f, dir
 }
 
 func (e *Engine) newFlow(m *expect.Master) flow {
@@ -131,10 +140,29 @@ func (e *Engine) newFlow(m *expect.Master) flow {
 	}
 	if e.shifted != 0 && m.Label(e.shifted) {
 		f.opaque, f.labelled = true, true
-		e.log.Warn("control connection is lost: its sequence numbers were kept by a daemon that has stopped; the client has to connect again",
+		e.log.Warn("control connection is lost: the daemon that kept its sequence numbers has stopped, or forgotten it (--max-connections); the client has to connect again",
 			"client", m.Client(), "server", m.Server())
 	}
 	return f
+}
+
+// belongs reports whether the packet's numbers are near those of the flow, rather than those of
+// another connection between the same ports.
+func (e *Engine) belongs(f *flow, dir expect.Direction) bool {
+	near := func(a, b parse.Seq) bool { d := a.Sub(b); return -otherConnection < d && d < otherConnection }
+	s, peer := &f.sides[dir], &f.sides[dir.Other()]
+	if s.started && !near(e.pkt.Seq(), s.stream.Expected()) {
+		return false
+	}
+	ack, ok := e.pkt.Ack()
+	return !ok || !peer.started || near(ack, peer.stream.Expected())
+}
+
+// stillKept reports whether conntrack has the connection whose numbers the daemon keeps. In front
+// of conntrack nobody has looked at a packet's numbers: it may be forged.
+func (e *Engine) stillKept(f *flow) bool {
+	m, _, err := e.ct.Lookup(f.master.Tuples[expect.Original])
+	return err == nil && m.Tuples == f.master.Tuples && m.Label(e.keptLabel)
 }
 
 // key is what the packet's connection is found by: the packet's own tuple before NAT; behind it
@@ -157,12 +185,12 @@ func (e *Engine) tracked() (*flow, expect.Direction) {
 
 // unknown says that a connection cannot be looked up: as a warning the first time, since no
 // connection may be.
-func (e *Engine) unknown(key expect.Tuple, err error) {
+func (e *Engine) unknown(err error) {
 	level := slog.LevelDebug
 	if e.stats.Unknown == 0 {
 		level = slog.LevelWarn
 	}
-	e.log.Log(context.Background(), level, "packet let go unread", "src", key.Src, "dst", key.Dst, "reason", err)
+	e.log.Log(context.Background(), level, "packet let go unread", "src", e.pkt.Src(), "dst", e.pkt.Dst(), "reason", err)
 }
 
 // track adds a flow. The one that has not been used for the longest makes room if need be,

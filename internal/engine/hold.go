@@ -154,7 +154,8 @@ func (e *Engine) giveUp(f *flow, dir expect.Direction) {
 	s := &f.sides[dir]
 	e.stats.GaveUp++
 	for i := range s.held {
-		e.read(f, dir, &s.held[i].pkt)
+		e.pkt = s.held[i].pkt // what fits looks at
+		e.read(f, dir, &e.pkt)
 	}
 	e.releaseAll(f, dir)
 }

@@ -191,3 +191,24 @@ func TestHeldEviction(t *testing.T) {
 		t.Errorf("more verdicts: %v", v)
 	}
 }
+
+// TestTimeUpBehindAnother lets a long line go when its time is up, after a packet of another kind: of
+// the other family, or none at all.
+func TestTimeUpBehindAnother(t *testing.T) {
+	ip6 := make([]byte, 61)
+	ip6[0], ip6[5], ip6[6], ip6[52] = 0x60, 21, 6, 0x50
+	for name, other := range map[string][]byte{"nothing": nil, "half a header": {0x60}, "zeros": make([]byte, 60), "IPv6": ip6} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, tuple("10.0.0.5:50774", "192.0.2.2:21"), tuple("192.0.2.2:21", "198.51.100.101:50774"))
+			w.login()
+			w.next[client] += 5
+			w.say(client, "x\r\nPORT 10,0,0,5,4,1\r\n"+strings.Repeat("NOOP\r\n", 215))
+			w.now = w.now.Add(engine.DefaultHoldTime)
+			w.eng.Handle(99, other, nil)
+			out := payloads(t, w.leave(w.eng.Expire(nil)))
+			if !strings.HasPrefix(out, "x\r\nPORT 198,51,100,101,4,1\r\n") {
+				t.Errorf("it came out as %.40q, log:\n%s", out, &w.log)
+			}
+		})
+	}
+}

@@ -171,3 +171,18 @@ func TestPortTaken(t *testing.T) {
 		t.Errorf("227 came out as %q, expected is port %d", got, want)
 	}
 }
+
+// TestLeanReused has the client's port used again for a connection that NAT sends to another server.
+func TestLeanReused(t *testing.T) {
+	w := newWorld(t, natOriginal, natReply, lean)
+	w.unseen(client, "PASV\r\n")
+	w.say(server, "227 (192,168,1,2,145,37)\r\n")
+	w.entry.Master = expect.Master{Tuples: [2]expect.Tuple{natOriginal, tuple("192.168.1.3:21", "192.168.1.1:50774")}, Helper: "sane"}
+	w.entry.Labels = nil
+	w.next = [2]uint32{0x40000000, 0x50000000}
+	w.acked = w.next
+	w.say(client, "PORT 203,0,113,101,4,1\r\n")
+	if got := w.expectations(); got[len(got)-1] != "192.168.1.3>192.168.1.1:1025" {
+		t.Errorf("expected %v", got)
+	}
+}

@@ -124,11 +124,15 @@ func (e *Engine) bare(id uint32) Verdict {
 	switch {
 	case f == nil || !f.kept:
 		return Verdict{ID: id}
+	case e.pkt.SYN() && e.stillKept(f):
+		return Verdict{ID: id}
 	case e.pkt.SYN(): // of the next connection between these ports
 		e.drop(f)
 		return Verdict{ID: id}
 	}
-	e.acknowledge(f, dir)
+	if e.belongs(f, dir) {
+		e.acknowledge(f, dir)
+	}
 	v := Verdict{ID: id, Packet: e.render(&e.pkt, f, dir)}
 	e.flows.rest(f)
 	return v

@@ -1,6 +1,7 @@
 package engine_test
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -94,6 +95,7 @@ func TestUserEnds(t *testing.T) {
 		},
 		"the ports are used again": func(w *world) {
 			w.id++
+			w.entry.Labels, w.entry.Master.Labels = nil, [16]byte{} // another entry
 			syn := w.segment(server, 99, "")
 			syn[33] |= 2
 			if v := w.eng.Handle(w.id, syn, nil); len(v) != 1 || v[0].Packet != nil {
@@ -226,5 +228,64 @@ func TestPostNAT(t *testing.T) {
 	}
 	if got, want := fmt.Sprint(w.expectations()), "[203.0.113.101>192.0.2.2:37157 192.168.1.2>192.168.1.1:1025]"; got != want {
 		t.Errorf("expected %s, want %s", got, want)
+	}
+}
+
+// TestForged has packets on the tuple of a connection whose numbers the engine keeps that are not
+// its own. In front of conntrack nobody has looked at their numbers.
+func TestForged(t *testing.T) {
+	for name, forge := range map[string]func(w *world) []byte{
+		"data":           func(w *world) []byte { return w.segment(server, 0x77777777, "x") },
+		"another dialog": func(w *world) []byte { return w.segment(server, 0x77777777, "220 ready\r\n") },
+		"SYN": func(w *world) []byte {
+			syn := w.segment(server, 99, "")
+			syn[33] |= 2
+			return syn
+		},
+		"acknowledgement": func(w *world) []byte {
+			packet := w.segment(client, 0x77777777, "")
+			binary.BigEndian.PutUint32(packet[28:], w.next[server]+1000)
+			return packet
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			early := conntracktest.Early{}
+			w := newWorld(t, natOriginal, natReply, kept, func(c *engine.Config) { c.Early = early })
+			w.login()
+			w.say(client, "PASV\r\n")
+			const in, out = "227 ok (192,168,1,2,145,37).\r\n", "227 ok (192,0,2,2,145,37).\r\n"
+			start := w.next[server]
+			w.say(server, in)
+			w.id++
+			if v := w.eng.Handle(w.id, forge(w), nil); len(v) != 1 {
+				t.Errorf("verdicts %v", v)
+			}
+			if got := payloads(t, w.send(server, start, in)); got != out {
+				t.Errorf("sent again, 227 came out as %q", got)
+			}
+			if tcp := decode(t, w.send(server, w.next[server], "226 done\r\n")[0]); tcp.Seq != start+uint32(len(out)) || len(early) != 1 {
+				t.Errorf("the next line has number %d, want %d; early %v", tcp.Seq, start+uint32(len(out)), early)
+			}
+		})
+	}
+}
+
+// TestUserRestartActive has another daemon see the server's replies at once, so that it believes a
+// PORT.
+func TestUserRestartActive(t *testing.T) {
+	early := conntracktest.Early{}
+	w := newWorld(t, natOriginal, natReply, kept, func(c *engine.Config) { c.Early = early })
+	w.login()
+	w.say(client, "EPSV\r\n")
+	w.say(server, "229 ok (|||37158|)\r\n")
+	clear(early)
+	w.restart(kept, func(c *engine.Config) { c.Early = early })
+	w.say(client, "TYPE I\r\n")
+	if !early[natReply] {
+		t.Errorf("early %v", early)
+	}
+	w.say(server, "200 ok\r\n")
+	if got, want := w.say(client, "PORT 203,0,113,101,4,1\r\n"), "PORT 192,168,1,1,4,1\r\n"; got != want {
+		t.Errorf("PORT came out as %q, want %q", got, want)
 	}
 }

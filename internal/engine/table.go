@@ -70,6 +70,7 @@ const (
 	flagOpaque
 	flagLabelled
 	flagKept
+	flagMarked
 	flagAdjustable
 	flagStarted
 	_
@@ -325,11 +326,11 @@ type bit struct {
 }
 
 // bits are what is true or false of a flow.
-func (f *flow) bits() [13]bit {
+func (f *flow) bits() [14]bit {
 	return [...]bit{
 		{flagUnknown, &f.unknown}, {flagGreeted, &f.greeted}, {flagSpoken, &f.spoken}, {flagAuth, &f.auth},
 		{flagEPSVAll, &f.epsvAll}, {flagOpaque, &f.opaque}, {flagLabelled, &f.labelled}, {flagKept, &f.kept},
-		{flagAdjustable, &f.master.Adjustable},
+		{flagMarked, &f.marked}, {flagAdjustable, &f.master.Adjustable},
 		{flagStarted, &f.sides[0].started}, {flagStarted << 1, &f.sides[1].started},
 		{flagMidstream, &f.sides[0].midstream}, {flagMidstream << 1, &f.sides[1].midstream},
 	}

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
@@ -10,6 +11,7 @@ import (
 	"unsafe"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/mangle"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
 )
 
@@ -120,6 +122,24 @@ func TestAwake(t *testing.T) {
 				t.Errorf("it is still there: %+v", found)
 			}
 		})
+	}
+}
+
+// TestOpaqueRests says that nothing is kept of a connection that is not read any more.
+func TestOpaqueRests(t *testing.T) {
+	e := New(Config{Log: slog.New(slog.DiscardHandler)})
+	const text = "GET / HTTP/1.1\r\nHost: example.org\r\n\r\nPORT"
+	b := append(make([]byte, 40), text...)
+	b[0], b[3], b[9], b[32] = 0x45, byte(len(b)), 6, 0x50
+	var p mangle.Packet
+	if err := p.Decode(b); err != nil {
+		t.Fatal(err)
+	}
+	var f flow
+	f.sides[0].begin(0)
+	e.read(&f, 0, &p)
+	if !f.opaque || !f.rests() {
+		t.Errorf("opaque: %v, %+v", f.opaque, f.sides[0].stream)
 	}
 }
 
