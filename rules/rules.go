@@ -309,6 +309,16 @@ func command(verb string) part {
 	})}
 }
 
+// firstLetter matches packets whose first letter compares so, in upper or lower case.
+func firstLetter(sign string, op expr.CmpOp, letter byte) part {
+	const fold = ^byte(0x20)
+	return part{fmt.Sprintf("@ih,0,8 & %#x %s %#x", fold, sign, letter), []expr.Any{
+		&expr.Payload{Base: unix.NFT_PAYLOAD_INNER_HEADER, Offset: 0, Len: 1, DestRegister: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{fold}, Xor: []byte{0}},
+		&expr.Cmp{Op: op, Register: 1, Data: []byte{letter}},
+	}}
+}
+
 // reply matches packets that begin with the code of a reply.
 func reply(code string) part {
 	return part{fmt.Sprintf("@ih,0,%d %#x", 8*len(code), code), begins([]byte(code))}
@@ -423,8 +433,9 @@ func rules(c Config, s Statement) []rule {
 // leanRules are those that only the ruleset Lean has.
 func leanRules(c Config, s Statement) []rule {
 	all := []rule{
-		in(control, isEstablished, inOriginal, continueIn(commands)),
-		in(control, isEstablished, inReply, continueIn(replies)),
+		in(control, isEstablished, inOriginal, firstLetter("<=", expr.CmpOpLte, 'P'), continueIn(commands)),
+		in(control, isEstablished, inReply, reply("2"), continueIn(replies)),
+		in(commands, firstLetter(">=", expr.CmpOpGte, 'I'), firstLetter("<=", expr.CmpOpLte, 'N'), leave),
 	}
 	for _, verb := range []string{"PASV", "EPSV"} {
 		all = append(all, in(commands, command(verb), setLabel(AskedLabel)))
