@@ -82,8 +82,8 @@ func (anyKernel) Installed(rules.Config) error { return nil }
 // wishFlags adds the flags that say what the rules look like, and what goes with them.
 func wishFlags(f *pflag.FlagSet, w *backend.Wish) {
 	rulesFlags(f, &w.Rules)
-	f.StringVar((*string)(&w.Ruleset), "ruleset", "", "how `much` the rules queue: full (every packet with text), or lean (only what must be read; with a carrier) (default full, or that of the rules in place)")
-	f.StringVar((*string)(&w.Helper), "helper", string(backend.Auto), "how connections get a conntrack helper: auto, a `carrier` (one of the kernel's that does nothing with FTP), or a cthelper (one that the daemon registers)")
+	f.StringVar((*string)(&w.Ruleset), "ruleset", "", "what the rules queue (`full|lean`): full (every packet with text), or lean (only what must be read; with a carrier) (default full, or that of the rules in place)")
+	f.StringVar((*string)(&w.Helper), "helper", string(backend.Auto), "the `way` in which connections get a conntrack helper: auto, carrier (one of the kernel's that does nothing with FTP), or cthelper (one that the daemon registers)")
 	f.StringVar(&w.Name, "helper-name", "", "`name` of the carrier or cthelper (default sane or ftp)")
 	f.TextVar(&w.Sequence, "sequence", engine.Auto, "`who` keeps TCP's sequence numbers right: auto, kernel, same-length (nobody) or user (the daemon)")
 }
