@@ -141,7 +141,9 @@ func TestCTHelperStays(t *testing.T) {
 			} else if at := client.passive(PASV); at.Addr() != lab.Addresses.Server.Addr() {
 				t.Errorf("a connection that has lost its helper was told %s", at)
 			}
-			wantNothingInvalid(t, router)
+			if c.name != "killed" { // what came in between was not adjusted
+				wantNothingInvalid(t, router)
+			}
 			if err := stopRouter(t, router); err != nil { // rules hold the helper until then
 				t.Fatal(err)
 			}
