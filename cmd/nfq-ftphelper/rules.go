@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/cthelper"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
@@ -38,10 +39,16 @@ carry text, or, with --ruleset lean, only those that must be read.`,
 		})
 	}
 	onPaper := func() (backend.Choice, error) { return backend.Choose(w, anyKernel{}) }
-	onHost := func() (backend.Choice, error) { return backend.Choose(w, backend.Host{}) }
+	onHost := func() (backend.Choice, error) {
+		choice, err := backend.Choose(w, backend.Host{})
+		if err == nil && choice.Helper == backend.CTHelper {
+			err = registered(choice.Rules.Helper)
+		}
+		return choice, err
+	}
 	inPlace := func() (backend.Choice, error) {
 		w.Installed = true
-		return onHost()
+		return backend.Choose(w, backend.Host{})
 	}
 	add("print", "Write the rules in the language of nft, for nft -f", onPaper, func(cmd *cobra.Command, c rules.Config) error {
 		_, err := fmt.Fprint(cmd.OutOrStdout(), rules.Text(c))
@@ -70,6 +77,16 @@ carry text, or, with --ruleset lean, only those that must be read.`,
 		return rules.Remove()
 	})
 	return cmd
+}
+
+// registered returns an error if the daemon has not registered the helper: for rules that name it
+// the kernel would load its own, if that is called so.
+func registered(helper string) error {
+	_, there, err := cthelper.Lookup(helper)
+	if err == nil && !there {
+		err = fmt.Errorf("the conntrack helper %q is not registered: start the daemon first, or let it apply the rules (run --rules)", helper)
+	}
+	return err
 }
 
 // anyKernel has everything: for rules that are not for this host.

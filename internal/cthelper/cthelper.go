@@ -150,6 +150,11 @@ func Unregister(name string) error {
 // packets in all queues.
 func Probe() error {
 	_, _, err := Lookup("probe")
+	for _, known := range []error{ErrUnsupported, ErrPermission} {
+		if errors.Is(err, known) {
+			return known // it is not about that name
+		}
+	}
 	return err
 }
 

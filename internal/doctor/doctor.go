@@ -69,7 +69,7 @@ func Ready(w backend.Wish) (backend.Choice, error) {
 	var errs []error
 	for _, f := range examine(p, needed) {
 		if f.Level == Problem {
-			errs = append(errs, fmt.Errorf("%s: %s: %s", f.Check, f.What, f.Why))
+			errs = append(errs, fmt.Errorf("%s: %s (%s)", f.Check, f.What, f.Why))
 		}
 	}
 	return p.choice, errors.Join(errs...)

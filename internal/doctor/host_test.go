@@ -117,7 +117,7 @@ func TestReady(t *testing.T) {
 	}
 	do(t, newHost(t), ready)
 	unprivileged(t, func() {
-		if err := ready(); err == nil || err.Error() != "privileges: CAP_NET_ADMIN is missing: rules, queues and conntrack can be neither read nor used without it" {
+		if err := ready(); err == nil || err.Error() != "privileges: CAP_NET_ADMIN is missing (rules, queues and conntrack can be neither read nor used without it)" {
 			t.Error(err)
 		}
 	})

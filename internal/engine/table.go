@@ -274,6 +274,7 @@ func (f *flow) rests() bool {
 	return true
 }
 
+// pack leaves out the helper and the labels, which matter only when the flow is new.
 func (en *entry) pack(f *flow) {
 	en.adj = f.master.SeqAdj
 	for d := range f.sides {

@@ -65,21 +65,6 @@ func (c *Client) Lookup(t Tuple) (*Master, Direction, error) {
 	return m, Reply, nil
 }
 
-// Refresh reads again what may change of m: SeqAdj, Labels and Helper. It returns ErrNoEntry if
-// the connection is no longer there; m stays as it is then, and on any other error. It
-// allocates nothing, unless the helper is another one.
-func (c *Client) Refresh(m *Master) error {
-	now := Master{Helper: m.Helper}
-	if err := c.get(&now, m.Tuples[Original]); err != nil {
-		return err
-	}
-	if now.Tuples != m.Tuples {
-		return ErrNoEntry // another one is in its place
-	}
-	*m = now
-	return nil
-}
-
 // get reads the connection of t into m.
 func (c *Client) get(m *Master, t Tuple) error {
 	c.begin()
@@ -149,7 +134,7 @@ func (l label) replaced(mask, bits label) label {
 
 // Update changes the entry of m: all of u or, if it returns an error, nothing. Then m has the
 // new values, or still the old ones; these are what is put back where the kernel had done a
-// part, so m must be what the entry has (Refresh).
+// part, so m must be what the entry has, where u is about it.
 //
 // It returns ErrNoEntry; ErrNoSeqAdj, where the kernel answers success and adjusts nothing,
 // which the entry is read for until it has been seen to adjust; or what the kernel said:

@@ -310,51 +310,6 @@ func TestUpdate(t *testing.T) {
 	}
 }
 
-// TestRefresh has the entry changed by somebody else.
-func TestRefresh(t *testing.T) {
-	l := newLab(t, ours)
-	for _, f := range families {
-		m := l.connect(f.local, f.public, f.own)
-		other, _, err := l.client.Lookup(m.Tuples[expect.Reply])
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := l.client.Update(other, expect.Update{Dir: expect.Reply, Adjust: &expect.SeqAdj{Position: 5, After: 6}, Set: 3, Clear: 121}); err != nil {
-			t.Fatal(err)
-		}
-		if *m == *other {
-			t.Fatal("nothing has changed")
-		}
-		if err := l.client.Refresh(m); err != nil || *m != *other {
-			t.Errorf("%+v, %v, want %+v", m, err, other)
-		}
-		l.wantEntry(m)
-		// Its helper may go.
-		flow := conntrack.Flow{TupleOrig: conntrackTuple(m.Tuples[expect.Original]), TupleReply: conntrackTuple(m.Tuples[expect.Reply])}
-		flow.Helper.Name = "\x00"
-		if err := l.reader.Update(flow); err != nil {
-			t.Fatal(err)
-		}
-		if err := l.client.Refresh(m); err != nil || m.Helper != "" {
-			t.Errorf("%+v, %v, want no helper", m, err)
-		}
-
-		before := *m
-		before.Tuples[expect.Reply].Dst = netip.MustParseAddrPort("192.0.2.9:9")
-		elsewhere := before
-		if err := l.client.Refresh(&elsewhere); !errors.Is(err, expect.ErrNoEntry) || elsewhere != before {
-			t.Errorf("another connection in its place: %+v, %v", elsewhere, err)
-		}
-		if err := l.reader.Delete(flow); err != nil {
-			t.Fatal(err)
-		}
-		before = *m
-		if err := l.client.Refresh(m); !errors.Is(err, expect.ErrNoEntry) || *m != before {
-			t.Errorf("without the connection: %+v, %v", m, err)
-		}
-	}
-}
-
 // refused is what must not have left a trace.
 type refused struct {
 	name string
@@ -611,10 +566,6 @@ func TestNotPermitted(t *testing.T) {
 				return
 			}
 		}
-		if err := c.Refresh(m); !errors.Is(err, unix.EPERM) {
-			done <- fmt.Errorf("refresh: %w", err)
-			return
-		}
 		done <- nil
 	}()
 	if err := <-done; err != nil {
@@ -633,7 +584,6 @@ func (l *lab) operations(m *expect.Master) []operation {
 	port := func(i int) expect.Expectation { return e.WithPort(uint16(40000 + i%1000)) }
 	return []operation{
 		{"Lookup", 1, func(int) error { _, _, err := l.client.Lookup(m.Tuples[expect.Reply]); return err }},
-		{"Refresh", 0, func(int) error { return l.client.Refresh(m) }},
 		{"Update/adjust", 0, func(i int) error {
 			return l.client.Update(m, expect.Update{Dir: expect.Reply, Adjust: adjust(i)})
 		}},

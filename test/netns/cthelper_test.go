@@ -189,6 +189,14 @@ func TestCTHelperCalledFTP(t *testing.T) {
 			time.Sleep(Scale(20 * time.Millisecond))
 		}
 	}
+	// Rules alone would make the kernel load its own again.
+	output, err = router.Run(ctx, "", path, "rules", "apply", "--helper", "cthelper")
+	if err == nil || !strings.Contains(err.Error(), `the conntrack helper "ftp" is not registered: start the daemon first`) {
+		t.Errorf("rules without a daemon: %v\n%s", err, output)
+	}
+	if _, err := os.Stat("/sys/module/nf_conntrack_ftp"); err == nil {
+		t.Error("the kernel has loaded its own helper")
+	}
 	lab := newLab(t, Config{Situation: DNATMasquerade, Family: IPv4, Helper: Ours,
 		Daemon: Daemon{BackEnd: BackEnd{Helper: CTHelper, HelperName: "ftp"}}})
 	if err := lab.ServerRouter().Nft(ctx, fmt.Sprintf(onlyOurHelper, "eth0", "ftp")); err != nil {

@@ -11,19 +11,25 @@ import (
 // The tests in this file cut the lines of control connections into segments in all
 // the ways in which TCP may do so.
 
-// TestByteSegments has a client and a server that write each byte by itself.
-func TestByteSegments(t *testing.T) {
-	t.Parallel()
+// forEachTranslation runs a test in every situation with NAT, with each of the back ends that keep
+// sequence numbers.
+func forEachTranslation(t *testing.T, test func(*testing.T, BackEnd, Situation, Family)) {
 	forEachSequence(t, func(t *testing.T, b BackEnd) {
 		for _, situation := range []Situation{DNAT, SNAT, DNATMasquerade, TwoRouters} {
 			for _, family := range Families {
 				t.Run(fmt.Sprintf("%s/%s", situation, family), func(t *testing.T) {
 					t.Parallel()
-					sendByteSegments(t, b, situation, family)
+					test(t, b, situation, family)
 				})
 			}
 		}
 	})
+}
+
+// TestByteSegments has a client and a server that write each byte by itself.
+func TestByteSegments(t *testing.T) {
+	t.Parallel()
+	forEachTranslation(t, sendByteSegments)
 }
 
 func sendByteSegments(t *testing.T, b BackEnd, situation Situation, family Family) {
@@ -191,16 +197,7 @@ func endpointStart(lines []string, start string) int {
 // gets the replies to them in one segment.
 func TestPipelinedCommands(t *testing.T) {
 	t.Parallel()
-	forEachSequence(t, func(t *testing.T, b BackEnd) {
-		for _, situation := range []Situation{DNAT, SNAT, DNATMasquerade, TwoRouters} {
-			for _, family := range Families {
-				t.Run(fmt.Sprintf("%s/%s", situation, family), func(t *testing.T) {
-					t.Parallel()
-					sendPipelined(t, b, situation, family)
-				})
-			}
-		}
-	})
+	forEachTranslation(t, sendPipelined)
 }
 
 func sendPipelined(t *testing.T, b BackEnd, situation Situation, family Family) {
