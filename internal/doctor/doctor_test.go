@@ -11,6 +11,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/cthelper"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfq"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
@@ -79,7 +80,9 @@ func (f *fake) set(name, text string)             { f.files[name] = text }
 func (f *fake) setting(name string, number int) {
 	f.set("/proc/sys/net/netfilter/"+name, fmt.Sprintln(number))
 }
-func (f *fake) queue(format string, args ...any) { f.set(queueFile, fmt.Sprintf(format+"\n", args...)) }
+func (f *fake) queue(format string, args ...any) {
+	f.set(nfq.StatusFile, fmt.Sprintf(format+"\n", args...))
+}
 func (f *fake) examine(c rules.Config) []Finding { return f.examineWish(backend.Wish{Rules: c}) }
 func (f *fake) examineWish(w backend.Wish) []Finding {
 	return examine(newPatient(f, w), checks)
@@ -162,7 +165,7 @@ func TestFindings(t *testing.T) {
 		"no queue":         {func(f *fake) { f.trial.noStatement = errors.New("no queue statement") }, want{Problem, "queue statement", "no queue statement", "modprobe nft_queue"}},
 		"no sane":          {func(f *fake) { f.carriers = "pptp" }, want{Warning, "helper", "carrier pptp, sane is not there", "modprobe nf_conntrack_sane"}},
 		"no helper at all": {func(f *fake) { f.carriers, f.noCTHelper = "", errors.New("no nfnetlink_cthelper") }, want{Problem, "helper", "no sane; no pptp; no nfnetlink_cthelper", "modprobe nf_conntrack_sane || modprobe nfnetlink_cthelper"}},
-		"cthelper alone":   {func(f *fake) { f.carriers = ""; delete(f.files, queueFile) }, want{Problem, "queue", "nobody serves queue 2121", "nfq-ftphelper run"}},
+		"cthelper alone":   {func(f *fake) { f.carriers = ""; delete(f.files, nfq.StatusFile) }, want{Problem, "queue", "nobody serves queue 2121", "nfq-ftphelper run"}},
 		"no cthelper yet":  {func(f *fake) { f.carriers, f.trial.noHelper = "", "no carrier" }, want{Warning, "expectations", "can't be tried: no carrier", "nfq-ftphelper run"}},
 		"no ctnetlink":     {func(f *fake) { f.noLookup = errors.New("no answer") }, want{Problem, "conntrack look-up", "no answer", "modprobe nf_conntrack_netlink"}},
 		"no trial":         {func(f *fake) { f.noTrial = errors.New("EPERM") }, want{Warning, "trial", "EPERM", "sudo"}},
@@ -175,7 +178,7 @@ func TestFindings(t *testing.T) {
 		"no conntrack max": {func(f *fake) { delete(f.files, "/proc/sys/net/netfilter/"+conntrackMax) }, want{Warning, "conntrack table", "can't be read", ""}},
 		"expectations":     {func(f *fake) { f.expected = 80 }, want{Warning, "expectation table", "80 of 100", "nf_conntrack_expect_max=200"}},
 		"rules missing":    {func(f *fake) { f.rules = rules.ErrMissing }, want{Problem, "rules", "not installed", "nfq-ftphelper rules apply, or"}},
-		"no queue file":    {func(f *fake) { delete(f.files, queueFile) }, want{Warning, "queue", "nobody serves queue 2121", "nfq-ftphelper run"}},
+		"no queue file":    {func(f *fake) { delete(f.files, nfq.StatusFile) }, want{Warning, "queue", "nobody serves queue 2121", "nfq-ftphelper run"}},
 		"queue unbound":    {func(f *fake) { f.queue(" 7 77 0 2 65535 0 0 123 1") }, want{Warning, "queue", "nobody serves queue 2121", "nfq-ftphelper run"}},
 		"odd queue file":   {func(f *fake) { f.queue("nonsense") }, want{Warning, "queue", "can't be read", ""}},
 		"dead peer":        {func(f *fake) { f.noOwner = errNoSocket }, want{Problem, "queue", "socket 77, which is gone", "run"}},

@@ -6,29 +6,19 @@ import (
 	"io/fs"
 	"strconv"
 	"strings"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfq"
 )
-
-// queueLine is one line of /proc/net/netfilter/nfnetlink_queue (seq_show of
-// net/netfilter/nfnetlink_queue.c).
-type queueLine struct {
-	number  uint16
-	portid  uint32 // of the netlink socket that is bound to the queue
-	waiting int
-	dropped int // because the queue was full, or the socket
-}
-
-// queueFile exists where the kernel has NFQUEUE. /proc/net would be that of the main thread.
-const queueFile = "/proc/thread-self/net/netfilter/nfnetlink_queue"
 
 // manyWaiting packets wait only for a daemon that is stuck.
 const manyWaiting = 256
 
 func checkQueues(p *patient) []Finding {
-	text, err := p.readFile(queueFile)
+	text, err := p.readFile(nfq.StatusFile)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) { // there is none before the first queue
 		return unread("the list of queues", err)
 	}
-	lines, err := parseQueues(string(text))
+	lines, err := nfq.ParseStatus(string(text))
 	if err != nil {
 		return unread("the list of queues", err)
 	}
@@ -62,20 +52,6 @@ func (p *patient) enabled() bool {
 	return err == nil && there && h.Enabled
 }
 
-func parseQueues(text string) (map[uint16]queueLine, error) {
-	lines := make(map[uint16]queueLine)
-	for row := range strings.Lines(text) {
-		var q queueLine
-		var mode, length, full, lost int
-		if _, err := fmt.Sscan(row, &q.number, &q.portid, &q.waiting, &mode, &length, &full, &lost); err != nil {
-			return nil, fmt.Errorf("%q: %w", strings.TrimSpace(row), err)
-		}
-		q.dropped = full + lost
-		lines[q.number] = q
-	}
-	return lines, nil
-}
-
 // program is the name of this program's file.
 const program = "nfq-ftphelper"
 
@@ -92,39 +68,39 @@ var (
 	errNoOwner  = errors.New("no program that can be seen from here has it")
 )
 
-func (p *patient) judgeOwner(line queueLine) []Finding {
-	o, err := p.owner(line.portid)
+func (p *patient) judgeOwner(line nfq.Status) []Finding {
+	o, err := p.owner(line.Portid)
 	switch {
 	case errors.Is(err, errNoSocket):
-		return problem(fmt.Sprintf("queue %d is bound to netlink socket %d, which is gone", line.number, line.portid),
+		return problem(fmt.Sprintf("queue %d is bound to netlink socket %d, which is gone", line.Number, line.Portid),
 			"packets wait for a program that is dead", p.command("run"))
 	case errors.Is(err, errNoOwner):
-		return warning(fmt.Sprintf("queue %d is bound, but by whom can't be seen", line.number),
+		return warning(fmt.Sprintf("queue %d is bound, but by whom can't be seen", line.Number),
 			"it may be another program than "+program+"; in a container, look from the host", "")
 	case err != nil:
-		return unread(fmt.Sprintf("who serves queue %d", line.number), err)
+		return unread(fmt.Sprintf("who serves queue %d", line.Number), err)
 	case o.name != program:
-		return problem(fmt.Sprintf("queue %d is bound by another program: %s, process %d", line.number, o.name, o.pid),
+		return problem(fmt.Sprintf("queue %d is bound by another program: %s, process %d", line.Number, o.name, o.pid),
 			"the daemon can't have that queue, and FTP packets go to that program",
 			fmt.Sprintf("%s run --rules --queue NUMBER, or stop process %d", program, o.pid))
 	case o.stopped:
-		return problem(fmt.Sprintf("queue %d: %s, process %d, is stopped", line.number, o.name, o.pid),
+		return problem(fmt.Sprintf("queue %d: %s, process %d, is stopped", line.Number, o.name, o.pid),
 			"packets wait for it, and FTP connections hang", fmt.Sprintf("kill -CONT %d", o.pid))
 	case o.lost > 0:
-		return warning(fmt.Sprintf("queue %d: %d packets did not fit into the socket of %s, process %d", line.number, o.lost, o.name, o.pid),
+		return warning(fmt.Sprintf("queue %d: %d packets did not fit into the socket of %s, process %d", line.Number, o.lost, o.name, o.pid),
 			"they passed unread; more queues use more processors", p.moreQueues())
 	}
-	return ok("queue %d is served by %s, process %d", line.number, o.name, o.pid)
+	return ok("queue %d is served by %s, process %d", line.Number, o.name, o.pid)
 }
 
-func (p *patient) judgeFill(line queueLine) []Finding {
+func (p *patient) judgeFill(line nfq.Status) []Finding {
 	var found []Finding
-	if line.dropped > 0 {
-		found = append(found, warning(fmt.Sprintf("queue %d has dropped %d packets", line.number, line.dropped),
+	if dropped := line.Full + line.Lost; dropped > 0 {
+		found = append(found, warning(fmt.Sprintf("queue %d has dropped %d packets", line.Number, dropped),
 			"what serves it is too slow, and does not have the kernel pass packets instead, as the daemon does", p.command("run"))...)
 	}
-	if line.waiting >= manyWaiting {
-		found = append(found, warning(fmt.Sprintf("%d packets wait in queue %d", line.waiting, line.number),
+	if line.Waiting >= manyWaiting {
+		found = append(found, warning(fmt.Sprintf("%d packets wait in queue %d", line.Waiting, line.Number),
 			"what serves it does not keep up; more queues use more processors", p.moreQueues())...)
 	}
 	return found

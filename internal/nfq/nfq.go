@@ -11,14 +11,11 @@
 package nfq
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -72,12 +69,14 @@ type Queue struct {
 	handler   Handler
 	log       *slog.Logger
 	ready     chan struct{}
+	ended     chan struct{}
+	jobs      chan *job
 	overflows atomic.Uint64
 	priority  uint32 // of the packets that are for special
 	special   func(id uint32, packet []byte, verdicts []engine.Verdict) []engine.Verdict
 
 	waking sync.Mutex // held while wake uses the socket
-	closed bool       // so it must not any more
+	open   bool       // so that it may
 
 	// Of the goroutine that receives.
 	fd       int              // of the socket
@@ -87,6 +86,7 @@ type Queue struct {
 	gathered int              // messages received since unsent was empty
 	crowded  bool             // the last time that we looked, another message was there
 	received uint64           // packets
+	handling Durations
 	stop     <-chan struct{}
 	deadline time.Time   // of the handler; zero for none
 	timer    *time.Timer // wakes at the deadline
@@ -99,7 +99,7 @@ type Queue struct {
 
 // New makes a Queue with the number num, which Run binds.
 func New(num uint16, h Handler, log *slog.Logger) *Queue {
-	return &Queue{num: num, handler: h, log: log, ready: make(chan struct{})}
+	return &Queue{num: num, handler: h, log: log, ready: make(chan struct{}), ended: make(chan struct{}), jobs: make(chan *job, maxJobs)}
 }
 
 // Distinguish hands packets with the priority (meta priority in nftables) to another function,
@@ -123,7 +123,8 @@ func (q *Queue) Overflows() uint64 { return q.overflows.Load() }
 // still there, and returns nil. It returns an error if the queue cannot be bound, or is lost.
 // It can be called once.
 func (q *Queue) Run(ctx context.Context) error {
-	if err := q.open(); err != nil {
+	defer close(q.ended)
+	if err := q.socket(); err != nil {
 		return fmt.Errorf("open netlink socket for %s: %w", q, err)
 	}
 	q.buffer, q.stop = make([]byte, maxMessageLen), ctx.Done()
@@ -144,9 +145,9 @@ func (q *Queue) Run(ctx context.Context) error {
 	return err
 }
 
-// open makes the socket: go-nfqueue's under another descriptor, which blocks. The runtime's
+// socket makes the socket: go-nfqueue's under another descriptor, which blocks. The runtime's
 // poller does not know that one, and is not woken up for every packet.
-func (q *Queue) open() error {
+func (q *Queue) socket() error {
 	nf, err := nfqueue.Open(&nfqueue.Config{NfQueue: q.num})
 	if err != nil {
 		return err
@@ -156,20 +157,24 @@ func (q *Queue) open() error {
 	if err != nil {
 		return err
 	}
+	q.waking.Lock()
+	defer q.waking.Unlock()
 	cerr := raw.Control(func(fd uintptr) {
 		if err = unix.SetNonblock(int(fd), false); err != nil {
 			return
 		}
 		q.fd, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
 	})
-	return errors.Join(err, cerr)
+	err = errors.Join(err, cerr)
+	q.open = err == nil
+	return err
 }
 
 // close closes the socket, and with it the queue: nothing else uses it when that returns.
 func (q *Queue) close() error {
 	q.waking.Lock()
 	defer q.waking.Unlock()
-	q.closed = true
+	q.open = false
 	return unix.Close(q.fd)
 }
 
@@ -210,13 +215,14 @@ func (q *Queue) configure(flags netlink.HeaderFlags, sequence uint32, attrs ...n
 	return unix.Send(q.fd, append(request, data...), 0)
 }
 
-// wake interrupts receiving, from any goroutine: the kernel acknowledges a request for nothing.
-// If the socket has no room for that, there is a packet to receive.
+// wake interrupts receiving, from any goroutine: the kernel acknowledges a request for nothing. If
+// the socket has no room for that, there is a packet to receive; if there is no socket, nothing to
+// interrupt.
 func (q *Queue) wake() {
 	noop := appendRequest(nil, unix.NLMSG_NOOP, netlink.Acknowledge, 0, 0, 0)
 	q.waking.Lock()
 	defer q.waking.Unlock()
-	if q.closed {
+	if !q.open {
 		return
 	}
 	if err := unix.Send(q.fd, noop, 0); err != nil {
@@ -349,11 +355,14 @@ func (q *Queue) packet(p packet) error {
 	if p.looped() {
 		return q.verdict(engine.Verdict{ID: p.id})
 	}
+	start := time.Now()
 	handle := q.handler.Handle
 	if q.special != nil && p.priority == q.priority {
 		handle = q.special
 	}
-	return q.give(handle(p.id, p.bytes, q.verdicts[:0]))
+	err := q.give(handle(p.id, p.bytes, q.verdicts[:0]))
+	q.handling.add(time.Since(start))
+	return err
 }
 
 // give takes the handler's verdicts, and sees to it that the next ones that are due by time are
@@ -393,6 +402,9 @@ func (q *Queue) due() error {
 			return err
 		}
 	}
+	if len(q.jobs) > 0 {
+		q.work()
+	}
 	select {
 	case <-q.stop:
 	default:
@@ -428,14 +440,7 @@ func (q *Queue) bindError(err error) error {
 
 // taken looks the queue up in the kernel's list of those that are bound.
 func (q *Queue) taken() bool {
-	list, err := os.ReadFile("/proc/thread-self/net/netfilter/nfnetlink_queue")
-	if err != nil {
-		return false
-	}
-	for line := range bytes.Lines(list) {
-		if f := bytes.Fields(line); len(f) > 0 && string(f[0]) == strconv.Itoa(int(q.num)) {
-			return true
-		}
-	}
-	return false
+	bound, err := ReadStatus()
+	_, taken := bound[q.num]
+	return err == nil && taken
 }

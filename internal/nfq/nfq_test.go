@@ -382,3 +382,52 @@ func TestTaken(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestDo says when a function is called on the queue's goroutine, and when it never is.
+func TestDo(t *testing.T) {
+	l, h := newLab(t), &handler{}
+	q := nfq.New(7, h, slog.New(slog.DiscardHandler))
+	short, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if err := q.Do(short, func() { t.Error("called without a goroutine that serves the queue") }); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("before the queue is served: %v", err)
+	}
+
+	stop, q := l.serve(h)
+	var calls atomic.Int32
+	var callers sync.WaitGroup
+	for range 100 {
+		callers.Go(func() {
+			if err := q.Do(t.Context(), func() { calls.Add(1) }); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	callers.Wait()
+	if n := calls.Load(); n != 100 {
+		t.Errorf("%d calls of 100", n)
+	}
+
+	// A function that is being called ends; one behind it that nobody waits for is not called.
+	busy, release := make(chan struct{}), make(chan struct{})
+	callers.Go(func() {
+		if err := q.Do(t.Context(), func() { close(busy); <-release }); err != nil {
+			t.Error(err)
+		}
+	})
+	<-busy
+	late, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if err := q.Do(late, func() { t.Error("called for nobody") }); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("behind one that takes long: %v", err)
+	}
+	close(release)
+	callers.Wait()
+
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	if err := q.Do(t.Context(), func() { t.Error("called after the end") }); !errors.Is(err, nfq.ErrNotServed) {
+		t.Errorf("after the end: %v", err)
+	}
+}

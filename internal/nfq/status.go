@@ -1,0 +1,45 @@
+package nfq
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+)
+
+// StatusFile has a line for every queue that is bound. It exists where the kernel has NFQUEUE, from
+// the first queue on. (/proc/net would be that of the main thread.)
+const StatusFile = "/proc/thread-self/net/netfilter/nfnetlink_queue"
+
+// Status is what the kernel says of a queue (seq_show of net/netfilter/nfnetlink_queue.c).
+type Status struct {
+	Number  uint16
+	Portid  uint32 // of the netlink socket that is bound to the queue
+	Waiting int    // packets without a verdict
+	Full    int    // packets that were dropped because the queue was full; none where it fails open
+	Lost    int    // packets that did not fit into the socket; they were dropped, or passed if it fails open
+}
+
+// ReadStatus returns the queues that are bound in the network namespace of the calling thread.
+func ReadStatus() (map[uint16]Status, error) {
+	text, err := os.ReadFile(StatusFile)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("read the list of queues: %w", err)
+	}
+	return ParseStatus(string(text))
+}
+
+// ParseStatus reads the text of StatusFile. It returns an error for a line that it can't read.
+func ParseStatus(text string) (map[uint16]Status, error) {
+	queues := make(map[uint16]Status)
+	for row := range strings.Lines(text) {
+		var s Status
+		var mode, length int
+		if _, err := fmt.Sscan(row, &s.Number, &s.Portid, &s.Waiting, &mode, &length, &s.Full, &s.Lost); err != nil {
+			return nil, fmt.Errorf("%s: %q: %w", StatusFile, strings.TrimSpace(row), err)
+		}
+		queues[s.Number] = s
+	}
+	return queues, nil
+}
