@@ -1,37 +1,26 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/netip"
 	"os/signal"
-	"runtime"
 	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
 
-	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
-	"github.com/nfq-ftphelper/nfq-ftphelper/internal/cthelper"
-	"github.com/nfq-ftphelper/nfq-ftphelper/internal/doctor"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/daemon"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
-	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfq"
-	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
-	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
 // runSettings are what the command line says of run.
 type runSettings struct {
-	wish       backend.Wish
-	applyRules bool
-	keepHelper bool
-	engine     engine.Config
-	logFormat  logFormat
-	logLevel   slog.Level
+	daemon.Settings
+	logFormat logFormat
+	logLevel  slog.Level
 }
 
 func newRun() *cobra.Command {
@@ -52,23 +41,27 @@ and a cthelper whose daemon was killed).`,
 		Args:    cobra.NoArgs,
 		PreRunE: func(*cobra.Command, []string) error { return s.validate() },
 		RunE: running(func(cmd *cobra.Command) error {
-			return run(cmd.Context(), s, cmd.ErrOrStderr())
+			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
+			defer stop()
+			// A log that nobody reads any more must not end the daemon.
+			signal.Ignore(syscall.SIGPIPE)
+			return daemon.Run(ctx, s.Settings, nil, newLogger(s, cmd.ErrOrStderr()))
 		}),
 	}
 	f := cmd.Flags()
-	wishFlags(f, &s.wish)
-	f.BoolVar(&s.applyRules, "rules", false, "apply the rules at start and remove them at stop")
-	f.BoolVar(&s.keepHelper, "keep-helper", false, "leave a cthelper registered at stop, so that rules which name it can be loaded")
-	p := &s.engine.Policy
+	wishFlags(f, &s.Wish)
+	f.BoolVar(&s.ApplyRules, "rules", false, "apply the rules at start and remove them at stop")
+	f.BoolVar(&s.KeepHelper, "keep-helper", false, "leave a cthelper registered at stop, so that rules which name it can be loaded")
+	p := &s.Engine.Policy
 	f.Uint16Var(&p.MinPort, "min-port", engine.DefaultMinPort, "lowest `port` that a client or server may announce")
 	f.BoolVar(&p.Loose, "loose", false, "let clients and servers announce any address, not only their own (FXP; opens the way for bounce attacks)")
 	f.Var(prefixesFlag{&p.Allowed}, "allow", "`addresses` that clients and servers may announce besides their own, such as 192.0.2.7,2001:db8::/64")
 	f.IntVar(&p.Rate, "rate", engine.DefaultRate, "most data connections expected for one client address within a second, in each queue (`number`)")
-	a := &s.engine.Advertise
+	a := &s.Engine.Advertise
 	f.Var(advertiseFlag{a}, "advertise", "`address` that clients reach the servers at, where NAT happens elsewhere; one of each family at most, as in 203.0.113.55,2001:db8::55")
 	f.Var(prefixesFlag{&a.Except}, "advertise-except", "`addresses` of clients that reach the servers directly, such as 10.0.0.0/8")
-	f.IntVar(&s.engine.MaxFlows, "max-connections", engine.DefaultMaxFlows, "most control connections tracked in each queue (`number`); beyond it the longest silent one is forgotten")
-	f.DurationVar(&s.engine.HoldTime, "hold-time", engine.DefaultHoldTime, "how long a packet waits at most for the rest of a line (`duration`)")
+	f.IntVar(&s.Engine.MaxFlows, "max-connections", engine.DefaultMaxFlows, "most control connections tracked in each queue (`number`); beyond it the longest silent one is forgotten")
+	f.DurationVar(&s.Engine.HoldTime, "hold-time", engine.DefaultHoldTime, "how long a packet waits at most for the rest of a line (`duration`)")
 	f.Var(&s.logFormat, "log-format", "log `format`: text or json, to standard error")
 	f.TextVar(&s.logLevel, "log-level", slog.LevelInfo, "log `level`: debug, info, warn or error")
 	return cmd
@@ -76,14 +69,13 @@ and a cthelper whose daemon was killed).`,
 
 // validate refuses numbers with which nothing could be helped.
 func (s *runSettings) validate() error {
-	if s.wish.Rules.Queues < 1 {
+	if s.Wish.Rules.Queues < 1 {
 		return errors.New("--queues must be 1 at least")
 	}
-	if err := s.wish.Validate(); err != nil {
+	if err := s.Wish.Validate(); err != nil {
 		return err
 	}
-	s.wish.Installed = !s.applyRules
-	switch c := s.engine; {
+	switch c := s.Engine; {
 	case c.Policy.MinPort == 0:
 		return errors.New("--min-port must be 1 at least; there is no port 0")
 	case c.Policy.Rate < 1:
@@ -197,228 +189,4 @@ func newLogger(s runSettings, w io.Writer) *slog.Logger {
 		return slog.New(slog.NewJSONHandler(w, options))
 	}
 	return slog.New(slog.NewTextHandler(w, options))
-}
-
-// run wires the parts and runs them. The queues are bound before the rules fill them, and empty
-// before the rules go: with a table's hooks, the kernel drops all that waits in any queue
-// (nf_queue_nf_hook_drop). In between packets pass unread.
-func run(ctx context.Context, s runSettings, stderr io.Writer) (err error) {
-	log := newLogger(s, stderr)
-	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
-	defer stop()
-	// A log that nobody reads any more must not end the daemon.
-	signal.Ignore(syscall.SIGPIPE)
-
-	choice, err := doctor.Ready(s.wish)
-	if err != nil {
-		return fmt.Errorf("no connection could be helped: %w", err)
-	}
-	logChoice(choice, log)
-
-	// A thread that waits for its queue would be taken for one that works, and looked at all the time.
-	if busy := int(choice.Rules.Queues) + 1; runtime.GOMAXPROCS(0) < busy {
-		runtime.GOMAXPROCS(busy)
-	}
-	// Each queue has an engine of its own, and that a connection to conntrack: no locks. If one
-	// queue is lost, all end.
-	served, lost := errgroup.WithContext(context.WithoutCancel(ctx))
-	queueCtx, stopQueues := context.WithCancel(lost)
-	defer stopQueues()
-	var workers []worker
-	for i := range choice.Rules.Queues {
-		w, failed := newWorker(s, choice, choice.Rules.Queue+i, log)
-		if failed != nil {
-			return failed
-		}
-		defer func() { err = errors.Join(err, w.close()) }()
-		workers = append(workers, w)
-	}
-	for _, w := range workers {
-		served.Go(func() error { return w.queue.Run(queueCtx) })
-	}
-	for _, w := range workers {
-		select {
-		case <-w.queue.Ready():
-		case <-lost.Done():
-			return served.Wait()
-		}
-	}
-
-	statement, err := fill(s, choice, log)
-	if err != nil {
-		stopQueues()
-		return errors.Join(err, served.Wait())
-	}
-	log.Info("ready", "queue", choice.Rules.Queue, "queues", choice.Rules.Queues, "rules", statement)
-
-	select {
-	case <-ctx.Done():
-	case <-lost.Done():
-	}
-	err = disable(choice)
-	stopQueues()
-	err = errors.Join(err, served.Wait(), unfill(s, choice, log))
-	for _, w := range workers {
-		w.logStopped(log)
-	}
-	return err
-}
-
-// logChoice says in one line what was chosen, and why.
-func logChoice(c backend.Choice, log *slog.Logger) {
-	why := "as asked for"
-	if c.Sequence == engine.Auto {
-		why = "by the kernel where this host translates, "
-		if c.Rules.Ruleset == rules.User {
-			why += "by the daemon elsewhere"
-		} else {
-			why += "and elsewhere lines keep their length"
-		}
-	}
-	log.Info("back ends chosen", "helper", c.Helper, "helper_name", c.Rules.Helper, "helper_why", c.Why,
-		"sequence", c.Sequence, "sequence_why", why)
-}
-
-// worker is a queue and what serves it.
-type worker struct {
-	number    uint16
-	conntrack *expect.Client
-	early     *rules.Early // nil where the rules have no use for it
-	engine    *engine.Engine
-	queue     *nfq.Queue
-}
-
-func newWorker(s runSettings, choice backend.Choice, number uint16, log *slog.Logger) (w worker, err error) {
-	w.number = number
-	if w.conntrack, err = expect.Dial(); err != nil {
-		return w, err
-	}
-	config := s.engine
-	config.Conntrack, config.Log, config.Sequence = w.conntrack, log, choice.Sequence
-	switch choice.Rules.Ruleset {
-	case rules.CTHelper:
-		config.PostNAT = true
-	case rules.User:
-		config.OpaqueLabel, config.KeptLabel, config.ShiftedLabel = rules.OpaqueLabel, rules.UserLabel, rules.ShiftedLabel
-		if w.early, err = rules.OpenEarly(choice.Rules, number); err != nil {
-			return w, errors.Join(err, w.conntrack.Close())
-		}
-		config.Early = w.early
-	case rules.Lean:
-		config.OpaqueLabel, config.AskedLabel, config.EditedLabel = rules.OpaqueLabel, rules.AskedLabel, rules.EditedLabel
-	default:
-		config.OpaqueLabel = rules.OpaqueLabel
-	}
-	w.engine = engine.New(config)
-	w.queue = nfq.New(number, w.engine, log)
-	if choice.Rules.Ruleset == rules.Lean {
-		w.queue.Distinguish(rules.AgainPriority, w.engine.HandleAgain)
-	}
-	return w, nil
-}
-
-func (w worker) close() error {
-	err := w.conntrack.Close()
-	if w.early != nil {
-		err = errors.Join(err, w.early.Close())
-	}
-	return err
-}
-
-// logStopped says what has been done.
-func (w worker) logStopped(log *slog.Logger) {
-	s := w.engine.Stats()
-	for r, n := range s.Refused {
-		if n > 0 {
-			log.Info("endpoints were refused", "queue", w.number, "count", n, "reason", engine.Reason(r))
-		}
-	}
-	log.Info("stopped", "queue", w.number, "packets", s.Packets, "unknown", s.Unknown, "changed", s.Changed, "expected", s.Expectations,
-		"failed", s.Failed, "held", s.Held, "gave_up", s.GaveUp, "overflows", w.queue.Overflows())
-}
-
-// fill makes packets come to the queues: it registers the helper, if that is one of ours, and
-// applies the rules, if they are ours to apply. It says whose the rules are.
-func fill(s runSettings, choice backend.Choice, log *slog.Logger) (string, error) {
-	if choice.Helper == backend.CTHelper {
-		if err := cthelper.Register(helper(choice)); err != nil {
-			return "", err
-		}
-	}
-	statement, err := ensureRules(s, choice.Rules, log)
-	if err != nil {
-		return "", errors.Join(err, disable(choice), unregister(s, choice, log))
-	}
-	return statement, nil
-}
-
-// unfill undoes fill. Removing rules or a helper drops all packets that wait in any queue: the
-// queues have to be empty.
-func unfill(s runSettings, choice backend.Choice, log *slog.Logger) error {
-	var err error
-	if s.applyRules {
-		err = removeRules(choice.Rules, log)
-	}
-	return errors.Join(err, unregister(s, choice, log))
-}
-
-// unregister removes the helper, unless it is to stay, or rules that are not ours hold it.
-func unregister(s runSettings, choice backend.Choice, log *slog.Logger) error {
-	if choice.Helper != backend.CTHelper || s.keepHelper {
-		return nil
-	}
-	err := cthelper.Unregister(choice.Rules.Helper)
-	if errors.Is(err, cthelper.ErrInUse) {
-		log.Warn("the helper is left in place, disabled", "reason", err)
-		return nil
-	}
-	return err
-}
-
-// disable ends that the kernel queues for the helper, while the queue is still served: it does
-// not adjust sequence numbers in packets that it queues for nobody (nf_confirm).
-func disable(choice backend.Choice) error {
-	if !choice.Enabled() {
-		return nil
-	}
-	h := helper(choice)
-	h.Enabled = false
-	return cthelper.Register(h)
-}
-
-// helper is the one that is registered for a choice.
-func helper(c backend.Choice) cthelper.Helper {
-	return cthelper.Helper{Name: c.Rules.Helper, Queue: c.Rules.Queue, Enabled: c.Enabled()}
-}
-
-// ensureRules applies the rules if it is to, and says what fills the queue.
-func ensureRules(s runSettings, c rules.Config, log *slog.Logger) (string, error) {
-	err := rules.Check(c)
-	switch {
-	case err == nil && c.Ruleset == rules.User:
-		return "in place", rules.ClearEarly() // what an earlier daemon knew of these connections is lost
-	case err == nil:
-		return "in place", nil
-	case !s.applyRules:
-		log.Warn("the rules are not as the flags say, the queue may stay empty: load what \"nfq-ftphelper rules print\" writes, or use --rules",
-			"reason", err)
-		return "not checked", nil
-	}
-	statement, err := rules.Apply(c)
-	if statement == "" {
-		return "own", err
-	}
-	return fmt.Sprintf("own (%s)", statement), err
-}
-
-// removeRules removes the rules that were applied, unless they are somebody else's by now.
-func removeRules(c rules.Config, log *slog.Logger) error {
-	switch err := rules.Check(c); {
-	case errors.Is(err, rules.ErrMissing):
-		return nil
-	case err != nil:
-		log.Warn("the rules are left in place: they are not those that were applied", "reason", err)
-		return nil
-	}
-	return rules.Remove()
 }

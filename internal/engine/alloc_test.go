@@ -3,7 +3,6 @@ package engine_test
 import (
 	"encoding/binary"
 	"fmt"
-	"log/slog"
 	"math/rand/v2"
 	"runtime"
 	"testing"
@@ -50,7 +49,7 @@ func TestAllocations(t *testing.T) {
 	}
 }
 
-func quiet(c *engine.Config) { c.Log = slog.New(slog.DiscardHandler) }
+func quiet(c *engine.Config) { c.Observe = nil }
 
 func BenchmarkHandle(b *testing.B) {
 	for name, u := range map[string]turn{

@@ -2,12 +2,9 @@ package engine
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
-	"strconv"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/mangle"
@@ -88,8 +85,7 @@ func (e *Engine) command(f *flow, line parse.Line) {
 		// A browser that is made to talk to port 21 begins with a line of HTTP; what it
 		// uploads may hold any number of PORT commands.
 		f.opaque = true
-		e.log.Info("control connection ignored: what its client says is not FTP",
-			"client", f.master.Client(), "server", f.master.Server())
+		e.tell(Event{Kind: NotFTP, Master: &f.master})
 		return
 	}
 	f.asked.push(cmd.Verb == parse.PASV || cmd.Verb == parse.EPSV)
@@ -102,8 +98,10 @@ func (e *Engine) command(f *flow, line parse.Line) {
 		f.epsvAll = true
 	case parse.AUTH:
 		f.auth = true
-	case parse.PORT, parse.EPRT:
-		e.announced(f, announcement{dir: expect.Original, verb: cmd.Verb.String(), line: line, endpoint: cmd.Endpoint, asked: true}, err)
+	case parse.PORT:
+		e.announced(f, announcement{dir: expect.Original, verb: VerbPORT, line: line, endpoint: cmd.Endpoint, asked: true}, err)
+	case parse.EPRT:
+		e.announced(f, announcement{dir: expect.Original, verb: VerbEPRT, line: line, endpoint: cmd.Endpoint, asked: true}, err)
 	}
 }
 
@@ -129,10 +127,12 @@ func (e *Engine) reply(f *flow, line parse.Line) {
 	switch {
 	case r.Code == parse.CodeSecured && f.auth:
 		f.opaque = true
-		e.log.Info("control connection is encrypted from here on, its data connections cannot be helped: give the server a fixed range of passive ports and let that in",
-			"client", f.master.Client(), "server", f.master.Server())
-	case r.Endpoint.IsValid(), err != nil && (r.Code == parse.CodePassive || r.Code == parse.CodeExtended):
-		e.announced(f, announcement{dir: expect.Reply, verb: strconv.Itoa(r.Code), line: line, endpoint: r.Endpoint, asked: asked}, err)
+		e.tell(Event{Kind: Encrypted, Master: &f.master})
+	case !r.Endpoint.IsValid() && err == nil:
+	case r.Code == parse.CodePassive:
+		e.announced(f, announcement{dir: expect.Reply, verb: Verb227, line: line, endpoint: r.Endpoint, asked: asked}, err)
+	case r.Code == parse.CodeExtended:
+		e.announced(f, announcement{dir: expect.Reply, verb: Verb229, line: line, endpoint: r.Endpoint, asked: asked}, err)
 	}
 }
 
@@ -150,14 +150,14 @@ func (e *Engine) label(f *flow) {
 		return
 	}
 	if err := e.ct.Update(&f.master, expect.Update{Set: e.opaqueLabel}); err != nil {
-		e.log.Debug("connection stays queued", "client", f.master.Client(), "server", f.master.Server(), "reason", err)
+		e.tell(Event{Kind: StaysQueued, Master: &f.master, Err: err})
 	}
 }
 
 // announcement is a line in which one side says where it listens.
 type announcement struct {
 	dir      expect.Direction
-	verb     string // PORT, EPRT, 227 or 229
+	verb     Verb
 	line     parse.Line
 	endpoint parse.Endpoint
 	at       netip.AddrPort // the endpoint, with the side's own address if it has none
@@ -168,18 +168,23 @@ type announcement struct {
 // may be opened, conntrack is told to expect the data connection, and the line is edited so that
 // the other side learns where to connect to.
 func (e *Engine) announced(f *flow, a announcement, err error) {
+	ev := Event{Kind: Unreadable, Master: &f.master, Verb: a.verb, Line: bytes.TrimRight(a.line.Text, "\r\n"), Err: err}
 	if err != nil {
-		e.log.Debug("no endpoint in line", "client", f.master.Client(), "server", f.master.Server(),
-			"verb", a.verb, "line", string(bytes.TrimRight(a.line.Text, "\r")), "reason", err)
+		e.tell(ev)
 		return
 	}
 	a.at = netip.AddrPortFrom(a.endpoint.Addr, a.endpoint.Port)
 	if !a.at.Addr().IsValid() {
 		a.at = netip.AddrPortFrom(f.master.Tuples[a.dir].Src.Addr(), a.at.Port())
 	}
+	e.stats.Endpoints[a.verb]++
+	f.last = Last{Verb: a.verb, Announced: a.at.Port()}
+	ev.Announced = a.at
 	if r := e.judge(f, a); r != allowed {
 		e.stats.Refused[r]++
-		e.tell(f, r, "endpoint refused", "verb", a.verb, "announced", a.at, "reason", r)
+		f.refused++
+		ev.Kind, ev.Reason, ev.Again = Refused, r, f.again(r)
+		e.tell(ev)
 		return
 	}
 	x := expect.For(&f.master, a.dir, a.at.Port())
@@ -193,14 +198,16 @@ func (e *Engine) announced(f *flow, a announcement, err error) {
 	}
 	if err != nil {
 		e.stats.Failed++
-		e.tell(f, failed, "data connection cannot be helped", "verb", a.verb, "announced", a.at, "reason", err)
+		f.refused++
+		ev.Kind, ev.Err, ev.Again = Failed, err, f.again(failed)
+		e.tell(ev)
 		return
 	}
 	e.stats.Expectations++
-	if e.log.Enabled(context.Background(), slog.LevelDebug) {
-		e.log.Debug("data connection expected", "client", f.master.Client(), "server", f.master.Server(),
-			"verb", a.verb, "announced", a.at, "rewritten", e.told(f, a, x), "expected", x.Dst)
-	}
+	f.expected++
+	ev.Kind, ev.Told, ev.Expected = Expected, e.told(f, a, x), x.Dst
+	f.last.Told = ev.Told.Port()
+	e.tell(ev)
 }
 
 // vouches reports whether addr is one that the side sending in direction dir may announce as its
@@ -240,6 +247,9 @@ func (e *Engine) install(f *flow, a announcement, x expect.Expectation) error {
 		u := e.update(f, a, s.edits.Len() > edits, shifted)
 		if err = e.ct.Announce(&f.master, x, u); err == nil {
 			f.marked = f.marked || shifted && f.kept
+			if s.edits.Len() > edits {
+				e.stats.Edits++
+			}
 			return nil
 		}
 		if s.edits.Len() > edits {
@@ -328,16 +338,4 @@ func (s *side) edit(line parse.Line, span parse.Span, text []byte) error {
 		return errGone
 	}
 	return s.edits.Add(at, span.Len(), text)
-}
-
-// tell warns of what happened to an endpoint: once per connection and reason, and after that
-// only at debug level.
-func (e *Engine) tell(f *flow, r Reason, msg string, args ...any) {
-	level := slog.LevelWarn
-	if f.told&(1<<r) != 0 {
-		level = slog.LevelDebug
-	}
-	f.told |= 1 << r
-	args = append([]any{"client", f.master.Client(), "server", f.master.Server()}, args...)
-	e.log.Log(context.Background(), level, msg, args...)
 }

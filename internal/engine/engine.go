@@ -8,7 +8,6 @@
 package engine
 
 import (
-	"log/slog"
 	"time"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
@@ -27,7 +26,9 @@ type Conntrack interface {
 // Config is what an Engine is made of.
 type Config struct {
 	Conntrack Conntrack
-	Log       *slog.Logger
+	// Observe is called with every event, on the goroutine that calls the engine; nil for nobody.
+	// The event and what it points to are valid during the call only.
+	Observe func(*Event)
 	// MaxFlows is how many control connections are tracked at most. One more, and the one
 	// that has been silent for the longest is forgotten; when it speaks again it is looked
 	// up anew. 0 means DefaultMaxFlows.
@@ -82,13 +83,15 @@ type Verdict struct {
 
 // Stats counts what an Engine has done since it was made.
 type Stats struct {
-	Packets      uint64 // handled
-	Unknown      uint64 // of these, let go unread because conntrack did not say what they belong to
-	Changed      uint64 // of these, let go with another payload or sequence number
-	Expectations uint64 // installed
-	Failed       uint64 // endpoints that were allowed, but could not be installed or rewritten
-	Held         uint64 // packets that had to wait for others
-	GaveUp       uint64 // times that they waited in vain
+	Packets      uint64           // handled
+	Unknown      uint64           // of these, let go unread because conntrack did not say what they belong to
+	Changed      uint64           // of these, let go with another payload or sequence number
+	Endpoints    [NumVerbs]uint64 // read
+	Expectations uint64           // of these, installed
+	Edits        uint64           // lines rewritten
+	Failed       uint64           // endpoints that were allowed, but could not be installed or rewritten
+	Held         uint64           // packets that had to wait for others
+	GaveUp       uint64           // times that they waited in vain
 	// Refused counts the endpoints that were read, but not allowed; the index is the Reason.
 	Refused [len(reasonTexts)]uint64
 }
@@ -96,7 +99,7 @@ type Stats struct {
 // Engine handles the packets of one queue.
 type Engine struct {
 	ct          Conntrack
-	log         *slog.Logger
+	observe     func(*Event)
 	policy      Policy
 	advertise   Advertise
 	sequence    Sequence
@@ -126,21 +129,28 @@ type Engine struct {
 
 // New makes an Engine.
 func New(c Config) *Engine {
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	e := &Engine{
+		ct: c.Conntrack, observe: c.Observe,
+		sequence: c.Sequence, early: c.Early, keptLabel: c.KeptLabel, shifted: c.ShiftedLabel, postNAT: c.PostNAT,
+		askedLabel: c.AskedLabel, editedLabel: c.EditedLabel, opaqueLabel: c.OpaqueLabel, now: c.Now, flows: newFlowTable(c.MaxFlows),
+	}
+	e.Configure(c)
+	return e
+}
+
+// Configure makes the Policy, Advertise, HoldTime and MaxFlows of c those of the engine, from the next
+// packet on.
+func (e *Engine) Configure(c Config) {
 	if c.MaxFlows == 0 {
 		c.MaxFlows = DefaultMaxFlows
 	}
 	if c.HoldTime == 0 {
 		c.HoldTime = DefaultHoldTime
 	}
-	if c.Now == nil {
-		c.Now = time.Now
-	}
-	return &Engine{
-		ct: c.Conntrack, log: c.Log, policy: c.Policy.withDefaults(), advertise: c.Advertise,
-		sequence: c.Sequence, early: c.Early, keptLabel: c.KeptLabel, shifted: c.ShiftedLabel, postNAT: c.PostNAT,
-		askedLabel: c.AskedLabel, editedLabel: c.EditedLabel,
-		opaqueLabel: c.OpaqueLabel, holdTime: c.HoldTime, now: c.Now, flows: newFlowTable(c.MaxFlows),
-	}
+	e.policy, e.advertise, e.holdTime, e.flows.max = c.Policy.withDefaults(), c.Advertise, c.HoldTime, c.MaxFlows
 }
 
 // Stats returns the counters.

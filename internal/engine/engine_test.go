@@ -58,9 +58,10 @@ func newWorld(t testing.TB, original, reply expect.Tuple, change ...func(*engine
 
 // restart begins with an engine that knows nothing.
 func (w *world) restart(change ...func(*engine.Config)) {
+	log := slog.New(slog.NewTextHandler(&w.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	c := engine.Config{
 		Conntrack: w.ct,
-		Log:       slog.New(slog.NewTextHandler(&w.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Observe:   func(ev *engine.Event) { ev.Log(log) },
 		Now:       func() time.Time { return w.now },
 	}
 	for _, f := range change {
@@ -595,5 +596,53 @@ func TestReused(t *testing.T) {
 	}
 	if a := w.entry.SeqAdj[server]; a.Before != 0 {
 		t.Errorf("the new connection begins with the offset %d", a.Before)
+	}
+}
+
+// TestFlows says what is listed of control connections, at rest or not, and that listing in pieces
+// misses none.
+func TestFlows(t *testing.T) {
+	w := newWorld(t, natOriginal, natReply)
+	w.login()
+	if got, next := w.eng.AppendFlows(nil, 0, 1<<20); len(got) != 1 || next != 0 || got[0].Tuples != w.entry.Tuples || got[0].Last.Announced != 0 {
+		t.Fatalf("%+v, %d", got, next)
+	}
+	w.say(client, "PASV\r\n")
+	w.say(server, "227 Entering Passive Mode (192,168,1,2,145,37).\r\n")
+	w.say(server, "227 Entering Passive Mode (192,168,1,2,145,38).\r\n") // nobody asked
+	var got []engine.Flow
+	for next, n := uint32(0), 0; n == 0 || next != 0; n++ {
+		if got, next = w.eng.AppendFlows(got, next, 100); n > 1000 {
+			t.Fatal("there is no end")
+		}
+	}
+	want := engine.Flow{Tuples: w.entry.Tuples, State: engine.StateRead, Sequence: engine.Kernel, Expected: 1, Refused: 1,
+		Last: engine.Last{Verb: engine.Verb227, Announced: 145*256 + 38}}
+	if len(got) != 1 || got[0] != want {
+		t.Errorf("%+v\nwant %+v", got, want)
+	}
+}
+
+// TestConfigure says that what can change while the engine works, does.
+func TestConfigure(t *testing.T) {
+	w := newWorld(t, natOriginal, natReply)
+	w.login()
+	announce := func(port string) uint64 {
+		before := w.eng.Stats().Expectations
+		w.say(client, "PORT 203,0,113,101,"+port+"\r\n")
+		return w.eng.Stats().Expectations - before
+	}
+	if n := announce("4,0"); n != 1 {
+		t.Fatalf("%d expectations for port 1024", n)
+	}
+	w.eng.Configure(engine.Config{Policy: engine.Policy{MinPort: 2000}})
+	if n := announce("4,1"); n != 0 {
+		t.Errorf("%d expectations for port 1025, below the new lowest one", n)
+	}
+	if n := announce("8,0"); n != 1 {
+		t.Errorf("%d expectations for port 2048", n)
+	}
+	if s := w.eng.Stats(); s.Endpoints[engine.VerbPORT] != 3 || s.Refused[engine.LowPort] != 1 || s.Edits != 2 {
+		t.Errorf("%+v", s)
 	}
 }

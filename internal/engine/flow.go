@@ -1,9 +1,7 @@
 package engine
 
 import (
-	"context"
 	"errors"
-	"log/slog"
 	"math/bits"
 	"time"
 
@@ -30,7 +28,11 @@ type flow struct {
 	kept     bool     // the daemon does
 	marked   bool     // and they are off, as its label says
 	asked    commands // those that have not been answered
-	told     uint16   // a bit for every reason that has been logged
+	told     uint16   // a bit for every Reason for which an observer has been told something
+
+	expected uint32 // data connections
+	refused  uint32 // endpoints that were refused, or failed
+	last     Last
 
 	number uint32 // of its entry in the table; 0: it has none
 }
@@ -116,9 +118,9 @@ func (e *Engine) find() (*flow, expect.Direction) {
 	key := e.key()
 	m, dir, err := e.ct.Lookup(key)
 	if err != nil {
-		e.unknown(err)
+		unknown := expect.Master{Tuples: [2]expect.Tuple{key, key}}
+		e.tell(Event{Kind: Unknown, Master: &unknown, Err: err, Again: e.stats.Unknown > 0})
 		if errors.Is(err, expect.ErrNoEntry) {
-			unknown := expect.Master{Tuples: [2]expect.Tuple{key, key}}
 			e.flows.rest(e.track(flow{master: unknown, unknown: true, retry: e.now().Add(retryAfter)}))
 		}
 		return nil, 0
@@ -126,6 +128,7 @@ func (e *Engine) find() (*flow, expect.Direction) {
 	if e.postNAT {
 		dir = dir.Other()
 	}
+	e.tell(Event{Kind: Tracked, Master: m})
 	f = e.track(e.newFlow(m))
 	if e.keptLabel != 0 && m.Label(e.keptLabel) && !f.opaque {
 		e.take(f) // the rules leave the server's packets to the map, which a daemon empties at its start
@@ -140,8 +143,7 @@ func (e *Engine) newFlow(m *expect.Master) flow {
 	}
 	if e.shifted != 0 && m.Label(e.shifted) {
 		f.opaque, f.labelled = true, true
-		e.log.Warn("control connection is lost: the daemon that kept its sequence numbers has stopped, or forgotten it (--max-connections); the client has to connect again",
-			"client", m.Client(), "server", m.Server())
+		e.tell(Event{Kind: Lost, Master: m})
 	}
 	return f
 }
@@ -183,20 +185,10 @@ func (e *Engine) tracked() (*flow, expect.Direction) {
 	return f, dir
 }
 
-// unknown says that a connection cannot be looked up: as a warning the first time, since no
-// connection may be.
-func (e *Engine) unknown(err error) {
-	level := slog.LevelDebug
-	if e.stats.Unknown == 0 {
-		level = slog.LevelWarn
-	}
-	e.log.Log(context.Background(), level, "packet let go unread", "src", e.pkt.Src(), "dst", e.pkt.Dst(), "reason", err)
-}
-
 // track adds a flow. The one that has not been used for the longest makes room if need be,
 // and so does one that has the same tuples: its connection is over.
 func (e *Engine) track(f flow) *flow {
-	if e.flows.count == e.flows.max {
+	for e.flows.count >= e.flows.max {
 		e.drop(e.flows.wake(e.flows.oldest))
 	}
 	for _, key := range f.master.Tuples {

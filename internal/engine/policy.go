@@ -58,20 +58,28 @@ const (
 	failed              // allowed, but the kernel did not do it
 )
 
-var reasonTexts = [...]string{
-	allowed:      "allowed",
-	Unasked:      "no PASV or EPSV asked for it",
-	NotGreeted:   "the server has not greeted yet",
-	Midstream:    "it is not certain that a line begins there: the connection was not seen from its beginning",
-	AfterEPSVALL: "the client has promised to use nothing but EPSV (EPSV ALL)",
-	NotPeer:      "the address is not that of the one who announces it",
-	LowPort:      "the port is below the lowest one allowed",
-	TooMany:      "too many data connections have been announced for this client within a second",
-	failed:       "failed",
+var reasonTexts = [...]struct{ label, text string }{
+	allowed:      {"allowed", "allowed"},
+	Unasked:      {"unasked", "no PASV or EPSV asked for it"},
+	NotGreeted:   {"not_greeted", "the server has not greeted yet"},
+	Midstream:    {"midstream", "it is not certain that a line begins there: the connection was not seen from its beginning"},
+	AfterEPSVALL: {"after_epsv_all", "the client has promised to use nothing but EPSV (EPSV ALL)"},
+	NotPeer:      {"not_peer", "the address is not that of the one who announces it"},
+	LowPort:      {"low_port", "the port is below the lowest one allowed"},
+	TooMany:      {"too_many", "too many data connections have been announced for this client within a second"},
+	failed:       {"failed", "failed"},
 }
 
 // String returns the reason as part of a sentence.
-func (r Reason) String() string { return reasonTexts[r] }
+func (r Reason) String() string { return reasonTexts[r].text }
+
+// Label returns the reason as one word.
+func (r Reason) Label() string { return reasonTexts[r].label }
+
+// Reasons returns all reasons for which an endpoint is refused.
+func Reasons() []Reason {
+	return []Reason{Unasked, NotGreeted, Midstream, AfterEPSVALL, NotPeer, LowPort, TooMany}
+}
 
 // judge decides whether the endpoint that is announced may be opened: RFC 2577 on bounce attacks, RFC 2428 section 4 on EPSV ALL, and that the line is
 // what it seems to be.

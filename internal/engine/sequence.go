@@ -91,8 +91,7 @@ func (e *Engine) take(f *flow) {
 	}
 	if err != nil {
 		f.sequence = SameLength
-		e.log.Warn("sequence numbers can't be kept by the daemon, lines have to keep their length",
-			"client", f.master.Client(), "server", f.master.Server(), "reason", err)
+		e.tell(Event{Kind: Fixed, Master: &f.master, Err: err})
 		return
 	}
 	f.kept = true
@@ -106,8 +105,7 @@ func (e *Engine) leaveEarly(f *flow) {
 	f.kept = false
 	reply := f.master.Tuples[expect.Reply]
 	if err := e.early.Remove(reply.Src, reply.Dst); err != nil {
-		e.log.Warn("packets of a connection that is over stay queued before conntrack",
-			"src", reply.Src, "dst", reply.Dst, "reason", err)
+		e.tell(Event{Kind: StaysQueued, Master: &f.master, Err: err})
 	}
 }
 

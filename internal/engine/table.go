@@ -44,6 +44,9 @@ type entry struct {
 	passive  uint64
 	newer    uint32
 	older    uint32
+	expected uint32
+	refused  uint32
+	last     Last
 	told     uint16
 	commands uint8
 	sequence Sequence
@@ -286,6 +289,7 @@ func (en *entry) pack(f *flow) {
 		en.passive = uint64(f.retry.UnixNano())
 	}
 	en.told, en.sequence = f.told, f.sequence
+	en.expected, en.refused, en.last = f.expected, f.refused, f.last
 	flags := en.flags & flagIP4
 	for _, b := range f.bits() {
 		if *b.value {
@@ -319,6 +323,7 @@ func (en *entry) unpack(f *flow) {
 		f.asked = commands{en.passive, int(en.commands)}
 	}
 	f.told, f.sequence = en.told, en.sequence
+	f.expected, f.refused, f.last = en.expected, en.refused, en.last
 }
 
 type bit struct {

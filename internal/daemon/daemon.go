@@ -1,0 +1,137 @@
+// Package daemon is what "nfq-ftphelper run" does: it has the kernel fill queues, serves each of them
+// with an engine of its own until it is to stop, and then takes back what it did to the kernel.
+//
+// What somebody wants to know of an engine, or to change in it, goes through the Do of its queue:
+// nothing in a packet's way is locked.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/doctor"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
+	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+)
+
+// Settings are what a daemon is to do.
+type Settings struct {
+	// Wish says which of the kernel's means are to be used. Its Installed is the daemon's to set.
+	Wish backend.Wish
+	// ApplyRules has the rules applied at start and removed at stop.
+	ApplyRules bool
+	// KeepHelper leaves a cthelper registered at stop.
+	KeepHelper bool
+	// Engine has the Policy, Advertise, HoldTime and MaxFlows of every engine; the rest is the
+	// daemon's to fill in.
+	Engine engine.Config
+}
+
+// daemon is one that runs.
+type daemon struct {
+	settings Settings
+	choice   backend.Choice
+	log      *slog.Logger
+	workers  []*worker
+}
+
+// Run runs a daemon in the network namespace of the calling thread until ctx is done. For every value
+// that comes from reload, it puts the settings in force that can change while it runs. It returns
+// an error if no connection could be helped, or a queue cannot be had, or is lost.
+//
+// The queues are bound before the rules fill them, and empty before the rules go: with a table's
+// hooks, the kernel drops all that waits in any queue (nf_queue_nf_hook_drop). In between
+// packets pass unread.
+func Run(ctx context.Context, s Settings, reload <-chan Settings, log *slog.Logger) (err error) {
+	s.Wish.Installed = !s.ApplyRules
+	choice, err := doctor.Ready(s.Wish)
+	if err != nil {
+		return fmt.Errorf("no connection could be helped: %w", err)
+	}
+	d := &daemon{settings: s, choice: choice, log: log}
+	d.logChoice()
+
+	// A thread that waits for its queue would be taken for one that works, and looked at all the time.
+	if busy := int(choice.Rules.Queues) + 1; runtime.GOMAXPROCS(0) < busy {
+		runtime.GOMAXPROCS(busy)
+	}
+	// If one queue is lost, all end.
+	served, lost := errgroup.WithContext(context.WithoutCancel(ctx))
+	queueCtx, stopQueues := context.WithCancel(lost)
+	defer stopQueues()
+	for i := range choice.Rules.Queues {
+		w, failed := d.newWorker(choice.Rules.Queue + i)
+		if failed != nil {
+			return failed
+		}
+		defer func() { err = errors.Join(err, w.close()) }()
+		d.workers = append(d.workers, w)
+	}
+	for _, w := range d.workers {
+		served.Go(func() error { return w.queue.Run(queueCtx) })
+	}
+	for _, w := range d.workers {
+		select {
+		case <-w.queue.Ready():
+		case <-lost.Done():
+			return served.Wait()
+		}
+	}
+
+	statement, err := d.fill()
+	if err != nil {
+		stopQueues()
+		return errors.Join(err, served.Wait())
+	}
+	log.Info("ready", "queue", choice.Rules.Queue, "queues", choice.Rules.Queues, "rules", statement)
+
+	for working := true; working; {
+		select {
+		case s := <-reload:
+			d.reload(lost, s)
+		case <-ctx.Done():
+			working = false
+		case <-lost.Done():
+			working = false
+		}
+	}
+	err = d.disable()
+	stopQueues()
+	err = errors.Join(err, served.Wait(), d.unfill())
+	for _, w := range d.workers {
+		w.logStopped(log)
+	}
+	return err
+}
+
+// do calls f for every worker, on the goroutine that serves its queue.
+func (d *daemon) do(ctx context.Context, f func(w *worker)) error {
+	for _, w := range d.workers {
+		if err := w.queue.Do(ctx, func() { f(w) }); err != nil {
+			return fmt.Errorf("%s: %w", w.queue, err)
+		}
+	}
+	return nil
+}
+
+// logChoice says in one line what was chosen, and why.
+func (d *daemon) logChoice() {
+	c := d.choice
+	why := "as asked for"
+	if c.Sequence == engine.Auto {
+		why = "by the kernel where this host translates, "
+		if c.Rules.Ruleset == rules.User {
+			why += "by the daemon elsewhere"
+		} else {
+			why += "and elsewhere lines keep their length"
+		}
+	}
+	d.log.Info("back ends chosen", "helper", c.Helper, "helper_name", c.Rules.Helper, "helper_why", c.Why,
+		"sequence", c.Sequence, "sequence_why", why)
+}

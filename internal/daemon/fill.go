@@ -1,0 +1,98 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/cthelper"
+	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+)
+
+// fill makes packets come to the queues: it registers the helper, if that is one of ours, and
+// applies the rules, if they are ours to apply. It says whose the rules are.
+func (d *daemon) fill() (string, error) {
+	if d.choice.Helper == backend.CTHelper {
+		if err := cthelper.Register(d.helper()); err != nil {
+			return "", err
+		}
+	}
+	statement, err := d.ensureRules()
+	if err != nil {
+		return "", errors.Join(err, d.disable(), d.unregister())
+	}
+	return statement, nil
+}
+
+// unfill undoes fill. Removing rules or a helper drops all packets that wait in any queue: the
+// queues have to be empty.
+func (d *daemon) unfill() error {
+	var err error
+	if d.settings.ApplyRules {
+		err = d.removeRules()
+	}
+	return errors.Join(err, d.unregister())
+}
+
+// unregister removes the helper, unless it is to stay, or rules that are not ours hold it.
+func (d *daemon) unregister() error {
+	if d.choice.Helper != backend.CTHelper || d.settings.KeepHelper {
+		return nil
+	}
+	err := cthelper.Unregister(d.choice.Rules.Helper)
+	if errors.Is(err, cthelper.ErrInUse) {
+		d.log.Warn("the helper is left in place, disabled", "reason", err)
+		return nil
+	}
+	return err
+}
+
+// disable ends that the kernel queues for the helper, while the queue is still served: it does
+// not adjust sequence numbers in packets that it queues for nobody (nf_confirm).
+func (d *daemon) disable() error {
+	if !d.choice.Enabled() {
+		return nil
+	}
+	h := d.helper()
+	h.Enabled = false
+	return cthelper.Register(h)
+}
+
+// helper is the one that is registered.
+func (d *daemon) helper() cthelper.Helper {
+	c := d.choice
+	return cthelper.Helper{Name: c.Rules.Helper, Queue: c.Rules.Queue, Enabled: c.Enabled()}
+}
+
+// ensureRules applies the rules if it is to, and says what fills the queue.
+func (d *daemon) ensureRules() (string, error) {
+	c := d.choice.Rules
+	err := rules.Check(c)
+	switch {
+	case err == nil && c.Ruleset == rules.User:
+		return "in place", rules.ClearEarly() // what an earlier daemon knew of these connections is lost
+	case err == nil:
+		return "in place", nil
+	case !d.settings.ApplyRules:
+		d.log.Warn("the rules are not as the flags say, the queue may stay empty: load what \"nfq-ftphelper rules print\" writes, or use --rules",
+			"reason", err)
+		return "not checked", nil
+	}
+	statement, err := rules.Apply(c)
+	if statement == "" {
+		return "own", err
+	}
+	return fmt.Sprintf("own (%s)", statement), err
+}
+
+// removeRules removes the rules that were applied, unless they are somebody else's by now.
+func (d *daemon) removeRules() error {
+	switch err := rules.Check(d.choice.Rules); {
+	case errors.Is(err, rules.ErrMissing):
+		return nil
+	case err != nil:
+		d.log.Warn("the rules are left in place: they are not those that were applied", "reason", err)
+		return nil
+	}
+	return rules.Remove()
+}
