@@ -6,7 +6,7 @@ STATICCHECK = go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 # Debian packages that the demo and the tests need.
 DEMO_PACKAGES := nftables conntrack vsftpd curl iproute2 kmod
-TEST_PACKAGES := $(DEMO_PACKAGES) lftp gcc libc6-dev libnetfilter-queue-dev $(shell cat test/vm/packages)
+TEST_PACKAGES := $(DEMO_PACKAGES) lftp tcpdump gcc libc6-dev libnetfilter-queue-dev $(shell cat test/vm/packages)
 BENCH_PACKAGES := nftables conntrack kmod gcc libc6-dev libnetfilter-queue-dev
 BENCH_VM_PACKAGES := $(BENCH_PACKAGES) conntrackd nfct $(shell cat test/vm/packages)
 

@@ -73,6 +73,6 @@ The quickest way, as root: nfq-ftphelper run --rules`,
 		SilenceErrors:     true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
-	root.AddCommand(newRun(), newRules(), newDoctor(), newVersion())
+	root.AddCommand(newRun(), newRules(), newDoctor(), newExplain(), newVersion())
 	return root
 }

@@ -65,6 +65,12 @@ func TestUsage(t *testing.T) {
 		{[]string{"run", "--advertise", "fe80::1%eth0"}, "is not an address"},
 		{[]string{"rules", "print", "--ports", ""}, "is not a port"},
 		{[]string{"rules", "bend"}, `unknown command "bend"`},
+		{[]string{"explain"}, "accepts 1 arg"},
+		{[]string{"explain", "--nat", "192.0.2.7", "x.pcap"}, `"192.0.2.7" is not REAL=TRANSLATED`},
+		{[]string{"explain", "--ports", "x", "x.pcap"}, `"x" is not a port`},
+		{[]string{"explain", "--min-port", "0", "x.pcap"}, "there is no port 0"},
+		{[]string{"explain", "--connection", "0", "--svg", "x.svg", "x.pcap"}, "counts from 1"},
+		{[]string{"explain", "--connection", "2", "x.pcap"}, "--connection goes with --svg"},
 		{[]string{"version", "--long"}, "unknown flag: --long"},
 	} {
 		code, stdout, stderr := call(t, c.args...)
@@ -75,7 +81,7 @@ func TestUsage(t *testing.T) {
 }
 
 func TestHelp(t *testing.T) {
-	for _, args := range [][]string{{"--help"}, {"run", "--help"}, {"rules", "--help"}, {"rules", "apply", "--help"}, {"rules"}} {
+	for _, args := range [][]string{{"--help"}, {"run", "--help"}, {"rules", "--help"}, {"rules", "apply", "--help"}, {"explain", "--help"}, {"rules"}} {
 		code, stdout, stderr := call(t, args...)
 		if code != 0 || !strings.Contains(stdout, "Usage:") || stderr != "" {
 			t.Errorf("%q: exit code %d, it says\n%s%s", args, code, stdout, stderr)

@@ -46,6 +46,7 @@ const (
 // Flags of TCP (RFC 9293 section 3.1).
 const (
 	flagSYN = 1 << 1
+	flagRST = 1 << 2
 	flagACK = 1 << 4 // the acknowledgement number means something
 )
 
@@ -165,6 +166,9 @@ func (p *Packet) Ack() (parse.Seq, bool) {
 
 // SYN reports whether the packet opens a connection, or accepts one.
 func (p *Packet) SYN() bool { return p.bytes[p.tcp+13]&flagSYN != 0 }
+
+// RST reports whether the packet ends a connection at once, or refuses it.
+func (p *Packet) RST() bool { return p.bytes[p.tcp+13]&flagRST != 0 }
 
 // Is4 reports whether the packet is one of IPv4.
 func (p *Packet) Is4() bool { return p.bytes[0]>>4 == 4 }

@@ -22,6 +22,7 @@ var programs = map[string]string{
 	"vsftpd":    "vsftpd",
 	"curl":      "curl",
 	"lftp":      "lftp",
+	"tcpdump":   "tcpdump",
 }
 
 // CheckPrograms returns an error that says what to install if a program that the

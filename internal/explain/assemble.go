@@ -1,0 +1,135 @@
+package explain
+
+import (
+	"bytes"
+	"slices"
+	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
+)
+
+// assembler makes lines of the segments of one direction, whatever their order.
+type assembler struct {
+	stream  parse.Stream
+	started bool
+	waiting []piece // behind a gap, in the order of the stream
+}
+
+// piece is a segment, with the step to which the lines belong that end in it.
+type piece struct {
+	at   time.Time
+	seq  parse.Seq
+	data []byte
+	step *Step
+}
+
+// line is one line of a direction, without its end.
+type line struct {
+	seq  parse.Seq
+	text []byte
+	step *Step
+}
+
+// start begins at a byte, of which begins says whether it is known to begin a line.
+func (a *assembler) start(seq parse.Seq) {
+	if !a.started {
+		a.stream.Start(seq, true)
+		a.started = true
+	}
+}
+
+// push takes a segment and returns the lines that are whole with it.
+func (a *assembler) push(p piece) []line {
+	a.start(p.seq)
+	if a.stream.Expected().Before(p.seq) {
+		i, _ := slices.BinarySearchFunc(a.waiting, p.seq, func(w piece, seq parse.Seq) int {
+			if w.seq.Sub(seq) <= 0 {
+				return -1
+			}
+			return 1
+		})
+		a.waiting = slices.Insert(a.waiting, i, p)
+		return nil
+	}
+	return append(a.read(p), a.drain()...)
+}
+
+// drain reads what waits, up to the next gap.
+func (a *assembler) drain() []line {
+	var lines []line
+	for len(a.waiting) > 0 && !a.stream.Expected().Before(a.waiting[0].seq) {
+		lines = append(lines, a.read(a.waiting[0])...)
+		a.waiting = a.waiting[1:]
+	}
+	return lines
+}
+
+// giveUp reads what has waited since before a time, without what is missing in front of it.
+func (a *assembler) giveUp(since time.Time) []line {
+	var lines []line
+	for slices.ContainsFunc(a.waiting, func(p piece) bool { return !p.at.After(since) }) {
+		p := a.waiting[0]
+		a.waiting = a.waiting[1:]
+		lines = append(lines, a.read(p)...)
+		lines = append(lines, a.drain()...)
+	}
+	return lines
+}
+
+func (a *assembler) read(p piece) []line {
+	var lines []line
+	a.stream.Push(p.seq, p.data)
+	for {
+		l, ok := a.stream.Next()
+		if !ok {
+			return lines
+		}
+		lines = append(lines, line{seq: l.Seq, text: bytes.Clone(bytes.TrimRight(l.Text, "\r\n")), step: p.step})
+	}
+}
+
+// lines returns those of whole packets, in their order.
+func linesOf(packets []*packet) []line {
+	var a assembler
+	var lines []line
+	for _, p := range packets {
+		if p.SYN() {
+			a.start(p.first())
+		} else if len(p.Payload()) > 0 {
+			lines = append(lines, a.push(piece{at: p.at, seq: p.Seq(), data: p.Payload()})...)
+		}
+	}
+	return append(lines, a.giveUp(packets[len(packets)-1].at)...)
+}
+
+// counterparts finds for each of the lines that came in the one that it left as, nil if there is
+// none: the next one that is the same, or begins with the same command or code.
+func counterparts(came, left []line) []*line {
+	const near = 16
+	found := make([]*line, len(came))
+	next := 0
+	for i, l := range came {
+		ahead := left[next:min(next+near, len(left))]
+		j := slices.IndexFunc(ahead, func(o line) bool {
+			return bytes.Equal(o.text, l.text) || endpointVerb(l.text) != "" && endpointVerb(o.text) == endpointVerb(l.text)
+		})
+		if j < 0 {
+			continue
+		}
+		found[i] = &ahead[j]
+		next += j + 1
+	}
+	return found
+}
+
+// endpointVerb returns the command or code with which a line begins that announces where a data
+// connection goes to, and "" for any other line.
+func endpointVerb(text []byte) string {
+	if r, _ := parse.ParseReply(text); r.Code == parse.CodePassive || r.Code == parse.CodeExtended {
+		return string(text[:3])
+	}
+	if c, _ := parse.ParseCommand(text); c.Verb == parse.PORT || c.Verb == parse.EPRT {
+		return c.Verb.String()
+	}
+	return ""
+}

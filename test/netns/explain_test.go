@@ -1,0 +1,117 @@
+package netns
+
+import (
+	"bytes"
+	"flag"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+var capturesDir = flag.String("captures", "", "leave the captures of TestExplain in this `folder`")
+
+// explainCases are the labs of which there is a capture in internal/explain/testdata, too.
+var explainCases = []struct {
+	name      string
+	situation Situation
+	family    Family
+	helper    Helper
+	verbs     []Verb
+	want      []string // in what explain says
+}{
+	{"dnat", DNAT, IPv4, Ours, []Verb{PASV, PORT}, []string{
+		"NAT: the server is 192.168.1.2:21, and the client knows it as 192.0.2.2:21 (the capture has both sides of the router)",
+		"expects a connection from 203.0.113.101 to 192.0.2.2:", "rewrites: 227 Entering Passive Mode (192,0,2,2,",
+		"expects a connection from 192.168.1.2 to 203.0.113.101:",
+		"2 endpoints announced: 2 expected, 0 refused, 0 could not be helped. 1 line rewritten; the router sent the same once, and something else 0 times.",
+		"2 data connections: 2 expected, 0 not.",
+	}},
+	{"masquerade-ipv6", DNATMasquerade, IPv6, Kernel, []Verb{EPRT, EPSV}, []string{
+		"NAT: the server is [fd00:1::2]:21, and the client knows it as [2001:db8:2::2]:21",
+		"and the server knows it as [fd00:1::1]:",
+		"rewrites: EPRT |2|fd00:1::1|", "the router sent the same in other words: EPRT |2|fd00:0001:0000:0000:0000:0000:0000:0001|",
+		"2 endpoints announced: 2 expected, 0 refused, 0 could not be helped. 1 line rewritten; the router sent the same once, and something else 0 times.",
+		"2 data connections: 2 expected, 0 not.",
+	}},
+	{"no-helper", DNAT, IPv4, None, []Verb{PASV, PORT}, []string{
+		"rewrites: 227 Entering Passive Mode (192,0,2,2,", "the router sent it as it was: no helper rewrote it there",
+		"NOT EXPECTED: it goes to the address that the 227 at ", "the router did not let it through",
+		"expected: the PORT at ", "=> no helper had the router expect it", "2 data connections: 1 expected, 1 not.",
+	}},
+}
+
+// TestExplain captures transfers on a router and has them explained. Without a helper they fail,
+// and explain says why.
+func TestExplain(t *testing.T) {
+	t.Parallel()
+	for _, c := range explainCases {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			if c.helper == Kernel {
+				needKernelHelper(t)
+			}
+			lab := newLab(t, Config{Situation: c.situation, Family: c.family, Helper: c.helper})
+			site := startSite(t, lab.Server, c.family, SiteOptions{})
+			router := lab.ServerRouter()
+			path, err := findProgram("tcpdump")
+			if err != nil {
+				t.Fatal(err)
+			}
+			var file bytes.Buffer
+			cmd := exec.Command(path, "-i", "any", "-s", "256", "-n", "-U", "--immediate-mode", "-w", "-", "tcp")
+			cmd.Stdout = &file
+			tcpdump, err := router.Start(cmd)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx := testContext(t, 60*time.Second)
+			if err := tcpdump.WaitOutput(ctx, func(s string) bool { return strings.Contains(s, "listening on") }); err != nil {
+				t.Fatal(err)
+			}
+			for _, verb := range c.verbs {
+				timeout := 8 * time.Second
+				if c.helper == None {
+					timeout = 2 * time.Second
+				}
+				outcome := Transfer{Program: Curl, Verb: verb, Operation: Listing, Server: lab.ServerAddress, Site: site, Timeout: timeout}.Run(ctx, lab.Client)
+				if helped := c.helper != None; helped != (outcome.Err == nil) {
+					t.Fatalf("%s: %v\n%s", verb, outcome.Err, outcome.Transcript)
+				}
+			}
+			time.Sleep(Scale(200 * time.Millisecond)) // what was captured last
+			if err := tcpdump.Signal(syscall.SIGINT); err != nil {
+				t.Fatal(err)
+			}
+			if err := tcpdump.Wait(ctx); err != nil {
+				t.Fatal(err)
+			}
+			if *capturesDir != "" {
+				if err := os.WriteFile(filepath.Join(*capturesDir, c.name+".pcap"), file.Bytes(), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+
+			helper, err := binary()
+			if err != nil {
+				t.Fatal(err)
+			}
+			drawing := filepath.Join(t.TempDir(), "ladder.svg")
+			text, err := router.Run(ctx, file.String(), helper, "explain", "--svg", drawing, "-")
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, want := range c.want {
+				if !strings.Contains(text, want) {
+					t.Errorf("explain does not say %q:\n%s", want, text)
+				}
+			}
+			if svg, err := os.ReadFile(drawing); err != nil || !bytes.HasPrefix(svg, []byte("<svg")) {
+				t.Errorf("there is no ladder diagram: %v", err)
+			}
+		})
+	}
+}
