@@ -61,21 +61,15 @@ func checkTable(conn *nftables.Conn, _ Config) error {
 }
 
 func checkPorts(conn *nftables.Conn, c Config) error {
-	set, err := conn.GetSetByName(table, ports.Name)
-	if errors.Is(err, unix.ENOENT) {
-		return differs("set %s is missing", ports.Name)
-	}
+	set, err := portSet(conn)
 	if err != nil {
-		return unread(err)
-	}
-	if !set.Interval || set.IsMap || set.KeyType.Name != ports.KeyType.Name {
-		return differs("set %s is not \"type inet_service; flags interval\"", ports.Name)
+		return err
 	}
 	elems, err := conn.GetSetElements(set)
 	if err != nil {
 		return unread(err)
 	}
-	got := ranges(elems)
+	got := merge(intervals(elems))
 	for _, want := range merge(c.Ports) {
 		if !slices.ContainsFunc(got, func(r PortRange) bool { return r.First <= want.First && want.Last <= r.Last }) {
 			return differs("set %s lacks %v", ports.Name, want)
@@ -84,8 +78,9 @@ func checkPorts(conn *nftables.Conn, c Config) error {
 	return nil
 }
 
-// ranges is the inverse of elements, for elements in any order.
-func ranges(elems []nftables.SetElement) []PortRange {
+// intervals is the inverse of elements, for elements in any order. The result is sorted; those that
+// touch are not merged.
+func intervals(elems []nftables.SetElement) []PortRange {
 	slices.SortFunc(elems, func(a, b nftables.SetElement) int {
 		if c := bytes.Compare(a.Key, b.Key); c != 0 || a.IntervalEnd == b.IntervalEnd {
 			return c
@@ -107,7 +102,7 @@ func ranges(elems []nftables.SetElement) []PortRange {
 		}
 		open = !e.IntervalEnd
 	}
-	return merge(found)
+	return found
 }
 
 func checkMaps(conn *nftables.Conn, c Config) error {

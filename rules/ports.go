@@ -70,3 +70,24 @@ func merge(ranges []PortRange) []PortRange {
 	}
 	return merged
 }
+
+// without returns what is left of ranges when others are taken away.
+func without(ranges, others []PortRange) []PortRange {
+	for _, o := range others {
+		var left []PortRange
+		for _, r := range ranges {
+			if r.Last < o.First || o.Last < r.First {
+				left = append(left, r)
+				continue
+			}
+			if r.First < o.First {
+				left = append(left, PortRange{r.First, o.First - 1})
+			}
+			if o.Last < r.Last {
+				left = append(left, PortRange{o.Last + 1, r.Last})
+			}
+		}
+		ranges = left
+	}
+	return ranges
+}

@@ -77,7 +77,7 @@ func FuzzParsePorts(f *testing.F) {
 		if err != nil || !reflect.DeepEqual(again, got) {
 			t.Fatalf("%q: %v reads back as %v, %v", s, got, again, err)
 		}
-		if back := ranges(elements(got)); !reflect.DeepEqual(back, got) {
+		if back := intervals(elements(got)); !reflect.DeepEqual(back, got) {
 			t.Fatalf("%q: %v comes back from the set's elements as %v", s, got, back)
 		}
 	})

@@ -178,10 +178,15 @@ func chains(c Config) []*nftables.Chain {
 	return all
 }
 
-// elements are the members of the set: where each range begins, and where it has
-// ended. The first one is where no range has begun yet; nft(8) writes it too.
+// elements are the members of the set. The first one is where no range has begun yet; nft(8)
+// writes it too.
 func elements(ranges []PortRange) []nftables.SetElement {
-	elems := []nftables.SetElement{{Key: binaryutil.BigEndian.PutUint16(0), IntervalEnd: true}}
+	return append([]nftables.SetElement{{Key: binaryutil.BigEndian.PutUint16(0), IntervalEnd: true}}, bounds(ranges)...)
+}
+
+// bounds are where each range begins, and where it has ended.
+func bounds(ranges []PortRange) []nftables.SetElement {
+	var elems []nftables.SetElement
 	for _, r := range ranges {
 		elems = append(elems, nftables.SetElement{Key: binaryutil.BigEndian.PutUint16(r.First)})
 		if r.Last < 65535 {

@@ -10,12 +10,12 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/doctor"
 )
 
 func newDoctor() *cobra.Command {
-	var w backend.Wish
+	var s *settings
+	var from *source
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "doctor",
@@ -24,14 +24,17 @@ func newDoctor() *cobra.Command {
 with why it matters and what mends it. It changes nothing: what it tries, it tries in a
 network namespace that it throws away.
 
-Give it the flags that the daemon has. The exit code is 0 if
+Give it the --config and the flags that the daemon has. The exit code is 0 if
 there is no problem, and 1 otherwise.`,
-		Args:    cobra.NoArgs,
-		PreRunE: func(*cobra.Command, []string) error { return w.Validate() },
+		Args: cobra.NoArgs,
+		PreRunE: func(*cobra.Command, []string) (err error) {
+			s, err = from.read()
+			return err
+		},
 		RunE: running(func(cmd *cobra.Command) error {
 			runtime.LockOSThread() // everything is asked in one network namespace
 			defer runtime.UnlockOSThread()
-			findings := doctor.Examine(w)
+			findings := doctor.Examine(s.Wish)
 			out := cmd.OutOrStdout()
 			var err error
 			if asJSON {
@@ -47,7 +50,7 @@ there is no problem, and 1 otherwise.`,
 			return err
 		}),
 	}
-	wishFlags(cmd.Flags(), &w)
+	from = addSettings(cmd.Flags(), ruleSettings...)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }

@@ -11,12 +11,14 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/config"
 )
 
 // Exit codes.
 const (
 	exitFailure = 1 // something failed while running
-	exitUsage   = 2 // the command line is wrong
+	exitUsage   = 2 // the command line is wrong, or the configuration file
 )
 
 // failure is an error of a command that was called rightly.
@@ -54,6 +56,11 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if errors.As(err, &f) {
 		return exitFailure
 	}
+	var inFile *config.Error
+	if errors.As(err, &inFile) {
+		fmt.Fprint(stderr, inFile.Excerpt())
+		return exitUsage
+	}
 	fmt.Fprintln(stderr, "Try --help.")
 	return exitUsage
 }
@@ -73,6 +80,6 @@ The quickest way, as root: nfq-ftphelper run --rules`,
 		SilenceErrors:     true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
-	root.AddCommand(newRun(), newRules(), newDoctor(), newExplain(), newVersion())
+	root.AddCommand(newRun(), newRules(), newDoctor(), newConfig(), newExplain(), newVersion())
 	return root
 }

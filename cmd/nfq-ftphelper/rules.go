@@ -5,11 +5,9 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/cthelper"
-	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
@@ -24,11 +22,17 @@ carry text, or, with --ruleset lean, only those that must be read.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	wishFlags(cmd.PersistentFlags(), &w)
+	from := addSettings(cmd.PersistentFlags(), ruleSettings...)
 	add := func(use, short string, choose func() (backend.Choice, error), do func(cmd *cobra.Command, c rules.Config) error) {
 		cmd.AddCommand(&cobra.Command{
 			Use: use, Short: short, Args: cobra.NoArgs,
-			PreRunE: func(*cobra.Command, []string) error { return w.Validate() },
+			PreRunE: func(*cobra.Command, []string) error {
+				s, err := from.read()
+				if err == nil {
+					w = s.Wish
+				}
+				return err
+			},
 			RunE: running(func(cmd *cobra.Command) error {
 				choice, err := choose()
 				if err != nil {
@@ -95,49 +99,6 @@ type anyKernel struct{}
 func (anyKernel) Carrier(string) error         { return nil }
 func (anyKernel) CTHelper() error              { return nil }
 func (anyKernel) Installed(rules.Config) error { return nil }
-
-// wishFlags adds the flags that say what the rules look like, and what goes with them.
-func wishFlags(f *pflag.FlagSet, w *backend.Wish) {
-	rulesFlags(f, &w.Rules)
-	f.StringVar((*string)(&w.Ruleset), "ruleset", "", "what the rules queue (`full|lean`): full (every packet with text), or lean (only what must be read; with a carrier) (default full, or that of the rules in place)")
-	f.StringVar((*string)(&w.Helper), "helper", string(backend.Auto), "the `way` in which connections get a conntrack helper: auto, carrier (one of the kernel's that does nothing with FTP), or cthelper (one that the daemon registers)")
-	f.StringVar(&w.Name, "helper-name", "", "`name` of the carrier or cthelper (default sane or ftp)")
-	f.TextVar(&w.Sequence, "sequence", engine.Auto, "`who` keeps TCP's sequence numbers right: auto, kernel, same-length (nobody) or user (the daemon)")
-}
-
-// rulesFlags adds the flags that say what the rules look like.
-func rulesFlags(f *pflag.FlagSet, c *rules.Config) {
-	ports := portsFlag{&c.Ports}
-	if err := ports.Set(rules.DefaultPorts); err != nil {
-		panic(err)
-	}
-	f.Var(ports, "ports", "control `ports` that the rules queue, such as 21,2121,2200-2210")
-	f.Uint16Var(&c.Queue, "queue", rules.DefaultQueue, "`number` of the queue, 0 to 65535")
-	f.Uint16Var(&c.Queues, "queues", 1, "how many queues (`count`): that one and those behind it, for as many processors")
-}
-
-// portsFlag is a flag that takes a list of ports.
-type portsFlag struct{ ports *[]rules.PortRange }
-
-// String implements pflag.Value.
-func (p portsFlag) String() string {
-	if p.ports == nil {
-		return ""
-	}
-	return portList(*p.ports)
-}
-
-// Type implements pflag.Value.
-func (p portsFlag) Type() string { return "ports" }
-
-// Set implements pflag.Value.
-func (p portsFlag) Set(s string) error {
-	ports, err := rules.ParsePorts(s)
-	if err == nil {
-		*p.ports = ports
-	}
-	return err
-}
 
 func portList(ports []rules.PortRange) string {
 	var texts []string

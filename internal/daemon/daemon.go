@@ -39,22 +39,24 @@ type daemon struct {
 	choice   backend.Choice
 	log      *slog.Logger
 	workers  []*worker
+	// ownPorts are those in the set of the rules that the daemon has put there.
+	ownPorts []rules.PortRange
 }
 
-// Run runs a daemon in the network namespace of the calling thread until ctx is done. For every value
-// that comes from reload, it puts the settings in force that can change while it runs. It returns
-// an error if no connection could be helped, or a queue cannot be had, or is lost.
+// Run runs a daemon in the network namespace of the calling thread until ctx is done. When reload asks
+// for it, it puts the settings in force that can change while it runs. It returns an error if no
+// connection could be helped, or a queue cannot be had, or is lost.
 //
 // The queues are bound before the rules fill them, and empty before the rules go: with a table's
 // hooks, the kernel drops all that waits in any queue (nf_queue_nf_hook_drop). In between
 // packets pass unread.
-func Run(ctx context.Context, s Settings, reload <-chan Settings, log *slog.Logger) (err error) {
+func Run(ctx context.Context, s Settings, reload Reload, log *slog.Logger) (err error) {
 	s.Wish.Installed = !s.ApplyRules
 	choice, err := doctor.Ready(s.Wish)
 	if err != nil {
 		return fmt.Errorf("no connection could be helped: %w", err)
 	}
-	d := &daemon{settings: s, choice: choice, log: log}
+	d := &daemon{settings: s, choice: choice, log: log, ownPorts: choice.Rules.Ports}
 	d.logChoice()
 
 	// A thread that waits for its queue would be taken for one that works, and looked at all the time.
@@ -93,8 +95,8 @@ func Run(ctx context.Context, s Settings, reload <-chan Settings, log *slog.Logg
 
 	for working := true; working; {
 		select {
-		case s := <-reload:
-			d.reload(lost, s)
+		case <-reload.Asked:
+			d.reload(ctx, reload.Read)
 		case <-ctx.Done():
 			working = false
 		case <-lost.Done():

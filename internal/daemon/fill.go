@@ -74,8 +74,7 @@ func (d *daemon) ensureRules() (string, error) {
 	case err == nil:
 		return "in place", nil
 	case !d.settings.ApplyRules:
-		d.log.Warn("the rules are not as the flags say, the queue may stay empty: load what \"nfq-ftphelper rules print\" writes, or use --rules",
-			"reason", err)
+		d.warnOfRules(err)
 		return "not checked", nil
 	}
 	statement, err := rules.Apply(c)
@@ -83,6 +82,14 @@ func (d *daemon) ensureRules() (string, error) {
 		return "own", err
 	}
 	return fmt.Sprintf("own (%s)", statement), err
+}
+
+// warnOfRules says that somebody else's rules are not those that the daemon works with, if so.
+func (d *daemon) warnOfRules(err error) {
+	if err != nil {
+		d.log.Warn("the rules are not as the settings say, the queue may stay empty: load what \"nfq-ftphelper rules print\" writes, or use --rules",
+			"reason", err)
+	}
 }
 
 // removeRules removes the rules that were applied, unless they are somebody else's by now.

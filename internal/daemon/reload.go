@@ -4,37 +4,100 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"reflect"
+	"log/slog"
+	"os"
+	"slices"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
+	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
-// reloadTimeout is how long a queue may take to get new settings.
-const reloadTimeout = 10 * time.Second
+// Reload is how a daemon gets other settings while it runs; with the zero Reload it gets none.
+type Reload struct {
+	// Asked has a value when settings are to be read again. What comes before the daemon is ready
+	// waits; from the stop on, nobody looks.
+	Asked <-chan os.Signal
+	// Read returns the settings as they are to be, or an error that says why those in force stay:
+	// they can't be read, or differ in what can't change while a daemon runs.
+	Read func() (Change, error)
+}
 
-// reload puts new settings in force, all or none. No packet and no connection is lost.
-func (d *daemon) reload(ctx context.Context, s Settings) {
-	if err := d.settings.changeable(s); err != nil {
+// Change is what Reload reads.
+type Change struct {
+	// Settings are all of them. Their Engine and the ports of their Wish are put in force; the rest
+	// stays as it was.
+	Settings Settings
+	// Changed are the settings that differ from those in force, with their new values, for the log.
+	Changed []slog.Attr
+	// InForce is called once they are in force.
+	InForce func()
+}
+
+// reloadTimeout is how long the queues may take to get new settings.
+const reloadTimeout = 5 * time.Second
+
+// reload reads settings and puts them in force, all or none. No packet is lost, and no connection, but
+// for those to a port that goes, if the daemon keeps their sequence numbers.
+func (d *daemon) reload(ctx context.Context, read func() (Change, error)) {
+	c, err := read()
+	if err == nil {
+		err = d.change(ctx, c.Settings)
+	}
+	if err != nil {
 		d.log.Error("reload refused, the settings stay as they are", "reason", err)
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, reloadTimeout)
-	defer cancel()
-	if err := d.do(ctx, func(w *worker) { w.engine.Configure(s.Engine) }); err != nil {
-		d.log.Error("reload failed", "reason", err)
-		return
+	c.InForce()
+	if len(c.Changed) == 0 {
+		c.Changed = []slog.Attr{slog.String("changed", "nothing")}
 	}
-	d.settings = s
-	d.log.Info("reloaded")
+	d.log.LogAttrs(ctx, slog.LevelInfo, "reloaded", c.Changed...)
 }
 
-// changeable returns an error if s differs from the settings in what takes a new start.
-func (s Settings) changeable(to Settings) error {
-	to.Wish.Installed = s.Wish.Installed
-	switch {
-	case !reflect.DeepEqual(s.Wish, to.Wish):
-		return fmt.Errorf("ports, queue, queues, ruleset, helper, helper-name and sequence can't change while the daemon runs: restart it")
-	case s.ApplyRules != to.ApplyRules, s.KeepHelper != to.KeepHelper:
-		return errors.New("rules and keep-helper can't change while the daemon runs: restart it")
+func (d *daemon) change(ctx context.Context, s Settings) error {
+	err := d.configure(ctx, s.Engine)
+	if err == nil {
+		err = d.setPorts(s.Wish.Rules.Ports)
 	}
+	if err != nil {
+		return errors.Join(err, d.configure(context.WithoutCancel(ctx), d.settings.Engine))
+	}
+	d.settings.Engine = s.Engine
+	return nil
+}
+
+// configure has all engines use the settings.
+func (d *daemon) configure(ctx context.Context, c engine.Config) error {
+	ctx, cancel := context.WithTimeout(ctx, reloadTimeout)
+	defer cancel()
+	return d.do(ctx, func(w *worker) { w.engine.Configure(c) })
+}
+
+// setPorts has the rules queue other ports, if they are the daemon's. It applies them again if
+// somebody has removed them, such as with "nft flush ruleset".
+func (d *daemon) setPorts(ports []rules.PortRange) error {
+	before := d.choice.Rules
+	after := before
+	after.Ports = ports
+	var err error
+	switch missing := errors.Is(rules.Check(before), rules.ErrMissing); {
+	case !d.settings.ApplyRules:
+		d.warnOfRules(rules.Check(after))
+	case missing:
+		d.log.Warn("the rules had been removed, and are applied again")
+		if _, err = rules.Apply(after); err == nil {
+			d.ownPorts = ports
+		}
+	case !slices.Equal(before.Ports, after.Ports):
+		var own []rules.PortRange
+		if own, err = rules.SetPorts(d.ownPorts, ports); err == nil {
+			d.ownPorts = own
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("ports: %w", err)
+	}
+	d.choice.Rules.Ports, d.settings.Wish.Rules.Ports = ports, ports
 	return nil
 }

@@ -100,8 +100,17 @@ var countInLog = regexp.MustCompile(`\b(\w+)=(\d+)\b`)
 // names in its log.
 func stopAndCount(t testing.TB, r *Router) map[string]int {
 	t.Helper()
+	if err := r.StopDaemon(testContext(t, 20*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	return countsInLog(t, r)
+}
+
+// countsInLog is what a daemon that has stopped has counted.
+func countsInLog(t testing.TB, r *Router) map[string]int {
+	t.Helper()
 	total := make(map[string]int)
-	for _, counts := range stopAndCountQueues(t, r) {
+	for _, counts := range queuesInLog(t, r) {
 		for name, n := range counts {
 			total[name] += n
 		}
@@ -115,6 +124,11 @@ func stopAndCountQueues(t testing.TB, r *Router) map[int]map[string]int {
 	if err := r.StopDaemon(testContext(t, 20*time.Second)); err != nil {
 		t.Fatal(err)
 	}
+	return queuesInLog(t, r)
+}
+
+func queuesInLog(t testing.TB, r *Router) map[int]map[string]int {
+	t.Helper()
 	queues := make(map[int]map[string]int)
 	for line := range strings.Lines(r.DaemonProcess().Output()) {
 		_, line, found := strings.Cut(line, "msg=stopped")

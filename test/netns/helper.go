@@ -192,7 +192,7 @@ const (
 func (d Daemon) queueFlags() []string {
 	flags := d.BackEnd.flags()
 	if d.Rules == RulesOwn || d.Rules == RulesPrinted {
-		flags = append(flags, "--queue", strconv.Itoa(int(d.Queue)), "--ports", "21")
+		flags = append(flags, "--queue", strconv.Itoa(int(d.Queue)))
 	}
 	return flags
 }

@@ -1,0 +1,124 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/config"
+)
+
+// usualFile is where the configuration file is as a rule.
+const usualFile = "/etc/nfq-ftphelper/nfq-ftphelper.yaml"
+
+func newConfig() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "config",
+		Short: "Check, show or begin a configuration file",
+		Long: `The configuration file is YAML; its keys are the names of the flags of "run":
+
+  rules: true
+  ports: [21, 2121-2130]
+  hold-time: 500ms
+
+Commands read it with --config FILE. A flag on the command line wins over the file. A daemon
+that gets SIGHUP reads it again.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(newConfigCheck(), newConfigShow(), newConfigInit())
+	return cmd
+}
+
+func newConfigCheck() *cobra.Command {
+	var name string
+	var keys []string
+	return &cobra.Command{
+		Use:   "check [FILE]",
+		Short: "Say what is wrong with a configuration file, or that nothing is",
+		Long:  "check reads a configuration file, " + usualFile + " unless another one is named.",
+		Args:  cobra.MaximumNArgs(1),
+		PreRunE: func(cmd *cobra.Command, _ []string) error {
+			name = cmp.Or(cmd.Flags().Arg(0), usualFile)
+			s := newSettings()
+			file, err := s.loadFile(name)
+			if err != nil {
+				return err
+			}
+			keys = slices.Sorted(slices.Values(file.Keys()))
+			if err := s.validate(); err != nil {
+				return file.Errorf("", "%w", err)
+			}
+			return nil
+		},
+		RunE: running(func(cmd *cobra.Command) error {
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s is right; it sets %s\n", name, cmp.Or(enumerate(keys, "and"), "nothing"))
+			return err
+		}),
+	}
+}
+
+func newConfigShow() *cobra.Command {
+	var from *source
+	var s *settings
+	cmd := &cobra.Command{
+		Use:   "show",
+		Short: "Print all settings as they come out of defaults, file and flags",
+		Args:  cobra.NoArgs,
+		PreRunE: func(*cobra.Command, []string) (err error) {
+			s, err = from.read()
+			return err
+		},
+		RunE: running(func(cmd *cobra.Command) error {
+			_, err := fmt.Fprint(cmd.OutOrStdout(), config.Show(s.flags))
+			return err
+		}),
+	}
+	from = addSettings(cmd.Flags())
+	return cmd
+}
+
+const introduction = `Settings of nfq-ftphelper, each with its default. To change one, remove the # in front of its name.
+The names are those of the flags of "nfq-ftphelper run", which win over this file.
+
+"nfq-ftphelper config check FILE" says whether the file is right. The daemon reads it again when it gets SIGHUP; a change of what is marked [restart] takes a new start.`
+
+func newConfigInit() *cobra.Command {
+	return &cobra.Command{
+		Use:   "init [FILE]",
+		Short: "Write a configuration file that sets nothing and explains everything",
+		Long:  "init writes to standard output, or a new file.",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: running(func(cmd *cobra.Command) error {
+			text := config.Template(newSettings().flags, introduction)
+			if name := cmd.Flags().Arg(0); name != "" {
+				return writeNew(name, text)
+			}
+			_, err := fmt.Fprint(cmd.OutOrStdout(), text)
+			return err
+		}),
+	}
+}
+
+// writeNew writes a file that is not there yet.
+func writeNew(name, text string) error {
+	file, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if os.IsExist(err) {
+		return fmt.Errorf("%s is there already, and is left as it is", name)
+	}
+	if err != nil {
+		return fmt.Errorf("the configuration file can't be written: %w", err)
+	}
+	_, err = strings.NewReader(text).WriteTo(file)
+	if closeErr := file.Close(); err == nil {
+		err = closeErr
+	}
+	if err != nil {
+		return fmt.Errorf("the configuration file can't be written: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,257 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/spf13/pflag"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/config"
+)
+
+// configFile writes a configuration file.
+func configFile(t *testing.T, text string) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "nfq-ftphelper.yaml")
+	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+// The file's faults end every command that reads it in the same way; FILE stands for its name.
+func TestConfigFaults(t *testing.T) {
+	for _, c := range []struct{ text, want string }{
+		{"rules: true\nport: 21\n", "nfq-ftphelper: FILE:2:1: there is no setting \"port\"; did you mean ports?\n" +
+			"   1 | rules: true\n" +
+			">  2 | port: 21\n" +
+			"       ^\n"},
+		{"ports: [21, 0]", "nfq-ftphelper: FILE:1:13: ports: control ports \"0\": \"0\" is not a port, a number from 1 to 65535\n" +
+			">  1 | ports: [21, 0]\n" +
+			"                   ^\n"},
+		{"helper: kernel", "nfq-ftphelper: FILE:1:9: helper: it can be auto, carrier or cthelper\n" +
+			">  1 | helper: kernel\n" +
+			"               ^\n"},
+		{"allow: 10.0.0.0/33", "nfq-ftphelper: FILE:1:8: allow: \"10.0.0.0/33\" is neither an address nor a network such as 192.0.2.0/24\n" +
+			">  1 | allow: 10.0.0.0/33\n" +
+			"              ^\n"},
+		{"log-level: loud", "nfq-ftphelper: FILE:1:12: log-level: it must be debug, info, warn or error\n" +
+			">  1 | log-level: loud\n" +
+			"                  ^\n"},
+		{"queues: 0", "nfq-ftphelper: FILE:1:9: queues must be 1 at least\n" +
+			">  1 | queues: 0\n" +
+			"               ^\n"},
+		{"hold-time: -1s", "nfq-ftphelper: FILE:1:12: hold-time must be longer than nothing\n" +
+			">  1 | hold-time: -1s\n" +
+			"                  ^\n"},
+	} {
+		name := configFile(t, c.text)
+		for _, args := range [][]string{
+			{"config", "check", name},
+			{"config", "show", "--config", name},
+			{"run", "--config", name},
+			{"doctor", "--config", name},
+			{"rules", "print", "--config", name},
+			// A flag does not make the file right.
+			{"run", "--config", name, "--ports", "21", "--helper", "carrier", "--allow", "", "--queues", "1", "--hold-time", "1s", "--log-level", "info"},
+		} {
+			code, stdout, stderr := call(t, args...)
+			if want := strings.ReplaceAll(c.want, "FILE", name); code != exitUsage || stdout != "" || stderr != want {
+				t.Errorf("%q with %q: exit code %d, want 2; it says\n%s%s\nwant\n%s", args, c.text, code, stdout, stderr, want)
+			}
+		}
+	}
+}
+
+// Settings that don't go with each other are told by what they are together.
+func TestConfigTogether(t *testing.T) {
+	name := configFile(t, "ruleset: lean\nhelper: cthelper\n")
+	code, _, stderr := call(t, "config", "check", name)
+	if want := "nfq-ftphelper: " + name + ": the ruleset lean does not go with a cthelper"; code != exitUsage || !strings.HasPrefix(stderr, want) {
+		t.Errorf("exit code %d; it says\n%s", code, stderr)
+	}
+	code, _, stderr = call(t, "rules", "print", "--config", name)
+	if want := "with the configuration file " + name + ": the ruleset lean does not go with a cthelper"; code != exitUsage || !strings.Contains(stderr, want) {
+		t.Errorf("exit code %d; it says\n%s", code, stderr)
+	}
+	code, stdout, stderr := call(t, "rules", "print", "--config", name, "--helper", "carrier")
+	if code != 0 || !strings.Contains(stdout, "goto commands") {
+		t.Errorf("exit code %d; it says\n%s", code, stderr)
+	}
+	if code, _, stderr = call(t, "run", "--config", filepath.Join(name, "missing")); code != exitUsage || !strings.Contains(stderr, "the configuration file can't be read") {
+		t.Errorf("without the file: exit code %d; it says\n%s", code, stderr)
+	}
+}
+
+func TestConfigCheck(t *testing.T) {
+	for text, want := range map[string]string{
+		"":                              "FILE is right; it sets nothing\n",
+		"rules: true\n":                 "FILE is right; it sets rules\n",
+		"rate: 5\nallow: ::1\nqueue: 7": "FILE is right; it sets allow, queue and rate\n",
+	} {
+		name := configFile(t, text)
+		code, stdout, stderr := call(t, "config", "check", name)
+		if code != 0 || stdout != strings.ReplaceAll(want, "FILE", name) || stderr != "" {
+			t.Errorf("%q: exit code %d; it says\n%s%s", text, code, stdout, stderr)
+		}
+	}
+}
+
+// A flag wins over the file, the file over the default, and what is shown is a file that says it all.
+func TestConfigShow(t *testing.T) {
+	name := configFile(t, "ports: [2121-2130, 21]\nqueue: 7\nadvertise: 2001:db8::55\nallow: 10.0.0.0/8\nhold-time: 2s\n")
+	code, shown, stderr := call(t, "config", "show", "--config", name, "--queue", "9", "--rules", "--allow", "")
+	if code != 0 {
+		t.Fatalf("exit code %d; it says\n%s", code, stderr)
+	}
+	const want = `ports: [21, 2121-2130]
+queue: 9
+queues: 1
+rules: true
+ruleset: ""
+helper: auto
+helper-name: ""
+keep-helper: false
+sequence: auto
+min-port: 1024
+loose: false
+allow: []
+rate: 500
+advertise: ["2001:db8::55"]
+advertise-except: []
+max-connections: 65536
+hold-time: 2s
+log-format: text
+log-level: info
+`
+	if shown != want {
+		t.Errorf("it shows\n%s\nwant\n%s", shown, want)
+	}
+	again := configFile(t, shown)
+	if code, stdout, stderr := call(t, "config", "check", again); code != 0 {
+		t.Errorf("it is not right: %s%s", stdout, stderr)
+	}
+	if _, stdout, _ := call(t, "config", "show", "--config", again); stdout != shown {
+		t.Errorf("it reads back as\n%s", stdout)
+	}
+}
+
+var commentedOut = regexp.MustCompile(`(?m)^#([a-z])`)
+
+// What init writes is right as it is, and with every setting in it, and means the defaults.
+func TestConfigInit(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "new.yaml")
+	if code, stdout, stderr := call(t, "config", "init", name); code != 0 || stdout+stderr != "" {
+		t.Fatalf("exit code %d; it says\n%s%s", code, stdout, stderr)
+	}
+	text, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, stdout, _ := call(t, "config", "init"); stdout != string(text) {
+		t.Errorf("standard output gets\n%s", stdout)
+	}
+	for line := range strings.Lines(string(text)) {
+		if len(line) > 80 {
+			t.Errorf("this is too long: %s", line)
+		}
+	}
+	code, _, stderr := call(t, "config", "init", name)
+	if code != exitFailure || !strings.Contains(stderr, name+" is there already") {
+		t.Errorf("a second time: exit code %d; it says\n%s", code, stderr)
+	}
+	if again, err := os.ReadFile(name); err != nil || string(again) != string(text) {
+		t.Errorf("the second time has changed the file: %v", err)
+	}
+
+	_, defaults, _ := call(t, "config", "show")
+	whole := commentedOut.ReplaceAllString(string(text), "$1")
+	for what, text := range map[string]string{"nothing": string(text), "all": whole} {
+		name := configFile(t, text)
+		code, stdout, stderr := call(t, "config", "check", name)
+		if sets := what == "all"; code != 0 || strings.Contains(stdout, "it sets nothing") == sets {
+			t.Errorf("with %s set: exit code %d; it says\n%s%s", what, code, stdout, stderr)
+		}
+		if _, stdout, _ := call(t, "config", "show", "--config", name); stdout != defaults {
+			t.Errorf("with %s set it means\n%s", what, stdout)
+		}
+	}
+	newSettings().flags.VisitAll(func(flag *pflag.Flag) {
+		if !strings.Contains(whole, "\n"+flag.Name+": ") {
+			t.Errorf("%s is not in it", flag.Name)
+		}
+	})
+}
+
+// The settings that can change while the daemon runs, and those that can't.
+func TestChanges(t *testing.T) {
+	before := newSettings()
+	other := map[string]string{
+		"ports": "22", "queue": "9", "queues": "2", "rules": "true", "ruleset": "lean", "helper": "cthelper", "helper-name": "x",
+		"keep-helper": "true", "sequence": "user", "min-port": "9", "loose": "true", "allow": "::1", "rate": "9", "advertise": "::1",
+		"advertise-except": "::1", "max-connections": "9", "hold-time": "9s", "log-format": "json", "log-level": "warn",
+	}
+	var changed, fixed []string
+	newSettings().flags.VisitAll(func(flag *pflag.Flag) {
+		s := newSettings()
+		if err := s.flags.Set(flag.Name, other[flag.Name]); err != nil {
+			t.Fatalf("%s: %v", flag.Name, err)
+		}
+		names, err := s.changes(before)
+		switch {
+		case err != nil && err.Error() == flag.Name+" can't change while the daemon runs: restart it, or take the change back":
+			fixed = append(fixed, flag.Name)
+		case err == nil && len(names) == 1 && names[0].Key == flag.Name && names[0].Value.String() == s.flags.Lookup(flag.Name).Value.String():
+			changed = append(changed, flag.Name)
+		default:
+			t.Errorf("%s: %v, %v", flag.Name, names, err)
+		}
+	})
+	if got, want := fmt.Sprint(changed), "[ports min-port loose allow rate advertise advertise-except max-connections hold-time log-level]"; got != want {
+		t.Errorf("%s can change, want %s", got, want)
+	}
+	if got, want := fmt.Sprint(fixed), "[queue queues rules ruleset helper helper-name keep-helper sequence log-format]"; got != want {
+		t.Errorf("%s can't change, want %s", got, want)
+	}
+
+	s := newSettings()
+	s.Wish.Rules.Queue, s.ApplyRules, s.logFormat, s.Engine.Policy.Loose = 1, true, "json", true
+	const want = "queue, rules and log-format can't change while the daemon runs: restart it, or take the change back"
+	if _, err := s.changes(before); err == nil || err.Error() != want {
+		t.Errorf("three that can't and one that can: %v", err)
+	}
+	if names, err := newSettings().changes(before); err != nil || len(names) > 0 {
+		t.Errorf("nothing: %v, %v", names, err)
+	}
+}
+
+// FuzzConfig says that no file panics, and that what is shown of one that loads loads as the same.
+func FuzzConfig(f *testing.F) {
+	f.Add([]byte(config.Template(newSettings().flags, introduction)))
+	f.Add([]byte(config.Show(newSettings().flags)))
+	for _, s := range []string{
+		"rules: true\nports: [21, 2121-2130]\nhold-time: 500ms\n", "ports:\n- 21\n- 22\n", `{"allow": ["::1", 10.0.0.0/8]}`,
+		"helper-name: \"\\x00\\u00e9\\U0001f600\\\n  x\"", "helper-name: |2-\n    x\n", "helper-name: >+\n  x\n\n", "advertise: ::1, 10.0.0.1",
+		"---\nrate: 0x1F\n...\n# c", "a: &x [*x]\n? !t x\n: <<", "\ufeffqueue: 1_0\r\nlog-level: ERROR+3", "helper: 'it''s'", "x: [[", "- - -", "%\n---\n",
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		s := newSettings()
+		if _, err := config.Parse("file", text, s.flags); err != nil {
+			return
+		}
+		shown := config.Show(s.flags)
+		again := newSettings()
+		if _, err := config.Parse("shown", []byte(shown), again.flags); err != nil {
+			t.Fatalf("%q is shown as what can't be read: %v\n%s", text, err, shown)
+		}
+		if names, err := again.changes(s); err != nil || len(names) > 0 || config.Show(again.flags) != shown {
+			t.Fatalf("%q differs from what is shown of it: %v %v\n%s", text, names, err, shown)
+		}
+	})
+}

@@ -1,0 +1,188 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+
+	"github.com/spf13/pflag"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/config"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/daemon"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
+	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+)
+
+// settings are what the daemon can be told, on the command line and in the configuration file.
+type settings struct {
+	daemon.Settings
+	logFormat logFormat
+	logLevel  logLevel
+
+	// flags have the settings for their values: one for each.
+	flags *pflag.FlagSet
+}
+
+// newSettings returns the defaults. A new setting is one line here, and another one if it can change
+// while the daemon runs.
+func newSettings() *settings {
+	s := &settings{logFormat: "text"}
+	f := pflag.NewFlagSet("settings", pflag.ContinueOnError)
+	f.SortFlags = false
+	s.flags = f
+
+	w, ports := &s.Wish, portsFlag{&s.Wish.Rules.Ports}
+	if err := ports.Set(rules.DefaultPorts); err != nil {
+		panic(err)
+	}
+	f.Var(ports, "ports", "control `ports` that the rules queue, such as 21,2121,2200-2210")
+	f.Uint16Var(&w.Rules.Queue, "queue", rules.DefaultQueue, "`number` of the queue, 0 to 65535")
+	f.Uint16Var(&w.Rules.Queues, "queues", 1, "how many queues (`count`): that one and those behind it, for as many processors")
+	f.BoolVar(&s.ApplyRules, "rules", false, "apply the rules at start and remove them at stop")
+	f.Var(oneOf[rules.Ruleset]{&w.Ruleset, backend.Rulesets}, "ruleset", "what the rules queue (`full|lean`): full (every packet with text), or lean (only what must be read; with a carrier) (default full, or that of the rules in place)")
+	config.Group(f, "The rules that fill the queue")
+
+	w.Helper = backend.Auto
+	f.Var(oneOf[backend.Helper]{&w.Helper, backend.Helpers}, "helper", "the `way` in which connections get a conntrack helper: auto, carrier (one of the kernel's that does nothing with FTP), or cthelper (one that the daemon registers)")
+	f.StringVar(&w.Name, "helper-name", "", "`name` of the carrier or cthelper (default sane or ftp)")
+	f.BoolVar(&s.KeepHelper, "keep-helper", false, "leave a cthelper registered at stop, so that rules which name it can be loaded")
+	f.TextVar(&w.Sequence, "sequence", engine.Auto, "`who` keeps TCP's sequence numbers right: auto, kernel, same-length (nobody) or user (the daemon)")
+	config.Group(f, "How the kernel is used")
+
+	p := &s.Engine.Policy
+	f.Uint16Var(&p.MinPort, "min-port", engine.DefaultMinPort, "lowest `port` that a client or server may announce")
+	f.BoolVar(&p.Loose, "loose", false, "let clients and servers announce any address, not only their own (FXP; opens the way for bounce attacks)")
+	f.Var(prefixesFlag{&p.Allowed}, "allow", "`addresses` that clients and servers may announce besides their own, such as 192.0.2.7,2001:db8::/64")
+	f.IntVar(&p.Rate, "rate", engine.DefaultRate, "most data connections expected for one client address within a second, in each queue (`number`)")
+	config.Group(f, "What is refused")
+
+	a := &s.Engine.Advertise
+	f.Var(advertiseFlag{a}, "advertise", "`address` that clients reach the servers at, where NAT happens elsewhere; one of each family at most, as in 203.0.113.55,2001:db8::55")
+	f.Var(prefixesFlag{&a.Except}, "advertise-except", "`addresses` of clients that reach the servers directly, such as 10.0.0.0/8")
+	config.Group(f, "Where NAT happens elsewhere")
+
+	f.IntVar(&s.Engine.MaxFlows, "max-connections", engine.DefaultMaxFlows, "most control connections tracked in each queue (`number`); beyond it the longest silent one is forgotten")
+	f.DurationVar(&s.Engine.HoldTime, "hold-time", engine.DefaultHoldTime, "how long a packet waits at most for the rest of a line (`duration`)")
+	config.Group(f, "Limits")
+
+	f.Var(&s.logFormat, "log-format", "log `format`: text or json, to standard error")
+	f.Var(&s.logLevel, "log-level", "log `level`: debug, info, warn or error")
+	config.Group(f, "The log")
+
+	config.SetLive(f, "ports", "min-port", "loose", "allow", "rate", "advertise", "advertise-except", "max-connections", "hold-time", "log-level")
+	return s
+}
+
+// ruleSettings are those that say what the rules look like, and what goes with them.
+var ruleSettings = []string{"ports", "queue", "queues", "ruleset", "helper", "helper-name", "sequence"}
+
+// outOfRange is about a number with which nothing could be helped.
+type outOfRange struct{ name, text string }
+
+func (e outOfRange) Error() string { return "--" + e.name + " " + e.text }
+
+// validateNumbers returns an outOfRange, if there is one.
+func (s *settings) validateNumbers() error {
+	switch c := s.Engine; {
+	case s.Wish.Rules.Queues < 1:
+		return outOfRange{"queues", "must be 1 at least"}
+	case c.Policy.MinPort == 0:
+		return outOfRange{"min-port", "must be 1 at least; there is no port 0"}
+	case c.Policy.Rate < 1:
+		return outOfRange{"rate", "must be 1 at least"}
+	case c.MaxFlows < 1:
+		return outOfRange{"max-connections", "must be 1 at least"}
+	case c.HoldTime <= 0:
+		return outOfRange{"hold-time", "must be longer than nothing"}
+	}
+	return nil
+}
+
+// validate returns an error for settings with which nothing could be helped.
+func (s *settings) validate() error {
+	if err := s.validateNumbers(); err != nil {
+		return err
+	}
+	return s.Wish.Validate()
+}
+
+// loadFile sets what a configuration file has, and returns an error for values that are wrong by themselves.
+func (s *settings) loadFile(name string) (*config.File, error) {
+	file, err := config.Load(name, s.flags)
+	if err != nil {
+		return nil, err
+	}
+	var number outOfRange
+	if err := s.validateNumbers(); errors.As(err, &number) {
+		return nil, file.Errorf(number.name, "%s %s", number.name, number.text)
+	}
+	return file, nil
+}
+
+// source is where a command has its settings from: the command line, and the configuration file that
+// it names.
+type source struct {
+	file        string
+	commandLine *pflag.FlagSet // as it was parsed
+}
+
+// addSettings adds to the flags of a command --config, and those of the settings: all, or the named
+// ones.
+func addSettings(f *pflag.FlagSet, names ...string) *source {
+	src := &source{commandLine: newSettings().flags}
+	f.SortFlags = false
+	f.StringVar(&src.file, "config", "", "configuration `file`: YAML, with the names of the flags of run for keys; flags win over it")
+	src.commandLine.VisitAll(func(flag *pflag.Flag) {
+		if len(names) == 0 || slices.Contains(names, flag.Name) {
+			f.AddFlag(flag)
+		}
+	})
+	return src
+}
+
+// read returns the settings: the flags of the command line, else what the file says now, else the
+// defaults.
+func (src *source) read() (*settings, error) {
+	s := newSettings()
+	if src.file != "" {
+		if _, err := s.loadFile(src.file); err != nil {
+			return nil, err
+		}
+	}
+	var err error
+	src.commandLine.VisitAll(func(flag *pflag.Flag) {
+		if flag.Changed {
+			err = errors.Join(err, s.flags.Lookup(flag.Name).Value.Set(flag.Value.String()))
+		}
+	})
+	if err == nil {
+		err = s.validate()
+	}
+	if err != nil && src.file != "" {
+		err = fmt.Errorf("with the configuration file %s: %w", src.file, err)
+	}
+	return s, err
+}
+
+// changes returns the settings that differ from those before, with their new values. It returns an
+// error that names them all if any of them can't change while the daemon runs.
+func (s *settings) changes(before *settings) ([]slog.Attr, error) {
+	var changed []slog.Attr
+	var fixed []string
+	s.flags.VisitAll(func(flag *pflag.Flag) {
+		value := flag.Value.String()
+		switch {
+		case value == before.flags.Lookup(flag.Name).Value.String():
+		case config.Live(flag):
+			changed = append(changed, slog.String(flag.Name, value))
+		default:
+			fixed = append(fixed, flag.Name)
+		}
+	})
+	if len(fixed) > 0 {
+		return nil, fmt.Errorf("%s can't change while the daemon runs: restart it, or take the change back", enumerate(fixed, "and"))
+	}
+	return changed, nil
+}

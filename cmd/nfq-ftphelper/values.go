@@ -1,0 +1,204 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
+	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+)
+
+// split is the inverse of joining with commas: of nothing, it makes nothing.
+func split(s string) []string {
+	if s == "" {
+		return nil
+	}
+	return strings.Split(s, ",")
+}
+
+// enumerate writes words as in "one, two or three".
+func enumerate(words []string, conjunction string) string {
+	n := len(words) - 1
+	if n < 1 {
+		return strings.Join(words, "")
+	}
+	return strings.Join(words[:n], ", ") + " " + conjunction + " " + words[n]
+}
+
+// portsFlag is a flag that takes a list of ports.
+type portsFlag struct{ ports *[]rules.PortRange }
+
+// String implements pflag.Value.
+func (p portsFlag) String() string {
+	if p.ports == nil {
+		return ""
+	}
+	return portList(*p.ports)
+}
+
+// GetSlice returns each range.
+func (p portsFlag) GetSlice() []string { return split(p.String()) }
+
+// Type implements pflag.Value.
+func (p portsFlag) Type() string { return "ports" }
+
+// Set implements pflag.Value.
+func (p portsFlag) Set(s string) error {
+	ports, err := rules.ParsePorts(s)
+	if err == nil {
+		*p.ports = ports
+	}
+	return err
+}
+
+// oneOf is a flag that takes one of some words, or "" for none.
+type oneOf[T ~string] struct {
+	value *T
+	words []T
+}
+
+// String implements pflag.Value.
+func (f oneOf[T]) String() string {
+	if f.value == nil {
+		return ""
+	}
+	return string(*f.value)
+}
+
+// Type implements pflag.Value.
+func (f oneOf[T]) Type() string { return "string" }
+
+// Set implements pflag.Value.
+func (f oneOf[T]) Set(s string) error {
+	if s != "" && !slices.Contains(f.words, T(s)) {
+		var words []string
+		for _, w := range f.words {
+			words = append(words, string(w))
+		}
+		return fmt.Errorf("it can be %s", enumerate(words, "or"))
+	}
+	*f.value = T(s)
+	return nil
+}
+
+// advertiseFlag is a flag that takes an address of either family, or one of each, or none.
+type advertiseFlag struct{ a *engine.Advertise }
+
+// String implements pflag.Value.
+func (f advertiseFlag) String() string {
+	if f.a == nil {
+		return ""
+	}
+	var texts []string
+	for _, a := range []netip.Addr{f.a.Addr4, f.a.Addr6} {
+		if a.IsValid() {
+			texts = append(texts, a.String())
+		}
+	}
+	return strings.Join(texts, ",")
+}
+
+// GetSlice returns each address.
+func (f advertiseFlag) GetSlice() []string { return split(f.String()) }
+
+// Type implements pflag.Value.
+func (f advertiseFlag) Type() string { return "address" }
+
+// Set implements pflag.Value.
+func (f advertiseFlag) Set(s string) error {
+	var addr4, addr6 netip.Addr
+	for _, text := range split(s) {
+		a, err := netip.ParseAddr(text)
+		if err != nil || a.Zone() != "" {
+			return fmt.Errorf("%q is not an address", text)
+		}
+		of := &addr6
+		if a = a.Unmap(); a.Is4() {
+			of = &addr4
+		}
+		if of.IsValid() {
+			return fmt.Errorf("%s and %s are of the same family", *of, a)
+		}
+		*of = a
+	}
+	f.a.Addr4, f.a.Addr6 = addr4, addr6
+	return nil
+}
+
+// prefixesFlag is a flag that takes addresses and networks, any number of them.
+type prefixesFlag struct{ prefixes *[]netip.Prefix }
+
+// String implements pflag.Value.
+func (p prefixesFlag) String() string {
+	if p.prefixes == nil {
+		return ""
+	}
+	var texts []string
+	for _, n := range *p.prefixes {
+		texts = append(texts, n.String())
+	}
+	return strings.Join(texts, ",")
+}
+
+// GetSlice returns each address and network.
+func (p prefixesFlag) GetSlice() []string { return split(p.String()) }
+
+// Type implements pflag.Value.
+func (p prefixesFlag) Type() string { return "addresses" }
+
+// Set implements pflag.Value.
+func (p prefixesFlag) Set(s string) error {
+	var prefixes []netip.Prefix
+	for _, text := range split(s) {
+		n, err := netip.ParsePrefix(text)
+		if err != nil {
+			a, aerr := netip.ParseAddr(text)
+			if aerr != nil {
+				return fmt.Errorf("%q is neither an address nor a network such as 192.0.2.0/24", text)
+			}
+			n = netip.PrefixFrom(a, a.BitLen())
+		}
+		prefixes = append(prefixes, n.Masked())
+	}
+	*p.prefixes = prefixes
+	return nil
+}
+
+// logFormat is a flag that takes text or json.
+type logFormat string
+
+// String implements pflag.Value.
+func (f *logFormat) String() string { return string(*f) }
+
+// Type implements pflag.Value.
+func (f *logFormat) Type() string { return "format" }
+
+// Set implements pflag.Value.
+func (f *logFormat) Set(s string) error {
+	if s != "text" && s != "json" {
+		return errors.New("it must be text or json")
+	}
+	*f = logFormat(s)
+	return nil
+}
+
+// logLevel is a flag that takes one of slog's levels.
+type logLevel struct{ slog.Level }
+
+// String implements pflag.Value.
+func (l *logLevel) String() string { return strings.ToLower(l.Level.String()) }
+
+// Type implements pflag.Value.
+func (l *logLevel) Type() string { return "level" }
+
+// Set implements pflag.Value.
+func (l *logLevel) Set(s string) error {
+	if l.UnmarshalText([]byte(s)) != nil {
+		return errors.New("it must be debug, info, warn or error")
+	}
+	return nil
+}

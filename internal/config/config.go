@@ -1,0 +1,325 @@
+// Package config reads and writes the settings of a program as a YAML file (YAML 1.2,
+// https://yaml.org/spec/1.2.2/). The settings are the flags of a pflag.FlagSet: the file's keys are the
+// names of flags, and its values are what a flag takes on the command line. A flag whose value is a
+// list takes one of YAML's, too.
+//
+// The file is one map of scalars and lists. What YAML has beyond that (anchors, aliases, tags,
+// directives, merged and complex keys, deeper nesting, several documents) is an error.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/lexer"
+	"github.com/goccy/go-yaml/parser"
+	"github.com/goccy/go-yaml/token"
+	"github.com/spf13/pflag"
+)
+
+// MaxSize is how long a file may be, in bytes.
+const MaxSize = 1 << 20
+
+// list is a flag's value that is a list. Set takes its items, separated by commas, in place of those
+// before; GetSlice, which pflag.SliceValue has too, returns them.
+type list interface{ GetSlice() []string }
+
+// File is a file that has been read.
+type File struct {
+	name   string
+	text   string
+	values map[string]ast.Node
+}
+
+// Load reads a file and sets the flags that it has. It returns an error that says why the file can't
+// be read, or an *Error. Some flags may be set then.
+func Load(name string, flags *pflag.FlagSet) (*File, error) {
+	opened, err := os.Open(name)
+	if err != nil {
+		return nil, fmt.Errorf("the configuration file can't be read: %w", err)
+	}
+	defer opened.Close()
+	text, err := io.ReadAll(io.LimitReader(opened, MaxSize+1))
+	if err != nil {
+		return nil, fmt.Errorf("the configuration file can't be read: %w", err)
+	}
+	return Parse(name, text, flags)
+}
+
+// Parse is Load for a file that has been read already; name is for errors.
+func Parse(name string, text []byte, flags *pflag.FlagSet) (*File, error) {
+	f := &File{name: name, text: string(text), values: make(map[string]ast.Node)}
+	if len(text) > MaxSize {
+		return nil, f.errorAt(nil, "it has more than %d bytes, and can't be a configuration file", MaxSize)
+	}
+	if !utf8.Valid(text) {
+		return nil, f.notUTF8()
+	}
+	const byteOrderMark = "\ufeff"
+	f.text = strings.TrimPrefix(f.text, byteOrderMark)
+	root, err := f.parse()
+	if err != nil {
+		return nil, err
+	}
+	for _, entry := range root {
+		if err := f.set(entry, flags); err != nil {
+			return nil, err
+		}
+	}
+	return f, nil
+}
+
+// Keys are the flags that the file sets, in no order.
+func (f *File) Keys() []string {
+	var keys []string
+	for key := range f.values {
+		keys = append(keys, key)
+	}
+	return keys
+}
+
+// Errorf returns an *Error about a key's value, or about the file if it does not have the key.
+func (f *File) Errorf(key, format string, args ...any) error {
+	if v, ok := f.values[key]; ok {
+		return f.errorAt(first(v), format, args...)
+	}
+	return f.errorAt(nil, format, args...)
+}
+
+// parse returns the entries of the file's map.
+func (f *File) parse() ([]*ast.MappingValueNode, error) {
+	tokens := lexer.Tokenize(f.text)
+	if err := f.simple(tokens); err != nil {
+		return nil, err
+	}
+	file, err := parser.Parse(tokens, 0, parser.AllowDuplicateMapKey())
+	if err != nil {
+		var at interface {
+			GetToken() *token.Token
+			GetMessage() string
+		}
+		if errors.As(err, &at) {
+			return nil, f.errorAt(at.GetToken(), "%s", at.GetMessage())
+		}
+		return nil, f.errorAt(nil, "%w", err)
+	}
+	var body ast.Node
+	for _, doc := range file.Docs {
+		body = doc.Body // there is one at most
+	}
+	switch body := body.(type) {
+	case nil:
+		return nil, nil
+	case *ast.MappingNode:
+		return body.Values, nil
+	case *ast.MappingValueNode:
+		return []*ast.MappingValueNode{body}, nil
+	}
+	return nil, f.errorAt(first(body), "there is %s, and should be settings, such as \"rules: true\"", kindOf(body))
+}
+
+// notSimple are the tokens of what a file of settings has no use for.
+var notSimple = map[token.Type]string{
+	token.AnchorType:     "an anchor (&)",
+	token.AliasType:      "an alias (*)",
+	token.TagType:        "a tag (!)",
+	token.DirectiveType:  "a directive (%)",
+	token.MappingKeyType: "a complex key (?)",
+	token.MergeKeyType:   "a merge key (<<)",
+}
+
+// simple returns an error for what is not a map of scalars and lists. It also keeps the parser, which
+// calls itself for what is nested, from using up the stack.
+func (f *File) simple(tokens token.Tokens) error {
+	depth := 0 // of brackets and braces
+	begun, ended := false, false
+	for i, t := range tokens {
+		// The parser leaves out documents that are empty, and the marks around them.
+		comment := t.Type == token.CommentType
+		if ended && !comment || begun && t.Type == token.DocumentHeaderType {
+			return f.errorAt(t, "another document begins here, and there may be only one")
+		}
+		begun, ended = begun || !comment, ended || t.Type == token.DocumentEndType
+		if what, ok := notSimple[t.Type]; ok {
+			return f.errorAt(t, "there is %s, which settings can't have", what)
+		}
+		switch t.Type {
+		case token.SequenceStartType, token.MappingStartType:
+			depth++
+		case token.SequenceEndType, token.MappingEndType:
+			depth--
+		}
+		const inJSON = 2 // {"ports": [21]}
+		if depth > inJSON || t.Type == token.SequenceEntryType && i > 0 && tokens[i-1].Type == token.SequenceEntryType {
+			return f.errorAt(t, "it is nested too deep: a setting is one value, or a list of values")
+		}
+	}
+	return nil
+}
+
+// set sets the flag of an entry.
+func (f *File) set(entry *ast.MappingValueNode, flags *pflag.FlagSet) error {
+	name, ok := entry.Key.(*ast.StringNode)
+	if !ok {
+		return f.unknown(entry.Key.GetToken(), entry.Key.String(), flags)
+	}
+	key := name.Value
+	flag := flags.Lookup(key)
+	if flag == nil {
+		return f.unknown(name.Token, key, flags)
+	}
+	if before, ok := f.values[key]; ok {
+		return f.errorAt(name.Token, "%s is there twice: it has a value in line %d already", key, first(before).Position.Line)
+	}
+	f.values[key] = entry.Value
+	if items, ok := entry.Value.(*ast.SequenceNode); ok {
+		if _, ok := flag.Value.(list); ok {
+			return f.setList(flag, items)
+		}
+	}
+	takes, ok := kinds[flag.Value.Type()]
+	if _, isList := flag.Value.(list); isList {
+		takes = "a list such as [a, b], or a single value"
+	} else if !ok {
+		takes = "text"
+	}
+	text, err := f.scalar(flag, key, takes, entry.Value)
+	if err != nil {
+		return err
+	}
+	return f.setTo(flag, entry.Value, text)
+}
+
+// setList sets a flag that is a list. Each item is tried alone, to tell where a fault is.
+func (f *File) setList(flag *pflag.Flag, items *ast.SequenceNode) error {
+	var texts []string
+	for _, item := range items.Values {
+		text, err := f.scalar(flag, "an item of "+flag.Name, "a single value", item)
+		if err != nil {
+			return err
+		}
+		if err := f.setTo(flag, item, text); err != nil {
+			return err
+		}
+		texts = append(texts, text)
+	}
+	return f.setTo(flag, items, strings.Join(texts, ","))
+}
+
+func (f *File) setTo(flag *pflag.Flag, value ast.Node, text string) error {
+	err := flag.Value.Set(text)
+	if err == nil {
+		return nil
+	}
+	// The errors of pflag's own types are about Go.
+	if takes, ok := kinds[flag.Value.Type()]; ok {
+		return f.errorAt(first(value), "%s: %.60q is not %s", flag.Name, text, takes)
+	}
+	return f.errorAt(first(value), "%s: %w", flag.Name, err)
+}
+
+// kinds are what flags of pflag's own types take.
+var kinds = map[string]string{
+	"bool":     "true or false",
+	"int":      "a whole number",
+	"uint16":   "a number from 0 to 65535",
+	"duration": "a duration such as 500ms",
+}
+
+// scalar returns a value as text for the flag. What it is called and takes is for errors.
+func (f *File) scalar(flag *pflag.Flag, name, takes string, value ast.Node) (string, error) {
+	kind := flag.Value.Type()
+	number := kind == "int" || kind == "uint16"
+	switch v := value.(type) {
+	case *ast.NullNode:
+		return "", f.errorAt(v.Token, "%s has no value: give it one, or leave the line out", name)
+	case *ast.BoolNode:
+		if kind == "bool" {
+			return v.Token.Value, nil
+		}
+	case *ast.IntegerNode, *ast.FloatNode:
+		if kind != "bool" {
+			return v.GetToken().Value, nil
+		}
+	case *ast.StringNode:
+		// Without quotes, it may be a number that is too large for YAML.
+		if kind != "bool" && (!number || v.Token.Type == token.StringType) {
+			return v.Value, nil
+		}
+	case *ast.LiteralNode:
+		if kind != "bool" && !number {
+			return v.Value.Value, nil
+		}
+	}
+	return "", f.errorAt(first(value), "%s is %s, and should be %s", name, kindOf(value), takes)
+}
+
+// kindOf says in words what a value is.
+func kindOf(value ast.Node) string {
+	switch v := value.(type) {
+	case *ast.MappingNode, *ast.MappingValueNode:
+		return "a map"
+	case *ast.SequenceNode:
+		return "a list"
+	case *ast.NullNode:
+		return "nothing"
+	case *ast.BoolNode:
+		return "true or false"
+	case *ast.StringNode:
+		return fmt.Sprintf("the text %.60q", v.Value)
+	case *ast.LiteralNode:
+		return "a block of text"
+	}
+	return "the number " + first(value).Value
+}
+
+// first is the token that a value begins with.
+func first(value ast.Node) *token.Token {
+	switch v := value.(type) {
+	case *ast.MappingNode:
+		if !v.IsFlowStyle && len(v.Values) > 0 {
+			return first(v.Values[0])
+		}
+	case *ast.MappingValueNode:
+		return v.Key.GetToken()
+	}
+	return value.GetToken()
+}
+
+// unknown is the error for a key that is no flag.
+func (f *File) unknown(at *token.Token, key string, flags *pflag.FlagSet) error {
+	hint := ""
+	best := 1 + len(key)/3
+	flags.VisitAll(func(flag *pflag.Flag) {
+		if d := distance(key, flag.Name); d <= best {
+			hint, best = fmt.Sprintf("; did you mean %s?", flag.Name), d-1
+		}
+	})
+	return f.errorAt(at, "there is no setting %.60q%s", key, hint)
+}
+
+// distance is how many letters have to be changed, added or taken away to make one word of another
+// (Levenshtein's).
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			d := diagonal
+			if a[i] != b[j] {
+				d = 1 + min(diagonal, row[j], row[j+1])
+			}
+			diagonal, row[j+1] = row[j+1], d
+		}
+	}
+	return row[len(b)]
+}

@@ -1,0 +1,113 @@
+package config
+
+import (
+	"fmt"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/goccy/go-yaml/token"
+)
+
+// Error is what is wrong with a file, and where.
+type Error struct {
+	File string
+	// Line and Column count from 1; they are 0 if the error is about the whole file.
+	Line, Column int
+	Message      string
+
+	lines []string // up to the one at fault
+	err   error
+}
+
+// Error returns one line: where, as compilers say it, and what.
+func (e *Error) Error() string {
+	if e.Line == 0 {
+		return fmt.Sprintf("%s: %s", e.File, e.Message)
+	}
+	return fmt.Sprintf("%s:%d:%d: %s", e.File, e.Line, e.Column, e.Message)
+}
+
+// Unwrap returns the error that the message was made from, if there is one.
+func (e *Error) Unwrap() error { return e.err }
+
+// Excerpt shows the line at fault with a mark below it, after those in front of it: several lines,
+// or "" if the error is about the whole file.
+//
+//	   1 | rules: true
+//	>  2 | ports: 0
+//	              ^
+func (e *Error) Excerpt() string {
+	if e.Line == 0 {
+		return ""
+	}
+	const context = 2
+	var b strings.Builder
+	for i := max(0, len(e.lines)-1-context); i < len(e.lines); i++ {
+		mark := ' '
+		if i == len(e.lines)-1 {
+			mark = '>'
+		}
+		fmt.Fprintf(&b, "%c %2d | %s\n", mark, i+1, printable(e.lines[i]))
+	}
+	before := []rune(printable(e.lines[len(e.lines)-1]))
+	fmt.Fprintf(&b, "%*s%s^\n", len(fmt.Sprintf("> %2d | ", len(e.lines))), "", blank(before[:min(e.Column-1, len(before))]))
+	return b.String()
+}
+
+// printable shows what has no sign as a sign for that, and not more than fits. Tabs stay.
+func printable(line string) string {
+	const most = 200
+	text := []rune(line)
+	if len(text) > most {
+		text = append(text[:most], '…')
+	}
+	for i, r := range text {
+		if r != '\t' && !unicode.IsPrint(r) {
+			text[i] = utf8.RuneError
+		}
+	}
+	return string(text)
+}
+
+// blank is as wide as the text.
+func blank(text []rune) string {
+	for i, r := range text {
+		if text[i] = ' '; r == '\t' {
+			text[i] = r
+		}
+	}
+	return string(text)
+}
+
+// errorAt returns an error about what begins with a token, or about the whole file if there is none.
+func (f *File) errorAt(t *token.Token, format string, args ...any) error {
+	err := fmt.Errorf(format, args...)
+	if t == nil || t.Position == nil {
+		return &Error{File: f.name, Message: err.Error(), err: err}
+	}
+	return f.errorIn(t.Position.Line, t.Position.Column, err)
+}
+
+// errorIn returns an error about a place in the file. Lines end as in YAML.
+func (f *File) errorIn(line, column int, err error) error {
+	lines := strings.Split(strings.NewReplacer("\r\n", "\n", "\r", "\n").Replace(f.text), "\n")
+	line = min(max(line, 1), len(lines))
+	return &Error{File: f.name, Line: line, Column: max(column, 1), Message: err.Error(), lines: lines[:line], err: err}
+}
+
+// notUTF8 is the error for the first byte that is not UTF-8.
+func (f *File) notUTF8() error {
+	valid := 0
+	for valid < len(f.text) {
+		r, n := utf8.DecodeRuneInString(f.text[valid:])
+		if r == utf8.RuneError && n == 1 {
+			break
+		}
+		valid += n
+	}
+	before := f.text[:valid]
+	column := 1 + utf8.RuneCountInString(before[strings.LastIndexByte(before, '\n')+1:])
+	return f.errorIn(1+strings.Count(before, "\n"), column,
+		fmt.Errorf("the byte %#02x is not UTF-8: save the file in that encoding", f.text[valid]))
+}

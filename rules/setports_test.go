@@ -1,0 +1,161 @@
+package rules
+
+import (
+	"errors"
+	"reflect"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+)
+
+// parse reads a list of ports; "" is none.
+func parse(t *testing.T, s string) []PortRange {
+	t.Helper()
+	if s == "" {
+		return nil
+	}
+	r, err := ParsePorts(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+var elementsInListing = regexp.MustCompile(`elements = \{([^}]*)\}`)
+
+// inSet is what nft(8) lists of the set, such as "21,2121-2130". Those that touch stay apart.
+func inSet(t *testing.T) string {
+	t.Helper()
+	match := elementsInListing.FindStringSubmatch(nft(t, "list set inet nfq_ftphelper ports"))
+	if match == nil {
+		return ""
+	}
+	return strings.Join(strings.Fields(match[1]), "")
+}
+
+// What Apply has put into the set changes; what somebody has added by hand stays.
+func TestSetPorts(t *testing.T) {
+	newNamespace(t)
+	c := example
+	c.Ports = parse(t, "21,2121-2130")
+	apply(t, c)
+	own := c.Ports
+	for _, step := range []struct {
+		hand, want string // what nft does to the set, the ports to be set
+		set, own   string
+	}{
+		{"", "21,2121-2130", "21,2121-2130", "21,2121-2130"},
+		{"", "21,2125-2130", "21,2125-2130", "21,2125-2130"},
+		{"", "21,2120-2140", "21,2120-2140", "21,2120-2140"},
+		{"", "22-2130", "22-2130", "22-2130"},
+		{"add element inet nfq_ftphelper ports { 2150, 2160-2165 }", "21", "21,2150,2160-2165", "21"},
+		// Ports of both are those of the one who was first.
+		{"", "21,2140-2162", "21,2140-2149,2150,2151-2159,2160-2165", "21,2140-2149,2151-2159"},
+		{"", "21,2155", "21,2150,2155,2160-2165", "21,2155"},
+		{"delete element inet nfq_ftphelper ports { 21 }", "990", "990,2150,2160-2165", "990"},
+		{"delete element inet nfq_ftphelper ports { 990 }", "21,990", "21,990,2150,2160-2165", "21,990"},
+		{"", "60000-65535", "2150,2160-2165,60000-65535", "60000-65535"},
+		{"", "65535", "2150,2160-2165,65535", "65535"},
+		{"", "1-65535", "1-2149,2150,2151-2159,2160-2165,2166-65535", "1-2149,2151-2159,2166-65535"},
+		{"flush set inet nfq_ftphelper ports", "21", "21", "21"},
+	} {
+		if step.hand != "" {
+			nft(t, step.hand)
+		}
+		c.Ports = parse(t, step.want)
+		got, err := SetPorts(own, c.Ports)
+		if err != nil {
+			t.Fatalf("from %v to %s: %v", own, step.want, err)
+		}
+		if own = got; !reflect.DeepEqual(own, parse(t, step.own)) {
+			t.Errorf("%s: own ports are %v, want %s", step.want, own, step.own)
+		}
+		if set := inSet(t); set != step.set {
+			t.Errorf("%s: the set has %s, want %s", step.want, set, step.set)
+		}
+		if err := Check(c); err != nil {
+			t.Errorf("%s: %v", step.want, err)
+		}
+	}
+}
+
+// The set is the same in every ruleset.
+func TestSetPortsOfRulesets(t *testing.T) {
+	newNamespace(t)
+	for _, c := range rulesets {
+		apply(t, c)
+		own := c.Ports
+		c.Ports = parse(t, "21,2205-2207")
+		if _, err := SetPorts(own, c.Ports); err != nil {
+			t.Errorf("%s: %v", c.ruleset(), err)
+		}
+		if set := inSet(t); set != "21,2205-2207" {
+			t.Errorf("%s: the set has %s", c.ruleset(), set)
+		}
+		if err := Check(c); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestSetPortsFails(t *testing.T) {
+	newNamespace(t)
+	if _, err := SetPorts(example.Ports, example.Ports); !errors.Is(err, ErrMissing) {
+		t.Errorf("without the rules: %v", err)
+	}
+	apply(t, example)
+	if _, err := SetPorts(example.Ports, nil); err == nil || !strings.Contains(err.Error(), "no control port is given") {
+		t.Errorf("without a port: %v", err)
+	}
+	nft(t, "table inet nfq_ftphelper\ndelete table inet nfq_ftphelper\ntable inet nfq_ftphelper { set ports { type ipv4_addr; }; }")
+	if _, err := SetPorts(example.Ports, example.Ports); err == nil || !strings.Contains(err.Error(), "set ports is not") {
+		t.Errorf("with another set: %v", err)
+	}
+}
+
+// A port that stays is in the set all the time, also where the range around it changes.
+func TestSetPortsKeepsWhatStays(t *testing.T) {
+	ns := newNamespace(t)
+	apply(t, example)
+	own, err := SetPorts(example.Ports, parse(t, "21,2100-2200"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := nftables.New(nftables.WithNetNSFd(int(ns)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop, looked := make(chan struct{}), make(chan int)
+	go func() {
+		n := 0
+		for {
+			select {
+			case <-stop:
+				looked <- n
+				return
+			default:
+			}
+			// A dump that a transaction interrupts says so.
+			err := checkPorts(conn, Config{Ports: []PortRange{{21, 21}, {2150, 2150}}})
+			if err != nil && !errors.Is(err, unix.EINTR) {
+				t.Error(err)
+			}
+			n++
+		}
+	}()
+	for begin := time.Now(); time.Since(begin) < time.Second; {
+		for _, want := range []string{"21,2150-2160", "20-25,2140-2150", "21,2100-2200"} {
+			if own, err = SetPorts(own, parse(t, want)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	close(stop)
+	if n := <-looked; n < 10 {
+		t.Errorf("only %d looks at the set", n)
+	}
+}

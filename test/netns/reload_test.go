@@ -1,0 +1,341 @@
+package netns
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// configuredDaemon is a router's daemon with a configuration file.
+type configuredDaemon struct {
+	t       testing.TB
+	router  *Router
+	file    string
+	reloads int
+}
+
+// startConfigured starts a daemon with rules of its own and a configuration file.
+func startConfigured(t testing.TB, r *Router, b BackEnd, settings string) *configuredDaemon {
+	t.Helper()
+	c := &configuredDaemon{t: t, router: r, file: filepath.Join(t.TempDir(), "nfq-ftphelper.yaml")}
+	c.write(settings)
+	d := daemon(t, b)
+	d.Rules, d.Flags = RulesOwn, []string{"--config", c.file}
+	if err := r.StartHelper(testContext(t, 30*time.Second), Ours, d); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// write puts another file in place of the one that is there, as editors do.
+func (c *configuredDaemon) write(settings string) {
+	c.t.Helper()
+	if err := os.WriteFile(c.file+".new", []byte(settings), 0o600); err != nil {
+		c.t.Fatal(err)
+	}
+	if err := os.Rename(c.file+".new", c.file); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// outcomes are the lines of the daemon's log that say what became of a reload.
+func outcomes(log string) []string {
+	var lines []string
+	for line := range strings.Lines(log) {
+		if strings.Contains(line, "msg=reloaded") || strings.Contains(line, `msg="reload refused`) {
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}
+
+// reload changes the file and wants the daemon to say this of it.
+func (c *configuredDaemon) reload(settings, want string) {
+	c.t.Helper()
+	c.write(settings)
+	if got := c.again(); !strings.Contains(got, strings.ReplaceAll(want, "FILE", c.file)) {
+		c.t.Fatalf("of\n%sthe daemon says\n%swant %s", settings, got, want)
+	}
+}
+
+// again has the daemon read the file, and returns what it says of it.
+func (c *configuredDaemon) again() (outcome string) {
+	c.t.Helper()
+	process := c.router.DaemonProcess()
+	if err := process.Signal(syscall.SIGHUP); err != nil {
+		c.t.Fatal(err)
+	}
+	err := process.WaitOutput(testContext(c.t, 10*time.Second), func(log string) bool {
+		if all := outcomes(log); len(all) > c.reloads {
+			outcome = all[c.reloads]
+			return true
+		}
+		return false
+	})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.reloads++
+	return outcome
+}
+
+// TestReload changes settings under connections that are open, some that can change and some that can't.
+func TestReload(t *testing.T) {
+	t.Parallel()
+	const other = 2121
+	lab := newLab(t, Config{Situation: DNAT, Family: IPv4, Helper: None, Ports: []uint16{21, other}})
+	router, own := lab.ServerRouter(), lab.Addresses.Server.Addr()
+	d := startConfigured(t, router, BackEnd{}, "rules: true\n")
+	for _, port := range []uint16{21, other} {
+		startScripted(t, lab.Server, netip.AddrPortFrom(own, port), script{})
+	}
+	dial := func(port uint16) *scriptedClient {
+		c := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, port))
+		c.login()
+		return c
+	}
+	n := 0
+	helped := func(c *scriptedClient) {
+		t.Helper()
+		for _, verb := range Verbs {
+			n++
+			name := fmt.Sprint("file-", n)
+			wantContent(t, name, c.fetchBy(verb, name, lab.ServerAddress), fileContent(name))
+		}
+	}
+	told := func(c *scriptedClient, want netip.Addr) {
+		t.Helper()
+		if at := c.passive(PASV); at.Addr() != want {
+			t.Fatalf("the client was told %s, want %s", at, want)
+		}
+	}
+
+	first := dial(21)
+	helped(first)
+	second := dial(other)
+	told(second, own)
+	second.quit()
+
+	d.reload("rules: true\nports: [21, 2121-2130]\n", "msg=reloaded ports=21,2121-2130\n")
+	helped(first)
+	second = dial(other)
+	helped(second)
+
+	d.reload("rules: true\nports: [21, 2121]\nmin-port: 61000\n", "msg=reloaded ports=21,2121 min-port=61000\n")
+	told(first, own)
+	told(second, own)
+
+	// What is refused changes nothing.
+	d.reload("rules: true\nports: [21, x]\nmin-port: 1024\n",
+		`reason="FILE:2:13: ports: control ports \"x\": \"x\" is not a port, a number from 1 to 65535"`)
+	d.reload("rules: true\nmin-port: 1024\nqueues: 2\nlog-format: json\n",
+		`reason="queues and log-format can't change while the daemon runs: restart it, or take the change back"`)
+	// The command line, which names the queue, still wins.
+	d.reload("rules: true\nports: [21, 2121]\nmin-port: 61000\nqueue: 7\n", "msg=reloaded changed=nothing\n")
+	if err := os.Remove(d.file); err != nil {
+		t.Fatal(err)
+	}
+	if got := d.again(); !strings.Contains(got, "the configuration file can't be read") {
+		t.Errorf("without its file the daemon says %s", got)
+	}
+	told(first, own)
+
+	// A port that goes takes the help with it, but not the connection. One that was added by hand stays.
+	if err := router.Nft(t.Context(), "add element inet nfq_ftphelper ports { 2122 }"); err != nil {
+		t.Fatal(err)
+	}
+	d.reload("rules: true\nports: 2121\nlog-level: debug\n", "msg=reloaded ports=2121 min-port=1024 log-level=debug\n")
+	told(first, own)
+	helped(second)
+	if !strings.Contains(router.DaemonProcess().Output(), "level=DEBUG") {
+		t.Error("nothing was logged at the level debug")
+	}
+	set, err := router.Run(t.Context(), "", "nft", "list", "set", "inet", "nfq_ftphelper", "ports")
+	if err != nil || !strings.Contains(set, "elements = { 2121, 2122 }") {
+		t.Errorf("%v, the set is\n%s", err, set)
+	}
+
+	advertised := netip.MustParseAddr("198.51.100.77")
+	d.reload("rules: true\nports: 2121\nadvertise: "+advertised.String()+"\n", "msg=reloaded advertise="+advertised.String()+" log-level=info\n")
+	told(second, advertised)
+
+	// Rules that somebody has removed come back.
+	if err := router.Nft(t.Context(), "delete table inet nfq_ftphelper"); err != nil {
+		t.Fatal(err)
+	}
+	d.reload("rules: true\n", "msg=reloaded ports=21 advertise=\"\"\n")
+	third := dial(21)
+	helped(third)
+	for _, c := range []*scriptedClient{first, second, third} {
+		c.quit()
+	}
+	wantNothingInvalid(t, router)
+
+	// Reloads that come with the stop are nothing to it.
+	for _, signal := range []syscall.Signal{syscall.SIGHUP, syscall.SIGTERM, syscall.SIGHUP} {
+		if err := router.DaemonProcess().Signal(signal); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := router.DaemonProcess().Wait(testContext(t, 10*time.Second)); err != nil {
+		t.Error(err)
+	}
+	if left, err := router.Run(t.Context(), "", "nft", "list", "tables"); err != nil || strings.Contains(left, "nfq_ftphelper") {
+		t.Errorf("%v, it left\n%s", err, left)
+	}
+}
+
+// TestReloadOthersRules has rules that are not the daemon's: other ports are for somebody else to add.
+func TestReloadOthersRules(t *testing.T) {
+	t.Parallel()
+	host := newRouter(t, "host", None, 21)
+	d := &configuredDaemon{t: t, router: host, file: filepath.Join(t.TempDir(), "nfq-ftphelper.yaml")}
+	d.write("ports: [21]\n")
+	path, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := testContext(t, 20*time.Second)
+	if _, err := host.Run(ctx, "", path, "rules", "apply", "--config", d.file); err != nil {
+		t.Fatal(err)
+	}
+	if host.process, err = host.Start(exec.Command(path, "run", "--config", d.file)); err != nil {
+		t.Fatal(err)
+	}
+	if err := host.process.WaitOutput(ctx, func(log string) bool { return strings.Contains(log, "msg=ready") }); err != nil {
+		t.Fatal(err)
+	}
+	const warning = "set ports lacks 2121"
+	d.reload("ports: [21, 2121]\n", "msg=reloaded ports=21,2121")
+	if n := strings.Count(host.process.Output(), warning); n != 1 {
+		t.Errorf("it has warned %d times that the rules lack a port", n)
+	}
+	if err := host.Nft(ctx, "add element inet nfq_ftphelper ports { 2121 }"); err != nil {
+		t.Fatal(err)
+	}
+	d.reload("ports: [21, 2121]\n", "msg=reloaded changed=nothing")
+	if n := strings.Count(host.process.Output(), warning); n != 1 {
+		t.Errorf("it has warned again, of rules that are as they should be")
+	}
+	if err := host.StopDaemon(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestReloadWithoutFile says that there is nothing to reload.
+func TestReloadWithoutFile(t *testing.T) {
+	t.Parallel()
+	host := newRouter(t, "host", Ours, 21)
+	d := &configuredDaemon{t: t, router: host}
+	const want = `reason="there is nothing to read again: the daemon was started without --config"`
+	if got := d.again(); !strings.Contains(got, want) {
+		t.Errorf("the daemon says %s", got)
+	}
+	if err := host.StopDaemon(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestReloadUnderLoad reads settings again and again, others each time, while 200 connections transfer.
+// Nothing is lost, and nobody sends anything twice to make up for it.
+func TestReloadUnderLoad(t *testing.T) {
+	t.Parallel()
+	const connections = 200
+	rounds := 3
+	if Scale(time.Second) > time.Second {
+		rounds = 1
+	}
+	lab := newLab(t, Config{Situation: DNATMasquerade, Family: IPv4, Helper: None})
+	neverRetransmit(t, lab.Client)
+	neverRetransmit(t, lab.Server)
+	router := lab.ServerRouter()
+	// The port of the connections is among those that stay, alone or within others.
+	variants := []string{
+		"rules: true\nrate: 100000\n",
+		"rules: true\nrate: 200000\nports: [20-30, 2121]\nmin-port: 1025\nhold-time: 2s\nallow: 198.51.100.0/24\n",
+		"rules: true\nrate: 100000\nports: [21-25]\nmax-connections: 10000\nadvertise-except: 198.51.100.0/24\nlog-level: debug\n",
+		"rules: true\nrate: 200000\nports: [1-21, 990]\nloose: true\nhold-time: 3s\n",
+		"rates: 0\n",
+	}
+	d := startConfigured(t, router, BackEnd{Queues: 2}, variants[0])
+	startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{})
+
+	var clients []*scriptedClient
+	for range connections {
+		c := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
+		c.login()
+		clients = append(clients, c)
+	}
+	begin := time.Now()
+	var all sync.WaitGroup
+	for i, c := range clients {
+		c.t = onGoroutine{t}
+		all.Go(func() {
+			for round := range rounds {
+				for _, verb := range Verbs {
+					name := fmt.Sprintf("%d-%d-%s", i, round, verb)
+					wantContent(c.t, name, c.fetchBy(verb, name, lab.ServerAddress), fileContent(name))
+				}
+			}
+			c.quit()
+		})
+	}
+	done := make(chan struct{})
+	go func() {
+		all.Wait()
+		close(done)
+	}()
+	for transferring := true; transferring; {
+		for _, settings := range variants {
+			d.write(settings)
+			d.again()
+			// Two at once are one, or two.
+			if err := router.DaemonProcess().Signal(syscall.SIGHUP); err != nil {
+				t.Fatal(err)
+			}
+		}
+		select {
+		case <-done:
+			transferring = false
+		default:
+		}
+	}
+	took := time.Since(begin)
+
+	wantNothingInvalid(t, router)
+	const droppedFull, droppedLost = 5, 6
+	for _, column := range []int{droppedFull, droppedLost} {
+		if n, err := router.sumOverQueues(column); err != nil || n > 0 {
+			t.Errorf("%v, the kernel has dropped %d packets", err, n)
+		}
+	}
+	if err := router.StopDaemon(testContext(t, 20*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	log := router.DaemonProcess().Output()
+	var refused int
+	for _, outcome := range outcomes(log) {
+		if strings.Contains(outcome, "refused") {
+			refused++
+			if !strings.Contains(outcome, `there is no setting \"rates\"; did you mean rate?`) {
+				t.Errorf("this was refused for another reason: %s", outcome)
+			}
+		}
+	}
+	counts := countsInLog(t, router)
+	if counts["expected"] != connections*rounds*len(Verbs) || counts["failed"]+counts["gave_up"]+counts["overflows"]+counts["unknown"] > 0 {
+		t.Errorf("the daemon is to have helped %d times: %v", connections*rounds*len(Verbs), counts)
+	}
+	reloads := len(outcomes(log))
+	if reloads < 2*len(variants) || refused == 0 {
+		t.Errorf("there were only %d reloads, and %d were refused", reloads, refused)
+	}
+	t.Logf("%d transfers on %d connections in %s, %d reloads, %d of them refused", counts["expected"], connections, took.Round(time.Millisecond), reloads, refused)
+}
