@@ -6,7 +6,7 @@ STATICCHECK = go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 # Debian packages that the demo and the tests need.
 DEMO_PACKAGES := nftables conntrack vsftpd curl iproute2 kmod
-TEST_PACKAGES := $(DEMO_PACKAGES) lftp tcpdump gcc libc6-dev libnetfilter-queue-dev $(shell cat test/vm/packages)
+TEST_PACKAGES := $(DEMO_PACKAGES) lftp tcpdump gcc libc6-dev libnetfilter-queue-dev systemd $(shell cat test/vm/packages)
 BENCH_PACKAGES := nftables conntrack kmod gcc libc6-dev libnetfilter-queue-dev
 BENCH_VM_PACKAGES := $(BENCH_PACKAGES) conntrackd nfct $(shell cat test/vm/packages)
 
@@ -43,7 +43,7 @@ lint: ## formatting, vet, staticcheck
 	$(STATICCHECK) ./...
 
 unit: ## the packages' own tests, with the race detector (root)
-	go test -race ./cmd/... ./internal/... ./pkg/... ./rules/...
+	go test -race ./cmd/... ./deploy/... ./internal/... ./pkg/... ./rules/...
 	go test -run '^$$' -bench . -benchtime 1x ./internal/... ./pkg/...
 
 fuzz: ## every fuzz target for FUZZTIME
@@ -60,7 +60,7 @@ vm: build $(KERNELS:%=vm-%) ## the same on stock Debian kernels in an emulator (
 
 vm-%: build
 	FTPHELPER_BIN=$(CURDIR)/bin/nfq-ftphelper FTPHELPER_SLOW=$(VM_SLOW) \
-		go test -count 1 -p 1 -timeout 30m -exec "$(CURDIR)/test/vm/run $*" ./rules ./internal/cthelper ./internal/doctor ./internal/nfq ./pkg/expect ./test/netns
+		go test -count 1 -p 1 -timeout 30m -exec "$(CURDIR)/test/vm/run $*" ./rules ./internal/confine ./internal/cthelper ./internal/doctor ./internal/nfq ./pkg/expect ./test/netns ./test/systemd
 
 bench: ## measure FTP helpers side by side, on this kernel: bench/results (root)
 	@test/install $(BENCH_PACKAGES)

@@ -1,13 +1,15 @@
 module github.com/nfq-ftphelper/nfq-ftphelper
 
-go 1.26
+go 1.26.0
 
 require (
 	github.com/florianl/go-nfqueue/v2 v2.1.0
 	github.com/goccy/go-yaml v1.19.2
 	github.com/google/gopacket v1.1.19
 	github.com/google/nftables v0.3.0
+	github.com/landlock-lsm/go-landlock v0.11.0
 	github.com/mdlayher/netlink v1.9.0
+	github.com/mdlayher/sdnotify v1.0.0
 	github.com/spf13/cobra v1.10.2
 	github.com/spf13/pflag v1.0.9
 	github.com/ti-mo/conntrack v0.6.0
@@ -15,8 +17,9 @@ require (
 	github.com/vishvananda/netlink v1.3.1
 	github.com/vishvananda/netns v0.0.5
 	golang.org/x/sync v0.20.0
-	golang.org/x/sys v0.43.0
+	golang.org/x/sys v0.48.0
 	gonum.org/v1/plot v0.16.0
+	kernel.org/pub/linux/libs/security/libcap/psx v1.2.78
 )
 
 require (

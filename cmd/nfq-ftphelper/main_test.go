@@ -2,6 +2,8 @@ package main
 
 import (
 	"bytes"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -118,6 +120,14 @@ func TestRules(t *testing.T) {
 		{"check --ruleset full", exitFailure, "chain control: rule 4 is not"},
 		{"check", 0, "as it should be"},
 		{"print --ruleset lean", 0, "goto commands"},
+		{"remove --own", 0, "left in place: table inet nfq_ftphelper: chain control: rule 4 is not"},
+		{"check --ruleset lean", 0, "as it should be"},
+		{"remove --own --ruleset lean", 0, ""},
+		{"check", exitFailure, rules.ErrMissing.Error()},
+		{"remove --own", 0, ""},
+		{"apply", 0, "is in place"},
+		{"remove --own", 0, ""},
+		{"check", exitFailure, rules.ErrMissing.Error()},
 	} {
 		err := host.Do(func() error {
 			code, stdout, stderr := call(t, append(strings.Fields("rules "+c.command), flags...)...)
@@ -151,5 +161,33 @@ func TestRefuse(t *testing.T) {
 	}
 	if left, err := host.Run(t.Context(), "", "nft", "list", "ruleset"); err != nil || left != "" {
 		t.Errorf("%v, it left\n%s", err, left)
+	}
+}
+
+// TestRemoveOwn says that rules which the daemon does not apply stay.
+func TestRemoveOwn(t *testing.T) {
+	host, file := newHost(t), filepath.Join(t.TempDir(), "nfq-ftphelper.yaml")
+	err := host.Do(func() error {
+		if code, _, stderr := call(t, "rules", "apply"); code != 0 {
+			t.Fatal(stderr)
+		}
+		for _, c := range []struct {
+			config string
+			left   bool
+		}{{"rules: false\n", true}, {"rules: true\n", false}} {
+			if err := os.WriteFile(file, []byte(c.config), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if code, stdout, stderr := call(t, "rules", "remove", "--own", "--config", file); code != 0 || stdout+stderr != "" {
+				t.Errorf("%s: exit code %d, it says\n%s%s", c.config, code, stdout, stderr)
+			}
+			if code, _, _ := call(t, "rules", "check"); (code == 0) != c.left {
+				t.Errorf("%s: left in place: %v, want %v", c.config, code == 0, c.left)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }

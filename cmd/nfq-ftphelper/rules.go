@@ -1,7 +1,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -13,6 +16,7 @@ import (
 
 func newRules() *cobra.Command {
 	var w backend.Wish
+	var own, applied bool
 	cmd := &cobra.Command{
 		Use:   "rules",
 		Short: "Print, apply, check or remove the rules that fill the queue",
@@ -23,13 +27,14 @@ carry text, or, with --ruleset lean, only those that must be read.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	from := addSettings(cmd.PersistentFlags(), ruleSettings...)
-	add := func(use, short string, choose func() (backend.Choice, error), do func(cmd *cobra.Command, c rules.Config) error) {
-		cmd.AddCommand(&cobra.Command{
+	add := func(use, short string, choose func() (backend.Choice, error), do func(cmd *cobra.Command, c rules.Config) error) *cobra.Command {
+		sub := &cobra.Command{
 			Use: use, Short: short, Args: cobra.NoArgs,
 			PreRunE: func(*cobra.Command, []string) error {
 				s, err := from.read()
 				if err == nil {
-					w = s.Wish
+					// Without a file nothing says that the daemon does not apply them.
+					w, applied = s.Wish, s.ApplyRules || from.file == ""
 				}
 				return err
 			},
@@ -40,7 +45,9 @@ carry text, or, with --ruleset lean, only those that must be read.`,
 				}
 				return do(cmd, choice.Rules)
 			}),
-		})
+		}
+		cmd.AddCommand(sub)
+		return sub
 	}
 	onPaper := func() (backend.Choice, error) { return backend.Choose(w, anyKernel{}) }
 	onHost := func() (backend.Choice, error) {
@@ -77,10 +84,37 @@ carry text, or, with --ruleset lean, only those that must be read.`,
 		}
 		return err
 	})
-	add("remove", "Take the rules out of the kernel", onPaper, func(*cobra.Command, rules.Config) error {
-		return rules.Remove()
+	remove := add("remove", "Take the rules out of the kernel", onPaper, func(cmd *cobra.Command, _ rules.Config) error {
+		switch {
+		case !own:
+			return rules.Remove()
+		case applied:
+			return removeOwn(w, cmd.ErrOrStderr())
+		}
+		return nil
 	})
+	remove.Flags().BoolVar(&own, "own", false, "only if they are what the daemon applies with the same settings: for one that was killed")
 	return cmd
+}
+
+// removeOwn removes the rules if they are those that a daemon with the wish applies. It is no error if
+// they are not: it says so, and leaves them in place.
+func removeOwn(w backend.Wish, stderr io.Writer) error {
+	w.Installed = false // the daemon chooses without a look at them
+	choice, err := backend.Choose(w, backend.Host{})
+	if err != nil {
+		return err
+	}
+	switch err := rules.Check(choice.Rules); {
+	case errors.Is(err, rules.ErrMissing):
+		return nil
+	case errors.Is(err, os.ErrPermission):
+		return err
+	case err != nil:
+		_, err = fmt.Fprintf(stderr, "the rules are left in place: %v\n", err)
+		return err
+	}
+	return rules.Remove()
 }
 
 // registered returns an error if the daemon has not registered the helper: for rules that name it

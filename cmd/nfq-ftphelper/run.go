@@ -6,10 +6,12 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/confine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/daemon"
 )
 
@@ -48,6 +50,10 @@ With --config, SIGHUP has it read the file again.`,
 			level := new(slog.LevelVar)
 			level.Set(s.logLevel.Level)
 			reload := daemon.Reload{Asked: asked, Read: from.reader(s, level)}
+			s.Confine = &confine.Paths{}
+			if from.file != "" {
+				s.Confine.Read = []string{filepath.Dir(from.file)}
+			}
 			return daemon.Run(ctx, s.Settings, reload, newLogger(cmd.ErrOrStderr(), s.logFormat, level))
 		}),
 	}

@@ -15,8 +15,10 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/confine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/doctor"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/notify"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
@@ -28,6 +30,9 @@ type Settings struct {
 	ApplyRules bool
 	// KeepHelper leaves a cthelper registered at stop.
 	KeepHelper bool
+	// Confine are the folders that the whole process needs from now on: it gives up the rest for
+	// good (confine.Self). Without them it stays as it is.
+	Confine *confine.Paths
 	// Engine has the Policy, Advertise, HoldTime and MaxFlows of every engine; the rest is the
 	// daemon's to fill in.
 	Engine engine.Config
@@ -51,6 +56,11 @@ type daemon struct {
 // hooks, the kernel drops all that waits in any queue (nf_queue_nf_hook_drop). In between
 // packets pass unread.
 func Run(ctx context.Context, s Settings, reload Reload, log *slog.Logger) (err error) {
+	manager, err := notify.FromEnvironment()
+	if err != nil {
+		return err
+	}
+	defer manager.Close()
 	s.Wish.Installed = !s.ApplyRules
 	choice, err := doctor.Ready(s.Wish)
 	if err != nil {
@@ -58,6 +68,9 @@ func Run(ctx context.Context, s Settings, reload Reload, log *slog.Logger) (err 
 	}
 	d := &daemon{settings: s, choice: choice, log: log, ownPorts: choice.Rules.Ports}
 	d.logChoice()
+	if err := d.confine(); err != nil {
+		return err
+	}
 
 	// A thread that waits for its queue would be taken for one that works, and looked at all the time.
 	if busy := int(choice.Rules.Queues) + 1; runtime.GOMAXPROCS(0) < busy {
@@ -92,17 +105,25 @@ func Run(ctx context.Context, s Settings, reload Reload, log *slog.Logger) (err 
 		return errors.Join(err, served.Wait())
 	}
 	log.Info("ready", "queue", choice.Rules.Queue, "queues", choice.Rules.Queues, "rules", statement)
+	d.tell(manager.Ready(d.status()))
+	served.Go(func() error {
+		manager.Watch(queueCtx, func(ctx context.Context) error { return d.do(ctx, func(*worker) {}) }, log)
+		return nil
+	})
 
 	for working := true; working; {
 		select {
 		case <-reload.Asked:
+			d.tell(manager.Reloading())
 			d.reload(ctx, reload.Read)
+			d.tell(manager.Ready(d.status()))
 		case <-ctx.Done():
 			working = false
 		case <-lost.Done():
 			working = false
 		}
 	}
+	d.tell(manager.Stopping())
 	err = d.disable()
 	stopQueues()
 	err = errors.Join(err, served.Wait(), d.unfill())

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -173,6 +174,9 @@ type Daemon struct {
 	Queue uint16
 	// Flags are added to the command line.
 	Flags []string
+	// Under is the beginning of a command line that runs the daemon, such as "env NAME=VALUE".
+	// The process has to stay the same one.
+	Under []string
 }
 
 // Rules say where the daemon's rules come from: the path of a file that nft loads before the
@@ -249,7 +253,8 @@ func (r *Router) StartDaemon(ctx context.Context) error {
 	if r.daemon.Rules == RulesOwn {
 		args = append(args, "--rules")
 	}
-	process, err := r.Start(exec.Command(r.daemon.Binary, append(args, r.daemon.Flags...)...))
+	line := slices.Concat(r.daemon.Under, []string{r.daemon.Binary}, args, r.daemon.Flags)
+	process, err := r.Start(exec.Command(line[0], line[1:]...))
 	if err != nil {
 		return err
 	}

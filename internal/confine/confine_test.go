@@ -1,0 +1,304 @@
+package confine
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	ll "github.com/landlock-lsm/go-landlock/landlock/syscall"
+	"golang.org/x/sys/unix"
+)
+
+// childEnv names the folder in which a process that TestSelf starts does what child does.
+const childEnv = "CONFINE_TEST_FOLDER"
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(childEnv); dir != "" {
+		child(dir)
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// result is what a child has to say.
+type result struct {
+	Report        Report
+	Problem       string
+	Before, After map[string]string // Self, the error of each attempt, or ""
+}
+
+// child confines itself and says what it still can do. It stays until its standard input ends.
+func child(dir string) {
+	moreThreads(4)
+	listener, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		panic(err)
+	}
+	defer listener.Close()
+	port := listener.Addr().(*net.TCPAddr).Port
+	readable, writable := filepath.Join(dir, "readable"), filepath.Join(dir, "writable")
+	r := result{Before: try(dir, port)}
+	r.Report, err = Self(Paths{Read: []string{readable, filepath.Join(dir, "missing")}, Write: []string{writable}})
+	if err != nil {
+		r.Problem = err.Error()
+	}
+	moreThreads(4) // these come later
+	r.After = try(dir, port)
+	if err := json.NewEncoder(os.Stdout).Encode(r); err != nil {
+		panic(err)
+	}
+	io.Copy(io.Discard, os.Stdin)
+}
+
+// moreThreads starts threads that stay.
+func moreThreads(n int) {
+	started := make(chan struct{})
+	for range n {
+		go func() {
+			runtime.LockOSThread()
+			started <- struct{}{}
+			select {}
+		}()
+		<-started
+	}
+}
+
+// try does what is allowed to a confined process, and what is not. There is a listener at the port.
+func try(dir string, port int) map[string]string {
+	readable, writable := filepath.Join(dir, "readable"), filepath.Join(dir, "writable")
+	open := func(name string, flags int) func() error {
+		return func() error {
+			f, err := os.OpenFile(name, flags, 0o600)
+			if err == nil {
+				err = f.Close()
+			}
+			return err
+		}
+	}
+	connect := func() error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		return unix.Connect(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: port})
+	}
+	control := filepath.Join(writable, "control.sock")
+	outcome := make(map[string]string)
+	for what, attempt := range map[string]func() error{
+		"read a file of the readable folder":  open(filepath.Join(readable, "file"), os.O_RDONLY),
+		"list the readable folder":            func() error { _, err := os.ReadDir(readable); return err },
+		"write a file of the readable folder": open(filepath.Join(readable, "file"), os.O_WRONLY),
+		"make a file in the readable folder":  open(filepath.Join(readable, "new"), os.O_WRONLY|os.O_CREATE),
+		"read a file beside it":               open(filepath.Join(dir, "file"), os.O_RDONLY),
+		"read /etc/passwd":                    open("/etc/passwd", os.O_RDONLY),
+		"read /proc/1/status":                 open("/proc/1/status", os.O_RDONLY),
+		"read of the network namespace":       open("/proc/thread-self/net/dev", os.O_RDONLY),
+		"execute a program":                   func() error { return exec.Command("/bin/true").Run() },
+		"connect by TCP":                      connect,
+		"write and remove a file": func() error {
+			name := filepath.Join(writable, "file")
+			return errors.Join(open(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC)(), os.Remove(name))
+		},
+		"listen and connect on a unix socket": func() error {
+			l, err := net.Listen("unix", control)
+			if err != nil {
+				return err
+			}
+			c, err := net.Dial("unix", control)
+			if err == nil {
+				err = c.Close()
+			}
+			return errors.Join(err, l.Close()) // which removes it
+		},
+	} {
+		outcome[what] = ""
+		if err := attempt(); err != nil {
+			outcome[what] = err.Error()
+		}
+	}
+	return outcome
+}
+
+// TestSelf confines processes that were started with all capabilities, with some, and with none, and looks at
+// all their threads and at what they can still do.
+func TestSelf(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Fatal("this test starts processes as root and as nobody: run it as root")
+	}
+	asNobody := func(capabilities ...uintptr) syscall.SysProcAttr {
+		return syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}, AmbientCaps: capabilities}
+	}
+	const netAdmin = uint64(1) << unix.CAP_NET_ADMIN
+	all := statusOf(t, os.Getpid())[0]["CapBnd"]
+	for name, c := range map[string]struct {
+		attr           syscall.SysProcAttr
+		want, bounding uint64 // capabilities
+	}{
+		"root":                      {syscall.SysProcAttr{}, netAdmin, netAdmin},
+		"nobody with CAP_NET_ADMIN": {asNobody(unix.CAP_NET_ADMIN), netAdmin, all},
+		"nobody with CAP_NET_RAW":   {asNobody(unix.CAP_NET_RAW), 0, all},
+		"nobody with CAP_SETPCAP":   {asNobody(unix.CAP_NET_ADMIN, unix.CAP_SETPCAP), netAdmin, netAdmin},
+		"nobody":                    {asNobody(), 0, all},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r, pid := start(t, c.attr)
+			if r.Problem != "" || r.Report.Bounding != (c.bounding == netAdmin) {
+				t.Errorf("%+v", r)
+			}
+			threads := statusOf(t, pid)
+			if len(threads) < 9 {
+				t.Errorf("only %d threads", len(threads))
+			}
+			for _, status := range threads {
+				want := map[string]uint64{
+					"CapPrm": c.want, "CapEff": c.want, "CapInh": 0, "CapAmb": 0, "CapBnd": c.bounding, "NoNewPrivs": 1,
+				}
+				if !maps.Equal(status, want) {
+					t.Errorf("a thread has %#x, want %#x", status, want)
+				}
+			}
+			checkAttempts(t, r)
+		})
+	}
+}
+
+// start starts a child that ends with the test.
+func start(t *testing.T, attr syscall.SysProcAttr) (r result, pid int) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "confine-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	mustWrite := func(name string) {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o666); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, sub := range []string{"", "readable", "writable"} {
+		if err := errors.Join(os.MkdirAll(filepath.Join(dir, sub), 0o777), os.Chmod(filepath.Join(dir, sub), 0o777)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mustWrite("file")
+	mustWrite("readable/file")
+	if err := os.Chmod(filepath.Join(dir, "readable/file"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+
+	cmd := exec.Command("/proc/self/exe") // whose folder others may not enter
+	cmd.Env = []string{childEnv + "=" + dir}
+	cmd.Dir = "/"
+	cmd.Stderr = os.Stderr
+	attr.Pdeathsig = syscall.SIGKILL
+	cmd.SysProcAttr = &attr
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The parent's death is that of the thread that has started it.
+	runtime.LockOSThread()
+	t.Cleanup(runtime.UnlockOSThread)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		stdin.Close()
+		if err := cmd.Wait(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := stdout.(*os.File).SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(stdout).ReadBytes('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(line, &r); err != nil {
+		t.Fatal(err)
+	}
+	return r, cmd.Process.Pid
+}
+
+// checkAttempts wants what is allowed to work, and the rest not to as far as the kernel can tell.
+func checkAttempts(t *testing.T, r result) {
+	t.Helper()
+	abi, err := ll.LandlockGetABIVersion()
+	if err != nil || abi < 2 {
+		t.Fatalf("this kernel has no Landlock to try (%d, %v)", abi, err)
+	}
+	if want := min(abi, newest); r.Report.Landlock != want {
+		t.Errorf("it is confined by version %d of Landlock, want %d", r.Report.Landlock, want)
+	}
+	since := map[string]int{ // the versions of Landlock that forbid it
+		"write a file of the readable folder": 1,
+		"make a file in the readable folder":  1,
+		"read a file beside it":               1,
+		"read /etc/passwd":                    1,
+		"read /proc/1/status":                 1,
+		"execute a program":                   1,
+		"connect by TCP":                      4,
+	}
+	if len(r.Before) != 12 || len(r.After) != 12 {
+		t.Errorf("it has tried %d things before, and %d after", len(r.Before), len(r.After))
+	}
+	for what, problem := range r.Before {
+		if problem != "" {
+			t.Errorf("%s: %q, before it was confined", what, problem)
+		}
+	}
+	for what, got := range r.After {
+		version, forbidden := since[what]
+		forbidden = forbidden && abi >= version
+		if forbidden && !strings.Contains(got, fs.ErrPermission.Error()) || !forbidden && got != "" {
+			t.Errorf("%s: %q, want it to be forbidden: %t", what, got, forbidden)
+		}
+	}
+}
+
+// statusOf reads the numbers of /proc/PID/status of each thread that matter here.
+func statusOf(t *testing.T, pid int) (threads []map[string]uint64) {
+	t.Helper()
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no threads of process %d: %v", pid, err)
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		status := make(map[string]uint64)
+		for line := range strings.Lines(string(text)) {
+			name, value, _ := strings.Cut(line, ":")
+			if strings.HasPrefix(name, "Cap") || name == "NoNewPrivs" {
+				if status[name], err = strconv.ParseUint(strings.TrimSpace(value), 16, 64); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		threads = append(threads, status)
+	}
+	return threads
+}

@@ -1,0 +1,36 @@
+package daemon
+
+import (
+	"fmt"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/confine"
+)
+
+// confine gives up what the process needs no more, if it is to. No packet has been read by then.
+func (d *daemon) confine() error {
+	if d.settings.Confine == nil {
+		return nil
+	}
+	report, err := confine.Self(*d.settings.Confine)
+	if err != nil {
+		return fmt.Errorf("the process can't be confined: %w", err)
+	}
+	d.log.Info("confined", "capabilities", "CAP_NET_ADMIN", "bounding_set", report.Bounding, "landlock", report.Landlock)
+	return nil
+}
+
+// status is a line for people.
+func (d *daemon) status() string {
+	c := d.choice.Rules
+	if c.Queues == 1 {
+		return fmt.Sprintf("serving queue %d, helper %s", c.Queue, c.Helper)
+	}
+	return fmt.Sprintf("serving queues %d to %d, helper %s", c.Queue, c.Queue+c.Queues-1, c.Helper)
+}
+
+// tell logs what the service manager could not be told: that must not end the daemon.
+func (d *daemon) tell(err error) {
+	if err != nil {
+		d.log.Warn("the service manager does not know how the daemon fares", "reason", err)
+	}
+}
