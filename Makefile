@@ -2,11 +2,19 @@
 
 SHELL      := /bin/bash
 VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+GO_BUILD   = CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 STATICCHECK = go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
+NFPM        = go run github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2
+
+# What "make packages" makes, and where. What is in packages is as old as the commit.
+ARCHITECTURES     ?= amd64 arm64
+PACKAGES          ?= bin
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
 
 # Debian packages that the demo and the tests need.
 DEMO_PACKAGES := nftables conntrack vsftpd curl iproute2 kmod
-TEST_PACKAGES := $(DEMO_PACKAGES) lftp tcpdump gcc libc6-dev libnetfilter-queue-dev systemd $(shell cat test/vm/packages)
+TEST_PACKAGES := $(DEMO_PACKAGES) lftp tcpdump gcc libc6-dev libnetfilter-queue-dev systemd \
+	mandoc man-db bash-completion lintian rpm $(shell cat test/vm/packages)
 BENCH_PACKAGES := nftables conntrack kmod gcc libc6-dev libnetfilter-queue-dev
 BENCH_VM_PACKAGES := $(BENCH_PACKAGES) conntrackd nfct $(shell cat test/vm/packages)
 
@@ -20,31 +28,49 @@ VM_SLOW ?= 10
 # More for bench, such as BENCH_FLAGS="-rounds 20".
 BENCH_FLAGS ?=
 
-.PHONY: help build demo test lint unit fuzz netns vm bench bench-vm bench-build clean
+.PHONY: help build packages packages-files demo test lint unit installed fuzz netns vm bench bench-vm bench-build clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build bin/nfq-ftphelper, a static binary
-	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/nfq-ftphelper ./cmd/nfq-ftphelper
+	$(GO_BUILD) -o bin/nfq-ftphelper ./cmd/nfq-ftphelper
+
+packages: $(ARCHITECTURES:%=packages-%) ## build a deb and an rpm for each architecture, in bin/
+
+packages-%: packages-files
+	GOARCH=$* $(GO_BUILD) -o bin/package/$*/nfq-ftphelper ./cmd/nfq-ftphelper
+	@for format in deb rpm; do \
+		SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) ARCH=$* PACKAGE_VERSION=$$(cat bin/package/version) \
+			$(NFPM) package -f deploy/package/nfpm.yaml -p $$format -t $(PACKAGES)/ || exit 1; \
+	done
+
+packages-files:
+	@mkdir -p $(PACKAGES)
+	SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) deploy/package/files bin/package '$(VERSION)'
 
 demo: build ## show the main job on this machine, in network namespaces (root)
 	@test/install $(DEMO_PACKAGES)
 	@go run ./test/netns/demo -daemon bin/nfq-ftphelper
 
-test: ## everything: lint, unit, fuzz, netns, vm (root; installs what is missing)
+test: ## everything: lint, unit, installed, fuzz, netns, vm (root; installs what is missing)
 	@test/install $(TEST_PACKAGES)
-	$(MAKE) --no-print-directory lint unit fuzz netns vm
+	$(MAKE) --no-print-directory lint unit installed fuzz netns vm
 
 lint: ## formatting, vet, staticcheck
 	@unformatted=$$(gofmt -l .); [[ -z $$unformatted ]] || { echo "gofmt would change: $$unformatted" >&2; exit 1; }
 	go mod tidy -diff
 	go vet ./...
 	$(STATICCHECK) ./...
+	go vet -tags manual ./cmd/...
+	$(STATICCHECK) -tags manual ./cmd/...
 
 unit: ## the packages' own tests, with the race detector (root)
-	go test -race ./cmd/... ./deploy/... ./internal/... ./pkg/... ./rules/...
+	go test -race ./cmd/... ./deploy/systemd/... ./internal/... ./pkg/... ./rules/...
 	go test -run '^$$' -bench . -benchtime 1x ./internal/... ./pkg/...
+
+installed: ## the packages, installed and removed with dpkg and rpm (root)
+	go test -race -count 1 ./deploy/package/...
 
 fuzz: ## every fuzz target for FUZZTIME
 	@for package in $$(go list ./...); do \

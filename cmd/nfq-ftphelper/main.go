@@ -65,6 +65,9 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return exitUsage
 }
 
+// extra are commands that a build with more tags has.
+var extra []*cobra.Command
+
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "nfq-ftphelper",
@@ -81,5 +84,6 @@ The quickest way, as root: nfq-ftphelper run --rules`,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
 	root.AddCommand(newRun(), newRules(), newDoctor(), newConfig(), newExplain(), newVersion())
+	root.AddCommand(extra...)
 	return root
 }

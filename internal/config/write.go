@@ -25,6 +25,14 @@ func Group(flags *pflag.FlagSet, heading string) {
 	})
 }
 
+// Heading returns the heading of a flag's group, "" if it is in none.
+func Heading(flag *pflag.Flag) string {
+	if g := flag.Annotations[groupAnnotation]; g != nil {
+		return g[0]
+	}
+	return ""
+}
+
 // SetLive notes that settings can change while the program runs. It panics if there is no flag of a
 // name.
 func SetLive(flags *pflag.FlagSet, names ...string) {

@@ -1,0 +1,55 @@
+package rules
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// The packages' example of /etc/nftables.conf includes a file from where they put it, and adds a
+// port. It can be loaded again, with each of the files, and they work beside the host's own rules.
+func TestInclude(t *testing.T) {
+	newNamespace(t)
+	example, err := os.ReadFile("../deploy/package/nftables.conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const included = "/usr/share/nfq-ftphelper/ftp-queue.nft"
+	if strings.Count(string(example), included) != 1 {
+		t.Fatalf("the example does not include %s", included)
+	}
+	statement, err := ProbeStatement()
+	if err != nil {
+		t.Fatal(err)
+	}
+	folder := t.TempDir()
+	for _, c := range []Config{{Ruleset: Full}, {Ruleset: Lean}, {Ruleset: User}, {Ruleset: CTHelper}} {
+		text := files[c.Ruleset]
+		if statement == Compat {
+			// What this kernel does not have; the rest is the same.
+			text = textStatement.ReplaceAllString(text, "accept")
+		}
+		path := filepath.Join(folder, string(c.Ruleset)+".nft")
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		config := filepath.Join(folder, "nftables.conf")
+		if err := os.WriteFile(config, []byte(strings.ReplaceAll(string(example), included, path)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		for _, args := range [][]string{{"--check", "--file", config}, {"--file", config}, {"--file", config}} {
+			if out, err := exec.Command("nft", args...).CombinedOutput(); err != nil {
+				t.Fatalf("%s: nft %s: %v\n%s", c.Ruleset, args[0], err, out)
+			}
+		}
+		if list := nft(t, "list ruleset"); !strings.Contains(list, "elements = { 21, 2121 }") || !strings.Contains(list, "table inet filter {") {
+			t.Errorf("%s: what is loaded is\n%s", c.Ruleset, list)
+		}
+		c.Ports, c.Queue = []PortRange{{21, 21}}, DefaultQueue
+		if err := Check(c); err != nil && statement == Native {
+			t.Errorf("%s: Check after nft -f: %v", c.Ruleset, err)
+		}
+	}
+}
