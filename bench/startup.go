@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"time"
 
@@ -44,8 +45,13 @@ func (s *Startup) start(ctx context.Context, b binaries) (err error) {
 			err = closed
 		}
 	}()
+	dir, err := os.MkdirTemp("", "nfq-ftphelper-start-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
 	begin := time.Now()
-	p, err := h.Start(exec.Command(b.daemon, "run", "--rules", "--queue", strconv.Itoa(queueNumber)))
+	p, err := h.Start(exec.Command(b.daemon, "run", "--rules", "--queue", strconv.Itoa(queueNumber), "--control", filepath.Join(dir, "control.sock")))
 	if err != nil {
 		return err
 	}

@@ -56,9 +56,12 @@ there is no problem, and 1 otherwise.`,
 }
 
 // isTerminal tells whether w shows colours to somebody who has not declined (no-color.org).
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	if !ok || os.Getenv("NO_COLOR") != "" {
+func isTerminal(w io.Writer) bool { return os.Getenv("NO_COLOR") == "" && onTerminal(w) }
+
+// onTerminal tells whether what is read or written is a terminal.
+func onTerminal(rw any) bool {
+	f, ok := rw.(*os.File)
+	if !ok {
 		return false
 	}
 	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)

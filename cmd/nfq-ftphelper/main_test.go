@@ -73,6 +73,9 @@ func TestUsage(t *testing.T) {
 		{[]string{"explain", "--min-port", "0", "x.pcap"}, "there is no port 0"},
 		{[]string{"explain", "--connection", "0", "--svg", "x.svg", "x.pcap"}, "counts from 1"},
 		{[]string{"explain", "--connection", "2", "x.pcap"}, "--connection goes with --svg"},
+		{[]string{"run", "--metrics", "everywhere"}, `invalid argument "everywhere" for "--metrics"`},
+		{[]string{"run", "--metrics", "127.0.0.1"}, "not an ip:port"},
+		{[]string{"flows", "21"}, `unknown command "21"`},
 		{[]string{"version", "--long"}, "unknown flag: --long"},
 	} {
 		code, stdout, stderr := call(t, c.args...)
@@ -83,7 +86,7 @@ func TestUsage(t *testing.T) {
 }
 
 func TestHelp(t *testing.T) {
-	for _, args := range [][]string{{"--help"}, {"run", "--help"}, {"rules", "--help"}, {"rules", "apply", "--help"}, {"explain", "--help"}, {"rules"}} {
+	for _, args := range [][]string{{"--help"}, {"run", "--help"}, {"rules", "--help"}, {"rules", "apply", "--help"}, {"explain", "--help"}, {"flows", "--help"}, {"events", "--help"}, {"top", "--help"}, {"rules"}} {
 		code, stdout, stderr := call(t, args...)
 		if code != 0 || !strings.Contains(stdout, "Usage:") || stderr != "" {
 			t.Errorf("%q: exit code %d, it says\n%s%s", args, code, stdout, stderr)

@@ -54,6 +54,9 @@ With --config, SIGHUP has it read the file again.`,
 			if from.file != "" {
 				s.Confine.Read = []string{filepath.Dir(from.file)}
 			}
+			if s.Control != "" { // to be removed at the end
+				s.Confine.Write = []string{filepath.Dir(s.Control)}
+			}
 			return daemon.Run(ctx, s.Settings, reload, newLogger(cmd.ErrOrStderr(), s.logFormat, level))
 		}),
 	}

@@ -4,12 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 
 	"github.com/spf13/pflag"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/config"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/control"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/daemon"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
@@ -29,6 +31,7 @@ type settings struct {
 // while the daemon runs.
 func newSettings() *settings {
 	s := &settings{logFormat: "text"}
+	s.Version = version
 	f := pflag.NewFlagSet("settings", pflag.ContinueOnError)
 	f.SortFlags = false
 	s.flags = f
@@ -66,6 +69,10 @@ func newSettings() *settings {
 	f.IntVar(&s.Engine.MaxFlows, "max-connections", engine.DefaultMaxFlows, "most control connections tracked in each queue (`number`); beyond it the longest silent one is forgotten")
 	f.DurationVar(&s.Engine.HoldTime, "hold-time", engine.DefaultHoldTime, "how long a packet waits at most for the rest of a line (`duration`)")
 	config.Group(f, "Limits")
+
+	f.StringVar(&s.Control, "control", control.DefaultPath, "`path` of the control socket, through which flows, events and top ask the daemon; \"\" for none")
+	f.TextVar(&s.Metrics, "metrics", netip.AddrPort{}, "TCP `address` at which Prometheus can ask, such as 127.0.0.1:9921 (default none)")
+	config.Group(f, "Who can ask the daemon")
 
 	f.Var(&s.logFormat, "log-format", "log `format`: text or json, to standard error")
 	f.Var(&s.logLevel, "log-level", "log `level`: debug, info, warn or error")

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"runtime"
 
 	"golang.org/x/sync/errgroup"
@@ -33,6 +34,12 @@ type Settings struct {
 	// Confine are the folders that the whole process needs from now on: it gives up the rest for
 	// good (confine.Self). Without them it stays as it is.
 	Confine *confine.Paths
+	// Control is the path of the control socket, empty for none; see package control.
+	Control string
+	// Metrics is where Prometheus can ask over TCP, not valid for nowhere.
+	Metrics netip.AddrPort
+	// Version is what the daemon says that it is.
+	Version string
 	// Engine has the Policy, Advertise, HoldTime and MaxFlows of every engine; the rest is the
 	// daemon's to fill in.
 	Engine engine.Config
@@ -44,6 +51,7 @@ type daemon struct {
 	choice   backend.Choice
 	log      *slog.Logger
 	workers  []*worker
+	desk     *desk
 	// ownPorts are those in the set of the rules that the daemon has put there.
 	ownPorts []rules.PortRange
 }
@@ -68,6 +76,11 @@ func Run(ctx context.Context, s Settings, reload Reload, log *slog.Logger) (err 
 	}
 	d := &daemon{settings: s, choice: choice, log: log, ownPorts: choice.Rules.Ports}
 	d.logChoice()
+	d.desk, err = d.openDesk()
+	defer func() { err = errors.Join(err, d.desk.close()) }()
+	if err != nil {
+		return err
+	}
 	if err := d.confine(); err != nil {
 		return err
 	}
@@ -104,6 +117,7 @@ func Run(ctx context.Context, s Settings, reload Reload, log *slog.Logger) (err 
 		stopQueues()
 		return errors.Join(err, served.Wait())
 	}
+	d.desk.serve(filling{choice.Rules, statement != notChecked})
 	log.Info("ready", "queue", choice.Rules.Queue, "queues", choice.Rules.Queues, "rules", statement)
 	d.tell(manager.Ready(d.status()))
 	served.Go(func() error {
@@ -124,6 +138,7 @@ func Run(ctx context.Context, s Settings, reload Reload, log *slog.Logger) (err 
 		}
 	}
 	d.tell(manager.Stopping())
+	d.desk.filled.Store(nil)
 	err = d.disable()
 	stopQueues()
 	err = errors.Join(err, served.Wait(), d.unfill())

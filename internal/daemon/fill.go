@@ -9,6 +9,9 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
+// notChecked is what fill says of rules that are somebody's own.
+const notChecked = "not checked"
+
 // fill makes packets come to the queues: it registers the helper, if that is one of ours, and
 // applies the rules, if they are ours to apply. It says whose the rules are.
 func (d *daemon) fill() (string, error) {
@@ -75,7 +78,7 @@ func (d *daemon) ensureRules() (string, error) {
 		return "in place", nil
 	case !d.settings.ApplyRules:
 		d.warnOfRules(err)
-		return "not checked", nil
+		return notChecked, nil
 	}
 	statement, err := rules.Apply(c)
 	if statement == "" {

@@ -99,5 +99,6 @@ func (d *daemon) setPorts(ports []rules.PortRange) error {
 		return fmt.Errorf("ports: %w", err)
 	}
 	d.choice.Rules.Ports, d.settings.Wish.Rules.Ports = ports, ports
+	d.desk.filled.Store(&filling{after, d.settings.ApplyRules || rules.Check(after) == nil})
 	return nil
 }

@@ -27,7 +27,10 @@ func (d *daemon) newWorker(number uint16) (w *worker, err error) {
 	}
 	config := d.settings.Engine
 	config.Conntrack, config.Sequence = w.conntrack, choice.Sequence
-	config.Observe = func(ev *engine.Event) { ev.Log(log) }
+	config.Observe = func(ev *engine.Event) {
+		ev.Log(log)
+		d.desk.observe(number, ev)
+	}
 	switch choice.Rules.Ruleset {
 	case rules.CTHelper:
 		config.PostNAT = true

@@ -85,7 +85,9 @@ type Verdict struct {
 type Stats struct {
 	Packets      uint64           // handled
 	Unknown      uint64           // of these, let go unread because conntrack did not say what they belong to
+	Malformed    uint64           // of these, let go unread because they are no whole TCP packets
 	Changed      uint64           // of these, let go with another payload or sequence number
+	Unchanged    uint64           // of these, let go as they came; those that are in no count are held
 	Endpoints    [NumVerbs]uint64 // read
 	Expectations uint64           // of these, installed
 	Edits        uint64           // lines rewritten
@@ -175,10 +177,12 @@ func (e *Engine) handle(id uint32, packet []byte, verdicts []Verdict, again bool
 	e.again = again
 	e.stats.Packets++
 	if e.pkt.Decode(packet) != nil {
+		e.stats.Malformed++
 		return append(e.verdicts, Verdict{ID: id})
 	}
 	if len(e.pkt.Payload()) == 0 {
 		v := e.bare(id) // which may append those of others
+		e.countUnchanged(v)
 		return append(e.verdicts, v)
 	}
 	f, dir := e.find()
@@ -236,7 +240,15 @@ func (e *Engine) letGo(id uint32, p *mangle.Packet, f *flow, dir expect.Directio
 	if last := end(p); s.gone.Before(last) {
 		s.gone = last
 	}
-	e.verdicts = append(e.verdicts, Verdict{ID: id, Packet: e.render(p, f, dir)})
+	v := Verdict{ID: id, Packet: e.render(p, f, dir)}
+	e.countUnchanged(v)
+	e.verdicts = append(e.verdicts, v)
+}
+
+func (e *Engine) countUnchanged(v Verdict) {
+	if v.Packet == nil {
+		e.stats.Unchanged++
+	}
 }
 
 // render returns the packet as the other side is to see it, or nil if it is to stay as it is.

@@ -67,7 +67,14 @@ func (w *world) restart(change ...func(*engine.Config)) {
 	for _, f := range change {
 		f(&c)
 	}
-	w.eng = engine.New(c)
+	eng := engine.New(c)
+	w.eng = eng
+	w.t.Cleanup(func() {
+		eng.Flush(nil)
+		if s := eng.Stats(); s.Packets != s.Unknown+s.Malformed+s.Changed+s.Unchanged {
+			w.t.Errorf("not every packet is counted once: %+v", s)
+		}
+	})
 }
 
 // segment makes a packet of direction dir.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -249,7 +250,13 @@ func (r *Router) BackEnd() BackEnd { return r.daemon.BackEnd }
 
 // StartDaemon starts the daemon, again perhaps, and waits until it is ready.
 func (r *Router) StartDaemon(ctx context.Context) error {
-	args := append([]string{"run"}, r.daemon.queueFlags()...)
+	if r.scratch == "" {
+		var err error
+		if r.scratch, err = os.MkdirTemp("", "ftphelper-router-"); err != nil {
+			return err
+		}
+	}
+	args := append([]string{"run", "--control", r.Control()}, r.daemon.queueFlags()...)
 	if r.daemon.Rules == RulesOwn {
 		args = append(args, "--rules")
 	}
@@ -280,6 +287,9 @@ func (r *Router) StopDaemon(ctx context.Context) error {
 // KillDaemon kills the daemon without a warning.
 func (r *Router) KillDaemon() error { return r.process.Kill() }
 
+// Control is the path of the daemon's control socket.
+func (r *Router) Control() string { return filepath.Join(r.scratch, "control.sock") }
+
 // DaemonProcess is the daemon that was started last.
 func (r *Router) DaemonProcess() *Process { return r.process }
 
@@ -290,7 +300,11 @@ func (r *Router) Close() error {
 	if r.daemon.BackEnd.Helper == CTHelper && r.process != nil && r.process.Running() {
 		err = r.StopDaemon(context.Background())
 	}
-	return errors.Join(err, r.Host.Close())
+	err = errors.Join(err, r.Host.Close())
+	if r.scratch != "" {
+		err = errors.Join(err, os.RemoveAll(r.scratch))
+	}
+	return err
 }
 
 // loadKernelNAT loads nf_nat_ftp where it is a module: a rule with "ct helper"

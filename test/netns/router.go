@@ -14,6 +14,7 @@ type Router struct {
 	*Host
 	daemon  Daemon
 	process *Process
+	scratch string // folder of the daemon's control socket
 }
 
 // NewRouter makes a router without any rules yet.

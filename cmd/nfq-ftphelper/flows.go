@@ -1,0 +1,146 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os/signal"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/control"
+)
+
+// watchEvery is how often the list is written again.
+const watchEvery = 2 * time.Second
+
+func newFlows() *cobra.Command {
+	var from *source
+	var s *settings
+	var asJSON, watch bool
+	cmd := &cobra.Command{
+		Use:   "flows",
+		Short: "List the FTP control connections that the daemon helps",
+		Long: `flows lists the control connections that the daemon has seen and conntrack still has: who
+talks to whom, what this host translates, whether the daemon reads it, what was announced
+last, and how many data connections were expected and refused.`,
+		Args: cobra.NoArgs,
+		PreRunE: func(*cobra.Command, []string) (err error) {
+			s, err = from.read()
+			return err
+		},
+		RunE: asking(func(ctx context.Context, cmd *cobra.Command) error {
+			client, out := control.NewClient(s.Control), cmd.OutOrStdout()
+			for {
+				flows, err := client.Flows(ctx)
+				if err != nil {
+					return err
+				}
+				text := flowTable(flows.Flows)
+				if asJSON {
+					text = flowJSON(flows)
+				}
+				if watch && onTerminal(out) {
+					text = "\x1b[H\x1b[J" + text // from the screen's top
+				}
+				if _, err := io.WriteString(out, text); err != nil {
+					return err
+				}
+				if n := flows.Unchecked; n > 0 && !asJSON {
+					fmt.Fprintf(cmd.ErrOrStderr(), "%d of them may be over: there was no time to ask conntrack\n", n)
+				}
+				if !watch {
+					return nil
+				}
+				select {
+				case <-time.After(watchEvery):
+				case <-ctx.Done():
+					return nil
+				}
+			}
+		}),
+	}
+	from = addSettings(cmd.Flags(), "control")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.Flags().BoolVar(&watch, "watch", false, "print the list again every two seconds")
+	return cmd
+}
+
+// asking turns what a command does with the daemon's answers into what cobra calls. A signal ends
+// it, and is no error.
+func asking(do func(ctx context.Context, cmd *cobra.Command) error) func(*cobra.Command, []string) error {
+	return running(func(cmd *cobra.Command) error {
+		ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
+		defer stop()
+		err := do(ctx, cmd)
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	})
+}
+
+func flowJSON(flows control.Flows) string {
+	if flows.Flows == nil {
+		flows.Flows = []control.Flow{}
+	}
+	text, err := json.MarshalIndent(flows, "", "  ")
+	if err != nil {
+		panic(err) // it came as JSON
+	}
+	return string(text) + "\n"
+}
+
+// flowTable writes flows as a table, by their clients.
+func flowTable(flows []control.Flow) string {
+	if len(flows) == 0 {
+		return "there are no FTP control connections\n"
+	}
+	slices.SortFunc(flows, func(a, b control.Flow) int {
+		return cmp.Or(a.Client.Compare(b.Client), a.Server.Compare(b.Server))
+	})
+	rows := [][]string{{"CLIENT", "SERVER", "NAT", "STATE", "LAST ENDPOINT", "TRANSFERS", "REFUSED"}}
+	for i := range flows {
+		f := &flows[i]
+		rows = append(rows, []string{
+			f.Client.String(), f.Server.String(), f.NAT(), f.State, f.Last.String(),
+			strconv.Itoa(int(f.Expected)), strconv.Itoa(int(f.Refused)),
+		})
+	}
+	return align(rows, 5)
+}
+
+// align puts cells below each other, those from column right on at the right edge.
+func align(rows [][]string, right int) string {
+	widths := make([]int, len(rows[0]))
+	for _, row := range rows {
+		for i, cell := range row {
+			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
+		}
+	}
+	var b strings.Builder
+	for _, row := range rows {
+		var line strings.Builder
+		for i, cell := range row {
+			padding := strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell))
+			if i > 0 {
+				line.WriteString("  ")
+			}
+			if i >= right {
+				line.WriteString(padding + cell)
+			} else {
+				line.WriteString(cell + padding)
+			}
+		}
+		b.WriteString(strings.TrimRight(line.String(), " ") + "\n")
+	}
+	return b.String()
+}

@@ -1,0 +1,39 @@
+package main
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/control"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/top"
+)
+
+func newTop() *cobra.Command {
+	var from *source
+	var s *settings
+	cmd := &cobra.Command{
+		Use:   "top",
+		Short: "Watch the FTP control connections, the busiest first",
+		Long: `top fills the terminal with the control connections that the daemon helps, the busiest first, and
+with how much it has to do. q ends it, the arrows select a connection and Enter shows what
+has happened to it; s sorts, / filters, p pauses.
+
+A /s is a second's data connections over the last ten seconds; AGO is when something was
+announced last, as far as top has seen it.`,
+		Args: cobra.NoArgs,
+		PreRunE: func(*cobra.Command, []string) (err error) {
+			s, err = from.read()
+			return err
+		},
+		RunE: asking(func(ctx context.Context, cmd *cobra.Command) error {
+			in, out := cmd.InOrStdin(), cmd.OutOrStdout()
+			if !onTerminal(in) || !onTerminal(out) {
+				return top.ErrNoTerminal
+			}
+			return top.Run(ctx, control.NewClient(s.Control), in, out)
+		}),
+	}
+	from = addSettings(cmd.Flags(), "control")
+	return cmd
+}

@@ -1,0 +1,158 @@
+package control
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+)
+
+// healthTimeout is how long the daemon has to say how it is.
+const healthTimeout = 2 * time.Second
+
+// NewHandler serves all paths of the control socket. Metrics is what serves PathMetrics.
+func NewHandler(d Daemon, metrics http.Handler) http.Handler {
+	p := healthPaths(d, metrics)
+	p[PathFlows] = func(w http.ResponseWriter, r *http.Request) { serveFlows(w, r, d) }
+	p[PathEvents] = func(w http.ResponseWriter, r *http.Request) { serveEvents(w, r, d) }
+	p[PathVersion] = func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, d.Version()) }
+	return p
+}
+
+// NewHealthHandler serves PathMetrics, PathLive and PathReady, and nothing that tells who uses FTP.
+func NewHealthHandler(d Daemon, metrics http.Handler) http.Handler { return healthPaths(d, metrics) }
+
+func healthPaths(d Daemon, metrics http.Handler) paths {
+	return paths{
+		PathMetrics: metrics.ServeHTTP,
+		PathLive:    health(d.Live),
+		PathReady:   health(d.Ready),
+	}
+}
+
+// paths are what is served at each path.
+type paths map[string]http.HandlerFunc
+
+// ServeHTTP implements http.Handler.
+func (p paths) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if serve, ok := p[r.URL.Path]; ok {
+		serve(w, r)
+		return
+	}
+	known := strings.Join(slices.Sorted(maps.Keys(p)), ", ")
+	writeError(w, http.StatusNotFound, fmt.Errorf("there is no %.100q here: there are %s", r.URL.Path, known))
+}
+
+// health answers "ok", or says what is wrong.
+func health(check func(context.Context) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), healthTimeout)
+		defer cancel()
+		if err := check(ctx); err != nil {
+			writeError(w, http.StatusServiceUnavailable, err)
+			return
+		}
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		fmt.Fprintln(w, "ok")
+	}
+}
+
+// serveFlows writes Flows, as it gets them: there may be many.
+func serveFlows(w http.ResponseWriter, r *http.Request, d Daemon) {
+	out := bufio.NewWriterSize(w, 32<<10)
+	begun := false
+	begin := func() {
+		if !begun {
+			begun = true
+			w.Header().Set("Content-Type", "application/json")
+			out.WriteString(`{"flows":[`)
+		}
+	}
+	separator := "\n"
+	unchecked, err := d.Flows(r.Context(), func(f Flow) error {
+		begin()
+		text, err := json.Marshal(f)
+		if err != nil {
+			return err
+		}
+		out.WriteString(separator)
+		separator = ",\n"
+		_, err = out.Write(text)
+		return err
+	})
+	if err != nil && !begun {
+		writeError(w, http.StatusServiceUnavailable, err)
+		return
+	}
+	begin()
+	fmt.Fprintf(out, "\n],\"unchecked\":%d", unchecked)
+	if err != nil { // it is too late for another status
+		text, _ := json.Marshal(err.Error())
+		fmt.Fprintf(out, ",\"error\":%s", text)
+	}
+	out.WriteString("}\n")
+	out.Flush()
+}
+
+// serveEvents writes events until the client or the daemon has had enough. A client that does not
+// read keeps its connection, and misses events.
+func serveEvents(w http.ResponseWriter, r *http.Request, d Daemon) {
+	f, err := d.Follow()
+	if err != nil {
+		writeError(w, http.StatusServiceUnavailable, err)
+		return
+	}
+	defer f.Close()
+	c := http.NewResponseController(w)
+	if err := errors.Join(c.SetReadDeadline(time.Time{}), c.SetWriteDeadline(time.Time{})); err != nil {
+		writeError(w, http.StatusInternalServerError, err)
+		return
+	}
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	lines := json.NewEncoder(w)
+	missed := func(n uint64) error {
+		if n == 0 {
+			return nil
+		}
+		return lines.Encode(Event{Time: time.Now(), Kind: KindMissed, Missed: n})
+	}
+	for {
+		if len(f.Events()) == 0 && errors.Join(missed(f.Missed()), c.Flush()) != nil {
+			return
+		}
+		select {
+		case <-r.Context().Done():
+			return
+		case ev := <-f.Events():
+			n := ev.Missed
+			ev.Missed = 0
+			if errors.Join(missed(n), lines.Encode(ev)) != nil {
+				return
+			}
+		}
+	}
+}
+
+// errorBody is how errors are told.
+type errorBody struct {
+	Error string `json:"error"`
+}
+
+// WriteError answers a request with an error, as all of package control does.
+func WriteError(w http.ResponseWriter, status int, err error) { writeError(w, status, err) }
+
+func writeError(w http.ResponseWriter, status int, err error) {
+	writeJSON(w, status, errorBody{err.Error()})
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(v) // who asked has gone, or gets it
+}

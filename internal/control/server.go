@@ -1,0 +1,168 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// maxConns is how many connections a listener has at most; more have to wait.
+	maxConns = 64
+	// maxHeader is how long a request may be in bytes; net/http allows 4 KiB more.
+	maxHeader = 4 << 10
+	// readTimeout is how long a request may take to arrive, and writeTimeout the answer to leave.
+	readTimeout  = 5 * time.Second
+	writeTimeout = 30 * time.Second
+	// idleTimeout is how long a connection may be silent between two requests.
+	idleTimeout = 30 * time.Second
+	// closeTimeout is how long requests may take to end when the server does.
+	closeTimeout = time.Second
+)
+
+// Server serves a listener.
+type Server struct {
+	http    http.Server
+	stop    context.CancelFunc
+	stopped chan struct{}
+}
+
+// Serve has requests that come in at l answered by h, until the server is closed. On a Unix socket
+// only root and this process's user are served. What goes wrong is no more than a line in the log.
+func Serve(l net.Listener, h http.Handler, log *slog.Logger) *Server {
+	ctx, stop := context.WithCancel(context.Background())
+	s := &Server{stop: stop, stopped: make(chan struct{})}
+	s.http = http.Server{
+		Handler:           screen(h),
+		MaxHeaderBytes:    maxHeader,
+		ReadHeaderTimeout: readTimeout,
+		ReadTimeout:       readTimeout,
+		WriteTimeout:      writeTimeout,
+		IdleTimeout:       idleTimeout,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ConnContext:       func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
+	}
+	go func() {
+		defer close(s.stopped)
+		err := s.http.Serve(&listener{l, make(chan struct{}, maxConns), ctx.Done()})
+		if ctx.Err() == nil {
+			log.Error("requests are not answered any more", "address", l.Addr(), "reason", err)
+		}
+	}()
+	return s
+}
+
+// Close stops serving. Requests that are being answered have a second to end.
+func (s *Server) Close() error {
+	s.stop()
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	err := s.http.Shutdown(ctx)
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = s.http.Close()
+	}
+	<-s.stopped
+	return err
+}
+
+// listener limits the connections that there are at the same time.
+type listener struct {
+	net.Listener
+	slots chan struct{}
+	done  <-chan struct{}
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	select {
+	case l.slots <- struct{}{}:
+	case <-l.done:
+		return nil, net.ErrClosed
+	}
+	c, err := l.Listener.Accept()
+	if err != nil {
+		<-l.slots
+		return nil, err
+	}
+	return &conn{Conn: c, release: sync.OnceFunc(func() { <-l.slots })}, nil
+}
+
+type connKey struct{}
+
+// conn is a connection to a server.
+type conn struct {
+	net.Conn
+	release func()
+	asking  atomic.Bool // a request has begun to arrive, and is not being answered yet
+}
+
+func (c *conn) Close() error {
+	c.release()
+	return c.Conn.Close()
+}
+
+// Read says what is wrong to a client that is too slow, which net/http does not.
+func (c *conn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if n > 0 {
+		c.asking.Store(true)
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) && c.asking.Swap(false) {
+		const body = `{"error":"the request took too long to arrive"}` + "\n"
+		_ = c.SetWriteDeadline(time.Now().Add(time.Second))
+		_, _ = fmt.Fprintf(c.Conn, "HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", len(body), body)
+	}
+	return n, err
+}
+
+// stranger returns an error if the other end of a Unix socket is neither root nor this user.
+func (c *conn) stranger() error {
+	local, ok := c.Conn.(*net.UnixConn)
+	if !ok {
+		return nil
+	}
+	raw, err := local.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var peer *unix.Ucred
+	if cerr := raw.Control(func(fd uintptr) { peer, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); cerr != nil {
+		return cerr
+	}
+	if err != nil {
+		return err
+	}
+	if peer.Uid != 0 && int(peer.Uid) != os.Geteuid() {
+		return fmt.Errorf("user %d may not ask here: only root and the daemon's own user may", peer.Uid)
+	}
+	return nil
+}
+
+// screen lets only those requests through that are well-formed and allowed.
+func screen(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c := r.Context().Value(connKey{}).(*conn)
+		c.asking.Store(false)
+		switch err := c.stranger(); {
+		case err != nil:
+			writeError(w, http.StatusForbidden, err)
+		case r.Method != http.MethodGet:
+			w.Header().Set("Allow", http.MethodGet)
+			writeError(w, http.StatusMethodNotAllowed, fmt.Errorf("the method %.20q is not served: use GET", r.Method))
+		case r.ContentLength != 0:
+			w.Header().Set("Connection", "close")
+			writeError(w, http.StatusBadRequest, errors.New("a request has no body here"))
+		default:
+			h.ServeHTTP(w, r)
+		}
+	})
+}

@@ -1,0 +1,363 @@
+package control
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// fake is a Daemon.
+type fake struct {
+	Bus
+	flows []Flow
+	err   error
+}
+
+func (f *fake) Live(context.Context) error  { return f.err }
+func (f *fake) Ready(context.Context) error { return f.err }
+func (f *fake) Version() Version            { return Version{"v1", "go1"} }
+func (f *fake) Flows(_ context.Context, yield func(Flow) error) (int, error) {
+	for _, flow := range f.flows {
+		if err := yield(flow); err != nil {
+			return 0, err
+		}
+	}
+	return 3, f.err
+}
+
+// start serves a fake on a socket until the test's end.
+func start(t *testing.T, d *fake) (path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "run", "control.sock")
+	l, err := Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	metrics := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "numbers") })
+	s := Serve(l, NewHandler(d, metrics), slog.New(slog.DiscardHandler))
+	t.Cleanup(func() {
+		if err := errors.Join(s.Close(), l.Close()); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Lstat(path); err == nil {
+			t.Errorf("%s is still there", path)
+		}
+	})
+	return path
+}
+
+// say sends text on a connection of its own and returns all that is answered.
+func say(t *testing.T, path, text string) string {
+	t.Helper()
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, text); err != nil {
+		t.Log(err) // it has answered already
+	}
+	if err := c.SetReadDeadline(time.Now().Add(2 * readTimeout)); err != nil {
+		t.Fatal(err)
+	}
+	answer, err := io.ReadAll(c)
+	if err != nil && !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("%.50q: %v", text, err)
+	}
+	return string(answer)
+}
+
+// TestRequests asks for what there is, and for what there is not.
+func TestRequests(t *testing.T) {
+	t.Parallel()
+	d := &fake{}
+	path := start(t, d)
+	const end = " HTTP/1.1\r\nHost: daemon\r\nConnection: close\r\n"
+	for _, c := range []struct{ request, want string }{
+		{"GET /livez" + end + "\r\n", "200 OK"},
+		{"GET /readyz" + end + "\r\n", "\r\nok\n"},
+		{"GET /metrics" + end + "\r\n", "numbers\n"},
+		{"GET /v1/version" + end + "\r\n", `{"version":"v1","go":"go1"}`},
+		{"GET /v1/flows" + end + "\r\n", `],"unchecked":3}`},
+		{"GET /v2" + end + "\r\n", `{"error":"there is no \"/v2\" here: there are /livez, /metrics, /readyz, /v1/events, /v1/flows, /v1/version"}`},
+		{"POST /livez" + end + "\r\n", `405 Method Not Allowed`},
+		{"DELETE /livez" + end + "\r\n", `{"error":"the method \"DELETE\" is not served: use GET"}`},
+		{"GET /livez" + end + "Content-Length: 5\r\n\r\nhello", `{"error":"a request has no body here"}`},
+		{"GET /livez" + end + "Transfer-Encoding: chunked\r\n\r\n", `{"error":"a request has no body here"}`},
+		{"GET /livez" + end + "Content-Length: 5\r\n\r\n", `{"error":"a request has no body here"}`}, // which never comes
+		{"GET /" + strings.Repeat("x", 1<<20) + end + "\r\n", "431 Request Header Fields Too Large"},
+		{"GET /livez" + end + strings.Repeat("X: y\r\n", 1<<16) + "\r\n", "431 Request Header Fields Too Large"},
+		{"nonsense\r\n\r\n", "400 Bad Request"},
+		{"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", "400 Bad Request"},
+	} {
+		if answer := say(t, path, c.request); !strings.Contains(answer, c.want) {
+			t.Errorf("%.60q is answered with\n%s\nwant %s", c.request, answer, c.want)
+		}
+	}
+	d.err = errors.New("queue 7 sleeps")
+	for _, p := range []string{PathLive, PathReady, PathFlows} {
+		if answer := say(t, path, "GET "+p+end+"\r\n"); !strings.Contains(answer, "503 ") || !strings.Contains(answer, `{"error":"queue 7 sleeps"}`) {
+			t.Errorf("%s is answered with\n%s", p, answer)
+		}
+	}
+}
+
+// TestSlow has many clients that send half a request: they are told, and others are served.
+func TestSlow(t *testing.T) {
+	t.Parallel()
+	path := start(t, &fake{})
+	var all sync.WaitGroup
+	for range maxConns { // there is room for no more
+		c, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err := io.WriteString(c, "GET /livez HT"); err != nil {
+			t.Fatal(err)
+		}
+		all.Go(func() {
+			answer, err := io.ReadAll(c)
+			if err != nil || !strings.Contains(string(answer), `408 Request Timeout`) || !strings.Contains(string(answer), `{"error":"the request took too long to arrive"}`) {
+				t.Errorf("%v, half a request is answered with\n%s", err, answer)
+			}
+		})
+	}
+	if err := NewClient(path).Ready(t.Context()); err != nil {
+		t.Error(err)
+	}
+	all.Wait()
+}
+
+// TestStranger has another user ask, where the socket's mode would let him.
+func TestStranger(t *testing.T) {
+	path := start(t, &fake{})
+	if mode := stat(t, path).Mode(); mode != 0o600|os.ModeSocket {
+		t.Errorf("the mode of the socket is %s", mode)
+	}
+	for p := path; p != "/tmp" && p != "/"; p = filepath.Dir(p) {
+		if err := os.Chmod(p, 0o777); err != nil {
+			t.Fatal(err)
+		}
+	}
+	answer := make(chan string)
+	go func() {
+		// The kernel knows users by thread; this one ends with the function.
+		runtime.LockOSThread()
+		const nobody = 65534
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, nobody, nobody, nobody); errno != 0 {
+			answer <- errno.Error()
+			return
+		}
+		answer <- say(t, path, "GET /livez HTTP/1.1\r\nHost: daemon\r\nConnection: close\r\n\r\n")
+	}()
+	if answer := <-answer; !strings.Contains(answer, "403 Forbidden") || !strings.Contains(answer, "user 65534 may not ask here") {
+		t.Errorf("another user is answered\n%s", answer)
+	}
+}
+
+func stat(t *testing.T, path string) os.FileInfo {
+	t.Helper()
+	file, err := os.Lstat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// TestListen has several daemons want the same place.
+func TestListen(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "run", "control.sock")
+	first, err := Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Listen(path); err == nil || err.Error() != "another daemon serves "+path+": choose another with --control" {
+		t.Errorf("where another one is: %v", err)
+	}
+	// It dies.
+	if err := first.UnixListener.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := NewClient(path).Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "has died: start one (nfq-ftphelper run --rules)") {
+		t.Errorf("asking a dead daemon: %v", err)
+	}
+	second, err := Listen(path)
+	if err != nil {
+		t.Fatalf("where a dead one was: %v", err)
+	}
+	// What is not its own stays.
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	third, err := Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Close(); err != nil {
+		t.Fatal(err)
+	}
+	stat(t, path)
+	if err := third.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := NewClient(path).Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "no daemon runs: there is no "+path) {
+		t.Errorf("asking nobody: %v", err)
+	}
+
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{
+		path:                                     "is there, and is no socket: choose another with --control",
+		filepath.Join(path, "x"):                 "not a directory: choose another with --control",
+		"/proc/nfq-ftphelper/x":                  "make the control socket: mkdir /proc/nfq-ftphelper",
+		"/tmp/" + strings.Repeat("x", maxPath-4): "has more than 107 bytes",
+	} {
+		if _, err := Listen(path); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
+
+// TestEvents has one client that reads, and one that does not until later.
+func TestEvents(t *testing.T) {
+	t.Parallel()
+	d := &fake{}
+	path := start(t, d)
+	if d.Followed() {
+		t.Fatal("somebody follows already")
+	}
+	d.Publish(Event{Kind: "tracked"}) // which nobody sees
+
+	slow, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer slow.Close()
+	fmt.Fprintf(slow, "GET /v1/events HTTP/1.1\r\nHost: daemon\r\n\r\n")
+	answer, err := http.ReadResponse(bufio.NewReaderSize(slow, 16), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const total = 20_000
+	seen, following := make(chan int), make(chan struct{})
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	go func() {
+		n := 0
+		err := NewClient(path).Events(ctx, func() { close(following) }, func(line []byte) error {
+			var ev Event
+			if err := json.Unmarshal(line, &ev); err != nil {
+				return err
+			}
+			if n++; ev.Kind != "expected" || ev.Expected.Port() != uint16(n) {
+				t.Errorf("event %d is %s", n, line)
+			}
+			seen <- n
+			return nil
+		})
+		if !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+		close(seen)
+	}()
+	<-following
+	for i := range total {
+		d.Publish(Event{Kind: "expected", Expected: netip.AddrPortFrom(netip.IPv6Loopback(), uint16(i+1))})
+		<-seen
+	}
+	stop()
+	for range seen {
+	}
+
+	d.Publish(Event{Kind: "last"})
+	lines, last, missed := json.NewDecoder(answer.Body), uint16(0), 0
+	for n := 0; ; n++ {
+		var ev Event
+		if err := lines.Decode(&ev); err != nil {
+			t.Fatal(err)
+		}
+		switch {
+		case ev.Kind == KindMissed:
+			missed += int(ev.Missed)
+			last += uint16(ev.Missed)
+		case ev.Expected.IsValid() && ev.Expected.Port() != last+1:
+			t.Fatalf("after %d comes %+v", last, ev)
+		default:
+			last++
+		}
+		if int(last) == total+1 && missed > 0 {
+			t.Logf("%d lines, %d events missed", n, missed)
+			break
+		}
+	}
+	if missed < total/2 || missed > total-followerBuffer {
+		t.Errorf("%d of %d events missed", missed, total)
+	}
+}
+
+// TestFollowers says how many there can be.
+func TestFollowers(t *testing.T) {
+	d := &fake{}
+	path := start(t, d)
+	var all []*Follower
+	for range maxFollowers {
+		f, err := d.Follow()
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, f)
+	}
+	err := NewClient(path).Events(t.Context(), func() {}, func([]byte) error { return nil })
+	if err == nil || err.Error() != "the daemon says: "+ErrFollowers.Error() {
+		t.Errorf("one more: %v", err)
+	}
+	for _, f := range all {
+		f.Close()
+		f.Close()
+	}
+	if d.Followed() {
+		t.Error("somebody still follows")
+	}
+	if n := testing.AllocsPerRun(100, func() { d.Publish(Event{Kind: "tracked"}) }); n > 0 {
+		t.Errorf("%v allocations without a follower", n)
+	}
+}
+
+// TestFlows reads many flows.
+func TestFlows(t *testing.T) {
+	d := &fake{}
+	for i := range 10_000 {
+		flow := Flow{Client: netip.AddrPortFrom(netip.MustParseAddr("2001:db8::1"), uint16(i)), State: "read"}
+		if i%2 == 1 {
+			flow.Last = &Endpoint{Verb: "227", Announced: 1, Told: 2}
+		}
+		d.flows = append(d.flows, flow)
+	}
+	path := start(t, d)
+	flows, err := NewClient(path).Flows(t.Context())
+	if err != nil || len(flows.Flows) != len(d.flows) || flows.Unchecked != 3 || flows.Flows[9].Client != d.flows[9].Client || *flows.Flows[9].Last != *d.flows[9].Last {
+		t.Errorf("%v, %d flows, %d unchecked", err, len(flows.Flows), flows.Unchecked)
+	}
+	d.err = errors.New("queue 7 sleeps")
+	if _, err := NewClient(path).Flows(t.Context()); err == nil || err.Error() != "the daemon could not list all: queue 7 sleeps" {
+		t.Errorf("one that fails midway: %v", err)
+	}
+}

@@ -1,0 +1,83 @@
+package control
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"unicode"
+)
+
+// NAT says in words what this host translates of the connection.
+func (f *Flow) NAT() string {
+	var parts []string
+	if f.ServerReachedAt.IsValid() {
+		parts = append(parts, "server reached at "+elsewhere(f.ServerReachedAt, f.Server))
+	}
+	if f.ClientSeenAs.IsValid() {
+		parts = append(parts, "client seen as "+elsewhere(f.ClientSeenAs, f.Client))
+	}
+	if len(parts) == 0 {
+		return "none"
+	}
+	return strings.Join(parts, ", ")
+}
+
+// elsewhere leaves out the port if only the address is another one.
+func elsewhere(at, than netip.AddrPort) string {
+	if at.Port() == than.Port() {
+		return at.Addr().String()
+	}
+	return at.String()
+}
+
+// String says in words what was announced: "227 port 30000", "PORT port 20, not opened", or "229 port
+// 30000, told as 40000".
+func (e *Endpoint) String() string {
+	switch {
+	case e == nil:
+		return "none"
+	case e.Told == 0:
+		return fmt.Sprintf("%s port %d, not opened", e.Verb, e.Announced)
+	case e.Told != e.Announced:
+		return fmt.Sprintf("%s port %d, told as %d", e.Verb, e.Announced, e.Told)
+	}
+	return fmt.Sprintf("%s port %d", e.Verb, e.Announced)
+}
+
+// Ends says between whom it happened, if it was between two.
+func (ev *Event) Ends() (client, server string) {
+	if !ev.Client.IsValid() {
+		return "", ""
+	}
+	return ev.Client.String(), ev.Server.String()
+}
+
+// Words say what happened, but for the kind and the connection. There is nothing in them that a
+// terminal would take for a command.
+func (ev *Event) Words() string {
+	words, announced, told, same := ev.Why, ev.Announced.String(), ev.Told.String(), ev.Announced == ev.Told
+	if ev.Verb == "229" { // it has no address
+		from, to := ev.Announced.Port(), ev.Told.Port()
+		announced, told, same = fmt.Sprintf("port %d", from), strconv.Itoa(int(to)), from == to
+	}
+	switch {
+	case ev.Kind == KindMissed:
+		words = fmt.Sprintf("%d events are missing here: they came faster than they were read", ev.Missed)
+	case ev.Verb == "":
+	case ev.Line != "":
+		words = fmt.Sprintf("%q: %s", ev.Line, ev.Why)
+	case ev.Why != "":
+		words = fmt.Sprintf("%s %s: %s", ev.Verb, announced, ev.Why)
+	case same:
+		words = fmt.Sprintf("%s %s", ev.Verb, announced)
+	default:
+		words = fmt.Sprintf("%s %s, told as %s", ev.Verb, announced, told)
+	}
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return unicode.ReplacementChar
+	}, words)
+}

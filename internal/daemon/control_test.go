@@ -1,0 +1,150 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/control"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfq"
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
+	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
+)
+
+// TestHang has the goroutine that serves a queue hang for a while: who asks is told so, and told
+// more when it goes on.
+func TestHang(t *testing.T) {
+	host, err := netns.NewHost("host")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := host.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	log, path := slog.New(slog.DiscardHandler), filepath.Join(t.TempDir(), "control.sock")
+	d := &daemon{settings: Settings{Control: path, Version: "v1"}, log: log, choice: backend.Choice{Rules: rules.Config{Queue: 7, Queues: 1}}}
+	w := &worker{number: 7, engine: engine.New(engine.Config{})}
+	w.queue = nfq.New(w.number, w.engine, log)
+	d.workers = append(d.workers, w)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- host.Do(func() error { return w.queue.Run(ctx) }) }()
+	<-w.queue.Ready()
+	err = host.Do(func() error {
+		if d.desk, err = d.openDesk(); err != nil {
+			return err
+		}
+		d.desk.serve(filling{})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	client := control.NewClient(path)
+	live := func() error { return client.Ready(t.Context()) }
+	scrape := func() error {
+		return client.Metrics(t.Context(), func(r io.Reader) error {
+			_, err := io.Copy(io.Discard, r)
+			return err
+		})
+	}
+	if err := errors.Join(live(), scrape()); err != nil {
+		t.Fatal(err)
+	}
+	begun, goOn := make(chan struct{}), make(chan struct{})
+	go w.queue.Do(t.Context(), func() {
+		close(begun)
+		<-goOn
+	})
+	<-begun
+	if err := live(); err == nil || !strings.HasPrefix(err.Error(), "the daemon says: queue 7 has not been served for 2") {
+		t.Errorf("while it hangs: %v", err)
+	}
+	if err := scrape(); err == nil || !strings.HasPrefix(err.Error(), "the daemon says: nothing can be told: queue 7 has not been served for 5") {
+		t.Errorf("while it hangs: %v", err)
+	}
+	close(goOn)
+	if err := errors.Join(live(), scrape()); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
+
+	// At the end it is not ready before it is gone.
+	d.desk.filled.Store(nil)
+	if err := live(); err == nil || !strings.Contains(err.Error(), "about to stop") {
+		t.Errorf("before the end: %v", err)
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if err := scrape(); err == nil || !strings.Contains(err.Error(), "queue 7: "+nfq.ErrNotServed.Error()) {
+		t.Errorf("when the queue is gone: %v", err)
+	}
+	if err := d.desk.close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestOver asks conntrack for a connection, which it does not have, and does not ask when there is
+// no time.
+func TestOver(t *testing.T) {
+	at := netip.MustParseAddrPort
+	f := &engine.Flow{Tuples: [2]expect.Tuple{{Src: at("203.0.113.101:40000"), Dst: at("192.0.2.2:21")}, {Src: at("192.168.1.2:21"), Dst: at("203.0.113.101:40000")}}}
+	var d desk
+	if over, err := d.over(f, time.Now().Add(-time.Second)); over || !errors.Is(err, errNoTime) {
+		t.Errorf("without time: %v, %v", over, err)
+	}
+	ct, err := expect.Dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ct.Close()
+	d.conntrack = ct
+	if over, err := d.over(f, time.Now().Add(time.Minute)); !over || err != nil {
+		t.Errorf("with time: %v, %v", over, err)
+	}
+}
+
+// TestObserve says that events cost nothing while nobody follows them, and never wait for one who
+// does not read.
+func TestObserve(t *testing.T) {
+	var d desk
+	at := netip.MustParseAddrPort
+	client, server, public := at("203.0.113.101:40000"), at("192.168.1.2:21"), at("192.0.2.2:21")
+	master := &expect.Master{Tuples: [2]expect.Tuple{{Src: client, Dst: public}, {Src: server, Dst: client}}}
+	ev := &engine.Event{Kind: engine.Refused, Master: master, Verb: engine.VerbPORT, Announced: at("203.0.113.101:20"), Reason: engine.LowPort}
+	if n := testing.AllocsPerRun(100, func() { d.observe(7, ev) }); n > 0 {
+		t.Errorf("%v allocations while nobody follows", n)
+	}
+	f, err := d.Follow()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 10_000 {
+		d.observe(7, ev)
+	}
+	got := <-f.Events()
+	want := control.Event{
+		Time: got.Time, Queue: 7, Kind: "refused", Client: client, Server: server, Verb: "PORT", Announced: ev.Announced,
+		Reason: "low_port", Why: "the port is below the lowest one allowed",
+	}
+	if got != want {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+	if n := len(f.Events()) + int(f.Missed()); n != 9_999 {
+		t.Errorf("%d of 9999 events are there or missed", n)
+	}
+	f.Close()
+}

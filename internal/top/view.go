@@ -1,0 +1,362 @@
+package top
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	tea "charm.land/bubbletea/v2"
+	"charm.land/lipgloss/v2"
+	"github.com/charmbracelet/x/ansi"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/control"
+)
+
+// Colours are the terminal's own, so that they suit its background.
+var (
+	plain    = lipgloss.NewStyle()
+	bold     = plain.Bold(true)
+	faint    = plain.Faint(true)
+	good     = plain.Foreground(lipgloss.Green)
+	warning  = plain.Foreground(lipgloss.Yellow)
+	bad      = plain.Foreground(lipgloss.Red).Bold(true)
+	heading  = plain.Reverse(true)
+	selected = plain.Bold(true).Reverse(true)
+)
+
+const (
+	headLines = 4 // above the list
+	footLines = 1 // below it
+)
+
+// rows is how many connections the screen has room for.
+func (m *model) rows() int { return max(1, m.height-headLines-footLines) }
+
+// View implements tea.Model.
+func (m *model) View() tea.View {
+	lines := m.head()
+	if m.detail {
+		lines = append(lines, m.detailLines()...)
+	} else {
+		lines = append(lines, m.listLines()...)
+	}
+	for len(lines) < m.height-footLines {
+		lines = append(lines, "")
+	}
+	lines = append(lines[:max(0, m.height-footLines)], m.foot())
+	for i, line := range lines {
+		lines[i] = ansi.Truncate(line, m.width, "…")
+	}
+	v := tea.NewView(strings.Join(lines, "\n"))
+	v.AltScreen = true
+	v.WindowTitle = "nfq-ftphelper top"
+	return v
+}
+
+// head says how the daemon is.
+func (m *model) head() []string {
+	state := faint.Render("waiting for the daemon")
+	var c, before counters
+	var seconds float64
+	if n := len(m.answers); n > 0 {
+		c, before = m.answers[n-1].counters, m.answers[max(0, n-4)].counters
+		seconds = m.answers[n-1].at.Sub(m.answers[max(0, n-4)].at).Seconds()
+		if state = good.Render("ready"); !c.ready {
+			state = bad.Render("NOT READY")
+		}
+	}
+	if m.err != nil {
+		state = bad.Render("NO ANSWER")
+	}
+	left := bold.Render("nfq-ftphelper") + " " + m.version + "  " + state + "  " + m.count()
+	right := ""
+	if !m.clock.IsZero() {
+		right = m.clock.Format("15:04:05")
+	}
+	if m.paused {
+		right = warning.Render("PAUSED") + "  " + right
+	}
+	per := func(name string, to, from float64, style lipgloss.Style) string {
+		value := rate(0)
+		if seconds > 0 {
+			value = rate((to - from) / seconds)
+		}
+		if value == "0" {
+			style = plain
+		}
+		return fmt.Sprintf("%s %s%s", faint.Render(name), style.Render(fmt.Sprintf("%5s", value)), faint.Render("/s"))
+	}
+	much := func(name string, n float64, style lipgloss.Style) string {
+		if n == 0 {
+			style = plain
+		}
+		return fmt.Sprintf("%s %s", style.Render(fmt.Sprintf("%.0f", n)), faint.Render(name))
+	}
+	handling := "–"
+	if len(m.answers) > 1 {
+		first := m.answers[0].counters
+		p50, ok := quantile(0.5, first, c)
+		if p99, _ := quantile(0.99, first, c); ok {
+			handling = fmt.Sprintf("p50 <%s, p99 <%s", short(p50), short(p99))
+		}
+	}
+	return []string{
+		m.apart(left, right),
+		strings.Join([]string{
+			per("packets", c.packets, before.packets, bold), per("transfers", c.transfers, before.transfers, bold),
+			per("refused", c.refused, before.refused, warning), per("failed", c.failed, before.failed, bad),
+		}, "   "),
+		strings.Join([]string{
+			faint.Render("queue") + " " + much("waiting", c.waiting, warning), much("dropped", c.dropped, bad), much("overflows", c.overflows, bad),
+			faint.Render("handling ") + handling,
+		}, "   "),
+	}
+}
+
+// apart puts two texts at the two ends of a line.
+func (m *model) apart(left, right string) string {
+	return left + strings.Repeat(" ", max(1, m.width-lipgloss.Width(left)-lipgloss.Width(right))) + right
+}
+
+// foot says what keys do, and what went wrong.
+func (m *model) foot() string {
+	keys := func(pairs ...string) string {
+		var b strings.Builder
+		for i := 0; i < len(pairs); i += 2 {
+			if i > 0 {
+				b.WriteString("  ")
+			}
+			b.WriteString(bold.Render(pairs[i]) + " " + faint.Render(pairs[i+1]))
+		}
+		return b.String()
+	}
+	switch {
+	case m.filtering:
+		return bold.Render("filter: ") + m.filter + "▏" + faint.Render("  enter to keep, esc for none")
+	case m.err != nil:
+		return bad.Render(m.err.Error())
+	case m.detail:
+		return keys("esc", "back", "p", "pause", "q", "quit")
+	}
+	return keys("q", "quit", "↑↓", "select", "⏎", "details", "s", "sort: "+m.order.String(), "/", "filter", "p", "pause")
+}
+
+// count says how many connections there are.
+func (m *model) count() string {
+	if len(m.answers) == 0 {
+		return ""
+	}
+	text := fmt.Sprintf("%d connections", len(m.shown))
+	if len(m.shown) == 1 {
+		text = "1 connection"
+	}
+	switch {
+	case m.filter != "":
+		text += fmt.Sprintf(" with %q", m.filter)
+	case m.unchecked > 0:
+		text += fmt.Sprintf(", %d of them perhaps over", m.unchecked)
+	}
+	return text
+}
+
+// column is one of the list's.
+type column struct {
+	title string
+	right bool // aligned
+	tail  bool // of a text that is too long the end is shown
+	text  func(c *connection) string
+	width int
+}
+
+// columns are those that the screen has room for, as wide as what is to be shown in them.
+func (m *model) columns(shown []*connection) []column {
+	var columns []column
+	room := m.width + 1
+	add := func(c column) {
+		if c.width == 0 {
+			c.width = len(c.title)
+			for _, conn := range shown {
+				c.width = max(c.width, lipgloss.Width(c.text(conn)))
+			}
+		}
+		columns = append(columns, c)
+		room -= c.width + 1
+	}
+	add(column{title: "CLIENT", tail: true, text: func(c *connection) string { return c.Client.String() }})
+	add(column{title: "SERVER", tail: true, text: func(c *connection) string { return c.Server.String() }})
+	add(column{title: "STATE", text: func(c *connection) string { return c.State }})
+	add(column{title: "LAST", text: (*connection).last, width: len("PORT 65535")})
+	add(column{title: "XFERS", right: true, text: func(c *connection) string { return number(c.Expected) }, width: 5})
+	add(column{title: "/s", right: true, text: func(c *connection) string { return blank(rate(c.rate)) }, width: 4})
+	add(column{title: "REFUSED", right: true, text: func(c *connection) string { return blank(number(c.Refused)) }, width: 7})
+	add(column{title: "AGO", right: true, text: func(c *connection) string { return c.ago(m.now) }, width: 3})
+	if ago := len(columns) - 1; room < 0 {
+		room += columns[ago].width + 1
+		columns = columns[:ago]
+	}
+	if room < 0 { // the longer address gives
+		client, server := &columns[0].width, &columns[1].width
+		both := max(2, *client+*server+room)
+		longest := max((both+1)/2, both-min(*client, *server))
+		*client, *server = min(*client, longest), min(*server, longest)
+		return columns
+	}
+	// What NAT makes of the addresses stands behind them, if there is any and room for it.
+	nat := [...]column{
+		{title: "CLIENT SEEN AS", text: func(c *connection) string { return address(c.ClientSeenAs) }},
+		{title: "SERVER REACHED AT", text: func(c *connection) string { return address(c.ServerReachedAt) }},
+	}
+	at := 2
+	for _, c := range nat {
+		width := 0
+		for _, conn := range shown {
+			width = max(width, len(c.text(conn)))
+		}
+		c.width = max(width, len(c.title))
+		if width == 0 || c.width+1 > room {
+			continue
+		}
+		columns = slices.Insert(columns, at, c)
+		room -= c.width + 1
+		at++
+	}
+	for i := range at { // some air
+		more := min(2, room/(at-i))
+		columns[i].width += more
+		room -= more
+	}
+	return columns
+}
+
+// address is an address without its port, nothing for none.
+func address(a netip.AddrPort) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.Addr().String()
+}
+
+// last is what was announced last, and a mark instead of the port if it was not opened.
+func (c *connection) last() string {
+	switch {
+	case c.Last == nil:
+		return ""
+	case c.Last.Told == 0:
+		return c.Last.Verb + " ✗"
+	}
+	return fmt.Sprintf("%s %d", c.Last.Verb, c.Last.Announced)
+}
+
+func (c *connection) ago(now time.Time) string {
+	if c.active.IsZero() {
+		return ""
+	}
+	return ago(now.Sub(c.active))
+}
+
+// blank leaves out what is nothing.
+func blank(text string) string {
+	if text == "0" {
+		return ""
+	}
+	return text
+}
+
+// listLines is the list's heading and its lines.
+func (m *model) listLines() []string {
+	shown := m.shown[m.top:min(m.top+m.rows(), len(m.shown))]
+	columns := m.columns(shown)
+	var cells []string
+	for _, c := range columns {
+		cells = append(cells, fit(c.title, c.width, c.right))
+	}
+	lines := []string{heading.Render(fit(strings.Join(cells, " "), m.width, false))}
+	for _, c := range shown {
+		cells = cells[:0]
+		for _, column := range columns {
+			cells = append(cells, column.cell(c))
+		}
+		line := fit(strings.Join(cells, " "), m.width, false)
+		switch {
+		case c.key == m.selected:
+			line = selected.Render(line)
+		case c.State != "read":
+			line = faint.Render(line)
+		}
+		lines = append(lines, line)
+	}
+	if len(shown) == 0 && len(m.answers) > 0 {
+		text := "There are no FTP control connections."
+		if m.filter != "" {
+			text = "No connection has that in it."
+		}
+		lines = append(lines, faint.Render(text))
+	}
+	return lines
+}
+
+// cell is what the column has to say of a connection.
+func (c *column) cell(of *connection) string {
+	text := c.text(of)
+	if n := lipgloss.Width(text) - c.width; c.tail && n > 0 {
+		text = ansi.TruncateLeft(text, n+1, "…")
+	}
+	return fit(text, c.width, c.right)
+}
+
+// fit makes a text as wide as a column.
+func fit(text string, width int, right bool) string {
+	text = ansi.Truncate(text, width, "…")
+	padding := strings.Repeat(" ", max(0, width-lipgloss.Width(text)))
+	if right {
+		return padding + text
+	}
+	return text + padding
+}
+
+// detailLines say all there is to say of the selected connection, the newest events at the end.
+func (m *model) detailLines() []string {
+	c := m.connections[m.selected]
+	if c == nil {
+		return []string{"", "This connection is over."}
+	}
+	lines := []string{heading.Render(fit(fmt.Sprintf("%s → %s", c.Client, c.Server), m.width, false))}
+	line := func(name, format string, args ...any) {
+		lines = append(lines, faint.Render(fmt.Sprintf("%-17s", name))+fmt.Sprintf(format, args...))
+	}
+	state := map[string]string{
+		"read": "is read", "encrypted": "is encrypted: its data connections cannot be helped", "ignored": "is ignored: it is not FTP, or lost",
+	}[c.State]
+	if !c.seen.Equal(m.now) {
+		state = "is over"
+	}
+	line("State", "%s, queue %d", state, c.Queue)
+	line("NAT", "%s", c.NAT())
+	line("Sequence numbers", "%s", map[string]string{
+		"kernel": "kept by the kernel", "user": "kept by the daemon", "same-length": "kept by nobody: lines keep their length",
+	}[c.Sequence])
+	line("Data connections", "%d expected (%s/s), %d refused or failed", c.Expected, rate(c.rate), c.Refused)
+	line("Last announced", "%s", c.Last.String())
+	lines = append(lines, "", bold.Render("Events since top was started"))
+	room := m.height - footLines - headLines - len(lines) + 1
+	events := c.events[max(0, len(c.events)-max(0, room)):]
+	if len(events) == 0 {
+		lines = append(lines, faint.Render("none"))
+	}
+	for i := range events {
+		ev := &events[i]
+		kind := fmt.Sprintf("%-12s", ev.Kind)
+		switch ev.Kind {
+		case "refused", "encrypted", "not-ftp":
+			kind = warning.Render(kind)
+		case "failed", "lost":
+			kind = bad.Render(kind)
+		}
+		lines = append(lines, fmt.Sprintf("%s  %s  %s", faint.Render(local(ev).Format("15:04:05.000")), kind, ev.Words()))
+	}
+	return lines
+}
+
+func local(ev *control.Event) time.Time { return ev.Time.In(time.Local) }
