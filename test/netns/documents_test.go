@@ -1,0 +1,90 @@
+package netns
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+var (
+	shellBlock = regexp.MustCompile("(?ms)^```sh\n(.*?)^```$")
+	// indented are the two commands of the README that stand alone.
+	indented = regexp.MustCompile(`(?m)^    (make .*\n)`)
+)
+
+// TestDocuments runs every command in the documents, on a router with FTP traffic.
+func TestDocuments(t *testing.T) {
+	t.Parallel()
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var files []string
+	for _, pattern := range []string{"*.md", "docs/*.md", "deploy/*/*.md"} {
+		found, err := filepath.Glob(filepath.Join(root, pattern))
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, found...)
+	}
+	blocks := 0
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := shellBlock.FindAllStringSubmatch(string(text), -1)
+		for _, line := range indented.FindAllStringSubmatch(string(text), -1) {
+			found = append(found, line)
+		}
+		for _, block := range found {
+			blocks++
+			name, _, _ := strings.Cut(strings.TrimSpace(block[1]), "\n")
+			t.Run(filepath.Base(file)+"/"+name, func(t *testing.T) { runDocumented(t, root, block[1]) })
+		}
+	}
+	if blocks < 10 {
+		t.Errorf("only %d blocks of commands in %q", blocks, files)
+	}
+}
+
+func runDocumented(t *testing.T, root, commands string) {
+	t.Parallel()
+	lab := newLab(t, Config{Situation: DNAT, Family: IPv4})
+	site := startSite(t, lab.Server, IPv4, SiteOptions{})
+	path, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "commands")
+	if err := os.WriteFile(file, []byte(commands), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(testContext(t, 2*time.Minute))
+	traffic := make(chan struct{})
+	go func() {
+		defer close(traffic)
+		for ctx.Err() == nil {
+			cell{DNAT, IPv4, EPSV, Download, Curl}.transfer(lab, site, workingTimeout).Run(ctx, lab.Client)
+		}
+	}()
+	defer func() { stop(); <-traffic }()
+
+	cmd := exec.CommandContext(ctx, "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "testdata/documented.sh", root, path, file)
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	if CheckQueueStatement() != nil {
+		cmd.Env = append(cmd.Env, "FTPHELPER_NO_QUEUE=1")
+	}
+	p, err := lab.ServerRouter().Start(cmd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Wait(ctx); err != nil {
+		t.Error(err)
+	}
+}
