@@ -14,7 +14,7 @@ SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
 # Debian packages that the demo and the tests need.
 DEMO_PACKAGES := nftables conntrack vsftpd curl iproute2 kmod
 TEST_PACKAGES := $(DEMO_PACKAGES) lftp tcpdump gcc libc6-dev libnetfilter-queue-dev systemd \
-	mandoc man-db bash-completion lintian rpm $(shell cat test/vm/packages)
+	mandoc man-db bash-completion lintian rpm podman runc catatonit $(shell cat test/vm/packages)
 BENCH_PACKAGES := nftables conntrack kmod gcc libc6-dev libnetfilter-queue-dev
 BENCH_VM_PACKAGES := $(BENCH_PACKAGES) conntrackd nfct $(shell cat test/vm/packages)
 
@@ -25,13 +25,17 @@ FUZZTIME ?= 30000x
 KERNELS ?= 6.1 6.12
 VM_SLOW ?= 10
 
+# The image that "make image" builds, and with what: podman or docker.
+IMAGE     ?= localhost/nfq-ftphelper:devel
+CONTAINER ?= podman
+
 # More for bench, such as BENCH_FLAGS="-rounds 20".
 BENCH_FLAGS ?=
 
-.PHONY: help build packages packages-files demo test lint unit installed fuzz netns vm bench bench-vm bench-build clean
+.PHONY: help build packages packages-files image demo test lint unit installed fuzz netns kubernetes vm bench bench-vm bench-build clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build bin/nfq-ftphelper, a static binary
 	$(GO_BUILD) -o bin/nfq-ftphelper ./cmd/nfq-ftphelper
@@ -49,13 +53,16 @@ packages-files:
 	@mkdir -p $(PACKAGES)
 	SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) deploy/package/files bin/package '$(VERSION)'
 
+image: build ## build the container image IMAGE, of bin/nfq-ftphelper
+	$(CONTAINER) build --build-arg VERSION=$(VERSION) --tag $(IMAGE) --file Containerfile .
+
 demo: build ## show the main job on this machine, in network namespaces (root)
 	@test/install $(DEMO_PACKAGES)
 	@go run ./test/netns/demo -daemon bin/nfq-ftphelper
 
-test: ## everything: lint, unit, installed, fuzz, netns, vm (root; installs what is missing)
+test: ## everything: lint, unit, installed, fuzz, netns, kubernetes, vm (root; installs what is missing)
 	@test/install $(TEST_PACKAGES)
-	$(MAKE) --no-print-directory lint unit installed fuzz netns vm
+	$(MAKE) --no-print-directory lint unit installed fuzz netns kubernetes vm
 
 lint: ## formatting, vet, staticcheck
 	@unformatted=$$(gofmt -l .); [[ -z $$unformatted ]] || { echo "gofmt would change: $$unformatted" >&2; exit 1; }
@@ -64,6 +71,7 @@ lint: ## formatting, vet, staticcheck
 	$(STATICCHECK) ./...
 	go vet -tags manual ./cmd/...
 	$(STATICCHECK) -tags manual ./cmd/...
+	cd deploy/kubernetes/test && go mod tidy -diff && go vet ./... && $(STATICCHECK) ./...
 
 unit: ## the packages' own tests, with the race detector (root)
 	go test -race ./cmd/... ./deploy/systemd/... ./internal/... ./pkg/... ./rules/...
@@ -81,6 +89,9 @@ fuzz: ## every fuzz target for FUZZTIME
 
 netns: ## real clients and servers through NAT, on this kernel (root)
 	go test -race -count 1 ./test/netns/... ./bench
+
+kubernetes: ## the manifests, rendered and run by podman, on this kernel (root)
+	cd deploy/kubernetes/test && go test -count 1 ./...
 
 vm: build $(KERNELS:%=vm-%) ## the same on stock Debian kernels in an emulator (root)
 

@@ -40,7 +40,8 @@ func checkTrial(p *patient) []Finding {
 	t, err := p.try(p.choice)
 	if err != nil {
 		return warning(fmt.Sprintf("nothing can be tried: %v", err),
-			"whether the kernel can queue, expect and adjust is unknown", "run it as root: sudo nfq-ftphelper doctor")
+			"whether the kernel can queue, expect and adjust is unknown",
+			"run it with CAP_SYS_ADMIN, which root has outside of containers: sudo nfq-ftphelper doctor")
 	}
 	var found []Finding
 	if !p.choice.Enabled() {

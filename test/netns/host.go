@@ -124,6 +124,22 @@ func (h *Host) AddDefaultRoute(gateway netip.Addr) error {
 	return nil
 }
 
+// attach connects the host's eth0 to a router, by one more interface of it, for its gateway.
+func (h *Host) attach(r *Router, routerInterface string, address, gateway netip.Prefix) error {
+	// One after the other: each needs what comes before it.
+	for _, step := range []func() error{
+		func() error { return Connect(r.Host, routerInterface, h, "eth0") },
+		func() error { return r.AddAddress(routerInterface, gateway) },
+		func() error { return h.AddAddress("eth0", address) },
+		func() error { return h.AddDefaultRoute(gateway.Addr()) },
+	} {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Do runs f on a thread in the host's namespace; see [Namespace.Do].
 func (h *Host) Do(f func() error) error { return h.ns.Do(f) }
 

@@ -175,16 +175,8 @@ func attachHost(t testing.TB, r *Router, routerInterface, name string, address, 
 			t.Error(err)
 		}
 	})
-	// One after the other: each needs what comes before it.
-	for _, step := range []func() error{
-		func() error { return Connect(r.Host, routerInterface, h, "eth0") },
-		func() error { return r.AddAddress(routerInterface, gateway) },
-		func() error { return h.AddAddress("eth0", address) },
-		func() error { return h.AddDefaultRoute(gateway.Addr()) },
-	} {
-		if err := step(); err != nil {
-			t.Fatal(err)
-		}
+	if err := h.attach(r, routerInterface, address, gateway); err != nil {
+		t.Fatal(err)
 	}
 	return h
 }

@@ -48,7 +48,23 @@ stop() {
 
 make() { command make --dry-run "$@" >/dev/null; }
 apt() { [[ $1 == install && $2 == ./bin/nfq-ftphelper_*_amd64.deb ]]; }
-kubectl() { [[ "$1 $2" == "apply -k" && -f $3/kustomization.yaml ]]; }
+kubectl() {
+	case $* in
+	"apply -k "*) [[ -f $3/kustomization.yaml ]] ;;
+	"-n nfq-ftphelper exec ds/nfq-ftphelper -- "*) "${@:6}" ;;
+	*) return 1 ;;
+	esac
+}
+podman() {
+	case $1 in
+	push) [[ $2 == */nfq-ftphelper:* ]] ;;
+	run)
+		while [[ $1 != */nfq-ftphelper:* ]]; do shift; done
+		nfq-ftphelper "${@:2}"
+		;;
+	*) return 1 ;;
+	esac
+}
 systemctl() {
 	local unit=deploy/systemd/nfq-ftphelper.service start
 	case $* in
@@ -85,6 +101,10 @@ tcpdump() { served && command tcpdump "$@"; }
 export PATH=$scratch/bin:/usr/sbin:/usr/bin:/sbin:/bin
 failed=0
 while IFS= read -r line; do
+	while [[ $line == *\\ ]]; do
+		IFS= read -r more
+		line=${line%\\}$more
+	done
 	say "$line"
 	eval "$line" || {
 		say "failed with $?: $line"
