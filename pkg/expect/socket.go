@@ -70,9 +70,9 @@ type result struct {
 }
 
 // exchange sends all requests in one message and returns what became of each: the kernel does
-// them in order, and goes on after one that fails. Only the last one is acknowledged, or
-// answered if it asks for something: of the others no answer is success, as an error comes
-// without asking. An error of exchange itself leaves open what was done.
+// them in order, and goes on after one that fails. Only what asks for something is answered when
+// it is done; an error comes without asking, and that none has come is success. An error of
+// exchange itself leaves open what was done.
 func (s *socket) exchange() (result, error) {
 	r, err := s.send()
 	if err != nil {
@@ -83,23 +83,23 @@ func (s *socket) exchange() (result, error) {
 }
 
 func (s *socket) send() (r result, err error) {
-	if typ := binary.NativeEndian.Uint16(s.out[s.last+4:]); typ != msgCtGet && typ != msgExpGet {
-		s.out.acknowledged(s.last)
-	}
+	typ := binary.NativeEndian.Uint16(s.out[s.last+4:])
+	asks := typ == msgCtGet || typ == msgExpGet
 	if _, err := retried(send, s.fd, s.out); err != nil {
 		return r, err
 	}
 	first := s.seq - uint32(s.count) + 1
 	for answered := false; !answered; {
 		n, err := retried(unix.Read, s.fd, s.in)
-		if err == unix.EAGAIN && r.errno[0] == unix.EPERM {
+		switch {
+		case err == unix.EAGAIN && r.errno[0] == unix.EPERM:
 			// Without CAP_NET_ADMIN nfnetlink_rcv answers the first one alone.
 			return result{errno: [maxRequests]unix.Errno{unix.EPERM, unix.EPERM, unix.EPERM}}, nil
-		}
-		if err == unix.EAGAIN {
+		case err == unix.EAGAIN && !asks:
+			return r, nil
+		case err == unix.EAGAIN:
 			return r, errNoAnswer
-		}
-		if err != nil {
+		case err != nil:
 			return r, err // ENOBUFS: an answer got lost
 		}
 		if answered, err = r.take(s.in[:n], first, s.count); err != nil {

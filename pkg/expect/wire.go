@@ -96,12 +96,6 @@ func (r requests) endMessage(start int) {
 	binary.NativeEndian.PutUint32(r[start:], uint32(len(r)-start))
 }
 
-// acknowledged asks for an answer to the message that begins at start, even if it succeeds.
-func (r requests) acknowledged(start int) {
-	flags := r[start+6:]
-	binary.NativeEndian.PutUint16(flags, binary.NativeEndian.Uint16(flags)|unix.NLM_F_ACK)
-}
-
 // nest begins an attribute that is made of attributes; endNest ends it.
 func (r *requests) nest(typ uint16) (start int) {
 	start = len(*r)
