@@ -34,12 +34,13 @@ type desk struct {
 	version string
 	events  control.Bus
 	// filled is what fills the queues; nil before they are, and at the end.
-	filled   atomic.Pointer[filling]
-	status   *os.File // nfq.StatusFile of the daemon's network namespace
-	noStatus error    // why there is none
-	socket   *control.Socket
-	metrics  net.Listener
-	servers  []*control.Server
+	filled atomic.Pointer[filling]
+	// status is nfq.StatusFile of the daemon's network namespace, nil where it can't be read: only
+	// root may, and nobody where /proc has processes only (subset=pid).
+	status  *os.File
+	socket  *control.Socket
+	metrics net.Listener
+	servers []*control.Server
 
 	asking    sync.Mutex // for conntrack
 	conntrack *expect.Client
@@ -73,7 +74,11 @@ func (d *daemon) openDesk() (t *desk, err error) {
 
 // serve begins to answer, when the queues are bound and filled.
 func (t *desk) serve(f filling) {
-	t.status, t.noStatus = os.Open(nfq.StatusFile)
+	var err error
+	if t.status, err = os.Open(nfq.StatusFile); err != nil {
+		t.status = nil
+		t.log.Info("metrics lack queue_waiting and queue_dropped_total, which the kernel tells root only", "reason", err)
+	}
 	t.filled.Store(&f)
 	counters := metrics.Handler(t, t.version)
 	if t.socket != nil {
@@ -136,21 +141,12 @@ func (t *desk) ask(ctx context.Context, f func(w *worker)) error {
 	return nil
 }
 
-// Ready returns an error if FTP is not helped: a queue is not bound or not served, or the rules
-// that filled it have gone.
+// Ready returns an error if FTP is not helped: a queue is not served, or the rules that filled it
+// have gone.
 func (t *desk) Ready(ctx context.Context) error {
 	f := t.filled.Load()
 	if f == nil {
 		return errors.New("the daemon is about to stop")
-	}
-	bound, err := t.bound()
-	if err != nil {
-		return err
-	}
-	for _, w := range t.workers {
-		if _, ok := bound[w.number]; !ok {
-			return fmt.Errorf("%s is not bound", w.queue)
-		}
 	}
 	if err := t.Live(ctx); err != nil || !f.checked {
 		return err
@@ -158,10 +154,11 @@ func (t *desk) Ready(ctx context.Context) error {
 	return rules.Check(f.rules)
 }
 
-// bound returns what the kernel says of its queues.
-func (t *desk) bound() (map[uint16]nfq.Status, error) {
-	if t.noStatus != nil {
-		return nil, fmt.Errorf("read the list of queues: %w", t.noStatus)
+// inKernel returns what the kernel says of its queues, by their numbers; nothing where it may not be
+// read.
+func (t *desk) inKernel() (map[uint16]nfq.Status, error) {
+	if t.status == nil {
+		return nil, nil
 	}
 	// From its beginning, whoever else reads.
 	text, err := io.ReadAll(io.NewSectionReader(t.status, 0, 1<<20))
@@ -173,17 +170,22 @@ func (t *desk) bound() (map[uint16]nfq.Status, error) {
 
 // Queues returns what there is to tell of every queue.
 func (t *desk) Queues(ctx context.Context) ([]metrics.Queue, error) {
-	bound, err := t.bound()
+	kernel, err := t.inKernel()
 	if err != nil {
 		return nil, err
 	}
 	var queues []metrics.Queue
-	return queues, t.ask(ctx, func(w *worker) {
-		queues = append(queues, metrics.Queue{
+	err = t.ask(ctx, func(w *worker) {
+		q := metrics.Queue{
 			Number: w.number, Stats: w.engine.Stats(), Tracked: w.engine.Tracked(),
-			Handling: w.queue.Handling(), Overflows: w.queue.Overflows(), Kernel: bound[w.number],
-		})
+			Handling: w.queue.Handling(), Overflows: w.queue.Overflows(),
+		}
+		if status, ok := kernel[w.number]; ok {
+			q.Kernel = &status
+		}
+		queues = append(queues, q)
 	})
+	return queues, err
 }
 
 // Follow returns a new follower of the events.

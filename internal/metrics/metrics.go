@@ -26,7 +26,7 @@ type Queue struct {
 	Tracked   int           // control connections
 	Handling  nfq.Durations // of its packets
 	Overflows uint64        // see nfq.Queue.Overflows
-	Kernel    nfq.Status
+	Kernel    *nfq.Status   // nil where it is not known
 }
 
 // Daemon is what is asked of the daemon.
@@ -94,7 +94,7 @@ type snapshot struct {
 // Describe implements prometheus.Collector.
 func (s snapshot) Describe(to chan<- *prometheus.Desc) { prometheus.DescribeByCollect(s, to) }
 
-// Collect implements prometheus.Collector. Every series exists from the start.
+// Collect implements prometheus.Collector. Every series exists from the start, or never.
 func (s snapshot) Collect(to chan<- prometheus.Metric) {
 	metric := func(d *prometheus.Desc, typ prometheus.ValueType, value float64, labels ...string) {
 		to <- prometheus.MustNewConstMetric(d, typ, value, labels...)
@@ -107,9 +107,11 @@ func (s snapshot) Collect(to chan<- prometheus.Metric) {
 		count(packets, q.Unchanged, number, "accepted")
 		count(packets, q.Changed, number, "changed")
 		count(packets, q.Unknown+q.Malformed, number, "unread")
-		count(dropped, uint64(q.Kernel.Full+q.Kernel.Lost), number)
 		count(overflows, q.Overflows, number)
-		metric(waiting, prometheus.GaugeValue, float64(q.Kernel.Waiting), number)
+		if k := q.Kernel; k != nil {
+			metric(waiting, prometheus.GaugeValue, float64(k.Waiting), number)
+			count(dropped, uint64(k.Full+k.Lost), number)
+		}
 		metric(tracked, prometheus.GaugeValue, float64(q.Tracked), number)
 		to <- histogram(q.Handling, number)
 	}

@@ -34,7 +34,7 @@ func ask(t *testing.T, d fake) *httptest.ResponseRecorder {
 
 // TestHandler wants numbers of one queue to be by queue, and others to be summed up.
 func TestHandler(t *testing.T) {
-	first := Queue{Number: 7, Tracked: 3, Overflows: 4, Kernel: nfq.Status{Waiting: 5, Full: 6, Lost: 1}}
+	first := Queue{Number: 7, Tracked: 3, Overflows: 4, Kernel: &nfq.Status{Waiting: 5, Full: 6, Lost: 1}}
 	first.Stats = engine.Stats{Packets: 100, Unknown: 1, Malformed: 2, Changed: 10, Unchanged: 80, Expectations: 11, Failed: 12, Edits: 13, Held: 14, GaveUp: 15}
 	first.Endpoints[engine.Verb229], first.Refused[engine.NotPeer] = 16, 17
 	first.Handling.Sum = 1500 * time.Millisecond
@@ -48,7 +48,7 @@ func TestHandler(t *testing.T) {
 	for _, line := range []string{
 		`packets_total{queue="7",verdict="accepted"} 80`, `packets_total{queue="7",verdict="changed"} 10`, `packets_total{queue="7",verdict="unread"} 3`,
 		`packets_total{queue="8",verdict="accepted"} 1`, `tracked_connections{queue="7"} 3`, `queue_overflows_total{queue="7"} 4`,
-		`queue_waiting{queue="7"} 5`, `queue_dropped_total{queue="7"} 7`, `queue_waiting{queue="8"} 0`,
+		`queue_waiting{queue="7"} 5`, `queue_dropped_total{queue="7"} 7`,
 		`expectations_total{result="installed"} 12`, `expectations_total{result="failed"} 13`, `edits_total 14`, `holds_total 15`, `holds_gave_up_total 16`,
 		`endpoints_total{verb="229"} 17`, `endpoints_total{verb="PORT"} 0`, `refusals_total{reason="not_peer"} 18`, `refusals_total{reason="unasked"} 0`,
 		// Less than 1024 ns, less than 2048 ns, less than 1024 ns << 15, and all.
@@ -60,6 +60,9 @@ func TestHandler(t *testing.T) {
 		if !strings.Contains(text, "\n"+prefix+line+"\n") {
 			t.Errorf("there is no %s in\n%s", line, text)
 		}
+	}
+	if strings.Contains(text, `queue_waiting{queue="8"}`) || strings.Contains(text, `queue_dropped_total{queue="8"}`) {
+		t.Error("what is not known of a queue is told")
 	}
 	if !strings.Contains(text, `",version="v1.2.3"} 1`+"\n") {
 		t.Error("there is no version")

@@ -2,11 +2,11 @@ package netns
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"strings"
 	"testing"
 	"time"
 )
@@ -38,14 +38,10 @@ func TestDocuments(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		found := shellBlock.FindAllStringSubmatch(string(text), -1)
-		for _, line := range indented.FindAllStringSubmatch(string(text), -1) {
-			found = append(found, line)
-		}
-		for _, block := range found {
+		found := append(shellBlock.FindAllStringSubmatch(string(text), -1), indented.FindAllStringSubmatch(string(text), -1)...)
+		for i, block := range found {
 			blocks++
-			name, _, _ := strings.Cut(strings.TrimSpace(block[1]), "\n")
-			t.Run(filepath.Base(file)+"/"+name, func(t *testing.T) { runDocumented(t, root, block[1]) })
+			t.Run(fmt.Sprintf("%s/%d", filepath.Base(file), i+1), func(t *testing.T) { runDocumented(t, root, block[1]) })
 		}
 	}
 	if blocks < 10 {

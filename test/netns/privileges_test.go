@@ -1,7 +1,9 @@
 package netns
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -12,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/control"
 )
 
 // asService is what deploy/systemd/nfq-ftphelper.service has systemd do, as far as other programs can: the
@@ -50,6 +54,9 @@ func TestPrivileges(t *testing.T) {
 
 			d := daemon(t, BackEnd{})
 			d.Rules = RulesOwn
+			if name == "service" {
+				d.Flags = []string{"--control", control.DefaultPath}
+			}
 			watchdog := Scale(2 * time.Second)
 			d.Under = append([]string{"env", "NOTIFY_SOCKET=" + manager.LocalAddr().String(),
 				"WATCHDOG_USEC=" + strconv.FormatInt(watchdog.Microseconds(), 10)}, under...)
@@ -67,6 +74,28 @@ func TestPrivileges(t *testing.T) {
 					t.Errorf("%s: %v\n%s", verb, outcome.Err, outcome.Transcript)
 				}
 			}
+			// It answers those who ask, and can still read what it tells them.
+			asked := router.Control()
+			if name == "service" {
+				asked = fmt.Sprintf("/proc/%d/root%s", router.DaemonProcess().Pid(), control.DefaultPath)
+			}
+			client := control.NewClient(asked)
+			flows, err := client.Flows(ctx)
+			if err = errors.Join(err, client.Ready(ctx)); err != nil || len(flows.Flows) != len(Verbs) {
+				t.Errorf("the control socket: %v, %+v", err, flows)
+			}
+			err = client.Metrics(ctx, func(body io.Reader) error {
+				text, err := io.ReadAll(body)
+				for _, name := range []string{"packets_total{", "process_resident_memory_bytes "} {
+					if !strings.Contains(string(text), name) {
+						t.Errorf("there is no %s in\n%s", name, text)
+					}
+				}
+				return err
+			})
+			if err != nil {
+				t.Error(err)
+			}
 			// There is no other message, and the first was due at once.
 			for range 3 {
 				wantMessage(t, manager, "WATCHDOG=1")
@@ -81,6 +110,9 @@ func TestPrivileges(t *testing.T) {
 			}
 			if left, err := router.Run(ctx, "", "nft", "list", "tables", "inet"); err != nil || strings.Contains(left, "nfq_ftphelper") {
 				t.Errorf("%v, it left\n%s", err, left)
+			}
+			if _, err := os.Lstat(router.Control()); err == nil {
+				t.Error("it left its control socket")
 			}
 			wantNothingInvalid(t, lab.Routers...)
 		})

@@ -2,9 +2,11 @@
 # document, a line each, on the router of the lab, in folders that are this run's own.
 # What builds, installs, or speaks to a program that is not there is stood in for by
 # something that fails where the real one would not find what it is told of.
-set -u
+set -uo pipefail
 repository=$1 program=$2 commands=$3
 
+# Nothing below may reach the machine itself.
+set -e
 scratch=$(dirname "$commands")/scratch
 mkdir "$scratch"
 mount -t tmpfs scratch "$scratch"
@@ -18,11 +20,12 @@ mount -t tmpfs run /run
 mkdir -p "$repository/bin"
 cp "$program" "$repository/bin/nfq-ftphelper"
 ln -s "$repository/bin/nfq-ftphelper" "$scratch/bin/nfq-ftphelper"
-cd "$repository" || exit 1
+cd "$repository"
 
 # As the package has it.
 mkdir -p /etc/nfq-ftphelper
 echo 'rules: true' >/etc/nfq-ftphelper/nfq-ftphelper.yaml
+set +e
 
 log=$scratch/log daemon=
 say() { echo "documented.sh: $*" >&2; }
