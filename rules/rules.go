@@ -314,14 +314,24 @@ func command(verb string) part {
 	})}
 }
 
-// firstLetter matches packets whose first letter compares so, in upper or lower case.
-func firstLetter(sign string, op expr.CmpOp, letter byte) part {
+// Matches of how a packet begins that tell most packets apart with one look.
+var (
+	toLetterP   = firstLetter("<= 0x50", &expr.Cmp{Op: expr.CmpOpLte, Register: 1, Data: []byte{'P'}})
+	lettersItoN = firstLetter("== 0x49-0x4e",
+		&expr.Cmp{Op: expr.CmpOpGte, Register: 1, Data: []byte{'I'}},
+		&expr.Cmp{Op: expr.CmpOpLte, Register: 1, Data: []byte{'N'}})
+	with22or23 = part{"@ih,0,16 & 0xfffe == 0x3232", begins([]byte("22"), &expr.Bitwise{
+		SourceRegister: 1, DestRegister: 1, Len: 2, Mask: []byte{0xff, 0xfe}, Xor: []byte{0, 0},
+	})}
+)
+
+// firstLetter matches packets whose first letter, in upper or lower case, compares so.
+func firstLetter(text string, compare ...expr.Any) part {
 	const fold = ^byte(0x20)
-	return part{fmt.Sprintf("@ih,0,8 & %#x %s %#x", fold, sign, letter), []expr.Any{
+	return part{fmt.Sprintf("@ih,0,8 & %#x %s", fold, text), append([]expr.Any{
 		&expr.Payload{Base: unix.NFT_PAYLOAD_INNER_HEADER, Offset: 0, Len: 1, DestRegister: 1},
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{fold}, Xor: []byte{0}},
-		&expr.Cmp{Op: op, Register: 1, Data: []byte{letter}},
-	}}
+	}, compare...)}
 }
 
 // reply matches packets that begin with the code of a reply.
@@ -398,10 +408,12 @@ func rules(c Config, s Statement) []rule {
 		in(prerouting, fromLoopback, leave),
 		in(prerouting, toControlPort, jumpControl),
 		in(output, toControlPort, jumpControl),
-		in(control, setHelper),
 	}
-	if c.Ruleset == CTHelper {
-		return all
+	switch c.Ruleset {
+	case CTHelper:
+		return append(all, in(control, setHelper))
+	case Lean:
+		return append(all, leanRules(c, s)...)
 	}
 	queue := func(matches ...part) {
 		for _, p := range spread(c, s) {
@@ -409,12 +421,10 @@ func rules(c Config, s Statement) []rule {
 		}
 	}
 	all = append(all,
+		in(control, setHelper),
 		in(control, labelled(OpaqueLabel), leave),
 		in(control, isNew, setLabel(ControlLabel)),
 	)
-	if c.Ruleset == Lean {
-		return append(all, leanRules(c, s)...)
-	}
 	if c.Ruleset == User {
 		all = append(all, in(control, labelled(UserLabel), inReply, leave))
 		queue(labelled(UserLabel), isEstablished)
@@ -438,9 +448,11 @@ func rules(c Config, s Statement) []rule {
 // leanRules are those that only the ruleset Lean has.
 func leanRules(c Config, s Statement) []rule {
 	all := []rule{
-		in(control, isEstablished, inOriginal, firstLetter("<=", expr.CmpOpLte, 'P'), continueIn(commands)),
-		in(control, isEstablished, inReply, reply("2"), continueIn(replies)),
-		in(commands, firstLetter(">=", expr.CmpOpGte, 'I'), firstLetter("<=", expr.CmpOpLte, 'N'), leave),
+		in(control, isNew, setHelper, setLabel(ControlLabel)),
+		in(control, inOriginal, toLetterP, continueIn(commands)),
+		in(control, inReply, with22or23, continueIn(replies)),
+		in(commands, lettersItoN, leave),
+		in(commands, labelled(OpaqueLabel), leave),
 	}
 	for _, verb := range []string{"PASV", "EPSV"} {
 		all = append(all, in(commands, command(verb), setLabel(AskedLabel)))
@@ -454,6 +466,7 @@ func leanRules(c Config, s Statement) []rule {
 	}
 	all = append(all,
 		in(commands, isTLS, setLabel(OpaqueLabel)),
+		in(replies, labelled(OpaqueLabel), leave),
 		in(replies, reply("234"), continueIn(read)),
 		in(replies, labelled(AskedLabel), reply("227"), continueIn(read)),
 		in(replies, labelled(AskedLabel), reply("229"), continueIn(read)),
@@ -461,7 +474,7 @@ func leanRules(c Config, s Statement) []rule {
 		in(replies, labelled(EditedLabel), reply("229"), setAgainPriority, continueIn(read)),
 	)
 	for _, p := range spread(c, s) {
-		all = append(all, in(read, p...))
+		all = append(all, in(read, append([]part{isEstablished}, p...)...))
 	}
 	return all
 }

@@ -71,8 +71,8 @@ func TestTextDefaults(t *testing.T) {
 // depends on its version and on whether iptables is installed.
 var (
 	textStatement   = regexp.MustCompile(`queue flags bypass to (\$queue_number|\d+)`)
-	listedStatement = regexp.MustCompile(`(?m)^(\t\tct (?:state established @ih,0,8 >= 0x0|label 123 ct state established)(?: ` + pick + `)?` +
-		`|\t\t` + pick + `|\tchain (?:queue\d+|read) \{\n\t(?:\t` + pick + `)?)( .*|\t.*)?$`)
+	listedStatement = regexp.MustCompile(`(?m)^(\t\tct (?:state established(?: @ih,0,8 >= 0x0)?|label 123 ct state established)(?: ` + pick + `)?` +
+		`|\t\t` + pick + `|\tchain queue\d+ \{\n\t(?:\t` + pick + `)?)( .*|\t.*)?$`)
 )
 
 // pick is what stands before the statement where there are several queues.
