@@ -55,16 +55,8 @@ func (s *Startup) start(ctx context.Context, b binaries) (err error) {
 	if err != nil {
 		return err
 	}
-	bound := func() (is bool, err error) {
-		err = h.Do(func() error {
-			text, err := os.ReadFile("/proc/thread-self/net/netfilter/nfnetlink_queue")
-			is = len(bytes.TrimSpace(text)) > 0
-			return err
-		})
-		return is, err
-	}
 	for deadline := begin.Add(netns.Scale(10 * time.Second)); ; {
-		is, err := bound()
+		is, _, err := queued(h)
 		switch {
 		case err != nil:
 			return err

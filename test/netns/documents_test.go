@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"testing"
 	"time"
 )
@@ -41,6 +42,10 @@ func TestDocuments(t *testing.T) {
 		found := append(shellBlock.FindAllStringSubmatch(string(text), -1), indented.FindAllStringSubmatch(string(text), -1)...)
 		for i, block := range found {
 			blocks++
+			// What differs from kernel to kernel is whether nft can load the rules.
+			if slowFactor() > 1 && !strings.Contains(block[1], "nft -f") {
+				continue
+			}
 			t.Run(fmt.Sprintf("%s/%d", filepath.Base(file), i+1), func(t *testing.T) { runDocumented(t, root, block[1]) })
 		}
 	}
