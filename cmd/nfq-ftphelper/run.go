@@ -58,6 +58,9 @@ With --config, SIGHUP has it read the file again.`,
 			s.Confine = &confine.Paths{}
 			if from.file != "" {
 				s.Confine.Read = []string{filepath.Dir(from.file)}
+				if file, err := filepath.EvalSymlinks(from.file); err == nil { // it may be a link
+					s.Confine.Read = append(s.Confine.Read, filepath.Dir(file))
+				}
 			}
 			if s.Control != "" { // to be removed at the end
 				s.Confine.Write = []string{filepath.Dir(s.Control)}

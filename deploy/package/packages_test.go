@@ -264,6 +264,10 @@ func tryInstalled(t *testing.T, h host) {
 		t.Errorf("it says %s", out)
 	}
 	h.do("nfq-ftphelper", "config", "check")
+	// What the Apache License of a module wants passed on.
+	if text := h.read("/usr/share/doc/nfq-ftphelper/copyright"); !strings.Contains(text, "SoundCloud Ltd. (http://soundcloud.com/)") {
+		t.Errorf("the copyright lacks the modules' notices:\n%s", text)
+	}
 	for _, page := range []string{"8", "5"} {
 		name := map[string]string{"8": "nfq-ftphelper", "5": "nfq-ftphelper.yaml"}[page]
 		file := strings.TrimSpace(h.do("man", "--where", page, name))

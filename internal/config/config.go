@@ -23,7 +23,7 @@ import (
 )
 
 // MaxSize is how long a file may be, in bytes.
-const MaxSize = 1 << 20
+const MaxSize = 128 << 10
 
 // list is a flag's value that is a list. Set takes its items, separated by commas, in place of those
 // before; GetSlice, which pflag.SliceValue has too, returns them.

@@ -164,7 +164,7 @@ func TestFaults(t *testing.T) {
 
 		{"on: true\nname: caf\xe9", `file:2:10: the byte 0xe9 is not UTF-8: save the file in that encoding`},
 		{"\xff\xfeo\x00n\x00", `file:1:1: the byte 0xff is not UTF-8: save the file in that encoding`},
-		{strings.Repeat("#", MaxSize+1), `file: it has more than 1048576 bytes, and can't be a configuration file`},
+		{strings.Repeat("#", MaxSize+1), `file: it has more than 131072 bytes, and can't be a configuration file`},
 	} {
 		flags, _ := newFlags()
 		_, err := Parse("file", []byte(c.text), flags)

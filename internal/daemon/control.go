@@ -6,11 +6,15 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/control"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
@@ -65,11 +69,25 @@ func (d *daemon) openDesk() (t *desk, err error) {
 		}
 	}
 	if at := d.settings.Metrics; at.IsValid() {
-		if t.metrics, err = net.Listen("tcp", at.String()); err != nil {
+		if t.metrics, err = listenAnywhere(at); err != nil {
 			return t, fmt.Errorf("serve the metrics: %w: choose another address with --metrics", err)
 		}
 	}
 	return t, nil
+}
+
+// listenAnywhere listens at an address that this host need not have yet: the rules are to be in place
+// before the network is up.
+func listenAnywhere(at netip.AddrPort) (net.Listener, error) {
+	option, level := unix.IP_FREEBIND, unix.IPPROTO_IP
+	if at.Addr().Is6() {
+		option, level = unix.IPV6_FREEBIND, unix.IPPROTO_IPV6
+	}
+	l := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
+		cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, option, 1) })
+		return errors.Join(err, cerr)
+	}}
+	return l.Listen(context.Background(), "tcp", at.String())
 }
 
 // serve begins to answer, when the queues are bound and filled.

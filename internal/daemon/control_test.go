@@ -148,3 +148,15 @@ func TestObserve(t *testing.T) {
 	}
 	f.Close()
 }
+
+// TestListenAnywhere listens at addresses that no host has.
+func TestListenAnywhere(t *testing.T) {
+	for _, at := range []string{"192.0.2.99:0", "[2001:db8::99]:0"} {
+		l, err := listenAnywhere(netip.MustParseAddrPort(at))
+		if err != nil {
+			t.Errorf("%s: %v", at, err)
+			continue
+		}
+		l.Close()
+	}
+}

@@ -30,6 +30,10 @@ type line struct {
 	step *Step
 }
 
+// maxWaiting is how many segments wait behind a gap at most, as in the engine: with one more, what is
+// missing is given up.
+const maxWaiting = 512
+
 // start begins at a byte, of which begins says whether it is known to begin a line.
 func (a *assembler) start(seq parse.Seq) {
 	if !a.started {
@@ -49,6 +53,9 @@ func (a *assembler) push(p piece) []line {
 			return 1
 		})
 		a.waiting = slices.Insert(a.waiting, i, p)
+		if len(a.waiting) > maxWaiting {
+			return a.skip()
+		}
 		return nil
 	}
 	return append(a.read(p), a.drain()...)
@@ -68,12 +75,16 @@ func (a *assembler) drain() []line {
 func (a *assembler) giveUp(since time.Time) []line {
 	var lines []line
 	for slices.ContainsFunc(a.waiting, func(p piece) bool { return !p.at.After(since) }) {
-		p := a.waiting[0]
-		a.waiting = a.waiting[1:]
-		lines = append(lines, a.read(p)...)
-		lines = append(lines, a.drain()...)
+		lines = append(lines, a.skip()...)
 	}
 	return lines
+}
+
+// skip reads what waits behind the next gap, without what is missing.
+func (a *assembler) skip() []line {
+	p := a.waiting[0]
+	a.waiting = a.waiting[1:]
+	return append(a.read(p), a.drain()...)
 }
 
 func (a *assembler) read(p piece) []line {

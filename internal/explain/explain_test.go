@@ -19,6 +19,7 @@ import (
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -290,6 +291,14 @@ func TestText(t *testing.T) {
 			d.data(1, true, tuple("203.0.113.101:40001", "198.51.100.2:40000"))
 		}, want: []string{"<- 227 x (198,51,100,2,156…\n", "the capture lacks its last 6 bytes", "passes: ", "have it keep whole packets (tcpdump -s 0)",
 			"expects a connection from 198.51.100.2 to 203.0.113.101:50000"}, not: []string{"99"}},
+		{name: "cut behind whole lines", tape: func(d *dialogue) {
+			login(d).say(server, "220-one line\r\n220 two\r\n220 three lines\r\n")
+			d.cutLast(8)
+		}, want: []string{"<- 220-one line\n               220 two\n               220 three…\n"}},
+		{name: "cut by little", tape: func(d *dialogue) {
+			login(d).say(server, "220-one line\r\n220 two\r\n")
+			d.cutLast(3)
+		}, want: []string{"<- 220-one line\n               220 tw…\n"}},
 		{name: "cut short", tape: func(d *dialogue) {
 			login(d).say(client, "PORT 203,0,113,101,195,80\r\n")
 			d.cutLast(40)
@@ -351,6 +360,47 @@ func wantXML(t testing.TB, doc []byte) {
 		} else if err != nil {
 			t.Fatalf("%v in\n%s", err, doc)
 		}
+	}
+}
+
+// TestMuchMissing has more behind a gap than is kept.
+func TestMuchMissing(t *testing.T) {
+	k := newTape(t)
+	d := k.dialogue(plain, reverse(plain), client).open()
+	const n = 20_000
+	d.skip(client, "USER a\r\n")
+	for range n {
+		d.say(client, "NOOP\r\n")
+		d.now = d.now.Add(-time.Millisecond) // all at once
+	}
+	r, err := Explain(bytes.NewReader(k.pcap(sll2)), port21())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if lines := r.Connections[0].lines[client]; len(lines) != n-1 { // the first one may be the end of another
+		t.Errorf("%d lines, want %d", len(lines), n-1)
+	}
+	var a assembler
+	a.start(0)
+	for i := range n { // the last one first
+		a.push(piece{seq: parse.Seq(10 * (n - i)), data: []byte("NOOP\r\n"), step: new(Step)})
+		if len(a.waiting) > maxWaiting {
+			t.Fatalf("%d segments wait", len(a.waiting))
+		}
+	}
+}
+
+// TestMuchCut has a small capture claim packets of much memory.
+func TestMuchCut(t *testing.T) {
+	k := newTape(t)
+	d := k.dialogue(plain, reverse(plain), client).open()
+	long := strings.Repeat("x", 60_000)
+	for range 2000 {
+		d.say(client, long)
+		d.cutLast(len(long))
+	}
+	if _, err := Explain(bytes.NewReader(k.pcap(sll2)), port21()); err == nil || !strings.Contains(err.Error(), "(-s 0)") {
+		t.Errorf("%v", err)
 	}
 }
 

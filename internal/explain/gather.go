@@ -24,7 +24,11 @@ type gathered struct {
 	packets int
 	short   int  // of these, without whole headers
 	broken  bool // the file ends within a packet
+	madeUp  int  // bytes in place of those that the capture has cut
 }
+
+// maxMadeUp is how many bytes may stand for those that a capture has cut: it claims how many.
+const maxMadeUp = 64 << 20
 
 // gather reads a capture. Of the connections that are not on the control ports, it keeps what
 // has the flags SYN or RST.
@@ -59,7 +63,9 @@ func gather(r io.Reader, ports []rules.PortRange) (*gathered, error) {
 		if ip == nil {
 			continue
 		}
-		g.add(ip, rec, at, ports)
+		if g.add(ip, rec, at, ports); g.madeUp > maxMadeUp {
+			return nil, fmt.Errorf("%d MiB of its packets are missing: have tcpdump keep whole ones (-s 0)", g.madeUp>>20)
+		}
 	}
 	switch {
 	case len(g.control) > 0:
@@ -79,6 +85,7 @@ func gather(r io.Reader, ports []rules.PortRange) (*gathered, error) {
 
 func (g *gathered) add(ip []byte, rec record, at place, ports []rules.PortRange) {
 	p, ok := decodePacket(ip)
+	g.madeUp += p.missing
 	if !ok {
 		if len(rec.data) < rec.original {
 			g.short++

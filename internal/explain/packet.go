@@ -36,11 +36,14 @@ func decodePacket(ip []byte) (p packet, ok bool) {
 // makes it one that is out of range.
 func madeUp(n int) []byte {
 	b := bytes.Repeat([]byte{'9'}, n)
-	if n > 3 {
+	if endsLine(n) {
 		b[n-1] = '\n'
 	}
 	return b
 }
+
+// endsLine reports whether what stands for n bytes ends a line.
+func endsLine(n int) bool { return n > 3 }
 
 // keep makes the packet one that outlives the capture's buffer.
 func (p *packet) keep() {

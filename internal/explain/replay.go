@@ -233,9 +233,10 @@ func isUnknown(text []byte) bool {
 
 // add takes lines that came in.
 func (c *Connection) add(dir expect.Direction, lines []line) {
-	for _, l := range lines {
+	for i, l := range lines {
 		made := &Line{text: l.text, step: l.step, dir: dir, seq: l.seq}
-		if l.step.cut > 0 {
+		last := i+1 == len(lines) || lines[i+1].step != l.step
+		if last && endsLine(l.step.cut) {
 			made.cut = min(l.step.cut-1, len(l.text)) // all that is made up but its LF
 		}
 		l.step.lines = append(l.step.lines, made)

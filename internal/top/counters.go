@@ -17,7 +17,10 @@ import (
 type counters struct {
 	ready                               bool
 	packets, transfers, refused, failed float64
-	waiting, dropped, overflows         float64
+	overflows                           float64
+	// inKernel says that waiting and dropped are known: the kernel tells them to root only.
+	inKernel         bool
+	waiting, dropped float64
 	// handling has how many packets took no longer than each bound, in seconds.
 	handling map[float64]float64
 }
@@ -40,7 +43,7 @@ func readCounters(text io.Reader) (counters, error) {
 	c := counters{
 		ready: sum("ready") == 1, packets: sum("packets_total"), transfers: sum("expectations_total", "installed"),
 		refused: sum("refusals_total"), failed: sum("expectations_total", "failed"),
-		waiting: sum("queue_waiting"), dropped: sum("queue_dropped_total"), overflows: sum("queue_overflows_total"),
+		inKernel: families["nfq_ftphelper_queue_waiting"] != nil, waiting: sum("queue_waiting"), dropped: sum("queue_dropped_total"), overflows: sum("queue_overflows_total"),
 		handling: make(map[float64]float64),
 	}
 	for _, m := range families["nfq_ftphelper_packet_handling_seconds"].GetMetric() {

@@ -112,7 +112,7 @@ func follow(ctx context.Context, client *control.Client, send func(tea.Msg)) {
 	for ev := range events {
 		batch := happened{ev}
 		wait(ctx, gather)
-		for len(events) > 0 {
+		for range len(events) {
 			if ev, ok := <-events; ok {
 				batch = append(batch, ev)
 			}

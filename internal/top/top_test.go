@@ -191,6 +191,25 @@ func TestStops(t *testing.T) {
 	}
 }
 
+// TestUnknown says what is shown of what the daemon may not know.
+func TestUnknown(t *testing.T) {
+	var lines []string
+	for line := range strings.Lines(metricsAt(1)) {
+		if !strings.Contains(line, "queue_waiting") && !strings.Contains(line, "queue_dropped_total") {
+			lines = append(lines, line)
+		}
+	}
+	c, err := readCounters(strings.NewReader(strings.Join(lines, "")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := newModel("v1.2.3")
+	m.Update(answer{at: begin, counters: c})
+	if got, want := screen(t, m, 80, 24), "queue – waiting   – dropped   0 overflows"; !strings.Contains(got, want) {
+		t.Errorf("there is no %q in\n%s", want, got)
+	}
+}
+
 // TestShort says how numbers are written.
 func TestShort(t *testing.T) {
 	for got, want := range map[string]string{

@@ -88,11 +88,15 @@ func (m *model) head() []string {
 		}
 		return fmt.Sprintf("%s %s%s", faint.Render(name), style.Render(fmt.Sprintf("%5s", value)), faint.Render("/s"))
 	}
-	much := func(name string, n float64, style lipgloss.Style) string {
+	much := func(name string, n float64, known bool, style lipgloss.Style) string {
+		value := "–"
+		if known {
+			value = fmt.Sprintf("%.0f", n)
+		}
 		if n == 0 {
 			style = plain
 		}
-		return fmt.Sprintf("%s %s", style.Render(fmt.Sprintf("%.0f", n)), faint.Render(name))
+		return fmt.Sprintf("%s %s", style.Render(value), faint.Render(name))
 	}
 	handling := "–"
 	if len(m.answers) > 1 {
@@ -109,7 +113,8 @@ func (m *model) head() []string {
 			per("refused", c.refused, before.refused, warning), per("failed", c.failed, before.failed, bad),
 		}, "   "),
 		strings.Join([]string{
-			faint.Render("queue") + " " + much("waiting", c.waiting, warning), much("dropped", c.dropped, bad), much("overflows", c.overflows, bad),
+			faint.Render("queue") + " " + much("waiting", c.waiting, c.inKernel, warning),
+			much("dropped", c.dropped, c.inKernel, bad), much("overflows", c.overflows, len(m.answers) > 0, bad),
 			faint.Render("handling ") + handling,
 		}, "   "),
 	}

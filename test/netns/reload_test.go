@@ -198,6 +198,11 @@ func TestReloadOthersRules(t *testing.T) {
 	host := newRouter(t, "host", None, 21)
 	d := &configuredDaemon{t: t, router: host, file: filepath.Join(t.TempDir(), "nfq-ftphelper.yaml")}
 	d.write("ports: [21]\n")
+	// The daemon is given a link to it in another folder.
+	link := filepath.Join(t.TempDir(), "link.yaml")
+	if err := os.Symlink(d.file, link); err != nil {
+		t.Fatal(err)
+	}
 	path, err := binary()
 	if err != nil {
 		t.Fatal(err)
@@ -206,7 +211,7 @@ func TestReloadOthersRules(t *testing.T) {
 	if _, err := host.Run(ctx, "", path, "rules", "apply", "--config", d.file); err != nil {
 		t.Fatal(err)
 	}
-	if host.process, err = host.Start(exec.Command(path, "run", "--config", d.file)); err != nil {
+	if host.process, err = host.Start(exec.Command(path, "run", "--config", link)); err != nil {
 		t.Fatal(err)
 	}
 	if err := host.process.WaitOutput(ctx, func(log string) bool { return strings.Contains(log, "msg=ready") }); err != nil {

@@ -125,6 +125,12 @@ func TestService(t *testing.T) {
 		t.Errorf("process %s is still there", second)
 	}
 
+	m.systemctl("reload", "nftables.service") // which flushes it, too
+	m.waitFor("the table to come back", func() bool {
+		tables, err := m.router.Run(ctx, "", "nft", "list", "tables")
+		return err == nil && strings.Contains(tables, "table inet nfq_ftphelper\n")
+	})
+
 	m.systemctl("stop", unit)
 	m.want("ActiveState=inactive", "Result=success")
 	m.wantTable(false)

@@ -90,7 +90,7 @@ nfq-ftphelper() {
 	case $1 in
 	run) serve "$program" "$@" && return ;;
 	doctor | flows | events | top) served || return ;;
-	explain) [[ -f $2 ]] || tcpdump -i any -s 0 -w "$2" -c 40 tcp || return ;;
+	explain) [[ -f $2 ]] || tcpdump -i any -s 0 -w "$2" tcp || return ;;
 	esac
 	case $1 in
 	events) follow "$program" "$@" ;;
@@ -99,20 +99,23 @@ nfq-ftphelper() {
 	esac
 }
 curl() { served && command curl --fail --silent --show-error "$@"; }
-tcpdump() { served && command tcpdump "$@"; }
+# Nobody is there to end it.
+tcpdump() { served && command tcpdump -c 40 "$@"; }
 
 export PATH=$scratch/bin:/usr/sbin:/usr/bin:/sbin:/bin
 failed=0
-while IFS= read -r line; do
+mapfile -t lines <"$commands" # at once: some of the commands read what they find
+for ((i = 0; i < ${#lines[@]}; i++)); do
+	line=${lines[i]}
 	while [[ $line == *\\ ]]; do
-		IFS= read -r more
-		line=${line%\\}$more
+		i=$((i + 1))
+		line=${line%\\}${lines[i]}
 	done
 	say "$line"
-	eval "$line" || {
+	eval "$line" </dev/null || {
 		say "failed with $?: $line"
 		failed=1
 	}
-done <"$commands"
+done
 stop || failed=1
 exit "$failed"
