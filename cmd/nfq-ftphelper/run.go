@@ -2,7 +2,9 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -57,19 +59,25 @@ With --config, SIGHUP has it read the file again.`,
 			reload := daemon.Reload{Asked: asked, Read: from.reader(s, level)}
 			s.Confine = &confine.Paths{}
 			if from.file != "" {
-				s.Confine.Read = []string{filepath.Dir(from.file)}
-				if file, err := filepath.EvalSymlinks(from.file); err == nil { // it may be a link
-					s.Confine.Read = append(s.Confine.Read, filepath.Dir(file))
-				}
+				s.Confine.Read = foldersOf(from.file)
 			}
 			if s.Control != "" { // to be removed at the end
-				s.Confine.Write = []string{filepath.Dir(s.Control)}
+				s.Confine.Remove = []string{filepath.Dir(s.Control)}
 			}
 			return daemon.Run(ctx, s.Settings, reload, newLogger(cmd.ErrOrStderr(), s.logFormat, level))
 		}),
 	}
 	from = addSettings(cmd.Flags())
 	return cmd
+}
+
+// foldersOf returns the folder of a file, and that of the file which it is a link to.
+func foldersOf(file string) []string {
+	folders := []string{filepath.Dir(file)}
+	if target, err := filepath.EvalSymlinks(file); err == nil {
+		folders = append(folders, filepath.Dir(target))
+	}
+	return folders
 }
 
 // reader returns a function that reads what has changed since inForce was read, for a daemon that runs.
@@ -79,6 +87,9 @@ func (src *source) reader(inForce *settings, level *slog.LevelVar) func() (daemo
 			return daemon.Change{}, errors.New("there is nothing to read again: the daemon was started without --config")
 		}
 		s, err := src.read()
+		if errors.Is(err, fs.ErrPermission) {
+			err = fmt.Errorf("%w: the daemon has given up the right to read what is not in the folder that the file was in, or not for its user: restart it", err)
+		}
 		if err != nil {
 			return daemon.Change{}, err
 		}

@@ -21,8 +21,8 @@ import (
 type Paths struct {
 	// Read are folders whose files may be read.
 	Read []string
-	// Write are folders in which files and unix sockets may also be made, written and removed.
-	Write []string
+	// Remove are folders whose files and sockets may be removed.
+	Remove []string
 }
 
 // Report says how far the process is confined.
@@ -37,12 +37,11 @@ type Report struct {
 }
 
 const (
-	// newest is the latest version of Landlock's ABI that landlockRules asks for.
+	// newest is the latest version of Landlock's ABI that Self asks for.
 	newest = 11
 
-	read  landlock.AccessFSSet = ll.AccessFSReadFile | ll.AccessFSReadDir
-	write landlock.AccessFSSet = read | ll.AccessFSWriteFile | ll.AccessFSTruncate | ll.AccessFSRemoveFile |
-		ll.AccessFSMakeReg | ll.AccessFSMakeSock
+	read   landlock.AccessFSSet = ll.AccessFSReadFile | ll.AccessFSReadDir
+	remove landlock.AccessFSSet = ll.AccessFSRemoveFile
 )
 
 // Self confines the process. What remains:
@@ -50,9 +49,9 @@ const (
 //     process might run inherit nothing;
 //   - no_new_privs: no program gets more by being set-user-ID or having file capabilities;
 //   - of files, those of the paths, and the process's own folder in /proc. What is open stays
-//     open. Nothing can be executed;
-//   - of sockets, netlink, unix sockets of the paths, and what is open already. No other TCP or UDP
-//     socket can be bound or connected (but for Multipath TCP, which Landlock has no rule for).
+//     open. Nothing can be made, written or executed;
+//   - of sockets, netlink, and what is open already. No other TCP or UDP socket can be bound or connected
+//     (but for Multipath TCP, which Landlock has no rule for).
 //
 // The part with files and sockets is up to what the kernel has of Landlock, which is no error; see Report.
 // An error means that the process may be confined in part.
@@ -66,12 +65,12 @@ func Self(p Paths) (Report, error) {
 		return r, fmt.Errorf("giving up the ways to new privileges: %w", err)
 	}
 	_, _ = time.Now().Zone() // reads /etc/localtime, once and for all
-	rules := []landlock.Rule{landlock.PathAccess(read, "/proc/self")}
-	for _, path := range p.Read {
+	var rules []landlock.Rule
+	for _, path := range append([]string{"/proc/self"}, p.Read...) {
 		rules = append(rules, landlock.PathAccess(read, path).IgnoreIfMissing())
 	}
-	for _, path := range p.Write {
-		rules = append(rules, landlock.PathAccess(write, path).IgnoreIfMissing())
+	for _, path := range p.Remove {
+		rules = append(rules, landlock.PathAccess(remove, path).IgnoreIfMissing())
 	}
 	if err := landlock.V11.BestEffort().Restrict(rules...); err != nil {
 		return r, fmt.Errorf("giving up files: %w", err)

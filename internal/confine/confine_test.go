@@ -50,9 +50,11 @@ func child(dir string) {
 	}
 	defer listener.Close()
 	port := listener.Addr().(*net.TCPAddr).Port
-	readable, writable := filepath.Join(dir, "readable"), filepath.Join(dir, "writable")
+	readable, removable := filepath.Join(dir, "readable"), filepath.Join(dir, "removable")
+	listens(removable)
 	r := result{Before: try(dir, port)}
-	r.Report, err = Self(Paths{Read: []string{readable, filepath.Join(dir, "missing")}, Write: []string{writable}})
+	listens(removable) // which is there again
+	r.Report, err = Self(Paths{Read: []string{readable, filepath.Join(dir, "missing")}, Remove: []string{removable}})
 	if err != nil {
 		r.Problem = err.Error()
 	}
@@ -62,6 +64,15 @@ func child(dir string) {
 		panic(err)
 	}
 	io.Copy(io.Discard, os.Stdin)
+}
+
+// listens makes a socket that is removed by name only.
+func listens(folder string) {
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(folder, "control.sock"), Net: "unix"})
+	if err != nil {
+		panic(err)
+	}
+	l.SetUnlinkOnClose(false)
 }
 
 // moreThreads starts threads that stay.
@@ -79,7 +90,7 @@ func moreThreads(n int) {
 
 // try does what is allowed to a confined process, and what is not. There is a listener at the port.
 func try(dir string, port int) map[string]string {
-	readable, writable := filepath.Join(dir, "readable"), filepath.Join(dir, "writable")
+	readable, removable := filepath.Join(dir, "readable"), filepath.Join(dir, "removable")
 	open := func(name string, flags int) func() error {
 		return func() error {
 			f, err := os.OpenFile(name, flags, 0o600)
@@ -97,33 +108,27 @@ func try(dir string, port int) map[string]string {
 		defer unix.Close(fd)
 		return unix.Connect(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: port})
 	}
-	control := filepath.Join(writable, "control.sock")
 	outcome := make(map[string]string)
 	for what, attempt := range map[string]func() error{
-		"read a file of the readable folder":  open(filepath.Join(readable, "file"), os.O_RDONLY),
-		"list the readable folder":            func() error { _, err := os.ReadDir(readable); return err },
-		"write a file of the readable folder": open(filepath.Join(readable, "file"), os.O_WRONLY),
-		"make a file in the readable folder":  open(filepath.Join(readable, "new"), os.O_WRONLY|os.O_CREATE),
-		"read a file beside it":               open(filepath.Join(dir, "file"), os.O_RDONLY),
-		"read /etc/passwd":                    open("/etc/passwd", os.O_RDONLY),
-		"read /proc/1/status":                 open("/proc/1/status", os.O_RDONLY),
-		"read of the network namespace":       open("/proc/thread-self/net/dev", os.O_RDONLY),
-		"execute a program":                   func() error { return exec.Command("/bin/true").Run() },
-		"connect by TCP":                      connect,
-		"write and remove a file": func() error {
-			name := filepath.Join(writable, "file")
-			return errors.Join(open(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC)(), os.Remove(name))
-		},
-		"listen and connect on a unix socket": func() error {
-			l, err := net.Listen("unix", control)
+		"read a file of the readable folder":        open(filepath.Join(readable, "file"), os.O_RDONLY),
+		"list the readable folder":                  func() error { _, err := os.ReadDir(readable); return err },
+		"write a file of the readable folder":       open(filepath.Join(readable, "file"), os.O_WRONLY),
+		"make a file in the readable folder":        open(filepath.Join(readable, "new"), os.O_WRONLY|os.O_CREATE),
+		"read a file beside it":                     open(filepath.Join(dir, "file"), os.O_RDONLY),
+		"read /etc/passwd":                          open("/etc/passwd", os.O_RDONLY),
+		"read /proc/1/status":                       open("/proc/1/status", os.O_RDONLY),
+		"read of the network namespace":             open("/proc/thread-self/net/dev", os.O_RDONLY),
+		"execute a program":                         func() error { return exec.Command("/bin/true").Run() },
+		"connect by TCP":                            connect,
+		"make a file in the folder to remove from":  open(filepath.Join(removable, "new"), os.O_WRONLY|os.O_CREATE),
+		"write a file of the folder to remove from": open(filepath.Join(removable, "file"), os.O_WRONLY),
+		"remove a socket":                           func() error { return os.Remove(filepath.Join(removable, "control.sock")) },
+		"listen on a unix socket": func() error {
+			l, err := net.Listen("unix", filepath.Join(removable, "other.sock"))
 			if err != nil {
 				return err
 			}
-			c, err := net.Dial("unix", control)
-			if err == nil {
-				err = c.Close()
-			}
-			return errors.Join(err, l.Close()) // which removes it
+			return l.Close() // which removes it
 		},
 	} {
 		outcome[what] = ""
@@ -191,15 +196,17 @@ func start(t *testing.T, attr syscall.SysProcAttr) (r result, pid int) {
 			t.Fatal(err)
 		}
 	}
-	for _, sub := range []string{"", "readable", "writable"} {
+	for _, sub := range []string{"", "readable", "removable"} {
 		if err := errors.Join(os.MkdirAll(filepath.Join(dir, sub), 0o777), os.Chmod(filepath.Join(dir, sub), 0o777)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	mustWrite("file")
-	mustWrite("readable/file")
-	if err := os.Chmod(filepath.Join(dir, "readable/file"), 0o666); err != nil {
-		t.Fatal(err)
+	for _, file := range []string{"readable/file", "removable/file"} {
+		mustWrite(file)
+		if err := os.Chmod(filepath.Join(dir, file), 0o666); err != nil {
+			t.Fatal(err)
+		}
 	}
 
 	cmd := exec.Command("/proc/self/exe") // whose folder others may not enter
@@ -259,8 +266,12 @@ func checkAttempts(t *testing.T, r result) {
 		"read /proc/1/status":                 1,
 		"execute a program":                   1,
 		"connect by TCP":                      4,
+
+		"make a file in the folder to remove from":  1,
+		"write a file of the folder to remove from": 1,
+		"listen on a unix socket":                   1,
 	}
-	if len(r.Before) != 12 || len(r.After) != 12 {
+	if len(r.Before) != 14 || len(r.After) != 14 {
 		t.Errorf("it has tried %d things before, and %d after", len(r.Before), len(r.After))
 	}
 	for what, problem := range r.Before {

@@ -69,17 +69,22 @@ func listen(path string) (s *Socket, err error) {
 	return s, nil
 }
 
-// lock keeps other daemons from making a socket in the same folder at the same moment.
+// lockTimeout is far longer than another daemon keeps the lock.
+const lockTimeout = time.Second
+
+// lock keeps other daemons from making a socket in the same folder at the same moment. Whoever can
+// read the folder can lock it, and must not keep a daemon from starting: it waits for a while only.
 func lock(dir string) (unlock func(), err error) {
 	f, err := os.Open(dir)
 	if err != nil {
 		return nil, err
 	}
-	for {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
-		if !errors.Is(err, unix.EINTR) {
+	for begin := time.Now(); time.Since(begin) < lockTimeout; time.Sleep(time.Millisecond) {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EWOULDBLOCK) {
 			break
 		}
+		err = nil
 	}
 	if err != nil {
 		f.Close()

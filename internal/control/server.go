@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,8 +17,10 @@ import (
 )
 
 const (
-	// maxConns is how many connections a listener has at most; more have to wait.
+	// maxConns is how many connections a listener has at most.
 	maxConns = 64
+	// crowdTime is how long a connection may be silent when others want its place.
+	crowdTime = 100 * time.Millisecond
 	// maxHeader is how long a request may be in bytes; net/http allows 4 KiB more.
 	maxHeader = 4 << 10
 	// readTimeout is how long a request may take to arrive, and writeTimeout the answer to leave.
@@ -50,11 +53,14 @@ func Serve(l net.Listener, h http.Handler, log *slog.Logger) *Server {
 		IdleTimeout:       idleTimeout,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 		BaseContext:       func(net.Listener) context.Context { return ctx },
-		ConnContext:       func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
+		// Or OPTIONS would be answered, and to anybody.
+		DisableGeneralOptionsHandler: true,
+
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
 	}
 	go func() {
 		defer close(s.stopped)
-		err := s.http.Serve(&listener{l, make(chan struct{}, maxConns), ctx.Done()})
+		err := s.http.Serve(&listener{Listener: l, done: ctx.Done()})
 		if ctx.Err() == nil {
 			log.Error("requests are not answered any more", "address", l.Addr(), "reason", err)
 		}
@@ -75,25 +81,54 @@ func (s *Server) Close() error {
 	return err
 }
 
-// listener limits the connections that there are at the same time.
+// listener limits the connections that there are at the same time. For one more, the oldest one goes on
+// which no request has been answered for a while: who sends nothing, or slowly, keeps nobody out. If
+// there is none, that one has to wait.
 type listener struct {
 	net.Listener
-	slots chan struct{}
-	done  <-chan struct{}
+	done <-chan struct{}
+
+	mu    sync.Mutex
+	conns []*conn // the oldest first
 }
 
 func (l *listener) Accept() (net.Conn, error) {
-	select {
-	case l.slots <- struct{}{}:
-	case <-l.done:
-		return nil, net.ErrClosed
-	}
-	c, err := l.Listener.Accept()
+	accepted, err := l.Listener.Accept()
 	if err != nil {
-		<-l.slots
 		return nil, err
 	}
-	return &conn{Conn: c, release: sync.OnceFunc(func() { <-l.slots })}, nil
+	c := &conn{Conn: accepted, listener: l}
+	for !l.add(c) {
+		select {
+		case <-time.After(crowdTime / 10):
+		case <-l.done:
+			return nil, errors.Join(net.ErrClosed, accepted.Close())
+		}
+	}
+	return c, nil
+}
+
+// add reports whether there is room for a connection.
+func (l *listener) add(c *conn) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.conns) >= maxConns {
+		i := slices.IndexFunc(l.conns, func(c *conn) bool { return !c.answered && time.Since(c.since) > crowdTime })
+		if i < 0 {
+			return false
+		}
+		_ = l.conns[i].Conn.Close() // what serves it closes it once more
+		l.conns = slices.Delete(l.conns, i, i+1)
+	}
+	c.since = time.Now()
+	l.conns = append(l.conns, c)
+	return true
+}
+
+func (l *listener) remove(c *conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.conns = slices.DeleteFunc(l.conns, func(other *conn) bool { return other == c })
 }
 
 type connKey struct{}
@@ -101,12 +136,23 @@ type connKey struct{}
 // conn is a connection to a server.
 type conn struct {
 	net.Conn
-	release func()
-	asking  atomic.Bool // a request has begun to arrive, and is not being answered yet
+	listener *listener
+	asking   atomic.Bool // a request has begun to arrive, and is not being answered yet
+
+	// Under the listener's mu.
+	answered bool      // a request is being
+	since    time.Time // it has begun, or the last answer was given
+}
+
+// answering takes note that the answer to a request begins, or has been given.
+func (c *conn) answering(begins bool) {
+	c.listener.mu.Lock()
+	defer c.listener.mu.Unlock()
+	c.answered, c.since = begins, time.Now()
 }
 
 func (c *conn) Close() error {
-	c.release()
+	c.listener.remove(c)
 	return c.Conn.Close()
 }
 
@@ -152,6 +198,8 @@ func screen(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c := r.Context().Value(connKey{}).(*conn)
 		c.asking.Store(false)
+		c.answering(true)
+		defer c.answering(false)
 		switch err := c.stranger(); {
 		case err != nil:
 			writeError(w, http.StatusForbidden, err)

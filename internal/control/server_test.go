@@ -16,6 +16,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,13 +26,21 @@ import (
 // fake is a Daemon.
 type fake struct {
 	Bus
-	flows []Flow
-	err   error
+	flows   []Flow
+	err     error
+	waits   chan struct{} // if there is one, Ready waits for a value
+	waiting atomic.Int32
 }
 
-func (f *fake) Live(context.Context) error  { return f.err }
-func (f *fake) Ready(context.Context) error { return f.err }
-func (f *fake) Version() Version            { return Version{"v1", "go1"} }
+func (f *fake) Live(context.Context) error { return f.err }
+func (f *fake) Ready(ctx context.Context) error {
+	if f.waits != nil {
+		f.waiting.Add(1)
+		<-f.waits
+	}
+	return f.err
+}
+func (f *fake) Version() Version { return Version{"v1", "go1"} }
 func (f *fake) Flows(_ context.Context, yield func(Flow) error) (int, error) {
 	for _, flow := range f.flows {
 		if err := yield(flow); err != nil {
@@ -97,6 +106,7 @@ func TestRequests(t *testing.T) {
 		{"GET /v1/flows" + end + "\r\n", `],"unchecked":3}`},
 		{"GET /v2" + end + "\r\n", `{"error":"there is no \"/v2\" here: there are /livez, /metrics, /readyz, /v1/events, /v1/flows, /v1/version"}`},
 		{"POST /livez" + end + "\r\n", `405 Method Not Allowed`},
+		{"OPTIONS *" + end + "\r\n", `405 Method Not Allowed`},
 		{"DELETE /livez" + end + "\r\n", `{"error":"the method \"DELETE\" is not served: use GET"}`},
 		{"GET /livez" + end + "Content-Length: 5\r\n\r\nhello", `{"error":"a request has no body here"}`},
 		{"GET /livez" + end + "Transfer-Encoding: chunked\r\n\r\n", `{"error":"a request has no body here"}`},
@@ -118,11 +128,12 @@ func TestRequests(t *testing.T) {
 	}
 }
 
-// TestSlow has many clients that send half a request: they are told, and others are served.
+// TestSlow has many clients that send half a request: they are told, and others are served meanwhile.
 func TestSlow(t *testing.T) {
 	t.Parallel()
 	path := start(t, &fake{})
 	var all sync.WaitGroup
+	var told atomic.Int32
 	for range maxConns { // there is room for no more
 		c, err := net.Dial("unix", path)
 		if err != nil {
@@ -134,13 +145,48 @@ func TestSlow(t *testing.T) {
 		}
 		all.Go(func() {
 			answer, err := io.ReadAll(c)
-			if err != nil || !strings.Contains(string(answer), `408 Request Timeout`) || !strings.Contains(string(answer), `{"error":"the request took too long to arrive"}`) {
+			switch {
+			case err == nil && strings.Contains(string(answer), `408 Request Timeout`) && strings.Contains(string(answer), `{"error":"the request took too long to arrive"}`):
+				told.Add(1)
+			case err != nil && !errors.Is(err, unix.ECONNRESET) || len(answer) > 0:
 				t.Errorf("%v, half a request is answered with\n%s", err, answer)
 			}
 		})
 	}
-	if err := NewClient(path).Ready(t.Context()); err != nil {
+	client := NewClient(path)
+	client.Timeout = readTimeout / 2
+	if err := client.Ready(t.Context()); err != nil {
 		t.Error(err)
+	}
+	all.Wait()
+	if n := told.Load(); n != maxConns-1 { // one has made room
+		t.Errorf("%d of %d clients were told that they are too slow", n, maxConns)
+	}
+}
+
+// TestCrowd has more clients ask at once than there is room for: the last one has to wait, and nobody
+// is turned away.
+func TestCrowd(t *testing.T) {
+	t.Parallel()
+	d := &fake{waits: make(chan struct{})}
+	path := start(t, d)
+	var all sync.WaitGroup
+	for range maxConns + 1 {
+		all.Go(func() {
+			if err := NewClient(path).Ready(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for d.waiting.Load() < maxConns {
+		time.Sleep(time.Millisecond)
+	}
+	time.Sleep(50 * time.Millisecond)
+	if n := d.waiting.Load(); n != maxConns {
+		t.Errorf("%d requests are being answered, and there is room for %d", n, maxConns)
+	}
+	for range maxConns + 1 {
+		d.waits <- struct{}{}
 	}
 	all.Wait()
 }
@@ -233,6 +279,36 @@ func TestListen(t *testing.T) {
 		if _, err := Listen(path); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", path, err)
 		}
+	}
+}
+
+// TestLocked has somebody lock the socket's folder for good.
+func TestLocked(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	f, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	made := make(chan error, 1)
+	go func() {
+		s, err := Listen(filepath.Join(dir, "control.sock"))
+		if err == nil {
+			err = s.Close()
+		}
+		made <- err
+	}()
+	select {
+	case err := <-made:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(10 * lockTimeout):
+		t.Error("it waits for the lock")
 	}
 }
 

@@ -87,12 +87,17 @@ func (d *daemon) ensureRules() (string, error) {
 	return fmt.Sprintf("own (%s)", statement), err
 }
 
-// warnOfRules says that somebody else's rules are not those that the daemon works with, if so.
+// warnOfRules says that the rules are not those that the daemon works with, if so: somebody else's, or
+// its own that somebody has changed.
 func (d *daemon) warnOfRules(err error) {
-	if err != nil {
-		d.log.Warn("the rules are not as the settings say, the queue may stay empty: load what \"nfq-ftphelper rules print\" writes, or use --rules",
-			"reason", err)
+	if err == nil {
+		return
 	}
+	mend := "load what \"nfq-ftphelper rules print\" writes, or use --rules"
+	if d.settings.ApplyRules {
+		mend = "somebody has changed them; delete the table and reload, or restart the daemon"
+	}
+	d.log.Warn("the rules are not as the settings say, the queue may stay empty: "+mend, "reason", err)
 }
 
 // removeRules removes the rules that were applied, unless they are somebody else's by now.

@@ -45,7 +45,9 @@ func (d *daemon) reload(ctx context.Context, read func() (Change, error)) {
 		err = d.change(ctx, c.Settings)
 	}
 	if err != nil {
-		d.log.Error("reload refused, the settings stay as they are", "reason", err)
+		if ctx.Err() == nil { // or it makes no difference any more
+			d.log.Error("reload refused, the settings stay as they are", "reason", err)
+		}
 		return
 	}
 	c.InForce()
@@ -83,7 +85,6 @@ func (d *daemon) setPorts(ports []rules.PortRange) error {
 	var err error
 	switch missing := errors.Is(rules.Check(before), rules.ErrMissing); {
 	case !d.settings.ApplyRules:
-		d.warnOfRules(rules.Check(after))
 	case missing:
 		d.log.Warn("the rules had been removed, and are applied again")
 		if _, err = rules.Apply(after); err == nil {
@@ -99,6 +100,8 @@ func (d *daemon) setPorts(ports []rules.PortRange) error {
 		return fmt.Errorf("ports: %w", err)
 	}
 	d.choice.Rules.Ports, d.settings.Wish.Rules.Ports = ports, ports
-	d.desk.filled.Store(&filling{after, d.settings.ApplyRules || rules.Check(after) == nil})
+	differs := rules.Check(after)
+	d.warnOfRules(differs)
+	d.desk.filled.Store(&filling{after, d.settings.ApplyRules || differs == nil})
 	return nil
 }

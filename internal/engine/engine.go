@@ -144,7 +144,8 @@ func New(c Config) *Engine {
 }
 
 // Configure makes the Policy, Advertise, HoldTime and MaxFlows of c those of the engine, from the next
-// packet on.
+// packet on. If more connections are tracked than MaxFlows, they become fewer with each new one.
+// Deadline may return another time than before.
 func (e *Engine) Configure(c Config) {
 	if c.MaxFlows == 0 {
 		c.MaxFlows = DefaultMaxFlows
@@ -152,7 +153,8 @@ func (e *Engine) Configure(c Config) {
 	if c.HoldTime == 0 {
 		c.HoldTime = DefaultHoldTime
 	}
-	e.policy, e.advertise, e.holdTime, e.flows.max = c.Policy.withDefaults(), c.Advertise, c.HoldTime, c.MaxFlows
+	e.policy, e.advertise, e.flows.max = c.Policy.withDefaults(), c.Advertise, c.MaxFlows
+	e.setHoldTime(c.HoldTime)
 }
 
 // Stats returns the counters.

@@ -185,10 +185,14 @@ func (e *Engine) tracked() (*flow, expect.Direction) {
 	return f, dir
 }
 
+// maxDrops is how many flows are forgotten for a new one, if there are more than there may be by now:
+// packets wait meanwhile.
+const maxDrops = 16
+
 // track adds a flow. The one that has not been used for the longest makes room if need be,
 // and so does one that has the same tuples: its connection is over.
 func (e *Engine) track(f flow) *flow {
-	for e.flows.count >= e.flows.max {
+	for n := 0; e.flows.count >= e.flows.max && n < maxDrops; n++ {
 		e.drop(e.flows.wake(e.flows.oldest))
 	}
 	for _, key := range f.master.Tuples {

@@ -177,23 +177,48 @@ func (e *Engine) Deadline() (time.Time, bool) {
 
 // Expire appends the verdicts of the held packets whose time is up.
 func (e *Engine) Expire(verdicts []Verdict) []Verdict {
-	return e.expire(e.now(), verdicts)
-}
-
-// Flush appends the verdicts of all held packets: the queue is about to close.
-func (e *Engine) Flush(verdicts []Verdict) []Verdict {
-	return e.expire(e.now().Add(2*e.holdTime), verdicts)
-}
-
-func (e *Engine) expire(now time.Time, verdicts []Verdict) []Verdict {
 	e.begin(verdicts)
+	now := e.now()
 	for {
 		deadline, ok := e.Deadline()
 		if !ok || deadline.After(now) {
 			return e.verdicts
 		}
-		f := e.flows.awake[e.waiting[0].number]
-		e.giveUp(f, e.waiting[0].dir)
-		e.flows.rest(f)
+		e.giveUpFirst()
+	}
+}
+
+// Flush appends the verdicts of all held packets: the queue is about to close.
+func (e *Engine) Flush(verdicts []Verdict) []Verdict {
+	e.begin(verdicts)
+	for {
+		if _, ok := e.Deadline(); !ok {
+			return e.verdicts
+		}
+		e.giveUpFirst()
+	}
+}
+
+// giveUpFirst gives up the side that Deadline is about.
+func (e *Engine) giveUpFirst() {
+	f := e.flows.awake[e.waiting[0].number]
+	e.giveUp(f, e.waiting[0].dir)
+	e.flows.rest(f)
+}
+
+// setHoldTime has nobody wait for longer than t from now on, those who wait already included: whose
+// time is up first stays the first.
+func (e *Engine) setHoldTime(t time.Duration) {
+	e.holdTime = t
+	latest := e.now().Add(t)
+	for i := range e.waiting {
+		w := &e.waiting[i]
+		if !w.deadline.After(latest) {
+			continue
+		}
+		if f := e.flows.awake[w.number]; f != nil && f.sides[w.dir].deadline.Equal(w.deadline) {
+			f.sides[w.dir].deadline = latest
+		}
+		w.deadline = latest
 	}
 }

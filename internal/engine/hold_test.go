@@ -126,6 +126,67 @@ func TestTimeUp(t *testing.T) {
 	}
 }
 
+// TestHoldTimeChanges says that another time goes for packets that wait already, that whose time is
+// up first stays the first, and that none is left behind at the end.
+func TestHoldTimeChanges(t *testing.T) {
+	w := newWorld(t, natOriginal, natReply, func(c *engine.Config) { c.HoldTime = time.Hour })
+	w.login()
+	w.say(client, "PASV\r\n")
+	if got := w.say(server, "227 (192,168,1"); got != "" {
+		t.Fatalf("%q did not wait", got)
+	}
+	w.eng.Configure(engine.Config{HoldTime: time.Second})
+	if deadline, ok := w.eng.Deadline(); !ok || !deadline.Equal(w.now.Add(time.Second)) {
+		t.Errorf("after a shorter time the time is up at %v, want a second behind %v", deadline, w.now)
+	}
+	w.now = w.now.Add(500 * time.Millisecond)
+	if got := w.say(client, "PORT 203,0"); got != "" {
+		t.Fatalf("%q did not wait", got)
+	}
+	w.eng.Configure(engine.Config{HoldTime: time.Hour})
+	w.now = w.now.Add(500 * time.Millisecond)
+	if of, _ := ids(w.eng.Expire(nil)); len(of) != 1 {
+		t.Errorf("verdicts for %v after a second", of)
+	}
+	if got := w.say(server, "x"); got != "x" {
+		t.Errorf("the rest came out as %q", got)
+	}
+	w.eng.Configure(engine.Config{HoldTime: 1<<63 - 1})
+	if got := w.say(client, "101,1"); got != "" {
+		t.Fatalf("%q did not wait", got)
+	}
+	if of, _ := ids(w.eng.Flush(nil)); len(of) != 2 {
+		t.Errorf("verdicts for %v at the end, want both", of)
+	}
+}
+
+// TestFewer says that when fewer connections may be tracked, a packet does not wait until all of
+// them are forgotten.
+func TestFewer(t *testing.T) {
+	const many = 1000
+	w := newWorld(t, natOriginal, natReply)
+	w.restart(quiet, func(c *engine.Config) { c.Conntrack, c.MaxFlows = &generated{}, many })
+	packet := w.segment(server, 1, "220 ready\r\n")
+	connect := func(i int) {
+		packet[18], packet[19] = byte(i>>8), byte(i) // the client's address
+		w.eng.Handle(1, packet, nil)
+	}
+	for i := range many {
+		connect(i)
+	}
+	w.eng.Configure(engine.Config{MaxFlows: 10})
+	connect(many)
+	if n := w.eng.Tracked(); n < many-100 || n > many {
+		t.Errorf("one packet has had %d of %d connections forgotten", many-n, many)
+	}
+	for i := range many {
+		connect(many + 1 + i)
+	}
+	if n := w.eng.Tracked(); n != 10 {
+		t.Errorf("%d connections are tracked, want 10", n)
+	}
+}
+
 // TestGap says that what lies behind missing bytes waits for them, and goes in order.
 func TestGap(t *testing.T) {
 	w := newWorld(t, natOriginal, natReply)

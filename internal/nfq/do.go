@@ -11,9 +11,6 @@ import (
 // ErrNotServed is what Do returns when the queue is not served any more.
 var ErrNotServed = errors.New("the queue is not served")
 
-// maxJobs is how many jobs may wait; one more has to wait for that.
-const maxJobs = 16
-
 // job is a function that Do wants called.
 type job struct {
 	f     func()
@@ -22,7 +19,8 @@ type job struct {
 }
 
 // Do calls f on the goroutine that serves the queue, between two packets: there it may use the
-// handler. It waits for that; packets wait for f. If ctx is done first, or the queue is not
+// handler. It waits for that; packets wait for f, but not for several of them, however many want
+// one called. If ctx is done first, or the queue is not
 // served any more (ErrNotServed), f is not called, and Do returns why. It may be called from any
 // goroutine but that one.
 func (q *Queue) Do(ctx context.Context, f func()) error {
@@ -51,14 +49,19 @@ func (q *Queue) Do(ctx context.Context, f func()) error {
 	return nil
 }
 
-// work does what has been asked for by Do.
-func (q *Queue) work() {
-	for len(q.jobs) > 0 {
-		if j := <-q.jobs; j.taken.CompareAndSwap(false, true) {
+// work does what has been asked for by Do, if anything was. What is asked for meanwhile comes with a
+// message of its own, behind those that are there.
+func (q *Queue) work() error {
+	select {
+	case j := <-q.jobs:
+		if j.taken.CompareAndSwap(false, true) {
 			j.f()
 			close(j.done)
 		}
+	default:
+		return nil
 	}
+	return q.give(q.verdicts[:0]) // the handler's deadline may be another one
 }
 
 // Durations counts how long something took: by powers of two, from 1024 ns on.

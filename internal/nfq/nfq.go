@@ -70,7 +70,7 @@ type Queue struct {
 	log       *slog.Logger
 	ready     chan struct{}
 	ended     chan struct{}
-	jobs      chan *job
+	jobs      chan *job // room for one
 	overflows atomic.Uint64
 	priority  uint32 // of the packets that are for special
 	special   func(id uint32, packet []byte, verdicts []engine.Verdict) []engine.Verdict
@@ -99,7 +99,7 @@ type Queue struct {
 
 // New makes a Queue with the number num, which Run binds.
 func New(num uint16, h Handler, log *slog.Logger) *Queue {
-	return &Queue{num: num, handler: h, log: log, ready: make(chan struct{}), ended: make(chan struct{}), jobs: make(chan *job, maxJobs)}
+	return &Queue{num: num, handler: h, log: log, ready: make(chan struct{}), ended: make(chan struct{}), jobs: make(chan *job, 1)}
 }
 
 // Distinguish hands packets with the priority (meta priority in nftables) to another function,
@@ -402,13 +402,10 @@ func (q *Queue) due() error {
 			return err
 		}
 	}
-	if len(q.jobs) > 0 {
-		q.work()
-	}
 	select {
 	case <-q.stop:
 	default:
-		return nil
+		return q.work()
 	}
 	if q.stopping {
 		return nil

@@ -286,11 +286,10 @@ func TestStartInTraffic(t *testing.T) {
 func TestStopAfterOverflow(t *testing.T) {
 	l := newLab(t)
 	h := &handler{}
-	begun := make(chan struct{})
+	goOn := make(chan struct{})
 	h.handle = func(id uint32, _ []byte, verdicts []engine.Verdict) []engine.Verdict {
 		if len(h.packets) == 1 {
-			close(begun)
-			time.Sleep(netns.Scale(500 * time.Millisecond))
+			<-goOn
 		}
 		return append(verdicts, engine.Verdict{ID: id})
 	}
@@ -300,8 +299,8 @@ func TestStopAfterOverflow(t *testing.T) {
 		go func() { _, _ = io.Copy(io.Discard, server) }()
 		go func() { _, _ = client.Write(make([]byte, 60000)) }()
 	}
-	<-begun
 	time.Sleep(netns.Scale(300 * time.Millisecond))
+	time.AfterFunc(netns.Scale(200*time.Millisecond), func() { close(goOn) })
 	if err := stop(); err != nil {
 		t.Error(err)
 	}
@@ -379,6 +378,64 @@ func TestTaken(t *testing.T) {
 	client, server := l.connect("127.0.0.1")
 	l.pass(client, server, "hello")
 	if err := errors.Join(stop()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestDoInCrowd has so many want functions called that one more always waits: packets pass meanwhile,
+// and the queue ends.
+func TestDoInCrowd(t *testing.T) {
+	l, h := newLab(t), &handler{}
+	stop, q := l.serve(h)
+	client, server := l.connect("127.0.0.1")
+	var callers sync.WaitGroup
+	for range 32 {
+		callers.Go(func() {
+			for {
+				err := q.Do(t.Context(), func() { time.Sleep(time.Millisecond) })
+				if errors.Is(err, nfq.ErrNotServed) {
+					return
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for range 20 {
+		l.pass(client, server, "line\r\n")
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	callers.Wait()
+}
+
+// TestDoDeadline has a function change when a verdict is due, while no packet comes.
+func TestDoDeadline(t *testing.T) {
+	l, h := newLab(t), &handler{}
+	h.handle = func(id uint32, _ []byte, verdicts []engine.Verdict) []engine.Verdict {
+		if h.held = append(h.held, engine.Verdict{ID: id}); h.until.IsZero() {
+			h.until = time.Now().Add(time.Hour)
+		}
+		return verdicts
+	}
+	stop, q := l.serve(h)
+	client, server := l.connect("127.0.0.1")
+	go func() {
+		for h.seen() == "" {
+			time.Sleep(time.Millisecond)
+		}
+		if err := q.Do(t.Context(), func() { h.until = time.Now().Add(10 * time.Millisecond) }); err != nil {
+			t.Error(err)
+		}
+	}()
+	l.pass(client, server, "line\r\n")
+	if got := h.seen(); got != "line\r\n" {
+		t.Errorf("there were the packets %q: the client had to send one again", got)
+	}
+	if err := stop(); err != nil {
 		t.Error(err)
 	}
 }

@@ -18,7 +18,7 @@ type Status struct {
 	Portid  uint32 // of the netlink socket that is bound to the queue
 	Waiting int    // packets without a verdict
 	Full    int    // packets that were dropped because the queue was full; none where it fails open
-	Lost    int    // packets that did not fit into the socket; they were dropped, or passed if it fails open
+	Lost    int    // packets that were dropped because they did not fit into the socket; none where it fails open
 }
 
 // ReadStatus returns the queues that are bound in the network namespace of the calling thread.

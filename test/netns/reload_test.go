@@ -166,7 +166,14 @@ func TestReload(t *testing.T) {
 	d.reload("rules: true\nports: 2121\nadvertise: "+advertised.String()+"\n", "msg=reloaded advertise="+advertised.String()+" log-level=info\n")
 	told(second, advertised)
 
-	// Rules that somebody has removed come back.
+	// Rules that somebody has changed stay so, but not without a word. Those that are removed come back.
+	if err := router.Nft(t.Context(), "flush chain inet nfq_ftphelper prerouting"); err != nil {
+		t.Fatal(err)
+	}
+	d.reload("rules: true\nports: 2121\nadvertise: "+advertised.String()+"\n", "msg=reloaded changed=nothing\n")
+	if got := router.DaemonProcess().Output(); !strings.Contains(got, "somebody has changed them") || !strings.Contains(got, "chain prerouting: rule 1 is not") {
+		t.Errorf("of a chain without rules the daemon says nothing:\n%s", got)
+	}
 	if err := router.Nft(t.Context(), "delete table inet nfq_ftphelper"); err != nil {
 		t.Fatal(err)
 	}
@@ -187,6 +194,9 @@ func TestReload(t *testing.T) {
 	if err := router.DaemonProcess().Wait(testContext(t, 10*time.Second)); err != nil {
 		t.Error(err)
 	}
+	if got := router.DaemonProcess().Output(); strings.Contains(got, "context canceled") {
+		t.Errorf("of a reload that came too late the daemon says\n%s", got)
+	}
 	if left, err := router.Run(t.Context(), "", "nft", "list", "tables"); err != nil || strings.Contains(left, "nfq_ftphelper") {
 		t.Errorf("%v, it left\n%s", err, left)
 	}
@@ -198,11 +208,6 @@ func TestReloadOthersRules(t *testing.T) {
 	host := newRouter(t, "host", None, 21)
 	d := &configuredDaemon{t: t, router: host, file: filepath.Join(t.TempDir(), "nfq-ftphelper.yaml")}
 	d.write("ports: [21]\n")
-	// The daemon is given a link to it in another folder.
-	link := filepath.Join(t.TempDir(), "link.yaml")
-	if err := os.Symlink(d.file, link); err != nil {
-		t.Fatal(err)
-	}
 	path, err := binary()
 	if err != nil {
 		t.Fatal(err)
@@ -211,7 +216,7 @@ func TestReloadOthersRules(t *testing.T) {
 	if _, err := host.Run(ctx, "", path, "rules", "apply", "--config", d.file); err != nil {
 		t.Fatal(err)
 	}
-	if host.process, err = host.Start(exec.Command(path, "run", "--config", link)); err != nil {
+	if host.process, err = host.Start(exec.Command(path, "run", "--config", d.file, "--control", filepath.Join(t.TempDir(), "control.sock"))); err != nil {
 		t.Fatal(err)
 	}
 	if err := host.process.WaitOutput(ctx, func(log string) bool { return strings.Contains(log, "msg=ready") }); err != nil {
@@ -228,6 +233,48 @@ func TestReloadOthersRules(t *testing.T) {
 	d.reload("ports: [21, 2121]\n", "msg=reloaded changed=nothing")
 	if n := strings.Count(host.process.Output(), warning); n != 1 {
 		t.Errorf("it has warned again, of rules that are as they should be")
+	}
+	if err := host.StopDaemon(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestReloadLink has the file be a link to one in another folder, which the daemon has to be able to read
+// later, too.
+func TestReloadLink(t *testing.T) {
+	t.Parallel()
+	host := newRouter(t, "host", None, 21)
+	d := &configuredDaemon{t: t, router: host, file: filepath.Join(t.TempDir(), "nfq-ftphelper.yaml")}
+	d.write("rules: true\n")
+	link := filepath.Join(t.TempDir(), "nfq-ftphelper.yaml")
+	if err := os.Symlink(d.file, link); err != nil {
+		t.Fatal(err)
+	}
+	path, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := testContext(t, 20*time.Second)
+	if host.process, err = host.Start(exec.Command(path, "run", "--config", link, "--control", filepath.Join(t.TempDir(), "control.sock"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := host.process.WaitOutput(ctx, func(log string) bool { return strings.Contains(log, "msg=ready") }); err != nil {
+		t.Fatal(err)
+	}
+	d.reload("rules: true\nrate: 7\n", "msg=reloaded rate=7\n")
+	// What it cannot read, it says why.
+	elsewhere := filepath.Join(t.TempDir(), "nfq-ftphelper.yaml")
+	if err := os.WriteFile(elsewhere, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(link); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(elsewhere, link); err != nil {
+		t.Fatal(err)
+	}
+	if got := d.again(); !strings.Contains(got, "permission denied: the daemon has given up the right to read") {
+		t.Errorf("of a file in another folder the daemon says %s", got)
 	}
 	if err := host.StopDaemon(ctx); err != nil {
 		t.Error(err)
