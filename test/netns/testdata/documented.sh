@@ -82,8 +82,18 @@ systemctl() {
 }
 # nft: a kernel may have no queue statement.
 nft() { command nft "$@" || [[ ${FTPHELPER_NO_QUEUE-} && "$1 $2" == "-f rules/ftp-queue.nft" ]]; }
-# What goes on until it is stopped is given some seconds.
-follow() { timeout --preserve-status --signal INT "${SECONDS_EACH:-3}" "$@"; }
+# follow COMMAND...: stops it when it has said something.
+follow() {
+	local n out=$scratch/out pid
+	"$@" >"$out" &
+	pid=$!
+	for n in {1..300}; do
+		[[ -s $out ]] || ! kill -0 "$pid" && break
+		sleep 0.1
+	done
+	cat "$out"
+	kill "$pid" && wait "$pid" && [[ -s $out ]]
+}
 served() { [[ $daemon ]] || serve "$scratch/bin/nfq-ftphelper" run --rules; }
 nfq-ftphelper() {
 	local program=$scratch/bin/nfq-ftphelper
@@ -94,7 +104,7 @@ nfq-ftphelper() {
 	esac
 	case $1 in
 	events) follow "$program" "$@" ;;
-	top) TERM=xterm follow script --quiet --return --command "$program $*" /dev/null >/dev/null ;;
+	top) { sleep 3 && printf q; } | TERM=xterm script --quiet --return --command "$program $*" /dev/null >/dev/null ;;
 	*) "$program" "$@" ;;
 	esac
 }
