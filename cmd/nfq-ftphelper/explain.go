@@ -9,13 +9,13 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/explain"
-	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
 func newExplain() *cobra.Command {
-	var c explain.Config
+	var from *source
+	var s *settings
+	var nat []explain.Translation
 	var svg string
 	var number int
 	cmd := &cobra.Command{
@@ -23,7 +23,8 @@ func newExplain() *cobra.Command {
 		Short: "Say what the helper would have done with a capture",
 		Long: `explain reads a capture (pcap or pcapng; - is standard input) and says for every packet of its
 FTP control connections what the helper would have done with it, and for every data
-connection whether that was expected. It needs no privileges.
+connection whether that was expected. It needs no privileges. Give it the --config and the
+flags that the daemon has.
 
 What the router translates shows if the capture has both of its sides, as one of
 "tcpdump -i any" does. With one side only, say it with --nat.`,
@@ -32,38 +33,29 @@ What the router translates shows if the capture has both of its sides, as one of
   nfq-ftphelper explain --svg ftp.svg ftp.pcap
   nfq-ftphelper explain --nat 192.168.1.2=192.0.2.2 client-side.pcap`,
 		Args: cobra.ExactArgs(1),
-		PreRunE: func(cmd *cobra.Command, _ []string) error {
-			switch p := c.Engine.Policy; {
-			case p.MinPort == 0:
-				return errors.New("--min-port must be 1 at least; there is no port 0")
-			case cmd.Flags().Changed("connection") && number < 1:
-				return errors.New("--connection counts from 1")
-			case cmd.Flags().Changed("connection") && svg == "":
-				return errors.New("--connection goes with --svg: it says which connection is drawn")
+		PreRunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if cmd.Flags().Changed("connection") {
+				switch {
+				case number < 1:
+					return errors.New("--connection counts from 1")
+				case svg == "":
+					return errors.New("--connection goes with --svg: it says which connection is drawn")
+				}
 			}
-			return nil
+			s, err = from.read()
+			return err
 		},
 		RunE: running(func(cmd *cobra.Command) error {
+			c := explain.Config{Ports: s.Wish.Rules.Ports, NAT: nat, Engine: s.Engine}
+			c.Engine.Sequence = s.Wish.Sequence
 			return explainFile(cmd, c, cmd.Flags().Arg(0), svg, number)
 		}),
 	}
 	f := cmd.Flags()
-	ports := portsFlag{&c.Ports}
-	if err := ports.Set(rules.DefaultPorts); err != nil {
-		panic(err)
-	}
-	f.Var(ports, "ports", "control `ports`, such as 21,2121,2200-2210")
-	f.Var(translationsFlag{&c.NAT}, "nat", "`REAL=TRANSLATED`: an address of a client or server, and what the router makes of it, for a capture of one side only; may be given several times")
+	from = addSettings(f, "ports", "sequence", "min-port", "loose", "allow", "rate", "advertise", "advertise-except", "hold-time")
+	f.Var(translationsFlag{&nat}, "nat", "`REAL=TRANSLATED`: an address of a client or server, and what the router makes of it, for a capture of one side only; may be given several times")
 	f.StringVar(&svg, "svg", "", "also draw a ladder diagram, and write it to a `file`")
 	f.IntVar(&number, "connection", 0, "the connection to draw, by its `number` in the text (default the first one with an endpoint)")
-	p := &c.Engine.Policy
-	f.Uint16Var(&p.MinPort, "min-port", engine.DefaultMinPort, "lowest `port` that a client or server may announce")
-	f.BoolVar(&p.Loose, "loose", false, "let clients and servers announce any address, not only their own")
-	f.Var(prefixesFlag{&p.Allowed}, "allow", "`addresses` that clients and servers may announce besides their own, such as 192.0.2.7,2001:db8::/64")
-	a := &c.Engine.Advertise
-	f.Var(advertiseFlag{a}, "advertise", "`address` that clients reach the servers at, where NAT happens elsewhere")
-	f.Var(prefixesFlag{&a.Except}, "advertise-except", "`addresses` of clients that reach the servers directly, such as 10.0.0.0/8")
-	f.TextVar(&c.Engine.Sequence, "sequence", engine.Auto, "`who` keeps TCP's sequence numbers right: auto, kernel, same-length (nobody) or user (the daemon)")
 	return cmd
 }
 

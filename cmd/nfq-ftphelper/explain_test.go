@@ -15,11 +15,13 @@ func TestExplain(t *testing.T) {
 	if err := os.WriteFile(garbage, []byte("this is not what tcpdump writes"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	file := configFile(t, "min-port: 65535\n")
 	for _, c := range []struct {
 		args string
 		code int
 		want string
 	}{
+		{capture + " --config " + file, 0, "2 endpoints announced: 0 expected, 2 refused"},
 		{capture, 0, "2 endpoints announced: 2 expected"},
 		{capture + " --min-port 65535", 0, "2 endpoints announced: 0 expected, 2 refused"},
 		{capture + " --min-port 65535 --sequence same-length --allow 192.0.2.0/24 --loose", 0, "the port is below the lowest one allowed"},
