@@ -2,6 +2,7 @@ package rules
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -34,10 +35,10 @@ func ParsePorts(s string) ([]PortRange, error) {
 		var r PortRange
 		var err error
 		if r.First, err = parsePort(first); err != nil {
-			return nil, fmt.Errorf("control ports %q: %w", s, err)
+			return nil, err
 		}
 		if r.Last, err = parsePort(last); err != nil {
-			return nil, fmt.Errorf("control ports %q: %w", s, err)
+			return nil, err
 		}
 		ranges = append(ranges, r)
 	}
@@ -48,7 +49,10 @@ func ParsePorts(s string) ([]PortRange, error) {
 }
 
 func parsePort(s string) (uint16, error) {
-	n, err := strconv.ParseUint(strings.TrimSpace(s), 10, 16)
+	if s = strings.TrimSpace(s); s == "" {
+		return 0, errors.New("a port is missing; it is a number from 1 to 65535")
+	}
+	n, err := strconv.ParseUint(s, 10, 16)
 	if err != nil || n == 0 {
 		return 0, fmt.Errorf("%q is not a port, a number from 1 to 65535", s)
 	}

@@ -66,10 +66,14 @@ func newConfigShow() *cobra.Command {
 	var from *source
 	var s *settings
 	cmd := &cobra.Command{
-		Use:   "show",
+		Use:   "show [FILE]",
 		Short: "Print all settings as they come out of defaults, file and flags",
-		Args:  cobra.NoArgs,
-		PreRunE: func(*cobra.Command, []string) (err error) {
+		Long:  "show takes the file as FILE or with --config.",
+		Args:  cobra.MaximumNArgs(1),
+		PreRunE: func(_ *cobra.Command, args []string) (err error) {
+			if len(args) > 0 {
+				from.file = args[0]
+			}
 			s, err = from.read()
 			return err
 		},

@@ -30,7 +30,7 @@ func TestConfigFaults(t *testing.T) {
 			"   1 | rules: true\n" +
 			">  2 | port: 21\n" +
 			"       ^\n"},
-		{"ports: [21, 0]", "nfq-ftphelper: FILE:1:13: ports: control ports \"0\": \"0\" is not a port, a number from 1 to 65535\n" +
+		{"ports: [21, 0]", "nfq-ftphelper: FILE:1:13: ports: \"0\" is not a port, a number from 1 to 65535\n" +
 			">  1 | ports: [21, 0]\n" +
 			"                   ^\n"},
 		{"helper: kernel", "nfq-ftphelper: FILE:1:9: helper: it can be auto, carrier or cthelper\n" +

@@ -34,7 +34,7 @@ there is no problem, and 1 otherwise.`,
 		RunE: running(func(cmd *cobra.Command) error {
 			runtime.LockOSThread() // everything is asked in one network namespace
 			defer runtime.UnlockOSThread()
-			findings := doctor.Examine(s.Wish)
+			findings := doctor.Examine(s.Wish, from.file)
 			out := cmd.OutOrStdout()
 			var err error
 			if asJSON {

@@ -32,7 +32,12 @@ What the router translates shows if the capture has both of its sides, as one of
   nfq-ftphelper explain ftp.pcap
   nfq-ftphelper explain --svg ftp.svg ftp.pcap
   nfq-ftphelper explain --nat 192.168.1.2=192.0.2.2 client-side.pcap`,
-		Args: cobra.ExactArgs(1),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return errors.New("explain takes one capture, such as ftp.pcap")
+			}
+			return nil
+		},
 		PreRunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if cmd.Flags().Changed("connection") {
 				switch {

@@ -82,7 +82,7 @@ func TestEventLines(t *testing.T) {
 // TestNoDaemon asks where there is none.
 func TestNoDaemon(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "control.sock")
-	const want = "no daemon runs: there is no %: start one (nfq-ftphelper run --rules), or say where its control socket is with --control"
+	const want = "no daemon answers, as % is not there: start the daemon (nfq-ftphelper run --rules), or say where its control socket is with --control"
 	for _, command := range []string{"flows", "events"} {
 		code, stdout, stderr := call(t, command, "--control", path)
 		if code != exitFailure || stdout != "" || stderr != "nfq-ftphelper: "+strings.Replace(want, "%", path, 1)+"\n" {

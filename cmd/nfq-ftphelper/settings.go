@@ -42,9 +42,9 @@ func newSettings() *settings {
 	}
 	f.Var(ports, "ports", "control `ports` that the rules queue, such as 21,2121,2200-2210")
 	f.Uint16Var(&w.Rules.Queue, "queue", rules.DefaultQueue, "`number` of the queue, 0 to 65535")
-	f.Uint16Var(&w.Rules.Queues, "queues", 1, "how many queues (`count`): that one and those behind it, for as many processors")
+	f.Uint16Var(&w.Rules.Queues, "queues", 1, "how many queues there are (`count`): that one and those behind it, for as many processors")
 	f.BoolVar(&s.ApplyRules, "rules", false, "apply the rules at start and remove them at stop")
-	f.Var(oneOf[rules.Ruleset]{&w.Ruleset, backend.Rulesets}, "ruleset", "what the rules queue (`full|lean`): full (every packet with text), or lean (only what must be read; with a carrier) (default full, or that of the rules in place)")
+	f.Var(oneOf[rules.Ruleset]{&w.Ruleset, backend.Rulesets}, "ruleset", "what the rules queue: `full|lean`; full is every packet with text, lean only what must be read, and goes with a carrier (default full, or that of the rules in place)")
 	config.Group(f, "The rules that fill the queue")
 
 	w.Helper = backend.Auto
@@ -58,7 +58,7 @@ func newSettings() *settings {
 	f.Uint16Var(&p.MinPort, "min-port", engine.DefaultMinPort, "lowest `port` that a client or server may announce")
 	f.BoolVar(&p.Loose, "loose", false, "let clients and servers announce any address, not only their own (FXP; opens the way for bounce attacks)")
 	f.Var(prefixesFlag{&p.Allowed}, "allow", "`addresses` that clients and servers may announce besides their own, such as 192.0.2.7,2001:db8::/64")
-	f.IntVar(&p.Rate, "rate", engine.DefaultRate, "most data connections expected for one client address within a second, in each queue (`number`)")
+	f.IntVar(&p.Rate, "rate", engine.DefaultRate, "`number` of data connections that are expected for one client address within a second at most, in each queue")
 	config.Group(f, "What is refused")
 
 	a := &s.Engine.Advertise
@@ -66,8 +66,8 @@ func newSettings() *settings {
 	f.Var(prefixesFlag{&a.Except}, "advertise-except", "`addresses` of clients that reach the servers directly, such as 10.0.0.0/8")
 	config.Group(f, "Where NAT happens elsewhere")
 
-	f.IntVar(&s.Engine.MaxFlows, "max-connections", engine.DefaultMaxFlows, "most control connections tracked in each queue (`number`); beyond it the longest silent one is forgotten")
-	f.DurationVar(&s.Engine.HoldTime, "hold-time", engine.DefaultHoldTime, "how long a packet waits at most for the rest of a line (`duration`)")
+	f.IntVar(&s.Engine.MaxFlows, "max-connections", engine.DefaultMaxFlows, "`number` of control connections that are tracked in each queue at most; beyond it the longest silent one is forgotten")
+	f.DurationVar(&s.Engine.HoldTime, "hold-time", engine.DefaultHoldTime, "`duration` that a packet waits at most for the rest of a line")
 	config.Group(f, "Limits")
 
 	f.StringVar(&s.Control, "control", control.DefaultPath, "`path` of the control socket, through which flows, events and top ask the daemon; \"\" for none")

@@ -134,12 +134,12 @@ func (c *Client) decode(v any) func(io.Reader) error {
 
 // dialError says what to do about an error of asking.
 func (c *Client) dialError(err error) error {
-	const start = "start one (nfq-ftphelper run --rules), or say where its control socket is with --control"
+	const start = "start the daemon (nfq-ftphelper run --rules), or say where its control socket is with --control"
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("no daemon runs: there is no %s: %s", c.path, start)
+		return fmt.Errorf("no daemon answers, as %s is not there: %s", c.path, start)
 	case errors.Is(err, unix.ECONNREFUSED):
-		return fmt.Errorf("no daemon runs: the one that served %s has died: %s", c.path, start)
+		return fmt.Errorf("no daemon answers, as the one that served %s has died: %s", c.path, start)
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("not permitted to ask the daemon at %s: run as root", c.path)
 	case errors.Is(err, context.DeadlineExceeded):

@@ -241,7 +241,7 @@ func TestListen(t *testing.T) {
 	if err := first.UnixListener.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := NewClient(path).Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "has died: start one (nfq-ftphelper run --rules)") {
+	if err := NewClient(path).Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "has died: start the daemon (nfq-ftphelper run --rules)") {
 		t.Errorf("asking a dead daemon: %v", err)
 	}
 	second, err := Listen(path)
@@ -263,7 +263,7 @@ func TestListen(t *testing.T) {
 	if err := third.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := NewClient(path).Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "no daemon runs: there is no "+path) {
+	if err := NewClient(path).Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "no daemon answers, as "+path) {
 		t.Errorf("asking nobody: %v", err)
 	}
 

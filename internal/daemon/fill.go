@@ -10,7 +10,7 @@ import (
 )
 
 // notChecked is what fill says of rules that are somebody's own.
-const notChecked = "not checked"
+const notChecked = "not as the settings say"
 
 // fill makes packets come to the queues: it registers the helper, if that is one of ours, and
 // applies the rules, if they are ours to apply. It says whose the rules are.
@@ -93,7 +93,7 @@ func (d *daemon) warnOfRules(err error) {
 	if err == nil {
 		return
 	}
-	mend := "load what \"nfq-ftphelper rules print\" writes, or use --rules"
+	mend := "put them there with \"nfq-ftphelper rules apply\", or use --rules"
 	if d.settings.ApplyRules {
 		mend = "somebody has changed them; delete the table and reload, or restart the daemon"
 	}

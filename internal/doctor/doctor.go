@@ -56,10 +56,13 @@ type Finding struct {
 }
 
 // Examine examines the network namespace of the calling thread, to which the goroutine must
-// be locked unless all threads are in one. The wish is what the daemon is asked for.
-func Examine(w backend.Wish) []Finding {
+// be locked unless all threads are in one. The wish is what the daemon is asked for, and file the
+// configuration file in which it is, if there is one.
+func Examine(w backend.Wish, file string) []Finding {
 	w.Installed = true
-	return examine(newPatient(host{}, w), checks)
+	p := newPatient(host{}, w)
+	p.file = file
+	return examine(p, checks)
 }
 
 // Ready returns what the daemon is to do, or an error in the words of the findings if it could
@@ -79,6 +82,7 @@ func Ready(w backend.Wish) (backend.Choice, error) {
 type patient struct {
 	system
 	wish     backend.Wish
+	file     string // where the wish is from, "" for the command line
 	choice   backend.Choice
 	noChoice error
 	config   rules.Config // of the choice, or else of the wish

@@ -100,7 +100,7 @@ func TestNothingChanges(t *testing.T) {
 	var here, after string
 	do(t, h, func() (err error) {
 		here, err = os.Readlink("/proc/thread-self/ns/net")
-		Examine(backend.Wish{Rules: ftp})
+		Examine(backend.Wish{Rules: ftp}, "")
 		after, _ = os.Readlink("/proc/thread-self/ns/net")
 		return err
 	})

@@ -62,6 +62,13 @@ func portList(ports []rules.PortRange) string {
 func (p *patient) command(words string) string {
 	c := p.config
 	line := program + " " + words
+	if p.file != "" {
+		line += " --config " + p.file
+		if c.Queues != p.wish.Rules.Queues {
+			line += fmt.Sprintf(" --queues %d", c.Queues)
+		}
+		return line
+	}
 	if list := portList(c.Ports); list != rules.DefaultPorts {
 		line += " --ports " + list
 	}

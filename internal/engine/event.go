@@ -121,7 +121,11 @@ func (ev *Event) Log(log *slog.Logger) {
 	case Failed:
 		args = append(args, "verb", ev.Verb, "announced", ev.Announced)
 	case Expected:
-		args = append(args, "verb", ev.Verb, "announced", ev.Announced, "rewritten", ev.Told, "expected", ev.Expected)
+		args = append(args, "verb", ev.Verb, "announced", ev.Announced)
+		if ev.Told != ev.Announced {
+			args = append(args, "rewritten", ev.Told)
+		}
+		args = append(args, "expected", ev.Expected)
 	}
 	if ev.Err != nil {
 		args = append(args, "reason", ev.Err)

@@ -115,7 +115,7 @@ var wantBoth = []string{
 	"rewrites: 227 Entering Passive Mode (192,0,2,2,156,64)",
 	"expects a connection from 192.168.1.2 to 192.168.1.1:50000, translated to one from 192.0.2.2 to 203.0.113.101:50000",
 	"rewrites: PORT 192,168,1,1,195,80",
-	"2 endpoints announced: 2 expected, 0 refused, 0 could not be helped. 2 lines rewritten",
+	"2 endpoints announced: 2 expected, 0 refused, 0 could not be helped. 2 lines to rewrite",
 	"2 data connections: 2 expected, 0 not.",
 }
 
@@ -311,7 +311,7 @@ func TestText(t *testing.T) {
 		}, want: []string{"cannot help 203.0.113.101:50000: the line has to keep its length", "1 could not be helped"}},
 		{name: "numbers kept by the daemon", nat: true, config: func(c *Config) { c.Engine.Sequence = engine.User }, tape: func(d *dialogue) {
 			login(d).say(client, "PORT 203,0,113,101,195,80\r\n").say(server, "200 ok\r\n").say(client, "PORT 203,0,113,101,195,81\r\n")
-		}, want: []string{"rewrites: PORT 192,168,1,1,195,80", "rewrites: PORT 192,168,1,1,195,81", "2 lines rewritten; the router sent the same 0 times, and something else 2 times"}},
+		}, want: []string{"rewrites: PORT 192,168,1,1,195,80", "rewrites: PORT 192,168,1,1,195,81", "2 lines to rewrite; the router sent the same 0 times, and something else 2 times"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			k := newTape(t)

@@ -256,18 +256,26 @@ func (d *drawing) message(s *Step) {
 	}
 }
 
-// changed draws a line that the helper rewrites: as it comes, and as it leaves.
+// changed draws a line that the helper rewrites: as it comes, and as it leaves. If the capture has
+// what the router sent instead, that is what leaves, and a note says what the helper would send.
 func (d *drawing) changed(l *Line, from, via, to int) {
-	d.endpoint((from+via)/2, l.text, roomLane, oldInk, `text-decoration="line-through"`)
+	leaves, colour, mark := l.ours, newInk, `text-decoration="line-through"`
+	if l.otherwise() {
+		leaves, colour, mark = l.sent, lostInk, ""
+	}
+	d.endpoint((from+via)/2, l.text, roomLane, oldInk, mark)
 	edge := via - dot
 	if from > via {
 		edge = via + dot
 	}
 	d.arrow(from, edge, d.y+7, 1.4, ink, "")
-	d.endpoint((via+to)/2, l.ours, roomLane, newInk, `font-weight="bold"`)
-	d.arrow(via, to, d.y+7, 1.4, newInk, "")
-	fmt.Fprintf(&d.b, `<circle cx="%d" cy="%d" r="%d" fill="%s"/>`+"\n", via, d.y+7, dot, newInk)
+	d.endpoint((via+to)/2, leaves, roomLane, colour, `font-weight="bold"`)
+	d.arrow(via, to, d.y+7, 1.4, colour, "")
+	fmt.Fprintf(&d.b, `<circle cx="%d" cy="%d" r="%d" fill="%s"/>`+"\n", via, d.y+7, dot, colour)
 }
+
+// otherwise reports whether the router sent something else than the helper would.
+func (l *Line) otherwise() bool { return l.sent != nil && !sameMeaning(l.sent, l.ours) }
 
 // endpoint writes a line with its endpoint marked.
 func (d *drawing) endpoint(x int, text []byte, room int, colour, mark string) {
@@ -311,7 +319,10 @@ func (d *drawing) lineNotes(l *Line) {
 	case engine.Unreadable:
 		d.note(l.event.Err.Error(), lostInk)
 	}
-	if l.sent != nil && !sameMeaning(l.sent, l.ours) {
+	if l.otherwise() {
+		if l.rewritten() {
+			d.note("the helper would send: "+show(l.ours, l.dir), newInk)
+		}
 		for _, t := range l.comparison() {
 			d.note(t, lostInk)
 		}
@@ -452,7 +463,7 @@ func (d *drawing) legend() {
 		}, "what the sender wrote")
 		item(42, func(x int) {
 			fmt.Fprintf(&d.b, `<text x="%d" y="%d" font-size="11" font-family="%s" fill="%s" font-weight="bold">4,5,6</text>`+"\n", x, d.y, monospace, newInk)
-		}, "what the helper makes of it")
+		}, "what the helper would make of it")
 	}
 	if slices.ContainsFunc(d.c.data, func(c *Data) bool { return c.x != nil }) {
 		item(40, func(x int) { d.arrow(x, x+40, d.y-4, 4.5, dataInk, "") }, "data connection that is expected")

@@ -324,7 +324,7 @@ func (d *Data) fate() string {
 
 // writeSummary counts.
 func (r *Report) writeSummary(b *strings.Builder) {
-	var announced, expected, refused, failed, rewritten, same, other, data, unexpected, encrypted int
+	var announced, expected, refused, failed, rewritten, same, other, data, unexpected, stopped, encrypted int
 	for _, c := range r.Connections {
 		if c.opaque != nil && c.why == engine.Encrypted {
 			encrypted++
@@ -360,6 +360,9 @@ func (r *Report) writeSummary(b *strings.Builder) {
 			if d.x == nil {
 				unexpected++
 			}
+			if d.stopped() {
+				stopped++
+			}
 		}
 	}
 	fmt.Fprintf(b, "Summary: %s", count(len(r.Connections), "control connection"))
@@ -368,7 +371,7 @@ func (r *Report) writeSummary(b *strings.Builder) {
 	}
 	fmt.Fprintf(b, ".\n%s announced", count(announced, "endpoint"))
 	if announced > 0 {
-		fmt.Fprintf(b, ": %d expected, %d refused, %d could not be helped. %s rewritten", expected, refused, failed, count(rewritten, "line"))
+		fmt.Fprintf(b, ": %d expected, %d refused, %d could not be helped. %s to rewrite", expected, refused, failed, count(rewritten, "line"))
 		if same+other > 0 {
 			fmt.Fprintf(b, "; the router sent the same %s, and something else %s", times(same), times(other))
 		}
@@ -376,6 +379,9 @@ func (r *Report) writeSummary(b *strings.Builder) {
 	fmt.Fprintf(b, ".\n%s", count(data, "data connection"))
 	if data > 0 {
 		fmt.Fprintf(b, ": %d expected, %d not", data-unexpected, unexpected)
+		if stopped > 0 {
+			fmt.Fprintf(b, "; the router let %d of them not through", stopped)
+		}
 	}
 	b.WriteString(".\n")
 }

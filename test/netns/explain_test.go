@@ -27,20 +27,20 @@ var explainCases = []struct {
 		"NAT: the server is 192.168.1.2:21, and the client knows it as 192.0.2.2:21 (the capture has both sides of the router)",
 		"expects a connection from 203.0.113.101 to 192.0.2.2:", "rewrites: 227 Entering Passive Mode (192,0,2,2,",
 		"expects a connection from 192.168.1.2 to 203.0.113.101:",
-		"2 endpoints announced: 2 expected, 0 refused, 0 could not be helped. 1 line rewritten; the router sent the same once, and something else 0 times.",
+		"2 endpoints announced: 2 expected, 0 refused, 0 could not be helped. 1 line to rewrite; the router sent the same once, and something else 0 times.",
 		"2 data connections: 2 expected, 0 not.",
 	}},
 	{"masquerade-ipv6", DNATMasquerade, IPv6, Kernel, []Verb{EPRT, EPSV}, []string{
 		"NAT: the server is [fd00:1::2]:21, and the client knows it as [2001:db8:2::2]:21",
 		"and the server knows it as [fd00:1::1]:",
 		"rewrites: EPRT |2|fd00:1::1|", "the router sent the same in other words: EPRT |2|fd00:0001:0000:0000:0000:0000:0000:0001|",
-		"2 endpoints announced: 2 expected, 0 refused, 0 could not be helped. 1 line rewritten; the router sent the same once, and something else 0 times.",
+		"2 endpoints announced: 2 expected, 0 refused, 0 could not be helped. 1 line to rewrite; the router sent the same once, and something else 0 times.",
 		"2 data connections: 2 expected, 0 not.",
 	}},
 	{"no-helper", DNAT, IPv4, None, []Verb{PASV, PORT}, []string{
 		"rewrites: 227 Entering Passive Mode (192,0,2,2,", "the router sent it as it was: no helper rewrote it there",
 		"NOT EXPECTED: it goes to the address that the 227 at ", "the router did not let it through",
-		"expected: the PORT at ", "=> no helper had the router expect it", "2 data connections: 1 expected, 1 not.",
+		"expected: the PORT at ", "=> no helper had the router expect it", "2 data connections: 1 expected, 1 not; the router let 2 of them not through.",
 	}},
 }
 

@@ -134,7 +134,7 @@ func TestReload(t *testing.T) {
 
 	// What is refused changes nothing.
 	d.reload("rules: true\nports: [21, x]\nmin-port: 1024\n",
-		`reason="FILE:2:13: ports: control ports \"x\": \"x\" is not a port, a number from 1 to 65535"`)
+		`reason="FILE:2:13: ports: \"x\" is not a port, a number from 1 to 65535"`)
 	d.reload("rules: true\nmin-port: 1024\nqueues: 2\nlog-format: json\n",
 		`reason="queues and log-format can't change while the daemon runs: restart it, or take the change back"`)
 	// The command line, which names the queue, still wins.
