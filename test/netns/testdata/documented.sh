@@ -18,7 +18,7 @@ for folder in /etc /usr/local "$repository"; do
 done
 mount -t tmpfs run /run
 mkdir -p "$repository/bin"
-cp "$program" "$repository/bin/nfq-ftphelper"
+[[ $program -ef $repository/bin/nfq-ftphelper ]] || cp "$program" "$repository/bin/nfq-ftphelper"
 ln -s "$repository/bin/nfq-ftphelper" "$scratch/bin/nfq-ftphelper"
 cd "$repository"
 
