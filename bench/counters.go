@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfq"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
 
@@ -91,34 +92,11 @@ func idleTime(stat string, processor int) (idle time.Duration, count int, err er
 // queued says whether somebody listens on the lab's queue, and how many packets have ever been
 // put into it (modulo 1<<32).
 func queued(router *netns.Host) (bound bool, packets uint32, err error) {
-	var text []byte
-	err = router.Do(func() (err error) {
-		text, err = os.ReadFile("/proc/thread-self/net/netfilter/nfnetlink_queue")
+	err = router.Do(func() error {
+		queues, err := nfq.ReadStatus()
+		q, found := queues[queueNumber]
+		bound, packets = found, q.Last
 		return err
 	})
-	if errors.Is(err, os.ErrNotExist) {
-		return false, 0, nil // the module is not loaded yet
-	}
-	if err != nil {
-		return false, 0, fmt.Errorf("look at the queues: %w", err)
-	}
-	return parseQueues(string(text), queueNumber)
-}
-
-// parseQueues reads a file /proc/net/netfilter/nfnetlink_queue (seq_show in
-// net/netfilter/nfnetlink_queue.c): number, port id, length, copy mode, copy range, two numbers
-// of dropped packets, and the id of the last packet.
-func parseQueues(text string, number int) (bound bool, packets uint32, err error) {
-	for line := range strings.Lines(text) {
-		fields := strings.Fields(line)
-		if len(fields) < 8 || fields[0] != strconv.Itoa(number) {
-			continue
-		}
-		id, err := strconv.ParseUint(fields[7], 10, 32)
-		if err != nil {
-			return false, 0, fmt.Errorf("nfnetlink_queue: %w", err)
-		}
-		return true, uint32(id), nil
-	}
-	return false, 0, nil
+	return bound, packets, err
 }

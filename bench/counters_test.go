@@ -6,21 +6,6 @@ import (
 	"time"
 )
 
-func TestParseQueues(t *testing.T) {
-	const text = "   21  30114     0 2 65535     0     0       12  1\n" +
-		"  100  30115     3 2 65535     0     0   345678  1\n"
-	bound, packets, err := parseQueues(text, 100)
-	if !bound || packets != 345678 || err != nil {
-		t.Errorf("%v, %d, %v", bound, packets, err)
-	}
-	if bound, _, err := parseQueues(text, 10); bound || err != nil {
-		t.Errorf("queue 10: %v, %v", bound, err)
-	}
-	if _, _, err := parseQueues("100 1 0 2 65535 0 0 many 1\n", 100); err == nil {
-		t.Error("what is no number is accepted")
-	}
-}
-
 func TestIdleTime(t *testing.T) {
 	const text = "cpu  9 9 9 9 9 9 9 9 9 9\ncpu0 1 2 3 400 50 6 7 8 0 0\ncpu1 9 9 9 1 2 9 9 3 9 9\nintr 1 2 3\n"
 	for _, c := range []struct {

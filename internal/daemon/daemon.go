@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"runtime"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -148,10 +149,16 @@ func Run(ctx context.Context, s Settings, reload Reload, log *slog.Logger) (err 
 	return err
 }
 
-// do calls f for every worker, on the goroutine that serves its queue.
+// do calls f for every worker, on the goroutine that serves its queue. It returns an error that
+// names the first queue that is not served.
 func (d *daemon) do(ctx context.Context, f func(w *worker)) error {
+	begin := time.Now()
 	for _, w := range d.workers {
-		if err := w.queue.Do(ctx, func() { f(w) }); err != nil {
+		err := w.queue.Do(ctx, func() { f(w) })
+		if errors.Is(err, context.DeadlineExceeded) {
+			return fmt.Errorf("%s has not been served for %s", w.queue, time.Since(begin).Round(100*time.Millisecond))
+		}
+		if err != nil {
 			return fmt.Errorf("%s: %w", w.queue, err)
 		}
 	}

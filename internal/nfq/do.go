@@ -20,9 +20,8 @@ type job struct {
 
 // Do calls f on the goroutine that serves the queue, between two packets: there it may use the
 // handler. It waits for that; packets wait for f, but not for several of them, however many want
-// one called. If ctx is done first, or the queue is not
-// served any more (ErrNotServed), f is not called, and Do returns why. It may be called from any
-// goroutine but that one.
+// one called. If ctx is done first, or the queue is not served any more (ErrNotServed), f is not
+// called, and Do returns why. It may be called from any goroutine but that one.
 func (q *Queue) Do(ctx context.Context, f func()) error {
 	j := &job{f: f, done: make(chan struct{})}
 	select {

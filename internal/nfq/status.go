@@ -19,6 +19,7 @@ type Status struct {
 	Waiting int    // packets without a verdict
 	Full    int    // packets that were dropped because the queue was full; none where it fails open
 	Lost    int    // packets that were dropped because they did not fit into the socket; none where it fails open
+	Last    uint32 // number of the packet that was queued last, from 1 on, modulo 1<<32
 }
 
 // ReadStatus returns the queues that are bound in the network namespace of the calling thread.
@@ -36,7 +37,7 @@ func ParseStatus(text string) (map[uint16]Status, error) {
 	for row := range strings.Lines(text) {
 		var s Status
 		var mode, length int
-		if _, err := fmt.Sscan(row, &s.Number, &s.Portid, &s.Waiting, &mode, &length, &s.Full, &s.Lost); err != nil {
+		if _, err := fmt.Sscan(row, &s.Number, &s.Portid, &s.Waiting, &mode, &length, &s.Full, &s.Lost, &s.Last); err != nil {
 			return nil, fmt.Errorf("%s: %q: %w", StatusFile, strings.TrimSpace(row), err)
 		}
 		queues[s.Number] = s

@@ -21,13 +21,13 @@ const (
 	keepGone = 10 * time.Second
 )
 
-// key is by what a connection is known.
-type key struct{ client, server netip.AddrPort }
+// ends are by what a connection is known.
+type ends struct{ client, server netip.AddrPort }
 
 // connection is a control connection, and what is known of its past.
 type connection struct {
 	control.Flow
-	key       key
+	ends      ends
 	seen      time.Time // listed
 	active    time.Time // when something happened last; zero if not since top looks
 	transfers []uint32  // by answer, the last window of them
@@ -54,7 +54,7 @@ type model struct {
 	width, height int
 
 	answers     []answer // the last window of them, without their flows
-	connections map[key]*connection
+	connections map[ends]*connection
 	shown       []*connection // sorted and filtered
 	unchecked   int
 	err         error     // of the last time that the daemon was asked
@@ -65,13 +65,13 @@ type model struct {
 	filter    string
 	filtering bool // the filter is being typed
 	paused    bool
-	selected  key
+	selected  ends
 	top       int  // the first line of the list on the screen
 	detail    bool // the selected one fills the screen
 }
 
 func newModel(version string) *model {
-	return &model{version: version, width: 80, height: 24, connections: make(map[key]*connection)}
+	return &model{version: version, width: 80, height: 24, connections: make(map[ends]*connection)}
 }
 
 // Init implements tea.Model.
@@ -124,7 +124,7 @@ func (m *model) take(a answer) {
 
 // list takes one of the connections that the daemon lists.
 func (m *model) list(f *control.Flow, at time.Time) {
-	c := m.connection(key{f.Client, f.Server})
+	c := m.connection(ends{f.Client, f.Server})
 	if !c.seen.IsZero() && (f.Expected != c.Expected || f.Refused != c.Refused) && at.Sub(c.active) > every {
 		c.active = at
 	}
@@ -142,11 +142,11 @@ func (m *model) list(f *control.Flow, at time.Time) {
 	}
 }
 
-func (m *model) connection(k key) *connection {
-	c := m.connections[k]
+func (m *model) connection(of ends) *connection {
+	c := m.connections[of]
 	if c == nil {
-		c = &connection{key: k}
-		m.connections[k] = c
+		c = &connection{ends: of}
+		m.connections[of] = c
 	}
 	return c
 }
@@ -157,7 +157,7 @@ func (m *model) note(events happened) {
 		if !ev.Client.IsValid() || ev.Kind == "unknown" {
 			continue
 		}
-		c := m.connection(key{ev.Client, ev.Server})
+		c := m.connection(ends{ev.Client, ev.Server})
 		c.active = ev.Time
 		if ev.Time.After(m.clock) {
 			m.clock = ev.Time.Local()
@@ -265,7 +265,7 @@ func (m *model) command(name string) {
 
 // place is where the selected connection is in the list, -1 if it is not.
 func (m *model) place() int {
-	return slices.IndexFunc(m.shown, func(c *connection) bool { return c.key == m.selected })
+	return slices.IndexFunc(m.shown, func(c *connection) bool { return c.ends == m.selected })
 }
 
 // move selects another connection.
@@ -273,7 +273,7 @@ func (m *model) move(by int) {
 	if len(m.shown) == 0 {
 		return
 	}
-	m.selected = m.shown[min(max(0, m.place()+by), len(m.shown)-1)].key
+	m.selected = m.shown[min(max(0, m.place()+by), len(m.shown)-1)].ends
 }
 
 // scroll keeps the selected connection on the screen. Until one is selected, the first ones are.

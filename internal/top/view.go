@@ -285,7 +285,7 @@ func (m *model) listLines() []string {
 		}
 		line := fit(strings.Join(cells, " "), m.width, false)
 		switch {
-		case c.key == m.selected:
+		case c.ends == m.selected:
 			line = selected.Render(line)
 		case c.State != "read":
 			line = faint.Render(line)

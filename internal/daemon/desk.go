@@ -137,27 +137,12 @@ func (t *desk) close() error {
 // observe hands an event of a queue's engine to those who follow the events.
 func (t *desk) observe(queue uint16, ev *engine.Event) {
 	if t.events.Followed() {
-		t.events.Publish(told(queue, ev))
+		t.events.Publish(eventOf(queue, ev))
 	}
 }
 
 // Live returns an error if a queue is not served.
-func (t *desk) Live(ctx context.Context) error { return t.ask(ctx, func(*worker) {}) }
-
-// ask calls f for every worker, on the goroutine that serves its queue.
-func (t *desk) ask(ctx context.Context, f func(w *worker)) error {
-	begin := time.Now()
-	for _, w := range t.workers {
-		err := w.queue.Do(ctx, func() { f(w) })
-		if errors.Is(err, context.DeadlineExceeded) {
-			return fmt.Errorf("%s has not been served for %s", w.queue, time.Since(begin).Round(100*time.Millisecond))
-		}
-		if err != nil {
-			return fmt.Errorf("%s: %w", w.queue, err)
-		}
-	}
-	return nil
-}
+func (t *desk) Live(ctx context.Context) error { return t.do(ctx, func(*worker) {}) }
 
 // Ready returns an error if FTP is not helped: a queue is not served, or the rules that filled it
 // have gone.
@@ -193,7 +178,7 @@ func (t *desk) Queues(ctx context.Context) ([]metrics.Queue, error) {
 		return nil, err
 	}
 	var queues []metrics.Queue
-	err = t.ask(ctx, func(w *worker) {
+	err = t.do(ctx, func(w *worker) {
 		q := metrics.Queue{
 			Number: w.number, Stats: w.engine.Stats(), Tracked: w.engine.Tracked(),
 			Handling: w.queue.Handling(), Overflows: w.queue.Overflows(),
@@ -232,7 +217,7 @@ func (t *desk) Flows(ctx context.Context, yield func(control.Flow) error) (unche
 				case err != nil:
 					unchecked++
 				}
-				if err := yield(public(w.number, &flows[i])); err != nil {
+				if err := yield(flowOf(w.number, &flows[i])); err != nil {
 					return unchecked, err
 				}
 			}
@@ -258,7 +243,8 @@ func (t *desk) over(f *engine.Flow, deadline time.Time) (bool, error) {
 	return false, err
 }
 
-func public(queue uint16, f *engine.Flow) control.Flow {
+// flowOf is a connection as it is told to others.
+func flowOf(queue uint16, f *engine.Flow) control.Flow {
 	m := f.Master()
 	flow := control.Flow{
 		Queue: queue, Client: m.Client(), Server: m.Server(), State: f.State.String(), Sequence: f.Sequence.String(),
@@ -276,8 +262,8 @@ func public(queue uint16, f *engine.Flow) control.Flow {
 	return flow
 }
 
-// told is the event as it is told to others. It shares no memory with ev.
-func told(queue uint16, ev *engine.Event) control.Event {
+// eventOf is an event as it is told to others. It shares no memory with ev.
+func eventOf(queue uint16, ev *engine.Event) control.Event {
 	to := control.Event{
 		Time: time.Now(), Queue: queue, Kind: ev.Kind.String(), Client: ev.Master.Client(), Server: ev.Master.Server(), Again: ev.Again,
 	}
