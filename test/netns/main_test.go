@@ -13,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 )
 
 // binaryEnv names the environment variable with the path of the daemon to test.
@@ -105,13 +107,17 @@ func testContext(t testing.TB, timeout time.Duration) context.Context {
 }
 
 // newLab builds a lab that is gone at the test's end. Of the daemon, only the back
-// end and the flags are the caller's. A failed test shows what the programs in the lab have
-// printed.
+// end and the flags are the caller's. On a slow machine it waits longer for the rest of a line,
+// because the senders do: their retransmission timers follow the round trips. A failed test shows
+// what the programs in the lab have printed.
 func newLab(t testing.TB, c Config) *Lab {
 	t.Helper()
 	if c.Helper == Ours {
 		flags := c.Daemon.Flags
 		c.Daemon = daemon(t, c.Daemon.BackEnd)
+		if patience := Scale(engine.DefaultHoldTime); patience > engine.DefaultHoldTime {
+			flags = append([]string{"--hold-time", patience.String()}, flags...) // the last one counts
+		}
 		c.Daemon.Flags = flags
 	}
 	lab, err := New(testContext(t, 30*time.Second), c)

@@ -30,6 +30,19 @@ func writeBytes(conn *net.TCPConn, text string) error {
 	return nil
 }
 
+// writeParts writes all but the last few bytes, and then those, and lets TCP keep them back until
+// the others are acknowledged.
+func writeParts(conn *net.TCPConn, text string) error {
+	if err := conn.SetNoDelay(false); err != nil {
+		return err
+	}
+	cut := max(0, len(text)-len("1)\r\n"))
+	if err := writeOnce(conn, text[:cut]); err != nil {
+		return err
+	}
+	return writeOnce(conn, text[cut:])
+}
+
 // writeSegment writes text and waits until TCP has sent it all, so that what is
 // written next does not go into the same segment.
 func writeSegment(conn *net.TCPConn, text string) error {

@@ -90,6 +90,31 @@ func TestByteWrites(t *testing.T) {
 	})
 }
 
+// TestNagle has both sides write their lines in two parts, with Nagle's algorithm in force: TCP
+// keeps the second part back for as long as the first is not acknowledged, and it never is while
+// the router holds it. What brings it forth is the tail loss probe (RFC 8985 section 7.3).
+func TestNagle(t *testing.T) {
+	t.Parallel()
+	forEachSequence(t, func(t *testing.T, b BackEnd) {
+		for _, family := range Families {
+			t.Run(family.String(), func(t *testing.T) {
+				t.Parallel()
+				lab := newLab(t, Config{Situation: DNATMasquerade, Family: family, Helper: Ours, Daemon: Daemon{BackEnd: b}})
+				server := startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21),
+					script{write: writeParts})
+				client := &scriptedClient{t: t, host: lab.Client, write: writeParts}
+				client.connect(netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
+				everyTransfer(client, server, lab, family)
+				client.quit()
+				wantNothingInvalid(t, lab.Routers...)
+				if held := wantAllHelped(t, lab.Routers...); held == 0 {
+					t.Error("no packet was held")
+				}
+			})
+		}
+	})
+}
+
 // everyTransfer logs in and makes every kind of transfer, twice.
 func everyTransfer(client *scriptedClient, server *scriptedServer, lab *Lab, family Family) {
 	t := client.t
