@@ -16,6 +16,7 @@ import (
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/confine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/daemon"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/logqueue"
 )
 
 func newRun() *cobra.Command {
@@ -64,7 +65,9 @@ With --config, SIGHUP has it read the file again.`,
 			if s.Control != "" { // to be removed at the end
 				s.Confine.Remove = []string{filepath.Dir(s.Control)}
 			}
-			return daemon.Run(ctx, s.Settings, reload, newLogger(cmd.ErrOrStderr(), s.logFormat, level))
+			log, end := logqueue.New(logHandler(cmd.ErrOrStderr(), s.logFormat, level))
+			defer end()
+			return daemon.Run(ctx, s.Settings, reload, log)
 		}),
 	}
 	from = addSettings(cmd.Flags())
@@ -101,10 +104,10 @@ func (src *source) reader(inForce *settings, level *slog.LevelVar) func() (daemo
 	}
 }
 
-func newLogger(w io.Writer, format logFormat, level slog.Leveler) *slog.Logger {
+func logHandler(w io.Writer, format logFormat, level slog.Leveler) slog.Handler {
 	options := &slog.HandlerOptions{Level: level}
 	if format == "json" {
-		return slog.New(slog.NewJSONHandler(w, options))
+		return slog.NewJSONHandler(w, options)
 	}
-	return slog.New(slog.NewTextHandler(w, options))
+	return slog.NewTextHandler(w, options)
 }

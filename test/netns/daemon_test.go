@@ -1,13 +1,20 @@
 package netns
 
 import (
+	"bufio"
 	"fmt"
 	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestAnotherPort adds a port to the set of control ports while the daemon runs.
@@ -162,4 +169,59 @@ func wantAllHelped(t testing.TB, routers ...*Router) (held int) {
 		held += counts["held"]
 	}
 	return held
+}
+
+// TestStalledLog lets nobody read the daemon's log while it helps more transfers than the pipe has
+// room for lines. No packet waits for that, and the log is complete in the end.
+func TestStalledLog(t *testing.T) {
+	t.Parallel()
+	const transfers = 60
+	lab := newLab(t, Config{Situation: DNAT, Family: IPv4, Helper: None})
+	startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{})
+	router, d := lab.ServerRouter(), daemon(t, BackEnd{})
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	const room = 4096 // bytes
+	if _, err := unix.FcntlInt(w.Fd(), unix.F_SETPIPE_SZ, room); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(d.Binary, append([]string{"run", "--rules", "--log-level", "debug",
+		"--control", filepath.Join(t.TempDir(), "control.sock")}, d.queueFlags()...)...)
+	cmd.Stderr = w
+	process, err := router.Start(cmd)
+	w.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := bufio.NewScanner(r)
+	for log.Scan() && !strings.Contains(log.Text(), "msg=ready") {
+	}
+
+	client := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
+	client.login()
+	for i := range transfers {
+		name := fmt.Sprint(i)
+		wantContent(t, name, client.fetchBy(PASV, name, lab.ServerAddress), fileContent(name))
+	}
+	client.quit()
+
+	if err := process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	expected, bytes := 0, 0
+	for log.Scan() {
+		bytes += len(log.Text())
+		if strings.Contains(log.Text(), `msg="data connection expected"`) {
+			expected++
+		}
+	}
+	if err := process.Wait(testContext(t, 10*time.Second)); err != nil || log.Err() != nil {
+		t.Errorf("the daemon: %v; its log: %v", err, log.Err())
+	}
+	if expected != transfers || bytes < 2*room {
+		t.Errorf("the log has %d bytes, and tells of %d of %d transfers", bytes, expected, transfers)
+	}
 }
