@@ -69,6 +69,9 @@ func checkPorts(conn *nftables.Conn, c Config) error {
 	if err != nil {
 		return unread(err)
 	}
+	if slices.ContainsFunc(elems, catchAll) {
+		return nil
+	}
 	got := merge(intervals(elems))
 	for _, want := range merge(c.Ports) {
 		if !slices.ContainsFunc(got, func(r PortRange) bool { return r.First <= want.First && want.Last <= r.Last }) {
@@ -78,9 +81,13 @@ func checkPorts(conn *nftables.Conn, c Config) error {
 	return nil
 }
 
+// catchAll reports whether an element stands for every port ("*"): it has no key.
+func catchAll(e nftables.SetElement) bool { return len(e.Key) == 0 }
+
 // intervals is the inverse of elements, for elements in any order. The result is sorted; those that
-// touch are not merged.
+// touch are not merged, and a catch-all element is not among them.
 func intervals(elems []nftables.SetElement) []PortRange {
+	elems = slices.DeleteFunc(elems, catchAll)
 	slices.SortFunc(elems, func(a, b nftables.SetElement) int {
 		if c := bytes.Compare(a.Key, b.Key); c != 0 || a.IntervalEnd == b.IntervalEnd {
 			return c

@@ -102,6 +102,26 @@ func TestSetPortsOfRulesets(t *testing.T) {
 	}
 }
 
+// An element for every port that somebody has put into the set stays, and no port is missing then.
+func TestCatchAll(t *testing.T) {
+	ns := newNamespace(t)
+	nft(t, "table inet nfq_ftphelper { set ports { type inet_service; flags interval; elements = { 21, * }; }; }")
+	own := parse(t, "21")
+	if _, err := SetPorts(own, parse(t, "990")); err != nil {
+		t.Error(err)
+	}
+	if set := inSet(t); set != "990,*" {
+		t.Errorf("the set has %s", set)
+	}
+	conn, err := nftables.New(nftables.WithNetNSFd(int(ns)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := checkPorts(conn, Config{Ports: own}); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestSetPortsFails(t *testing.T) {
 	newNamespace(t)
 	if _, err := SetPorts(example.Ports, example.Ports); !errors.Is(err, ErrMissing) {

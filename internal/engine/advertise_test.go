@@ -87,6 +87,21 @@ func TestAdvertise(t *testing.T) {
 			}
 		})
 	}
+	t.Run("where somebody else's is allowed", func(t *testing.T) {
+		original := tuple("198.51.100.1:40000", "10.0.0.3:21")
+		w := newWorld(t, original, expect.Tuple{Src: original.Dst, Dst: original.Src}, func(c *engine.Config) {
+			c.Advertise, c.Policy.Allowed = public, []netip.Prefix{netip.MustParsePrefix("192.0.2.7/32")}
+		})
+		w.login()
+		w.say(client, "PASV\r\n")
+		in := "227 ok (192,0,2,7,145,37).\r\n"
+		if got := w.say(server, in); got != in {
+			t.Errorf("%q came out as %q", in, got)
+		}
+		if x := fmt.Sprint(w.expectations()); x != "[198.51.100.1>192.0.2.7:37157]" {
+			t.Errorf("expected %s", x)
+		}
+	})
 	t.Run("nobody else's", func(t *testing.T) {
 		original := tuple("198.51.100.1:40000", "10.0.0.3:21")
 		w := newWorld(t, original, expect.Tuple{Src: original.Dst, Dst: original.Src}, func(c *engine.Config) { c.Advertise = public })

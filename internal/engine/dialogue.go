@@ -60,7 +60,7 @@ func (e *Engine) start(f *flow, dir expect.Direction) {
 
 func (s *side) begin(seq parse.Seq) {
 	s.started = true
-	s.begun, s.gone = seq, seq
+	s.begun, s.gone = seq.Add(-otherConnection), seq // what is sent again may begin before seq
 	s.stream.Start(seq, true)
 }
 
@@ -224,9 +224,10 @@ var (
 	errGone  = errors.New("the line began in a segment that has been let go already")
 )
 
-// told returns what the other side is to be told where x is expected.
+// told returns what the other side is to be told where x is expected: only a server's own address can
+// be another one elsewhere.
 func (e *Engine) told(f *flow, a announcement, x expect.Expectation) netip.AddrPort {
-	if a.dir == expect.Original {
+	if a.dir == expect.Original || !e.vouches(f, a.dir, a.at.Addr()) {
 		return x.Dst
 	}
 	return netip.AddrPortFrom(e.advertise.to(&f.master, x.Dst.Addr()), x.Dst.Port())
@@ -323,7 +324,7 @@ func (e *Engine) edit(s *side, a announcement, to netip.AddrPort, shifts bool) (
 // fits reports whether the packets that leave next may become n bytes longer. IPv4 can fragment
 // them on their way; IPv6 cannot, but every link takes 1280 bytes (RFC 8200 section 5).
 func (e *Engine) fits(s *side, n int) bool {
-	const any4, any6 = 0xffff, 1280
+	const any4, any6 = MaxPacket, 1280
 	longest := len(e.pkt.Bytes())
 	for _, h := range s.held {
 		longest = max(longest, len(h.pkt.Bytes()))

@@ -72,6 +72,10 @@ const (
 	DefaultHoldTime = 500 * time.Millisecond
 )
 
+// MaxPacket is the length in bytes of the longest packet that a Verdict may hold: what has room in a
+// netlink attribute (struct nlattr).
+const MaxPacket = 0xffff - 4
+
 // Verdict is what becomes of a queued packet. Every packet is let go, sooner or later.
 type Verdict struct {
 	// ID is the packet's number in the queue.

@@ -454,6 +454,25 @@ func TestRestart(t *testing.T) {
 	}
 }
 
+// TestRestartAgain has a daemon that comes anew see a rewritten reply again, together with one from
+// before its time.
+func TestRestartAgain(t *testing.T) {
+	w := newWorld(t, natOriginal, natReply)
+	w.login()
+	before := w.next[server]
+	w.say(server, "200 ok\r\n")
+	w.restart()
+	w.say(client, "PASV\r\n")
+	in, want := "227 (192,168,1,2,100,1)\r\n", "227 (192,0,2,2,100,1)\r\n"
+	if got := w.say(server, in); got != want {
+		t.Fatalf("227 came out as %q, want %q", got, want)
+	}
+	out := w.send(server, before, "200 ok\r\n"+in)
+	if got := decode(t, out[0]); string(got.Payload) != "200 ok\r\n"+want || got.Seq != before {
+		t.Errorf("both again came out as %q at %d, want %q at %d", got.Payload, got.Seq, "200 ok\r\n"+want, before)
+	}
+}
+
 // TestPipelined has a client that does not wait for the greeting.
 func TestPipelined(t *testing.T) {
 	w := newWorld(t, natOriginal, natReply)

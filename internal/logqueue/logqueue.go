@@ -54,14 +54,10 @@ func (q *queue) write(to slog.Handler) {
 		select {
 		case r := <-q.records:
 			q.hand(r, to)
-			continue
-		default:
-		}
-		select {
-		case r := <-q.records:
-			q.hand(r, to)
 		case <-q.stop:
-			return
+			if len(q.records) == 0 {
+				return
+			}
 		}
 	}
 }

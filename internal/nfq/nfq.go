@@ -44,8 +44,9 @@ const (
 	// maxQueueLen is how many packets may wait for a verdict; beyond that the kernel lets
 	// them go unread.
 	maxQueueLen = 4096
-	// maxPacketLen is longer than any packet: none is cut short.
-	maxPacketLen = 0xffff
+	// maxPacketLen is what has room in an attribute, of a longer packet the beginning: that is
+	// malformed, and let go as it is.
+	maxPacketLen = engine.MaxPacket
 	// maxMessageLen is longer than any message: a packet and some small attributes.
 	maxMessageLen = maxPacketLen + 4096
 	// maxGather is how many packets may be handled before verdicts are sent; the first one has
@@ -93,8 +94,6 @@ type Queue struct {
 	small    error       // why the socket's receive buffer is not as large as it should be
 	bound    bool
 	stopping bool
-	last     uint32 // number of the last packet received; the kernel counts from 1
-	skipped  bool   // packets after that one are known to have passed without a message
 }
 
 // New makes a Queue with the number num, which Run binds.
@@ -277,8 +276,8 @@ func (q *Queue) next() error {
 			}
 		}
 		return nil
-	case errors.Is(err, unix.ENOBUFS): // reported once; the messages are still there
-		q.overflow()
+	case errors.Is(err, unix.ENOBUFS): // reported once; the packets without a message have passed
+		q.overflows.Add(1)
 		return nil
 	case errors.Is(err, unix.EINTR):
 		return nil
@@ -344,14 +343,6 @@ func (q *Queue) answer(m message) error {
 
 func (q *Queue) packet(p packet) error {
 	q.received++
-	// The kernel numbers packets without gaps. A number that was left out belongs to a message
-	// that could not be read; its packet still waits for a verdict.
-	for missed := q.last + 1; q.last != 0 && !q.skipped && missed != p.id; missed++ {
-		if err := q.verdict(engine.Verdict{ID: missed}); err != nil {
-			return err
-		}
-	}
-	q.last, q.skipped = p.id, false
 	if p.looped() {
 		return q.verdict(engine.Verdict{ID: p.id})
 	}
@@ -416,12 +407,6 @@ func (q *Queue) due() error {
 	}
 	// A message is in the socket as soon as its packet is queued: when there is none, that was all.
 	return unix.SetNonblock(q.fd, true)
-}
-
-// overflow takes note that packets passed without a message.
-func (q *Queue) overflow() {
-	q.overflows.Add(1)
-	q.skipped = true
 }
 
 // bindError says why the queue could not be had. The kernel says EPERM for two reasons.
