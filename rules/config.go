@@ -43,9 +43,10 @@ const maxQueues = 256
 // maxRanges keeps the ruleset within one netlink message.
 const maxRanges = 256
 
-// maxHelper is one less than the kernel takes (NF_CT_HELPER_NAME_LEN, without the NUL): nft with
-// libnftnl 1.2.4 can't list a table that has a name of 15.
-const maxHelper = 14
+// MaxHelper is how long the name of a conntrack helper may be, in bytes. It is one less than the kernel
+// takes (NF_CT_HELPER_NAME_LEN, without the NUL): nft with libnftnl 1.2.4 can't list a table that has a
+// name of 15 ("nf_tables kernel ABI is broken").
+const MaxHelper = 14
 
 // ftpHelper is the name of the kernel's own FTP helper, and of helpers in its place.
 const ftpHelper = "ftp"
@@ -130,8 +131,8 @@ func (c Config) validateHelper() error {
 	name := c.helper()
 	unquotable := func(r rune) bool { return r <= ' ' || r > '~' || r == '"' }
 	switch {
-	case len(name) > maxHelper:
-		return fmt.Errorf("the helper's name %q is too long; up to %d bytes are possible", name, maxHelper)
+	case len(name) > MaxHelper:
+		return fmt.Errorf("the helper's name %q is too long; up to %d bytes are possible", name, MaxHelper)
 	case strings.ContainsFunc(name, unquotable):
 		return fmt.Errorf("the helper's name %q has more than ASCII letters, digits and signs, or a quotation mark", name)
 	case (c.ruleset() == Full || c.Ruleset == Lean) && name == ftpHelper:

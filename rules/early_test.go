@@ -303,7 +303,7 @@ func testEarlyQueued(t *testing.T, place string, addr netip.Addr) {
 		defer ct.Close()
 		m, _, err := ct.Lookup(expect.Tuple{Src: client, Dst: server})
 		must(t, err)
-		must(t, ct.Update(m, expect.Update{Set: UserLabel}))
+		must(t, ct.Update(m, expect.Update{SetLabel: UserLabel}))
 		must(t, early.Add(server, client))
 		must(t, early.Add(server, client))
 	})

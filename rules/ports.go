@@ -21,6 +21,16 @@ func (r PortRange) String() string {
 	return fmt.Sprintf("%d-%d", r.First, r.Last)
 }
 
+// FormatPorts writes a list of ports and ranges with the separator between them; with "," it is the
+// inverse of [ParsePorts].
+func FormatPorts(ports []PortRange, separator string) string {
+	var texts []string
+	for _, r := range ports {
+		texts = append(texts, r.String())
+	}
+	return strings.Join(texts, separator)
+}
+
 // ParsePorts reads a list of ports and ranges of ports that are separated by
 // commas, such as "21,2121,2200-2210"; spaces around them are ignored. The result
 // is sorted, with ranges merged where they overlap or touch, and fit for Config.

@@ -32,12 +32,8 @@ var (
 // and a rule for each queue if there are several. It needs a kernel with the Native
 // statement, but for CTHelper. It does not judge c; Validate does.
 func Text(c Config) string {
-	var list []string
-	for _, r := range merge(c.Ports) {
-		list = append(list, r.String())
-	}
 	text := definePorts.ReplaceAllLiteralString(files[c.ruleset()],
-		fmt.Sprintf("define control_ports = { %s }", strings.Join(list, ", ")))
+		fmt.Sprintf("define control_ports = { %s }", FormatPorts(merge(c.Ports), ", ")))
 	text = helperType.ReplaceAllString(text, fmt.Sprintf(`${1}type "%s" protocol tcp`, strings.ReplaceAll(c.helper(), "$", "$$")))
 	if c.queues() == 1 {
 		return defineQueue.ReplaceAllLiteralString(text, fmt.Sprintf("define queue_number = %d", c.Queue))

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -69,10 +68,10 @@ carry text, or, with --ruleset lean, only those that must be read.`,
 		statement, err := rules.Apply(c)
 		if err == nil && c.Ruleset == rules.CTHelper {
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "table inet nfq_ftphelper is in place: connections to ports %s get the helper %s\n",
-				portList(c.Ports), c.Helper)
+				rules.FormatPorts(c.Ports, ","), c.Helper)
 		} else if err == nil {
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "table inet nfq_ftphelper is in place: ports %s go to %s (%s)\n",
-				portList(c.Ports), queueList(c), statement)
+				rules.FormatPorts(c.Ports, ","), queueList(c), statement)
 		}
 		return err
 	})
@@ -80,7 +79,7 @@ carry text, or, with --ruleset lean, only those that must be read.`,
 		err := rules.Check(c)
 		if err == nil {
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "table inet nfq_ftphelper is as it should be, for ports %s and any that were added\n",
-				portList(c.Ports))
+				rules.FormatPorts(c.Ports, ","))
 		}
 		return err
 	})
@@ -133,14 +132,6 @@ type anyKernel struct{}
 func (anyKernel) Carrier(string) error         { return nil }
 func (anyKernel) CTHelper() error              { return nil }
 func (anyKernel) Installed(rules.Config) error { return nil }
-
-func portList(ports []rules.PortRange) string {
-	var texts []string
-	for _, r := range ports {
-		texts = append(texts, r.String())
-	}
-	return strings.Join(texts, ",")
-}
 
 func queueList(c rules.Config) string {
 	if c.Queues <= 1 {

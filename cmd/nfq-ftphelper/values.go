@@ -37,7 +37,7 @@ func (p portsFlag) String() string {
 	if p.ports == nil {
 		return ""
 	}
-	return portList(*p.ports)
+	return rules.FormatPorts(*p.ports, ",")
 }
 
 // GetSlice returns each range.

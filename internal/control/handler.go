@@ -46,7 +46,7 @@ func (p paths) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	known := strings.Join(slices.Sorted(maps.Keys(p)), ", ")
-	writeError(w, http.StatusNotFound, fmt.Errorf("there is no %.100q here: there are %s", r.URL.Path, known))
+	WriteError(w, http.StatusNotFound, fmt.Errorf("there is no %.100q here: there are %s", r.URL.Path, known))
 }
 
 // health answers "ok", or says what is wrong.
@@ -55,7 +55,7 @@ func health(check func(context.Context) error) http.HandlerFunc {
 		ctx, cancel := context.WithTimeout(r.Context(), healthTimeout)
 		defer cancel()
 		if err := check(ctx); err != nil {
-			writeError(w, http.StatusServiceUnavailable, err)
+			WriteError(w, http.StatusServiceUnavailable, err)
 			return
 		}
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
@@ -87,7 +87,7 @@ func serveFlows(w http.ResponseWriter, r *http.Request, d Daemon) {
 		return err
 	})
 	if err != nil && !begun {
-		writeError(w, http.StatusServiceUnavailable, err)
+		WriteError(w, http.StatusServiceUnavailable, err)
 		return
 	}
 	begin()
@@ -105,13 +105,13 @@ func serveFlows(w http.ResponseWriter, r *http.Request, d Daemon) {
 func serveEvents(w http.ResponseWriter, r *http.Request, d Daemon) {
 	f, err := d.Follow()
 	if err != nil {
-		writeError(w, http.StatusServiceUnavailable, err)
+		WriteError(w, http.StatusServiceUnavailable, err)
 		return
 	}
 	defer f.Close()
 	c := http.NewResponseController(w)
 	if err := errors.Join(c.SetReadDeadline(time.Time{}), c.SetWriteDeadline(time.Time{})); err != nil {
-		writeError(w, http.StatusInternalServerError, err)
+		WriteError(w, http.StatusInternalServerError, err)
 		return
 	}
 	w.Header().Set("Content-Type", "application/x-ndjson")
@@ -145,9 +145,7 @@ type errorBody struct {
 }
 
 // WriteError answers a request with an error, as all of package control does.
-func WriteError(w http.ResponseWriter, status int, err error) { writeError(w, status, err) }
-
-func writeError(w http.ResponseWriter, status int, err error) {
+func WriteError(w http.ResponseWriter, status int, err error) {
 	writeJSON(w, status, errorBody{err.Error()})
 }
 

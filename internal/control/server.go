@@ -202,13 +202,13 @@ func screen(h http.Handler) http.Handler {
 		defer c.answering(false)
 		switch err := c.stranger(); {
 		case err != nil:
-			writeError(w, http.StatusForbidden, err)
+			WriteError(w, http.StatusForbidden, err)
 		case r.Method != http.MethodGet:
 			w.Header().Set("Allow", http.MethodGet)
-			writeError(w, http.StatusMethodNotAllowed, fmt.Errorf("the method %.20q is not served: use GET", r.Method))
+			WriteError(w, http.StatusMethodNotAllowed, fmt.Errorf("the method %.20q is not served: use GET", r.Method))
 		case r.ContentLength != 0:
 			w.Header().Set("Connection", "close")
-			writeError(w, http.StatusBadRequest, errors.New("a request has no body here"))
+			WriteError(w, http.StatusBadRequest, errors.New("a request has no body here"))
 		default:
 			h.ServeHTTP(w, r)
 		}

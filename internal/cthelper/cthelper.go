@@ -18,6 +18,8 @@ import (
 	"github.com/mdlayher/netlink"
 	"github.com/ti-mo/netfilter"
 	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
 // Errors, for what a caller decides on.
@@ -306,11 +308,10 @@ func (c client) query(msg netfilter.MessageType, flags netlink.HeaderFlags, attr
 	return answer, err
 }
 
-// check returns an error for what is no name. The kernel takes 15 bytes, but with a rule for a
-// helper of such a name nft cannot read the ruleset any more ("nf_tables kernel ABI is broken").
+// check returns an error for what is no name, or none that rules can have.
 func check(name string) error {
-	if name == "" || len(name) > 14 || strings.Contains(name, "\x00") {
-		return errors.New("a name has 1 to 14 bytes, none of them NUL")
+	if name == "" || len(name) > rules.MaxHelper || strings.Contains(name, "\x00") {
+		return fmt.Errorf("a name has 1 to %d bytes, none of them NUL", rules.MaxHelper)
 	}
 	return nil
 }

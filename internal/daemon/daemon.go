@@ -86,7 +86,8 @@ func Run(ctx context.Context, s Settings, reload Reload, log *slog.Logger) (err 
 		return err
 	}
 
-	// A thread that waits for its queue would be taken for one that works, and looked at all the time.
+	// recv(2) blocks in a system call, and the runtime counts its processor as busy until it looks. With
+	// one more of them than queues, nothing else waits for that, and nobody has to look all the time.
 	if busy := int(choice.Rules.Queues) + 1; runtime.GOMAXPROCS(0) < busy {
 		runtime.GOMAXPROCS(busy)
 	}
@@ -113,13 +114,13 @@ func Run(ctx context.Context, s Settings, reload Reload, log *slog.Logger) (err 
 		}
 	}
 
-	statement, err := d.fill()
+	whose, checked, err := d.fill()
 	if err != nil {
 		stopQueues()
 		return errors.Join(err, served.Wait())
 	}
-	d.desk.serve(filling{choice.Rules, statement != notChecked})
-	log.Info("ready", "queue", choice.Rules.Queue, "queues", choice.Rules.Queues, "rules", statement)
+	d.desk.serve(filling{choice.Rules, checked})
+	log.Info("ready", "queue", choice.Rules.Queue, "queues", choice.Rules.Queues, "rules", whose)
 	d.tell(manager.Ready(d.status()))
 	served.Go(func() error {
 		manager.Watch(queueCtx, func(ctx context.Context) error { return d.do(ctx, func(*worker) {}) }, log)

@@ -9,22 +9,19 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
-// notChecked is what fill says of rules that are somebody's own.
-const notChecked = "not as the settings say"
-
 // fill makes packets come to the queues: it registers the helper, if that is one of ours, and
-// applies the rules, if they are ours to apply. It says whose the rules are.
-func (d *daemon) fill() (string, error) {
+// applies the rules, if they are ours to apply. It says whose the rules are, and whether they are as
+// the settings say.
+func (d *daemon) fill() (whose string, checked bool, err error) {
 	if d.choice.Helper == backend.CTHelper {
 		if err := cthelper.Register(d.helper()); err != nil {
-			return "", err
+			return "", false, err
 		}
 	}
-	statement, err := d.ensureRules()
-	if err != nil {
-		return "", errors.Join(err, d.disable(), d.unregister())
+	if whose, checked, err = d.ensureRules(); err != nil {
+		return "", false, errors.Join(err, d.disable(), d.unregister())
 	}
-	return statement, nil
+	return whose, checked, nil
 }
 
 // unfill undoes fill. Removing rules or a helper drops all packets that wait in any queue: the
@@ -67,24 +64,24 @@ func (d *daemon) helper() cthelper.Helper {
 	return cthelper.Helper{Name: c.Rules.Helper, Queue: c.Rules.Queue, Enabled: c.Enabled()}
 }
 
-// ensureRules applies the rules if it is to, and says what fills the queue.
-func (d *daemon) ensureRules() (string, error) {
+// ensureRules applies the rules if it is to.
+func (d *daemon) ensureRules() (whose string, checked bool, err error) {
 	c := d.choice.Rules
-	err := rules.Check(c)
+	err = rules.Check(c)
 	switch {
 	case err == nil && c.Ruleset == rules.User:
-		return "in place", rules.ClearEarly() // what an earlier daemon knew of these connections is lost
+		return "in place", true, rules.ClearEarly() // what an earlier daemon knew of these connections is lost
 	case err == nil:
-		return "in place", nil
+		return "in place", true, nil
 	case !d.settings.ApplyRules:
 		d.warnOfRules(err)
-		return notChecked, nil
+		return "not as the settings say", false, nil
 	}
 	statement, err := rules.Apply(c)
 	if statement == "" {
-		return "own", err
+		return "own", true, err
 	}
-	return fmt.Sprintf("own (%s)", statement), err
+	return fmt.Sprintf("own (%s)", statement), true, err
 }
 
 // warnOfRules says that the rules are not those that the daemon works with, if so: somebody else's, or

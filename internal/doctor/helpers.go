@@ -45,7 +45,7 @@ func checkHelpers(p *patient) []Finding {
 		})
 	}
 	if len(found) == 0 {
-		return ok("no other rule attaches one to port %s", portList(p.config.Ports))
+		return ok("no other rule attaches one to port %s", rules.FormatPorts(p.config.Ports, ","))
 	}
 	return found
 }
@@ -56,7 +56,7 @@ const oneHelper = "a connection has one helper; the kernel's own does the daemon
 func (p *patient) judgeHelper(c chain, r *rule, a action) (f Finding, bad bool) {
 	ports := "any port"
 	if a.match.ports != nil {
-		ports = "port " + portList(a.match.ports)
+		ports = "port " + rules.FormatPorts(a.match.ports, ",")
 	}
 	early, late := c.early(), c.late()
 	when := fmt.Sprintf("%s priority %d", hookName(c.hook), c.priority)

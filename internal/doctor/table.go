@@ -20,14 +20,14 @@ func checkRules(p *patient) []Finding {
 	const why = "packets of control connections don't reach the daemon"
 	err := p.checkRules(p.config)
 	if err == nil {
-		return ok("table inet %s is in place, with port %s", ownTable, portList(p.config.Ports))
+		return ok("table inet %s is in place, with port %s", ownTable, rules.FormatPorts(p.config.Ports, ","))
 	}
 	if errors.Is(err, rules.ErrMissing) {
 		return problem(err.Error(), why, fmt.Sprintf("%s, or %s --rules", p.command("rules apply"), p.command("run")))
 	}
 	if p.noPorts() {
 		return problem(fmt.Sprintf("set %s of table inet %s is empty", ownPorts, ownTable), "no connection is a control connection",
-			fmt.Sprintf("nft add element inet %s %s '{ %s }'", ownTable, ownPorts, strings.ReplaceAll(portList(p.config.Ports), ",", ", ")))
+			fmt.Sprintf("nft add element inet %s %s '{ %s }'", ownTable, ownPorts, strings.ReplaceAll(rules.FormatPorts(p.config.Ports, ","), ",", ", ")))
 	}
 	return problem(err.Error(), why, p.command("rules apply"))
 }
@@ -50,14 +50,6 @@ func (p *patient) noPorts() bool {
 	return true
 }
 
-func portList(ports []rules.PortRange) string {
-	var texts []string
-	for _, r := range ports {
-		texts = append(texts, r.String())
-	}
-	return strings.Join(texts, ",")
-}
-
 // command is a command line of this program with the flags that say what rules are meant.
 func (p *patient) command(words string) string {
 	c := p.config
@@ -69,7 +61,7 @@ func (p *patient) command(words string) string {
 		}
 		return line
 	}
-	if list := portList(c.Ports); list != rules.DefaultPorts {
+	if list := rules.FormatPorts(c.Ports, ","); list != rules.DefaultPorts {
 		line += " --ports " + list
 	}
 	if c.Queue != rules.DefaultQueue {

@@ -146,10 +146,10 @@ func (e *Engine) label(f *flow) {
 	}
 	f.labelled = true
 	e.leaveEarly(f)
-	if e.opaqueLabel == 0 {
+	if e.config.OpaqueLabel == 0 {
 		return
 	}
-	if err := e.ct.Update(&f.master, expect.Update{Set: e.opaqueLabel}); err != nil {
+	if err := e.config.Conntrack.Update(&f.master, expect.Update{SetLabel: e.config.OpaqueLabel}); err != nil {
 		e.tell(Event{Kind: StaysQueued, Master: &f.master, Err: err})
 	}
 }
@@ -213,7 +213,7 @@ func (e *Engine) announced(f *flow, a announcement, err error) {
 // vouches reports whether addr is one that the side sending in direction dir may announce as its
 // own.
 func (e *Engine) vouches(f *flow, dir expect.Direction, addr netip.Addr) bool {
-	return f.master.Vouches(dir, addr) || dir == expect.Reply && addr == e.advertise.addr(&f.master)
+	return f.master.Vouches(dir, addr) || dir == expect.Reply && addr == e.config.Advertise.addr(&f.master)
 }
 
 // Why a line cannot be edited.
@@ -230,7 +230,7 @@ func (e *Engine) told(f *flow, a announcement, x expect.Expectation) netip.AddrP
 	if a.dir == expect.Original || !e.vouches(f, a.dir, a.at.Addr()) {
 		return x.Dst
 	}
-	return netip.AddrPortFrom(e.advertise.to(&f.master, x.Dst.Addr()), x.Dst.Port())
+	return netip.AddrPortFrom(e.config.Advertise.to(&f.master, x.Dst.Addr()), x.Dst.Port())
 }
 
 // install has x expected and the line edited accordingly, both or neither.
@@ -246,17 +246,17 @@ func (e *Engine) install(f *flow, a announcement, x expect.Expectation) error {
 			return err
 		}
 		u := e.update(f, a, s.edits.Len() > edits, shifted)
-		if err = e.ct.Announce(&f.master, x, u); err == nil {
-			f.marked = f.marked || shifted && f.kept
+		if err = e.config.Conntrack.Announce(&f.master, x, u); err == nil {
+			f.marked = f.marked || u.SetLabel != 0
 			if s.edits.Len() > edits {
 				e.stats.Edits++
 			}
 			return nil
 		}
 		if s.edits.Len() > edits {
-			s.edits.UndoAdd()
+			s.edits.DropLast()
 		}
-		if !errors.Is(err, expect.ErrNoSeqAdj) || !shifts || e.sequence != Auto {
+		if !errors.Is(err, expect.ErrNoSeqAdj) || !shifts || e.config.Sequence != Auto {
 			return err
 		}
 		// Somebody else has to keep the numbers: from now on, but that a reply has been seen by
@@ -274,7 +274,7 @@ func (e *Engine) update(f *flow, a announcement, edited, shifted bool) expect.Up
 	switch {
 	case shifted && f.kept:
 		if !f.marked {
-			u.Set = e.shifted
+			u.SetLabel = e.config.ShiftedLabel
 		}
 	case shifted:
 		position, before, after := f.sides[a.dir].edits.Adjustment()
@@ -282,9 +282,10 @@ func (e *Engine) update(f *flow, a announcement, edited, shifted bool) expect.Up
 		u.Dir, u.Adjust = a.dir, &e.adjust
 	}
 	if e.lean() && a.dir == expect.Reply {
-		u.Clear = e.askedLabel
-		if edited {
-			u.Set = e.editedLabel
+		f.master.Apply(expect.Update{SetLabel: e.config.AskedLabel}) // as the rules did when the client asked
+		u.ClearLabel = e.config.AskedLabel
+		if edited && !f.marked {
+			u.SetLabel = e.config.EditedLabel
 		}
 	}
 	return u

@@ -44,7 +44,7 @@ type Config struct {
 	// connection, for User.
 	KeptLabel int
 	// ShiftedLabel is the bit that tells the daemon after this one that the numbers of a connection
-	// were off, by what it cannot know.
+	// were off, by an amount that only this one knows.
 	ShiftedLabel int
 	// PostNAT says that packets are queued behind NAT, with the addresses that it gave them: by
 	// the kernel itself, for a helper of nfnetlink_cthelper.
@@ -90,7 +90,7 @@ type Stats struct {
 	Packets      uint64           // handled
 	Unknown      uint64           // of these, let go unread because conntrack did not say what they belong to
 	Malformed    uint64           // of these, let go unread because they are no whole TCP packets
-	Changed      uint64           // of these, let go with another payload or sequence number
+	Changed      uint64           // of these, let go with another payload, sequence or acknowledgement number
 	Unchanged    uint64           // of these, let go as they came; those that are in no count are held
 	Endpoints    [NumVerbs]uint64 // read
 	Expectations uint64           // of these, installed
@@ -104,25 +104,12 @@ type Stats struct {
 
 // Engine handles the packets of one queue.
 type Engine struct {
-	ct          Conntrack
-	observe     func(*Event)
-	policy      Policy
-	advertise   Advertise
-	sequence    Sequence
-	early       Early
-	keptLabel   int
-	shifted     int
-	postNAT     bool
-	askedLabel  int
-	editedLabel int
-	opaqueLabel int
-	holdTime    time.Duration
-	now         func() time.Time
-	rate        rate
-	flows       flowTable
-	waiting     []waiting
-	held        int // packets, of all flows
-	stats       Stats
+	config  Config
+	rate    rate
+	flows   flowTable
+	waiting []waiting
+	held    int // packets, of all flows
+	stats   Stats
 
 	// Of the call that is under way; the memory is used again by the next one.
 	pkt      mangle.Packet
@@ -138,11 +125,7 @@ func New(c Config) *Engine {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	e := &Engine{
-		ct: c.Conntrack, observe: c.Observe,
-		sequence: c.Sequence, early: c.Early, keptLabel: c.KeptLabel, shifted: c.ShiftedLabel, postNAT: c.PostNAT,
-		askedLabel: c.AskedLabel, editedLabel: c.EditedLabel, opaqueLabel: c.OpaqueLabel, now: c.Now, flows: newFlowTable(c.MaxFlows),
-	}
+	e := &Engine{config: c, flows: newFlowTable()}
 	e.Configure(c)
 	return e
 }
@@ -157,7 +140,7 @@ func (e *Engine) Configure(c Config) {
 	if c.HoldTime == 0 {
 		c.HoldTime = DefaultHoldTime
 	}
-	e.policy, e.advertise, e.flows.max = c.Policy.withDefaults(), c.Advertise, c.MaxFlows
+	e.config.Policy, e.config.Advertise, e.flows.max = c.Policy.withDefaults(), c.Advertise, c.MaxFlows
 	e.setHoldTime(c.HoldTime)
 }
 
@@ -172,8 +155,8 @@ func (e *Engine) Handle(id uint32, packet []byte, verdicts []Verdict) []Verdict 
 	return e.handle(id, packet, verdicts, false)
 }
 
-// HandleAgain is Handle for a packet of which the lean rules say that no answer is due: one that was
-// rewritten is sent again, or it is none.
+// HandleAgain is Handle for a packet of which the lean rules say that no answer is due: a rewritten one
+// that is sent again, or one that nobody has asked for. It is rendered, and never read.
 func (e *Engine) HandleAgain(id uint32, packet []byte, verdicts []Verdict) []Verdict {
 	return e.handle(id, packet, verdicts, true)
 }

@@ -30,10 +30,11 @@ const (
 	Encrypted
 	// NotFTP: what the client says is something else; nothing is read any more.
 	NotFTP
-	// Lost: a daemon before this one kept the sequence numbers, and nobody can any more.
+	// Lost: a daemon before this one kept the sequence numbers, or this one before it forgot the
+	// connection, and nobody can any more.
 	Lost
-	// Fixed: the sequence numbers can't be kept (Err), so lines have to keep their length.
-	Fixed
+	// LengthKept: the sequence numbers can't be kept (Err), so lines have to keep their length.
+	LengthKept
 	// StaysQueued: packets that need not be read stay queued (Err).
 	StaysQueued
 )
@@ -53,7 +54,7 @@ var kinds = [...]struct {
 	Encrypted:   {"encrypted", slog.LevelInfo, "control connection is encrypted from here on, its data connections cannot be helped: give the server a fixed range of passive ports and let that in"},
 	NotFTP:      {"not-ftp", slog.LevelInfo, "control connection ignored: what its client says is not FTP"},
 	Lost:        {"lost", slog.LevelWarn, "control connection is lost: the daemon that kept its sequence numbers has stopped, or forgotten it (--max-connections); the client has to connect again"},
-	Fixed:       {"fixed", slog.LevelWarn, "sequence numbers can't be kept by the daemon, lines have to keep their length"},
+	LengthKept:  {"length-kept", slog.LevelWarn, "sequence numbers can't be kept by the daemon, lines have to keep their length"},
 	StaysQueued: {"stays-queued", slog.LevelWarn, "packets that need not be read stay queued"},
 }
 
@@ -135,14 +136,14 @@ func (ev *Event) Log(log *slog.Logger) {
 
 // tell has the observer know of an event.
 func (e *Engine) tell(ev Event) {
-	if e.observe != nil {
-		e.observe(&ev)
+	if e.config.Observe != nil {
+		e.config.Observe(&ev)
 	}
 }
 
 // again reports whether something of that reason has happened to the flow before.
 func (f *flow) again(r Reason) bool {
-	again := f.told&(1<<r) != 0
-	f.told |= 1 << r
+	again := f.reported&(1<<r) != 0
+	f.reported |= 1 << r
 	return again
 }

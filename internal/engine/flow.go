@@ -26,9 +26,9 @@ type flow struct {
 	labelled bool     // and the rules have been told
 	sequence Sequence // who keeps the sequence numbers; never Auto
 	kept     bool     // the daemon does
-	marked   bool     // and they are off, as its label says
+	marked   bool     // its label says what was done: numbers are off, or lean rules have had a line edited
 	asked    commands // those that have not been answered
-	told     uint16   // a bit for every Reason for which an observer has been told something
+	reported uint16   // a bit for every Reason for which an observer has been told something
 
 	expected uint32 // data connections
 	refused  uint32 // endpoints that were refused, or failed
@@ -100,7 +100,7 @@ const retryAfter = time.Second
 func (e *Engine) find() (*flow, expect.Direction) {
 	f, dir := e.tracked()
 	if f != nil && f.unknown {
-		if wait := f.retry.Sub(e.now()); 0 < wait && wait <= retryAfter { // the clock may have been set
+		if wait := f.retry.Sub(e.config.Now()); 0 < wait && wait <= retryAfter { // the clock may have been set
 			return nil, 0
 		}
 	}
@@ -116,21 +116,21 @@ func (e *Engine) find() (*flow, expect.Direction) {
 		e.drop(f)
 	}
 	key := e.key()
-	m, dir, err := e.ct.Lookup(key)
+	m, dir, err := e.config.Conntrack.Lookup(key)
 	if err != nil {
 		unknown := expect.Master{Tuples: [2]expect.Tuple{key, key}}
 		e.tell(Event{Kind: Unknown, Master: &unknown, Err: err, Again: e.stats.Unknown > 0})
 		if errors.Is(err, expect.ErrNoEntry) {
-			e.flows.rest(e.track(flow{master: unknown, unknown: true, retry: e.now().Add(retryAfter)}))
+			e.flows.rest(e.track(flow{master: unknown, unknown: true, retry: e.config.Now().Add(retryAfter)}))
 		}
 		return nil, 0
 	}
-	if e.postNAT {
+	if e.config.PostNAT {
 		dir = dir.Other()
 	}
 	e.tell(Event{Kind: Tracked, Master: m})
 	f = e.track(e.newFlow(m))
-	if e.keptLabel != 0 && m.Label(e.keptLabel) && !f.opaque {
+	if e.config.KeptLabel != 0 && m.Label(e.config.KeptLabel) && !f.opaque {
 		e.take(f) // the rules leave the server's packets to the map, which a daemon empties at its start
 	}
 	return f, dir
@@ -141,7 +141,7 @@ func (e *Engine) newFlow(m *expect.Master) flow {
 	for d := range f.sides {
 		f.sides[d].edits.Resume(m.SeqAdj[d].After)
 	}
-	if e.shifted != 0 && m.Label(e.shifted) {
+	if e.config.ShiftedLabel != 0 && m.Label(e.config.ShiftedLabel) {
 		f.opaque, f.labelled = true, true
 		e.tell(Event{Kind: Lost, Master: m})
 	}
@@ -163,14 +163,14 @@ func (e *Engine) belongs(f *flow, dir expect.Direction) bool {
 // stillKept reports whether conntrack has the connection whose numbers the daemon keeps. In front
 // of conntrack nobody has looked at a packet's numbers: it may be forged.
 func (e *Engine) stillKept(f *flow) bool {
-	m, _, err := e.ct.Lookup(f.master.Tuples[expect.Original])
-	return err == nil && m.Tuples == f.master.Tuples && m.Label(e.keptLabel)
+	m, _, err := e.config.Conntrack.Lookup(f.master.Tuples[expect.Original])
+	return err == nil && m.Tuples == f.master.Tuples && m.Label(e.config.KeptLabel)
 }
 
 // key is what the packet's connection is found by: the packet's own tuple before NAT; behind it
 // the reverse of the packet is what the other direction's packets look like before it.
 func (e *Engine) key() expect.Tuple {
-	if e.postNAT {
+	if e.config.PostNAT {
 		return expect.Tuple{Src: e.pkt.Dst(), Dst: e.pkt.Src()}
 	}
 	return expect.Tuple{Src: e.pkt.Src(), Dst: e.pkt.Dst()}
@@ -179,7 +179,7 @@ func (e *Engine) key() expect.Tuple {
 // tracked returns the flow of the packet, if there is one, and the packet's direction.
 func (e *Engine) tracked() (*flow, expect.Direction) {
 	f, dir := e.flows.find(e.key())
-	if e.postNAT {
+	if e.config.PostNAT {
 		dir = dir.Other()
 	}
 	return f, dir

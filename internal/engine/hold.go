@@ -63,7 +63,7 @@ func (e *Engine) barrier(f *flow, dir expect.Direction) parse.Seq {
 
 // rewrites reports whether anything that is said may have to be rewritten.
 func (e *Engine) rewrites(f *flow) bool {
-	return f.master.NAT() || e.advertise.addr(&f.master).IsValid()
+	return f.master.NAT() || e.config.Advertise.addr(&f.master).IsValid()
 }
 
 // settle gives the packet its verdict, or holds it; and those packets that were held before
@@ -90,7 +90,7 @@ func (e *Engine) settle(id uint32, f *flow, dir expect.Direction) {
 func (e *Engine) hold(id uint32, f *flow, dir expect.Direction) {
 	s := &f.sides[dir]
 	if len(s.held) == 0 {
-		s.deadline = e.now().Add(e.holdTime)
+		s.deadline = e.config.Now().Add(e.config.HoldTime)
 		e.waiting = append(e.waiting, waiting{f.number, dir, s.deadline})
 	}
 	h := heldPacket{id: id, left: !e.rewrites(f)}
@@ -178,7 +178,7 @@ func (e *Engine) Deadline() (time.Time, bool) {
 // Expire appends the verdicts of the held packets whose time is up.
 func (e *Engine) Expire(verdicts []Verdict) []Verdict {
 	e.begin(verdicts)
-	now := e.now()
+	now := e.config.Now()
 	for {
 		deadline, ok := e.Deadline()
 		if !ok || deadline.After(now) {
@@ -209,8 +209,8 @@ func (e *Engine) giveUpFirst() {
 // setHoldTime has nobody wait for longer than t from now on, those who wait already included: whose
 // time is up first stays the first.
 func (e *Engine) setHoldTime(t time.Duration) {
-	e.holdTime = t
-	latest := e.now().Add(t)
+	e.config.HoldTime = t
+	latest := e.config.Now().Add(t)
 	for i := range e.waiting {
 		w := &e.waiting[i]
 		if !w.deadline.After(latest) {

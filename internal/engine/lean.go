@@ -15,7 +15,7 @@ import (
 // but a client does not ask again before it has its answer.
 const maxLeanEdits = 4
 
-func (e *Engine) lean() bool { return e.askedLabel != 0 }
+func (e *Engine) lean() bool { return e.config.AskedLabel != 0 }
 
 // readAlone reads the packet, unless it has been read before.
 func (e *Engine) readAlone(f *flow, dir expect.Direction) {

@@ -2,7 +2,6 @@ package engine_test
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 	"testing"
 
@@ -24,11 +23,11 @@ func lean(c *engine.Config) {
 // sent again where none is due, and not at all where none has been rewritten.
 func (w *world) queued(dir expect.Direction, seq uint32, text string) string {
 	w.t.Helper()
-	due := slices.Contains(w.entry.Labels, askedLabel)
+	due := w.entry.Label(askedLabel)
 	if dir == client || due || !strings.HasPrefix(text, "227") && !strings.HasPrefix(text, "229") {
 		return payloads(w.t, w.send(dir, seq, text))
 	}
-	if !slices.Contains(w.entry.Labels, editedLabel) {
+	if !w.entry.Label(editedLabel) {
 		return text
 	}
 	w.id++
@@ -41,7 +40,7 @@ func (w *world) unseen(dir expect.Direction, text string) {
 	w.next[dir] += uint32(len(text))
 	w.acked[dir] = w.entry.Seq(dir, w.next[dir])
 	if dir == client && strings.HasPrefix(text, "PASV") || strings.HasPrefix(text, "EPSV") {
-		w.entry.SetLabel(askedLabel)
+		w.entry.Apply(expect.Update{SetLabel: askedLabel})
 	}
 }
 
@@ -69,7 +68,7 @@ func TestLean(t *testing.T) {
 			if got := w.say(c.dir, c.in); got != c.out || len(w.ct.Installed) != installed+1 {
 				t.Fatalf("%d: %q came out as %q, want %q, %d expected", i, c.in, got, c.out, len(w.ct.Installed)-installed)
 			}
-			if slices.Contains(w.entry.Labels, askedLabel) {
+			if w.entry.Label(askedLabel) {
 				t.Fatalf("%d: %q is still asked for", i, c.in)
 			}
 			// Sent again, and once more together with what follows.
@@ -89,8 +88,8 @@ func TestLean(t *testing.T) {
 			w.unseen(client, "NOOP\r\n")
 		}
 	}
-	if !slices.Contains(w.entry.Labels, editedLabel) {
-		t.Errorf("labels %v", w.entry.Labels)
+	if !w.entry.Label(editedLabel) {
+		t.Errorf("labels %v", labels(w.entry))
 	}
 	if n := w.eng.Stats().Held; n != 0 {
 		t.Errorf("%d packets were held", n)
@@ -142,13 +141,13 @@ func TestLeanSplit(t *testing.T) {
 func TestLeanEncrypted(t *testing.T) {
 	w := newWorld(t, natOriginal, natReply, lean)
 	w.say(server, "234 nobody has asked\r\n")
-	if len(w.entry.Labels) != 0 {
-		t.Errorf("without AUTH: labels %v", w.entry.Labels)
+	if len(labels(w.entry)) != 0 {
+		t.Errorf("without AUTH: labels %v", labels(w.entry))
 	}
 	w.say(client, "AUTH TLS\r\n")
 	w.say(server, "234 ok\r\n")
-	if !slices.Contains(w.entry.Labels, opaqueLabel) {
-		t.Errorf("labels %v", w.entry.Labels)
+	if !w.entry.Label(opaqueLabel) {
+		t.Errorf("labels %v", labels(w.entry))
 	}
 }
 
@@ -178,7 +177,7 @@ func TestLeanReused(t *testing.T) {
 	w.unseen(client, "PASV\r\n")
 	w.say(server, "227 (192,168,1,2,145,37)\r\n")
 	w.entry.Master = expect.Master{Tuples: [2]expect.Tuple{natOriginal, tuple("192.168.1.3:21", "192.168.1.1:50774")}, Helper: "sane"}
-	w.entry.Labels = nil
+	w.entry.Labels = [16]byte{}
 	w.next = [2]uint32{0x40000000, 0x50000000}
 	w.acked = w.next
 	w.say(client, "PORT 203,0,113,101,4,1\r\n")

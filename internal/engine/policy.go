@@ -93,11 +93,11 @@ func (e *Engine) judge(f *flow, a announcement) Reason {
 		return Midstream
 	case a.dir == expect.Original && f.epsvAll:
 		return AfterEPSVALL
-	case !e.vouches(f, a.dir, a.at.Addr()) && !e.policy.allows(a.at.Addr()):
+	case !e.vouches(f, a.dir, a.at.Addr()) && !e.config.Policy.allows(a.at.Addr()):
 		return NotPeer
-	case a.at.Port() < e.policy.MinPort:
+	case a.at.Port() < e.config.Policy.MinPort:
 		return LowPort
-	case !e.rate.allow(f.master.Client().Addr(), e.now().Unix(), e.policy.Rate):
+	case !e.rate.allow(f.master.Client().Addr(), e.config.Now().Unix(), e.config.Policy.Rate):
 		return TooMany
 	}
 	return allowed

@@ -58,10 +58,10 @@ type Early interface {
 // keeper returns who is to keep the numbers of a connection, from what conntrack has of it.
 func (e *Engine) keeper(m *expect.Master) Sequence {
 	switch {
-	case e.sequence == User && m.SeqAdj != [2]expect.SeqAdj{}:
+	case e.config.Sequence == User && m.SeqAdj != [2]expect.SeqAdj{}:
 		return Kernel // it does already
-	case e.sequence != Auto:
-		return e.sequence
+	case e.config.Sequence != Auto:
+		return e.config.Sequence
 	case m.NAT():
 		return Kernel
 	}
@@ -69,7 +69,7 @@ func (e *Engine) keeper(m *expect.Master) Sequence {
 }
 
 func (e *Engine) withoutKernel() Sequence {
-	if e.early != nil {
+	if e.config.Early != nil {
 		return User
 	}
 	return SameLength
@@ -83,15 +83,15 @@ func (e *Engine) take(f *flow) {
 		return
 	}
 	reply := f.master.Tuples[expect.Reply]
-	err := e.early.Add(reply.Src, reply.Dst)
+	err := e.config.Early.Add(reply.Src, reply.Dst)
 	if err == nil {
-		if err = e.ct.Update(&f.master, expect.Update{Set: e.keptLabel}); err != nil {
-			err = errors.Join(err, e.early.Remove(reply.Src, reply.Dst))
+		if err = e.config.Conntrack.Update(&f.master, expect.Update{SetLabel: e.config.KeptLabel}); err != nil {
+			err = errors.Join(err, e.config.Early.Remove(reply.Src, reply.Dst))
 		}
 	}
 	if err != nil {
 		f.sequence = SameLength
-		e.tell(Event{Kind: Fixed, Master: &f.master, Err: err})
+		e.tell(Event{Kind: LengthKept, Master: &f.master, Err: err})
 		return
 	}
 	f.kept = true
@@ -104,7 +104,7 @@ func (e *Engine) leaveEarly(f *flow) {
 	}
 	f.kept = false
 	reply := f.master.Tuples[expect.Reply]
-	if err := e.early.Remove(reply.Src, reply.Dst); err != nil {
+	if err := e.config.Early.Remove(reply.Src, reply.Dst); err != nil {
 		e.tell(Event{Kind: StaysQueued, Master: &f.master, Err: err})
 	}
 }
@@ -115,7 +115,7 @@ func (f *flow) shifts() bool { return f.kept || f.sequence == Kernel }
 // bare handles a packet without payload. It is read nowhere, but where the daemon keeps the
 // numbers, it has some.
 func (e *Engine) bare(id uint32) Verdict {
-	if e.early == nil {
+	if e.config.Early == nil {
 		return Verdict{ID: id}
 	}
 	f, dir := e.tracked()

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
-	"slices"
 	"testing"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
@@ -28,20 +27,20 @@ func TestUser(t *testing.T) {
 	early := conntracktest.Early{}
 	w := newWorld(t, natOriginal, natReply, kept, func(c *engine.Config) { c.Early, c.OpaqueLabel = early, 122 })
 	w.login()
-	if len(early)+len(w.entry.Labels) != 0 {
-		t.Errorf("before any data connection: early %v, labels %v", early, w.entry.Labels)
+	if len(early)+len(labels(w.entry)) != 0 {
+		t.Errorf("before any data connection: early %v, labels %v", early, labels(w.entry))
 	}
 	w.say(client, "PASV\r\n")
-	if fmt.Sprint(w.entry.Labels) != fmt.Sprint([]int{keptLabel}) || !early[natReply] {
-		t.Errorf("after PASV: early %v, labels %v", early, w.entry.Labels)
+	if fmt.Sprint(labels(w.entry)) != fmt.Sprint([]int{keptLabel}) || !early[natReply] {
+		t.Errorf("after PASV: early %v, labels %v", early, labels(w.entry))
 	}
 	const in, out = "227 ok (192,168,1,2,145,37).\r\n", "227 ok (192,0,2,2,145,37).\r\n"
 	start := w.next[server]
 	if got := w.say(server, in); got != out {
 		t.Errorf("%q came out as %q", in, got)
 	}
-	if !slices.Contains(w.entry.Labels, shiftedLabel) {
-		t.Errorf("after 227: labels %v", w.entry.Labels)
+	if !w.entry.Label(shiftedLabel) {
+		t.Errorf("after 227: labels %v", labels(w.entry))
 	}
 	if w.ct.Adjustments != 0 || len(w.ct.Active) != 1 {
 		t.Errorf("%d adjustments, %d expectations", w.ct.Adjustments, len(w.ct.Active))
@@ -62,8 +61,8 @@ func TestUser(t *testing.T) {
 	w.say(client, "AUTH TLS\r\n")
 	w.say(server, "234 ok\r\n")
 	w.say(client, "\x16\x03\x01")
-	if len(w.entry.Labels) != 2 || !early[natReply] {
-		t.Errorf("encrypted: early %v, labels %v", early, w.entry.Labels)
+	if len(labels(w.entry)) != 2 || !early[natReply] {
+		t.Errorf("encrypted: early %v, labels %v", early, labels(w.entry))
 	}
 
 	// Another daemon can't know what this one knew.
@@ -95,7 +94,7 @@ func TestUserEnds(t *testing.T) {
 		},
 		"the ports are used again": func(w *world) {
 			w.id++
-			w.entry.Labels, w.entry.Master.Labels = nil, [16]byte{} // another entry
+			w.entry.Labels = [16]byte{} // another entry
 			syn := w.segment(server, 99, "")
 			syn[33] |= 2
 			if v := w.eng.Handle(w.id, syn, nil); len(v) != 1 || v[0].Packet != nil {

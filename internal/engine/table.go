@@ -2,7 +2,6 @@ package engine
 
 import (
 	"hash/maphash"
-	"math"
 	"net/netip"
 	"time"
 
@@ -47,8 +46,8 @@ type entry struct {
 	expected uint32
 	refused  uint32
 	last     Last
-	told     uint16
-	commands uint8
+	reported uint16
+	commands uint8 // unanswered; 64 at most
 	sequence Sequence
 	flags    uint32
 }
@@ -83,8 +82,8 @@ const (
 	_
 )
 
-func newFlowTable(max int) flowTable {
-	return flowTable{max: max, seed: maphash.MakeSeed(), byHash: make(map[uint64]uint32), awake: make(map[uint32]*flow)}
+func newFlowTable() flowTable {
+	return flowTable{seed: maphash.MakeSeed(), byHash: make(map[uint64]uint32), awake: make(map[uint32]*flow)}
 }
 
 func pack(t expect.Tuple) packedTuple {
@@ -266,7 +265,7 @@ func (t *flowTable) unlink(i uint32) {
 
 // rests tells whether an entry has room for all there is to know of the flow.
 func (f *flow) rests() bool {
-	if f.replies.Open() || f.asked.n > math.MaxUint8 {
+	if f.replies.Open() {
 		return false
 	}
 	for d := range f.sides {
@@ -288,7 +287,7 @@ func (en *entry) pack(f *flow) {
 	if f.unknown {
 		en.passive = uint64(f.retry.UnixNano())
 	}
-	en.told, en.sequence = f.told, f.sequence
+	en.reported, en.sequence = f.reported, f.sequence
 	en.expected, en.refused, en.last = f.expected, f.refused, f.last
 	flags := en.flags & flagIP4
 	for _, b := range f.bits() {
@@ -322,7 +321,7 @@ func (en *entry) unpack(f *flow) {
 	} else {
 		f.asked = commands{en.passive, int(en.commands)}
 	}
-	f.told, f.sequence = en.told, en.sequence
+	f.reported, f.sequence = en.reported, en.sequence
 	f.expected, f.refused, f.last = en.expected, en.refused, en.last
 }
 

@@ -34,7 +34,7 @@ type line struct {
 // missing is given up.
 const maxWaiting = 512
 
-// start begins at a byte, of which begins says whether it is known to begin a line.
+// start begins at a byte that is taken to begin a line, unless it has begun.
 func (a *assembler) start(seq parse.Seq) {
 	if !a.started {
 		a.stream.Start(seq, true)
@@ -99,7 +99,7 @@ func (a *assembler) read(p piece) []line {
 	}
 }
 
-// lines returns those of whole packets, in their order.
+// linesOf returns those of whole packets, in their order.
 func linesOf(packets []*packet) []line {
 	var a assembler
 	var lines []line

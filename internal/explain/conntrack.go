@@ -1,7 +1,6 @@
 package explain
 
 import (
-	"encoding/binary"
 	"net/netip"
 	"slices"
 	"time"
@@ -91,26 +90,9 @@ func (c *conntrack) Update(m *expect.Master, u expect.Update) error {
 	case u.Adjust != nil && !e.NAT():
 		return expect.ErrNoSeqAdj
 	}
-	if u.Adjust != nil {
-		e.SeqAdj[u.Dir], m.SeqAdj[u.Dir] = *u.Adjust, *u.Adjust
-	}
-	e.label(u.Clear, false)
-	e.label(u.Set, true)
-	m.Labels = e.Labels
+	m.Apply(u)
+	e.Apply(u)
 	return nil
-}
-
-// label sets or clears a bit of the label; 0 is none.
-func (e *entry) label(bit int, set bool) {
-	if bit == 0 {
-		return
-	}
-	word := e.Labels[bit/32*4:]
-	n := binary.NativeEndian.Uint32(word) &^ (1 << (bit % 32))
-	if set {
-		n |= 1 << (bit % 32)
-	}
-	binary.NativeEndian.PutUint32(word, n)
 }
 
 // fulfil finds the expectation that a new connection matches, which is gone with it.

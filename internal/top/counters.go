@@ -54,9 +54,10 @@ func readCounters(text io.Reader) (counters, error) {
 	return c, nil
 }
 
-// quantile returns a time within which the part q of the packets were handled between two looks
-// at the counters, false if there were none.
-func quantile(q float64, from, to counters) (time.Duration, bool) {
+// quantile writes within which time the part q of the packets were handled between two looks at the
+// counters, as in "<1.0 µs", or ">34 ms" where that is the longest that is told apart; false if there
+// were none.
+func quantile(q float64, from, to counters) (string, bool) {
 	var bounds []float64
 	for b := range to.handling {
 		bounds = append(bounds, b)
@@ -64,14 +65,19 @@ func quantile(q float64, from, to counters) (time.Duration, bool) {
 	slices.Sort(bounds)
 	total := to.handling[math.Inf(1)] - from.handling[math.Inf(1)]
 	if total <= 0 {
-		return 0, false
+		return "", false
 	}
+	var longest time.Duration
 	for _, b := range bounds {
-		if to.handling[b]-from.handling[b] >= q*total && !math.IsInf(b, 1) {
-			return time.Duration(b * float64(time.Second)), true
+		if math.IsInf(b, 1) {
+			break
+		}
+		longest = time.Duration(b * float64(time.Second))
+		if to.handling[b]-from.handling[b] >= q*total {
+			return "<" + short(longest), true
 		}
 	}
-	return time.Duration(math.MaxInt64), true
+	return ">" + short(longest), true
 }
 
 // rate writes how often something happens in a second, in five columns at most.
@@ -103,8 +109,6 @@ func number(n uint32) string {
 // short writes a duration with two digits that matter.
 func short(d time.Duration) string {
 	switch {
-	case d == math.MaxInt64:
-		return ">34 ms"
 	case d < 10*time.Microsecond:
 		return fmt.Sprintf("%.1f µs", d.Seconds()*1e6)
 	case d < time.Millisecond:

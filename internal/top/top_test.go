@@ -4,6 +4,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -220,6 +221,12 @@ func TestShort(t *testing.T) {
 	} {
 		if got != want {
 			t.Errorf("%q, want %q", got, want)
+		}
+	}
+	handled := counters{handling: map[float64]float64{0.001: 90, 0.002: 98, math.Inf(1): 100}}
+	for q, want := range map[float64]string{0.5: "<1 ms", 0.95: "<2 ms", 0.99: ">2 ms"} {
+		if got, ok := quantile(q, counters{}, handled); got != want || !ok {
+			t.Errorf("%v: %q, want %q", q, got, want)
 		}
 	}
 }

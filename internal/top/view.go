@@ -103,7 +103,7 @@ func (m *model) head() []string {
 		first := m.answers[0].counters
 		p50, ok := quantile(0.5, first, c)
 		if p99, _ := quantile(0.99, first, c); ok {
-			handling = fmt.Sprintf("p50 <%s, p99 <%s", short(p50), short(p99))
+			handling = fmt.Sprintf("p50 %s, p99 %s", p50, p99)
 		}
 	}
 	return []string{

@@ -98,19 +98,19 @@ type Update struct {
 	// that alone.
 	Dir    Direction
 	Adjust *SeqAdj
-	// Set and Clear are bits of the label (ct label in nftables) to set and to clear, 1 to
-	// 127; 0 is none.
-	Set, Clear int
+	// SetLabel and ClearLabel are bits of the label (ct label in nftables) to set and to clear,
+	// 1 to 127; 0 is none.
+	SetLabel, ClearLabel int
 }
 
 // labels returns which bits of the label u is about, and what they are to be.
 func (u Update) labels() (mask, bits label) {
-	if u.Clear != 0 {
-		mask.set(u.Clear)
+	if u.ClearLabel != 0 {
+		mask.set(u.ClearLabel)
 	}
-	if u.Set != 0 {
-		mask.set(u.Set)
-		bits.set(u.Set)
+	if u.SetLabel != 0 {
+		mask.set(u.SetLabel)
+		bits.set(u.SetLabel)
 	}
 	return mask, bits
 }
@@ -151,7 +151,7 @@ func (c *Client) Update(m *Master, u Update) error {
 	if err != nil {
 		return errors.Join(updateError(m, err), c.restore(m, u))
 	}
-	m.take(u)
+	m.Apply(u)
 	return nil
 }
 
@@ -203,8 +203,8 @@ func updated(m *Master, u Update, errno unix.Errno, body []byte) error {
 	return nil
 }
 
-// take makes m what its entry is after u.
-func (m *Master) take(u Update) {
+// Apply makes m what its entry is after u.
+func (m *Master) Apply(u Update) {
 	if u.Adjust != nil {
 		m.SeqAdj[u.Dir] = *u.Adjust
 	}
@@ -268,7 +268,7 @@ func (c *Client) Announce(m *Master, e Expectation, u Update) error {
 	}
 	switch {
 	case errno == 0 && updateErr == nil:
-		m.take(u)
+		m.Apply(u)
 		return nil
 	case errno == 0:
 		err = errors.Join(updateError(m, updateErr), c.Unexpect(e))

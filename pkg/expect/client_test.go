@@ -235,7 +235,7 @@ func TestAnnounce(t *testing.T) {
 
 		// Another place replaces it, as the helper allows one. With everything at once:
 		next := expect.For(m, expect.Original, 40001)
-		u := expect.Update{Dir: expect.Original, Adjust: &expect.SeqAdj{Position: 7, After: 3}, Set: 127, Clear: 121}
+		u := expect.Update{Dir: expect.Original, Adjust: &expect.SeqAdj{Position: 7, After: 3}, SetLabel: 127, ClearLabel: 121}
 		if err := l.client.Announce(m, next, u); err != nil {
 			t.Fatal(err)
 		}
@@ -248,7 +248,7 @@ func TestAnnounce(t *testing.T) {
 
 		// The same place again replaces it as well, and where it leads to.
 		next.Port, next.NAT = 40002, true
-		u = expect.Update{Dir: expect.Reply, Adjust: &expect.SeqAdj{Position: 8, After: -4}, Set: 1}
+		u = expect.Update{Dir: expect.Reply, Adjust: &expect.SeqAdj{Position: 8, After: -4}, SetLabel: 1}
 		if err := l.client.Announce(m, next, u); err != nil {
 			t.Fatal(err)
 		}
@@ -268,7 +268,7 @@ func TestAnnounce(t *testing.T) {
 // wantUpdated checks that m says that u is done.
 func wantUpdated(t testing.TB, m *expect.Master, u expect.Update) {
 	t.Helper()
-	if u.Adjust != nil && m.SeqAdj[u.Dir] != *u.Adjust || u.Set != 0 && !m.Label(u.Set) || u.Clear != 0 && m.Label(u.Clear) {
+	if u.Adjust != nil && m.SeqAdj[u.Dir] != *u.Adjust || u.SetLabel != 0 && !m.Label(u.SetLabel) || u.ClearLabel != 0 && m.Label(u.ClearLabel) {
 		t.Errorf("after %+v: %+v", u, m)
 	}
 }
@@ -281,12 +281,12 @@ func TestUpdate(t *testing.T) {
 		for i, u := range []expect.Update{
 			{},
 			{Dir: expect.Original, Adjust: &expect.SeqAdj{Position: 1000, Before: 0, After: -2}},
-			{Dir: expect.Reply, Adjust: &expect.SeqAdj{Position: 1<<32 - 1, Before: 0, After: 9}, Set: 127},
-			{Dir: expect.Reply, Adjust: &expect.SeqAdj{Position: 5000, Before: 9, After: -9}, Set: 1, Clear: 127},
-			{Dir: expect.Original, Adjust: &expect.SeqAdj{Position: 5000, Before: -2, After: 0}, Clear: 121},
-			{Set: 64},
-			{Clear: 1},
-			{Set: 63, Clear: 64},
+			{Dir: expect.Reply, Adjust: &expect.SeqAdj{Position: 1<<32 - 1, Before: 0, After: 9}, SetLabel: 127},
+			{Dir: expect.Reply, Adjust: &expect.SeqAdj{Position: 5000, Before: 9, After: -9}, SetLabel: 1, ClearLabel: 127},
+			{Dir: expect.Original, Adjust: &expect.SeqAdj{Position: 5000, Before: -2, After: 0}, ClearLabel: 121},
+			{SetLabel: 64},
+			{ClearLabel: 1},
+			{SetLabel: 63, ClearLabel: 64},
 			{Dir: expect.Original, Adjust: &expect.SeqAdj{}},
 		} {
 			want := *m
@@ -302,7 +302,7 @@ func TestUpdate(t *testing.T) {
 			}
 			l.wantEntry(m)
 			for bit := range 128 {
-				if bit != u.Set && bit != u.Clear && m.Label(bit) != want.Label(bit) {
+				if bit != u.SetLabel && bit != u.ClearLabel && m.Label(bit) != want.Label(bit) {
 					t.Errorf("%d: label %d is changed", i, bit)
 				}
 			}
@@ -347,10 +347,10 @@ func updates(dir expect.Direction) []expect.Update {
 	return []expect.Update{
 		{},
 		{Dir: dir, Adjust: adjust},
-		{Dir: dir, Adjust: adjust, Set: 5, Clear: 121},
-		{Dir: dir, Adjust: adjust, Set: 121, Clear: 5},
-		{Set: 5},
-		{Clear: 121},
+		{Dir: dir, Adjust: adjust, SetLabel: 5, ClearLabel: 121},
+		{Dir: dir, Adjust: adjust, SetLabel: 121, ClearLabel: 5},
+		{SetLabel: 5},
+		{ClearLabel: 121},
 	}
 }
 
@@ -369,7 +369,7 @@ func TestPortTaken(t *testing.T) {
 				for _, u := range updates(dir) {
 					l.wantRefused(refused{"taken", second, two, u, expect.ErrPortTaken, []expect.Expectation{one}})
 				}
-				if err := l.client.Update(second, expect.Update{Dir: dir, Adjust: &expect.SeqAdj{Position: 1000, After: 4}, Set: 6}); err != nil {
+				if err := l.client.Update(second, expect.Update{Dir: dir, Adjust: &expect.SeqAdj{Position: 1000, After: 4}, SetLabel: 6}); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -404,7 +404,7 @@ func TestNoSeqAdj(t *testing.T) {
 				}
 				l.wantEntry(m)
 			}
-			if err := l.client.Announce(m, e, expect.Update{Set: 9}); err != nil || !m.Label(9) {
+			if err := l.client.Announce(m, e, expect.Update{SetLabel: 9}); err != nil || !m.Label(9) {
 				t.Errorf("without an adjustment: %v", err)
 			}
 			left = []expect.Expectation{e}
@@ -424,7 +424,7 @@ func TestNoLabels(t *testing.T) {
 		e := expect.For(m, expect.Reply, 40000)
 		for range 2 {
 			for _, u := range updates(expect.Reply) {
-				if u.Set == 0 {
+				if u.SetLabel == 0 {
 					continue
 				}
 				l.wantRefused(refused{"no room for labels", m, e, u, unix.ENOSPC, nil})
@@ -476,7 +476,7 @@ func TestAnswersLost(t *testing.T) {
 					t.Errorf("update: %v, conntrack has %+v", err, l.entry(m))
 				}
 			}
-			if err := l.client.Update(m, expect.Update{Dir: expect.Reply, Adjust: &expect.SeqAdj{Position: 1, Before: 2, After: 3}, Set: 6}); err != nil {
+			if err := l.client.Update(m, expect.Update{Dir: expect.Reply, Adjust: &expect.SeqAdj{Position: 1, Before: 2, After: 3}, SetLabel: 6}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -587,16 +587,16 @@ func (l *lab) operations(m *expect.Master) []operation {
 		{"Update/adjust", 0, func(i int) error {
 			return l.client.Update(m, expect.Update{Dir: expect.Reply, Adjust: adjust(i)})
 		}},
-		{"Update/label", 0, func(i int) error { return l.client.Update(m, expect.Update{Set: 5}) }},
+		{"Update/label", 0, func(i int) error { return l.client.Update(m, expect.Update{SetLabel: 5}) }},
 		{"Update/both", 0, func(i int) error {
-			return l.client.Update(m, expect.Update{Dir: expect.Reply, Adjust: adjust(i), Set: 5, Clear: 121})
+			return l.client.Update(m, expect.Update{Dir: expect.Reply, Adjust: adjust(i), SetLabel: 5, ClearLabel: 121})
 		}},
 		{"Announce", 0, func(i int) error { return l.client.Announce(m, port(i), expect.Update{}) }},
 		{"Announce/adjust", 0, func(i int) error {
 			return l.client.Announce(m, port(i), expect.Update{Dir: expect.Reply, Adjust: adjust(i)})
 		}},
 		{"Announce/both", 0, func(i int) error {
-			return l.client.Announce(m, port(i), expect.Update{Dir: expect.Reply, Adjust: adjust(i), Set: 5, Clear: 121})
+			return l.client.Announce(m, port(i), expect.Update{Dir: expect.Reply, Adjust: adjust(i), SetLabel: 5, ClearLabel: 121})
 		}},
 	}
 }

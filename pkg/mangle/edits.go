@@ -176,8 +176,8 @@ func (e *Edits) Base() int32 { return e.base }
 // Len returns the number of edits in the list.
 func (e *Edits) Len() int { return len(e.list) }
 
-// UndoAdd takes back the last edit that was added.
-func (e *Edits) UndoAdd() { e.list = e.list[:len(e.list)-1] }
+// DropLast takes back the last edit that was added.
+func (e *Edits) DropLast() { e.list = e.list[:len(e.list)-1] }
 
 // Render returns the segment whose payload begins at seq as the receiver is to see it: the
 // payload with the edits in it, appended to dst, and the sender's number for its first byte,

@@ -330,7 +330,7 @@ func TestUndoAdd(t *testing.T) {
 		for n := range len(w.changes) {
 			e := w.edits(t)
 			for range len(w.changes) - n {
-				e.UndoAdd()
+				e.DropLast()
 			}
 			if e.Len() != n {
 				t.Fatalf("%d edits, want %d", e.Len(), n)

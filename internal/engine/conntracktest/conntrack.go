@@ -4,7 +4,6 @@
 package conntracktest
 
 import (
-	"encoding/binary"
 	"errors"
 	"net/netip"
 	"slices"
@@ -14,7 +13,7 @@ import (
 
 // Conntrack implements engine.Conntrack.
 type Conntrack struct {
-	// Lookups counts the calls of Lookup, Adjustments those of Adjust that had an effect.
+	// Lookups counts the calls of Lookup, Adjustments the adjustments that were taken.
 	Lookups, Adjustments int
 	// Installed are all expectations ever installed, in order; Active those that are still
 	// there.
@@ -28,8 +27,6 @@ type Entry struct {
 	expect.Master
 	// NoSeqAdj makes the entry one without the sequence adjustment extension.
 	NoSeqAdj bool
-	// Labels are the bits of its label that are set.
-	Labels []int
 }
 
 // Add makes c know a connection by its two tuples. Its helper is "sane" until changed.
@@ -92,29 +89,10 @@ func (c *Conntrack) Update(m *expect.Master, u expect.Update) error {
 	}
 	if u.Adjust != nil {
 		c.Adjustments++
-		e.SeqAdj[u.Dir], m.SeqAdj[u.Dir] = *u.Adjust, *u.Adjust
 	}
-	if u.Clear != 0 {
-		e.setLabel(u.Clear, false)
-	}
-	if u.Set != 0 {
-		e.setLabel(u.Set, true)
-	}
+	m.Apply(u)
+	e.Apply(u)
 	return nil
-}
-
-// SetLabel sets a bit of the label, as a rule does.
-func (e *Entry) SetLabel(bit int) { e.setLabel(bit, true) }
-
-func (e *Entry) setLabel(bit int, set bool) {
-	e.Labels = slices.DeleteFunc(e.Labels, func(b int) bool { return b == bit })
-	word := e.Master.Labels[bit/32*4:]
-	n := binary.NativeEndian.Uint32(word) &^ (1 << (bit % 32))
-	if set {
-		e.Labels = append(e.Labels, bit)
-		n |= 1 << (bit % 32)
-	}
-	binary.NativeEndian.PutUint32(word, n)
 }
 
 // Early implements engine.Early: the tuples of the packets that are queued before conntrack. While
