@@ -36,19 +36,10 @@ type Command struct {
 // ErrSyntax, ErrRange or ErrFamily for a PORT or EPRT whose endpoint cannot be used;
 // Command.Verb is set all the same.
 func ParseCommand(line []byte) (Command, error) {
-	start := skipTelnet(line)
-	end := start
-	for end < len(line) && isLetter(line[end]) {
-		end++
-	}
 	rest := trimRight(line)
-	if end > len(rest) || end < len(rest) && !isSpace(rest[end]) {
+	verb, end, arg := splitCommand(rest)
+	if arg == end && arg < len(rest) {
 		return Command{}, nil
-	}
-	verb := lookUp(line[start:end])
-	arg := end
-	for arg < len(rest) && isSpace(rest[arg]) {
-		arg++
 	}
 	cmd := Command{Verb: verb}
 	var err error
@@ -65,20 +56,26 @@ func ParseCommand(line []byte) (Command, error) {
 	return cmd, err
 }
 
+// splitCommand returns the verb of a line, where it ends, and where its argument begins: in the same
+// place if there is neither space nor an argument.
+func splitCommand(line []byte) (verb Verb, end, arg int) {
+	start := skipTelnet(line)
+	end = start
+	for end < len(line) && isLetter(line[end]) {
+		end++
+	}
+	arg = end
+	for arg < len(line) && isSpace(line[arg]) {
+		arg++
+	}
+	return lookUp(line[start:end]), end, arg
+}
+
 // CommandEndpoint returns the index from which on an endpoint may stand in a line from the
 // client of which only the beginning, part, has come; len(part) if it could only stand
 // behind it, or not at all.
 func CommandEndpoint(part []byte) int {
-	start := skipTelnet(part)
-	end := start
-	for end < len(part) && isLetter(part[end]) {
-		end++
-	}
-	arg := end
-	for arg < len(part) && isSpace(part[arg]) {
-		arg++
-	}
-	switch verb := lookUp(part[start:end]); {
+	switch verb, end, arg := splitCommand(part); {
 	case arg == len(part) || arg == end:
 		return len(part)
 	case verb == PORT:

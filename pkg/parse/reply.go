@@ -78,19 +78,24 @@ func passive(line []byte) (Endpoint, error) {
 			failed = err
 		}
 		// Whatever it was, it is over: the tail of a list is no list of its own.
-		for i < len(line) && (isDigit(line[i]) || line[i] == ',') {
-			i++
-		}
+		i = listEnd(line, i)
 	}
 	return Endpoint{}, failed
+}
+
+// listEnd returns where the digits and commas end that begin at i.
+func listEnd(b []byte, i int) int {
+	for i < len(b) && (isDigit(b[i]) || b[i] == ',') {
+		i++
+	}
+	return i
 }
 
 // extendedPassive finds the endpoint of a 229: (<d><d><d>port<d>).
 func extendedPassive(line []byte) (Endpoint, error) {
 	failed := ErrSyntax
-	for i := 3; i+5 < len(line); i++ {
-		d := line[i+1]
-		if line[i] != '(' || !isDelimiter(d) || isDigit(d) || line[i+2] != d || line[i+3] != d {
+	for i := 3; i < len(line); i++ {
+		if !opensPort(line, i) {
 			continue
 		}
 		port, end, err := tcpPort(line, i+4)
@@ -98,11 +103,20 @@ func extendedPassive(line []byte) (Endpoint, error) {
 			failed = err
 			continue
 		}
-		if end < len(line) && line[end] == d {
+		if end < len(line) && line[end] == line[i+1] {
 			return Endpoint{Port: port, Span: Span{i + 4, end}, form: formPort}, nil
 		}
 	}
 	return Endpoint{}, failed
+}
+
+// opensPort reports whether what stands in front of a 229's port is at i: (<d><d><d>.
+func opensPort(b []byte, i int) bool {
+	if i+3 >= len(b) || b[i] != '(' {
+		return false
+	}
+	d := b[i+1]
+	return isDelimiter(d) && !isDigit(d) && b[i+2] == d && b[i+3] == d
 }
 
 // ReplyText returns the index from which on the text of a 227 or 229 stands, of which only the
@@ -123,17 +137,15 @@ func ReplyEndpoint(part []byte) int {
 			if !isDigit(part[i]) {
 				continue
 			}
-			start := i
-			for i < len(part) && (isDigit(part[i]) || part[i] == ',') {
-				i++
+			end := listEnd(part, i)
+			if _, err := commas(part[:end], i); end == len(part) || err == nil {
+				return i
 			}
-			if _, err := commas(part[:i], start); i == len(part) || err == nil {
-				return start
-			}
+			i = end
 		}
 	case r.Code == CodeExtended:
-		for i := replyText; i+4 < len(part); i++ {
-			if d := part[i+1]; part[i] == '(' && isDelimiter(d) && !isDigit(d) && part[i+2] == d && part[i+3] == d {
+		for i := replyText; i < len(part); i++ {
+			if opensPort(part, i) {
 				return i + 4
 			}
 		}
