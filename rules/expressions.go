@@ -2,6 +2,7 @@ package rules
 
 import (
 	"bytes"
+	"fmt"
 	"slices"
 
 	"github.com/google/nftables"
@@ -38,6 +39,9 @@ func dumpRules(nl *netlink.Conn, c *nftables.Chain) ([][]netlink.Attribute, erro
 	}
 	var rules [][]netlink.Attribute
 	for _, m := range replies {
+		if len(m.Data) < nfgenmsg {
+			return nil, fmt.Errorf("an answer of %d bytes", len(m.Data))
+		}
 		attrs, err := netlink.UnmarshalAttributes(m.Data[nfgenmsg:])
 		if err != nil {
 			return nil, err

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -126,13 +127,34 @@ func newLab(t testing.TB, c Config) *Lab {
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Log(lab.Logs())
+			t.Log(lab.Logs() + whereabouts(lab))
 		}
 		if err := lab.Close(); err != nil {
 			t.Error(err)
 		}
 	})
 	return lab
+}
+
+// whereabouts is what the kernel says of packets and connections in a lab whose test has failed: a packet
+// that is missing waits in a queue, was dropped, or is still to be acknowledged.
+func whereabouts(lab *Lab) string {
+	ctx, cancel := context.WithTimeout(context.Background(), Scale(5*time.Second))
+	defer cancel()
+	var text strings.Builder
+	for _, h := range lab.hosts() {
+		for _, command := range []string{
+			"ss -tnoi", "cat /proc/net/netfilter/nfnetlink_queue", "conntrack -L 2>&1 | head -n 50",
+			"nft list counters", "nstat -s | grep -v Octets", "cat /proc/net/softnet_stat", "ip -s neigh",
+		} {
+			output, err := h.Run(ctx, "", "sh", "-c", command)
+			if err != nil {
+				output += err.Error() + "\n"
+			}
+			fmt.Fprintf(&text, "--- %s on the %s:\n%s", command, h.Name, output)
+		}
+	}
+	return text.String()
 }
 
 // newRouter makes a host with firewall and helper that stands alone.
