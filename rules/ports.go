@@ -85,6 +85,9 @@ func merge(ranges []PortRange) []PortRange {
 	return merged
 }
 
+// common returns what is in both.
+func common(a, b []PortRange) []PortRange { return without(a, without(a, b)) }
+
 // without returns what is left of ranges when others are taken away.
 func without(ranges, others []PortRange) []PortRange {
 	for _, o := range others {

@@ -2,9 +2,11 @@ package rules
 
 import (
 	"errors"
+	"net"
 	"reflect"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -50,8 +52,8 @@ func TestSetPorts(t *testing.T) {
 	}{
 		{"", "21,2121-2130", "21,2121-2130", "21,2121-2130"},
 		{"", "21,2125-2130", "21,2125-2130", "21,2125-2130"},
-		{"", "21,2120-2140", "21,2120-2140", "21,2120-2140"},
-		{"", "22-2130", "22-2130", "22-2130"},
+		{"", "21,2120-2140", "21,2120-2124,2125-2130,2131-2140", "21,2120-2140"},
+		{"", "22-2130", "22-2119,2120-2124,2125-2130", "22-2130"},
 		{"add element inet nfq_ftphelper ports { 2150, 2160-2165 }", "21", "21,2150,2160-2165", "21"},
 		// Ports of both are those of the one who was first.
 		{"", "21,2140-2162", "21,2140-2149,2150,2151-2159,2160-2165", "21,2140-2149,2151-2159"},
@@ -60,7 +62,7 @@ func TestSetPorts(t *testing.T) {
 		{"delete element inet nfq_ftphelper ports { 990 }", "21,990", "21,990,2150,2160-2165", "21,990"},
 		{"", "60000-65535", "2150,2160-2165,60000-65535", "60000-65535"},
 		{"", "65535", "2150,2160-2165,65535", "65535"},
-		{"", "1-65535", "1-2149,2150,2151-2159,2160-2165,2166-65535", "1-2149,2151-2159,2166-65535"},
+		{"", "1-65535", "1-2149,2150,2151-2159,2160-2165,2166-65534,65535", "1-2149,2151-2159,2166-65535"},
 		{"flush set inet nfq_ftphelper ports", "21", "21", "21"},
 	} {
 		if step.hand != "" {
@@ -177,5 +179,55 @@ func TestSetPortsKeepsWhatStays(t *testing.T) {
 	close(stop)
 	if n := <-looked; n < 10 {
 		t.Errorf("only %d looks at the set", n)
+	}
+}
+
+// Packets to a port that stays are found in the set all the time, whatever comes and goes around it.
+func TestSetPortsUnderTraffic(t *testing.T) {
+	newNamespace(t)
+	nft(t, `table inet nfq_ftphelper {
+		set ports { type inet_service; flags interval; elements = { 21 }; }
+		counter sent { }
+		counter found { }
+		chain input {
+			type filter hook input priority 0;
+			udp dport 21 counter name sent
+			udp dport @ports counter name found
+		}
+	}`)
+	stop := make(chan struct{})
+	var senders sync.WaitGroup
+	for range 2 {
+		conn, err := net.Dial("udp", "127.0.0.1:21")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		senders.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					_, _ = conn.Write([]byte("NOOP")) // nobody listens
+				}
+			}
+		})
+	}
+	own, changes := parse(t, "21"), 0
+	for begin := time.Now(); time.Since(begin) < 2*time.Second; {
+		for _, want := range []string{"20-30,2121", "21-25", "1-21,990", "21"} {
+			var err error
+			if own, err = SetPorts(own, parse(t, want)); err != nil {
+				t.Fatal(err)
+			}
+			changes++
+		}
+	}
+	close(stop)
+	senders.Wait()
+	packets := regexp.MustCompile(`packets (\d+)`).FindAllStringSubmatch(nft(t, "list counters table inet nfq_ftphelper"), -1)
+	if len(packets) != 2 || packets[0][1] != packets[1][1] || len(packets[0][1]) < 4 {
+		t.Errorf("after %d changes of the set, of packets that were sent and found: %v", changes, packets)
 	}
 }
