@@ -59,7 +59,7 @@ func (e *Engine) start(f *flow, dir expect.Direction) {
 }
 
 func (s *side) begin(seq parse.Seq) {
-	s.started = true
+	s.started, s.had = true, seq
 	s.begun, s.gone = seq.Add(-otherConnection), seq // what is sent again may begin before seq
 	s.stream.Start(seq, true)
 }

@@ -200,22 +200,40 @@ func (e *Engine) begin(verdicts []Verdict) {
 
 // acknowledge takes note of what the packet acknowledges.
 func (e *Engine) acknowledge(f *flow, dir expect.Direction) {
-	if ack, ok := e.pkt.Ack(); ok {
-		f.sides[dir.Other()].edits.Forget(ack)
+	ack, ok := e.pkt.Ack()
+	if !ok {
+		return
+	}
+	dir = dir.Other()
+	s := &f.sides[dir]
+	s.edits.Forget(ack)
+	if had := s.edits.Undo(ack); s.had.Before(had) && !e.lean() {
+		s.had = had
+	}
+	if len(s.held) > 0 && f.passOver(dir, s.held[0].pkt.Seq()) {
+		e.readHeld(f, dir)
+		e.release(f, dir, e.barrier(f, dir))
 	}
 }
 
 // advance reads what the packet makes readable: itself, unless bytes are missing before it,
-// and what was held behind such a gap.
+// and what was held behind such a gap. Bytes that the other side has already passed unread, as they do
+// where a queue is full, and are not waited for.
 func (e *Engine) advance(f *flow, dir expect.Direction) {
 	s := &f.sides[dir]
 	if !s.started {
 		e.start(f, dir)
 	}
-	if s.stream.Expected().Before(e.pkt.Seq()) && !f.opaque {
+	if s.stream.Expected().Before(e.pkt.Seq()) && !f.opaque && !f.passOver(dir, e.pkt.Seq()) {
 		return
 	}
 	e.read(f, dir, &e.pkt)
+	e.readHeld(f, dir)
+}
+
+// readHeld reads what was held behind a gap that is none any more.
+func (e *Engine) readHeld(f *flow, dir expect.Direction) {
+	s := &f.sides[dir]
 	for i := range s.held {
 		if h := &s.held[i].pkt; !s.stream.Expected().Before(h.Seq()) {
 			e.read(f, dir, h)

@@ -80,11 +80,29 @@ type side struct {
 	started  bool
 	begun    parse.Seq    // first byte of which anything is known
 	gone     parse.Seq    // first byte that has not been let go yet
+	had      parse.Seq    // first byte that the other side is not known to have
 	held     []heldPacket // packets that wait, in the order of the stream
 	deadline time.Time    // when they have waited long enough
 	// midstream is set until the first line end of a connection that was not seen from its
 	// beginning: its first bytes may be the middle of anything.
 	midstream bool
+}
+
+// lacks reports whether the other side has bytes that were not here. A FIN, which counts as one, is not
+// among them.
+func (s *side) lacks() bool { return s.stream.Expected().Add(1).Before(s.had) }
+
+// passOver goes on at a byte behind a gap if the other side has all before it, and reports whether it
+// does: as at the beginning of a connection that was not seen from there.
+func (f *flow) passOver(dir expect.Direction, to parse.Seq) bool {
+	s := &f.sides[dir]
+	if s.had.Before(to) || !s.stream.Expected().Before(to) {
+		return false
+	}
+	s.stream.Start(to, true)
+	s.midstream = true
+	f.replies = parse.Replies{}
+	return true
 }
 
 // otherConnection is how far, in bytes, a segment may lie from where its stream is; beyond

@@ -12,8 +12,9 @@ import (
 
 // A packet may leave as soon as it is known what becomes of every byte in it. That is so for
 // all that has been read, but for an unfinished line whose endpoint may have to be rewritten;
-// and it is not so for what comes behind a gap. Such packets are held until the rest is there,
-// or until the time is up, when they leave as they are.
+// and it is not so for what comes behind a gap. Such packets are held until the rest is there, the
+// other side says that it has what is missing (it passed unread), or the time is up, when they leave as
+// they are.
 
 const (
 	// maxHeldSide and maxHeld bound the packets held of one direction of a connection, and

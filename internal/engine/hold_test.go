@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 )
 
 // payloads returns what the other side gets of the packets, one after the other.
@@ -272,4 +273,65 @@ func TestTimeUpBehindAnother(t *testing.T) {
 			}
 		})
 	}
+}
+
+// miss has text of dir pass where the engine does not see it.
+func (w *world) miss(dir expect.Direction, text string) {
+	w.next[dir] += uint32(len(text))
+	w.acked[dir] = w.entry.Seq(dir, w.next[dir])
+}
+
+// TestPassedUnread wants nobody to wait for what passed where the engine did not see it, as soon as the
+// other side has said that it has it.
+func TestPassedUnread(t *testing.T) {
+	const pasv, in, out = "PASV\r\n", "227 (192,168,1,2,4,1)\r\n", "227 (192,0,2,2,4,1)\r\n"
+	start := func(t *testing.T) *world {
+		w := newWorld(t, natOriginal, natReply)
+		w.login()
+		return w
+	}
+	want := func(t *testing.T, w *world, got, want string, held uint64) {
+		t.Helper()
+		if got != want {
+			t.Errorf("%q came out, want %q", got, want)
+		}
+		if s := w.eng.Stats(); s.Held != held || s.GaveUp != 0 {
+			t.Errorf("%d packets were held, %d times in vain, want %d", s.Held, s.GaveUp, held)
+		}
+	}
+	t.Run("reply", func(t *testing.T) {
+		w := start(t)
+		for range 3 { // with the numbers off by then
+			w.miss(server, "200 ok\r\n")
+			w.say(client, pasv)
+			want(t, w, w.say(server, in), out, 0)
+		}
+	})
+	t.Run("reply, with the next one behind it already", func(t *testing.T) {
+		w := start(t)
+		w.say(client, pasv)
+		before := w.acked[server]
+		w.miss(server, "200 ok\r\n")
+		had := w.acked[server]
+		w.acked[server] = before
+		if got := w.say(server, in); got != "" {
+			t.Fatalf("%q was not held", got)
+		}
+		w.acked[server] = before
+		want(t, w, w.say(client, "NOOP\r\n"), "NOOP\r\n", 1) // it has not said so yet
+		w.acked[server] = had
+		want(t, w, w.say(client, "NOOP\r\n"), out+"NOOP\r\n", 1)
+	})
+	t.Run("command", func(t *testing.T) {
+		w := start(t)
+		const port, rewritten = "PORT 203,0,113,101,200,1\r\n", "PORT 192,168,1,1,200,1\r\n"
+		w.miss(client, "TYPE I\r\n")
+		w.say(server, "200 ok\r\n")
+		want(t, w, w.say(client, port), port, 0)
+		if w.logged("not seen from its beginning") != 1 {
+			t.Errorf("nobody knows that a line begins there:\n%s", &w.log)
+		}
+		w.say(server, "200 ok\r\n")
+		want(t, w, w.say(client, port), rewritten, 0)
+	})
 }

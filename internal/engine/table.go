@@ -269,7 +269,7 @@ func (f *flow) rests() bool {
 		return false
 	}
 	for d := range f.sides {
-		if s := &f.sides[d]; len(s.held) > 0 || s.edits.Len() > 0 || !s.stream.Idle() {
+		if s := &f.sides[d]; len(s.held) > 0 || s.edits.Len() > 0 || !s.stream.Idle() || s.started && s.lacks() {
 			return false
 		}
 	}
@@ -309,7 +309,7 @@ func (en *entry) unpack(f *flow) {
 	f.master.SeqAdj = en.adj
 	for d, p := range en.sides {
 		s := &f.sides[d]
-		s.begun, s.gone = p.begun, p.gone
+		s.begun, s.gone, s.had = p.begun, p.gone, p.expected
 		s.edits.Resume(p.base)
 		s.stream.Start(p.expected, en.flags&(flagSkips<<d) == 0)
 	}

@@ -35,7 +35,8 @@ func randomFlow(r *rand.Rand) flow {
 		s := &f.sides[d]
 		s.begun, s.gone = parse.Seq(r.Uint32()), parse.Seq(r.Uint32())
 		s.edits.Resume(r.Int32() - r.Int32())
-		s.stream.Start(parse.Seq(r.Uint32()), r.IntN(2) == 0)
+		s.had = parse.Seq(r.Uint32())
+		s.stream.Start(s.had, r.IntN(2) == 0)
 	}
 	for _, b := range f.bits() {
 		*b.value = r.IntN(2) == 0
@@ -94,6 +95,7 @@ func TestAwake(t *testing.T) {
 			f.sides[1].stream.Next()
 		},
 		"edit":             func(f *flow) { _ = f.sides[0].edits.Add(1, 1, []byte("xy")) },
+		"bytes not seen":   func(f *flow) { f.sides[1].started, f.sides[1].had = true, f.sides[1].had.Add(2) },
 		"held packet":      func(f *flow) { f.sides[0].held = make([]heldPacket, 1) },
 		"multi-line reply": func(f *flow) { _, _, _ = f.replies.Next([]byte("220-hello")) },
 	} {
