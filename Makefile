@@ -14,7 +14,10 @@ SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
 # Debian packages that the demo and the tests need.
 DEMO_PACKAGES := nftables conntrack vsftpd curl iproute2 kmod
 TEST_PACKAGES := $(DEMO_PACKAGES) lftp tcpdump gcc libc6-dev libnetfilter-queue-dev systemd \
-	mandoc man-db bash-completion lintian rpm podman runc catatonit $(shell cat test/vm/packages)
+	mandoc man-db bash-completion lintian rpm podman runc catatonit $(shell cat test/vm/packages) \
+	tnftp ncftp inetutils-ftp ftp-ssl wget aria2 rclone perl python3 python3-pyftpdlib
+# Servers that exclude each other, and vsftpd, as packages: these are only unpacked.
+TEST_SERVERS := pure-ftpd proftpd-core inetutils-ftpd ftpd-ssl
 BENCH_PACKAGES := nftables conntrack kmod gcc libc6-dev libnetfilter-queue-dev
 BENCH_VM_PACKAGES := $(BENCH_PACKAGES) conntrackd nfct $(shell cat test/vm/packages)
 
@@ -62,6 +65,7 @@ demo: build ## show the main job on this machine, in network namespaces (root)
 
 test: ## everything: lint, unit, installed, fuzz, netns, kubernetes, vm (root; installs what is missing)
 	@test/install $(TEST_PACKAGES)
+	@test/unpack $(TEST_SERVERS)
 	$(MAKE) --no-print-directory lint unit installed fuzz netns kubernetes vm
 
 lint: ## formatting, vet, staticcheck
@@ -95,9 +99,10 @@ kubernetes: ## the manifests, rendered and run by podman, on this kernel (root)
 
 vm: build $(KERNELS:%=vm-%) ## the same on stock Debian kernels in an emulator (root)
 
+# TestPrograms is about programs, not about kernels, and there are many of them.
 vm-%: build
 	FTPHELPER_BIN=$(CURDIR)/bin/nfq-ftphelper FTPHELPER_SLOW=$(VM_SLOW) \
-		go test -count 1 -p 1 -timeout 30m -exec "$(CURDIR)/test/vm/run $*" ./rules ./internal/confine ./internal/cthelper ./internal/doctor ./internal/nfq ./pkg/expect ./test/netns ./test/systemd
+		go test -count 1 -p 1 -timeout 30m -skip '^TestPrograms$$' -exec "$(CURDIR)/test/vm/run $*" ./rules ./internal/confine ./internal/cthelper ./internal/doctor ./internal/nfq ./pkg/expect ./test/netns ./test/systemd
 
 bench: ## measure FTP helpers side by side, on this kernel: bench/results (root)
 	@test/install $(BENCH_PACKAGES)
