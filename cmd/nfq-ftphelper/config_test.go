@@ -120,7 +120,7 @@ sequence: auto
 min-port: 1024
 loose: false
 allow: []
-rate: 500
+rate: 10000
 advertise: ["2001:db8::55"]
 advertise-except: []
 max-connections: 65536

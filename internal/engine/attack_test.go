@@ -139,6 +139,21 @@ func TestFlood(t *testing.T) {
 	w.unharmed()
 }
 
+// TestBusyClient has a client fetch as many small files within a second as a fast network lets it:
+// wget alone fetches 700 here, several connections at once several thousand. No flood is that.
+func TestBusyClient(t *testing.T) {
+	w := newWorld(t, natOriginal, natReply, quiet)
+	w.login()
+	const transfers = 5000
+	for i := range transfers {
+		w.say(client, "PASV\r\n")
+		w.say(server, fmt.Sprintf("227 Entering Passive Mode (192,168,1,2,%d,%d)\r\n", 8+i%200, i/200))
+	}
+	if s := w.eng.Stats(); s.Expectations != transfers {
+		t.Errorf("counted %+v, want %d expectations", s, transfers)
+	}
+}
+
 // TestLongLine has a line of 10 MB.
 func TestLongLine(t *testing.T) {
 	w := newWorld(t, natOriginal, natReply, quiet)

@@ -24,7 +24,7 @@ type Policy struct {
 // Defaults of Policy.
 const (
 	DefaultMinPort = 1024
-	DefaultRate    = 500
+	DefaultRate    = 10_000 // programs that mean well come to several thousand
 )
 
 func (p Policy) withDefaults() Policy {
