@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestEncrypted has a server accept AUTH TLS. What follows would be ciphertext, so
@@ -98,10 +99,15 @@ func TestEncryptionRefused(t *testing.T) {
 }
 
 // wantEncryptedLines wants the daemon to have said so many times that a connection
-// is encrypted.
+// is encrypted. The log may come later than the packets.
 func wantEncryptedLines(t testing.TB, r *Router, want int) {
 	t.Helper()
-	if n := strings.Count(r.DaemonProcess().Output(), "encrypted from here on"); n != want {
+	count := func(output string) int { return strings.Count(output, "encrypted from here on") }
+	enough := func(output string) bool { return count(output) >= want }
+	if err := r.DaemonProcess().WaitOutput(testContext(t, 10*time.Second), enough); err != nil {
+		t.Error(err)
+	}
+	if n := count(r.DaemonProcess().Output()); n != want {
 		t.Errorf("the daemon said %d times that a connection is encrypted, want %d", n, want)
 	}
 }
