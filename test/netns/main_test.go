@@ -108,9 +108,8 @@ func testContext(t testing.TB, timeout time.Duration) context.Context {
 }
 
 // newLab builds a lab that is gone at the test's end. Of the daemon, only the back
-// end and the flags are the caller's. On a slow machine it waits longer for the rest of a line,
-// because the senders do: their retransmission timers follow the round trips. A failed test shows
-// what the programs in the lab have printed.
+// end and the flags are the caller's. On a slow machine it waits longer for the rest of a line.
+// A failed test shows what the programs in the lab have printed, and where packets are.
 func newLab(t testing.TB, c Config) *Lab {
 	t.Helper()
 	if c.Helper == Ours {

@@ -154,8 +154,10 @@ func TestReload(t *testing.T) {
 	d.reload("rules: true\nports: 2121\nlog-level: debug\n", "msg=reloaded ports=2121 min-port=1024 log-level=debug\n")
 	told(first, own)
 	helped(second)
-	if !strings.Contains(router.DaemonProcess().Output(), "level=DEBUG") {
-		t.Error("nothing was logged at the level debug")
+	if err := router.DaemonProcess().WaitOutput(testContext(t, 5*time.Second), func(log string) bool {
+		return strings.Contains(log, "level=DEBUG")
+	}); err != nil {
+		t.Error(err)
 	}
 	set, err := router.Run(t.Context(), "", "nft", "list", "set", "inet", "nfq_ftphelper", "ports")
 	if err != nil || !strings.Contains(set, "elements = { 2121, 2122 }") {
