@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"sync"
 	"testing"
+	"time"
 )
 
 // TestQueues has four queues on a router that changes both addresses of every connection. All
@@ -20,9 +21,11 @@ func TestQueues(t *testing.T) {
 				Situation: DNATMasquerade, Family: family, Helper: Ours,
 				Daemon: Daemon{BackEnd: BackEnd{Queues: queues}},
 			})
-			// What one connection sends again would show while another one is watched.
-			neverRetransmit(t, lab.Client)
-			neverRetransmit(t, lab.Server)
+			// What one connection sends again, because nobody has answered yet, would show while another
+			// one is watched.
+			for _, h := range []*Host{lab.Client, lab.Server} {
+				retransmitAfter(t, h, Scale(3*time.Second))
+			}
 			router := lab.ServerRouter()
 			server := startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{})
 			var clients []*scriptedClient

@@ -138,11 +138,16 @@ func changeRoutes(t testing.TB, h *Host, change func(*netlink.Route)) {
 // that are made from now on: what gets lost stays lost.
 func neverRetransmit(t testing.TB, h *Host) {
 	t.Helper()
+	retransmitAfter(t, h, 10*time.Minute)
+}
+
+// retransmitAfter has them wait so long for an acknowledgement before they send again.
+func retransmitAfter(t testing.TB, h *Host, rto time.Duration) {
+	t.Helper()
 	if err := h.Sysctl("ipv4.tcp_early_retrans", "0"); err != nil {
 		t.Fatal(err)
 	}
-	const rtoMin = 10 * 60 * 1000 // ms
-	changeRoutes(t, h, func(route *netlink.Route) { route.RtoMin, route.RtoMinLock = rtoMin, true })
+	changeRoutes(t, h, func(route *netlink.Route) { route.RtoMin, route.RtoMinLock = int(rto.Milliseconds()), true })
 }
 
 // splitter writes one line in two segments, cut at a position.
