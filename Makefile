@@ -65,7 +65,6 @@ demo: build ## show the main job on this machine, in network namespaces (root)
 
 test: ## everything: lint, unit, installed, fuzz, netns, kubernetes, vm (root; installs what is missing)
 	@test/install $(TEST_PACKAGES)
-	@test/unpack $(TEST_SERVERS)
 	$(MAKE) --no-print-directory lint unit installed fuzz netns kubernetes vm
 
 lint: ## formatting, vet, staticcheck
@@ -92,6 +91,8 @@ fuzz: ## every fuzz target for FUZZTIME
 	done
 
 netns: ## real clients and servers through NAT, on this kernel (root)
+	@test/install $(TEST_PACKAGES)
+	@test/unpack $(TEST_SERVERS)
 	go test -race -count 1 ./test/netns/... ./bench
 
 kubernetes: ## the manifests, rendered and run by podman, on this kernel (root)

@@ -51,6 +51,9 @@ func SetPorts(own, want []PortRange, opts ...nftables.ConnOption) ([]PortRange, 
 		}
 	}
 	add = append(add, without(keep, present)...)
+	if len(remove) > maxElements || len(add) > maxElements {
+		return nil, differs("set %s is in too many pieces to be changed at once: take those away that you have added, or restart the daemon", ports.Name)
+	}
 	// Deleted first, or what is added would overlap with it.
 	if len(remove) > 0 {
 		err = errors.Join(err, conn.SetDeleteElements(set, bounds(remove)))
@@ -66,6 +69,9 @@ func SetPorts(own, want []PortRange, opts ...nftables.ConnOption) ([]PortRange, 
 	}
 	return keep, nil
 }
+
+// maxElements keeps a list of ranges within one netlink attribute.
+const maxElements = 1024
 
 // portSet returns the set of control ports that is in place, or an error if there is none.
 func portSet(conn *nftables.Conn) (*nftables.Set, error) {

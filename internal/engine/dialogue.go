@@ -20,8 +20,8 @@ func (e *Engine) read(f *flow, dir expect.Direction, p *mangle.Packet) {
 		}
 		return
 	}
-	if dir == expect.Reply && s.stream.Expected().Before(p.Seq()) {
-		f.replies = parse.Replies{} // a multi-line reply may have ended, or begun, in what is missing
+	if s.stream.Expected().Before(p.Seq()) {
+		e.gap(f, dir)
 	}
 	s.stream.Push(p.Seq(), p.Payload())
 	for !f.opaque {
@@ -39,6 +39,22 @@ func (e *Engine) read(f *flow, dir expect.Direction, p *mangle.Packet) {
 	if f.opaque {
 		s.stream.Start(end(p), false) // nothing of it is kept
 	}
+}
+
+// gap takes note of bytes that are not read, and never will be.
+func (e *Engine) gap(f *flow, dir expect.Direction) {
+	switch {
+	case dir == expect.Reply:
+		f.replies = parse.Replies{} // a multi-line reply may have ended, or begun, in what is missing
+	case !f.spoken:
+		e.ignore(f) // it may have begun as HTTP does
+	}
+}
+
+// ignore has nothing read any more of a connection whose client does not speak FTP, or may not.
+func (e *Engine) ignore(f *flow) {
+	f.opaque = true
+	e.tell(Event{Kind: NotFTP, Master: &f.master})
 }
 
 // start begins a stream with the packet. A connection is seen from its beginning if its first
@@ -84,8 +100,7 @@ func (e *Engine) command(f *flow, line parse.Line) {
 	} else if !f.spoken && !f.sides[expect.Original].midstream {
 		// A browser that is made to talk to port 21 begins with a line of HTTP; what it
 		// uploads may hold any number of PORT commands.
-		f.opaque = true
-		e.tell(Event{Kind: NotFTP, Master: &f.master})
+		e.ignore(f)
 		return
 	}
 	f.asked.push(cmd.Verb == parse.PASV || cmd.Verb == parse.EPSV)

@@ -210,21 +210,25 @@ func (e *Engine) acknowledge(f *flow, dir expect.Direction) {
 	if had := s.edits.Undo(ack); s.had.Before(had) && !e.lean() {
 		s.had = had
 	}
-	if len(s.held) > 0 && f.passOver(dir, s.held[0].pkt.Seq()) {
+	pkt := e.pkt
+	for len(s.held) > 0 && s.stream.Expected().Before(s.held[0].pkt.Seq()) && !s.had.Before(s.held[0].pkt.Seq()) {
+		e.pkt = s.held[0].pkt // what fits looks at
+		e.read(f, dir, &e.pkt)
 		e.readHeld(f, dir)
 		e.release(f, dir, e.barrier(f, dir))
 	}
+	e.pkt = pkt
 }
 
 // advance reads what the packet makes readable: itself, unless bytes are missing before it,
 // and what was held behind such a gap. Bytes that the other side has already passed unread, as they do
-// where a queue is full, and are not waited for.
+// where a queue is full, and are not waited for: what begins in them is not read.
 func (e *Engine) advance(f *flow, dir expect.Direction) {
 	s := &f.sides[dir]
 	if !s.started {
 		e.start(f, dir)
 	}
-	if s.stream.Expected().Before(e.pkt.Seq()) && !f.opaque && !f.passOver(dir, e.pkt.Seq()) {
+	if s.stream.Expected().Before(e.pkt.Seq()) && !f.opaque && s.had.Before(e.pkt.Seq()) {
 		return
 	}
 	e.read(f, dir, &e.pkt)

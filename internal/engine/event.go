@@ -52,7 +52,7 @@ var kinds = [...]struct {
 	Failed:      {"failed", slog.LevelWarn, "data connection cannot be helped"},
 	Unreadable:  {"unreadable", slog.LevelDebug, "no endpoint in line"},
 	Encrypted:   {"encrypted", slog.LevelInfo, "control connection is encrypted from here on, its data connections cannot be helped: give the server a fixed range of passive ports and let that in"},
-	NotFTP:      {"not-ftp", slog.LevelInfo, "control connection ignored: what its client says is not FTP"},
+	NotFTP:      {"not-ftp", slog.LevelInfo, "control connection ignored: its client has not begun with FTP"},
 	Lost:        {"lost", slog.LevelWarn, "control connection is lost: the daemon that kept its sequence numbers has stopped, or forgotten it (--max-connections); the client has to connect again"},
 	LengthKept:  {"length-kept", slog.LevelWarn, "sequence numbers can't be kept by the daemon, lines have to keep their length"},
 	StaysQueued: {"stays-queued", slog.LevelWarn, "packets that need not be read stay queued"},

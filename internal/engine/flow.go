@@ -92,19 +92,6 @@ type side struct {
 // among them.
 func (s *side) lacks() bool { return s.stream.Expected().Add(1).Before(s.had) }
 
-// passOver goes on at a byte behind a gap if the other side has all before it, and reports whether it
-// does: as at the beginning of a connection that was not seen from there.
-func (f *flow) passOver(dir expect.Direction, to parse.Seq) bool {
-	s := &f.sides[dir]
-	if s.had.Before(to) || !s.stream.Expected().Before(to) {
-		return false
-	}
-	s.stream.Start(to, true)
-	s.midstream = true
-	f.replies = parse.Replies{}
-	return true
-}
-
 // otherConnection is how far, in bytes, a segment may lie from where its stream is; beyond
 // that it belongs to a later connection between the same ports.
 const otherConnection = 1 << 20

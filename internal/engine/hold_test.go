@@ -282,21 +282,28 @@ func (w *world) miss(dir expect.Direction, text string) {
 }
 
 // TestPassedUnread wants nobody to wait for what passed where the engine did not see it, as soon as the
-// other side has said that it has it.
+// other side has said that it has it. What comes directly behind is not read, as it may be the rest of
+// a line; all that follows is.
 func TestPassedUnread(t *testing.T) {
-	const pasv, in, out = "PASV\r\n", "227 (192,168,1,2,4,1)\r\n", "227 (192,0,2,2,4,1)\r\n"
+	const (
+		pasv, in, out   = "PASV\r\n", "227 (192,168,1,2,4,1)\r\n", "227 (192,0,2,2,4,1)\r\n"
+		port, rewritten = "PORT 203,0,113,101,200,1\r\n", "PORT 192,168,1,1,200,1\r\n"
+	)
 	start := func(t *testing.T) *world {
 		w := newWorld(t, natOriginal, natReply)
 		w.login()
 		return w
 	}
-	want := func(t *testing.T, w *world, got, want string, held uint64) {
+	say := func(t *testing.T, w *world, dir expect.Direction, text, want string) {
 		t.Helper()
-		if got != want {
-			t.Errorf("%q came out, want %q", got, want)
+		if got := w.say(dir, text); got != want {
+			t.Errorf("%q came out as %q, want %q", text, got, want)
 		}
-		if s := w.eng.Stats(); s.Held != held || s.GaveUp != 0 {
-			t.Errorf("%d packets were held, %d times in vain, want %d", s.Held, s.GaveUp, held)
+	}
+	held := func(t *testing.T, w *world, want uint64) {
+		t.Helper()
+		if s := w.eng.Stats(); s.Held != want || s.GaveUp != 0 {
+			t.Errorf("%d packets were held, %d times in vain, want %d", s.Held, s.GaveUp, want)
 		}
 	}
 	t.Run("reply", func(t *testing.T) {
@@ -304,34 +311,86 @@ func TestPassedUnread(t *testing.T) {
 		for range 3 { // with the numbers off by then
 			w.miss(server, "200 ok\r\n")
 			w.say(client, pasv)
-			want(t, w, w.say(server, in), out, 0)
+			say(t, w, server, in, in)
+			w.say(client, pasv)
+			say(t, w, server, in, out)
 		}
+		held(t, w, 0)
 	})
-	t.Run("reply, with the next one behind it already", func(t *testing.T) {
+	t.Run("replies, with others behind them already", func(t *testing.T) {
 		w := start(t)
 		w.say(client, pasv)
 		before := w.acked[server]
-		w.miss(server, "200 ok\r\n")
+		for range 2 {
+			w.miss(server, "200 ok\r\n")
+			say(t, w, server, "200 next\r\n", "")
+		}
+		say(t, w, server, in, "")
 		had := w.acked[server]
 		w.acked[server] = before
-		if got := w.say(server, in); got != "" {
-			t.Fatalf("%q was not held", got)
-		}
-		w.acked[server] = before
-		want(t, w, w.say(client, "NOOP\r\n"), "NOOP\r\n", 1) // it has not said so yet
+		say(t, w, client, "NOOP\r\n", "NOOP\r\n") // it has not said so yet
 		w.acked[server] = had
-		want(t, w, w.say(client, "NOOP\r\n"), out+"NOOP\r\n", 1)
+		say(t, w, client, "NOOP\r\n", "200 next\r\n200 next\r\n"+out+"NOOP\r\n")
+		held(t, w, 3)
 	})
 	t.Run("command", func(t *testing.T) {
 		w := start(t)
-		const port, rewritten = "PORT 203,0,113,101,200,1\r\n", "PORT 192,168,1,1,200,1\r\n"
 		w.miss(client, "TYPE I\r\n")
 		w.say(server, "200 ok\r\n")
-		want(t, w, w.say(client, port), port, 0)
-		if w.logged("not seen from its beginning") != 1 {
-			t.Errorf("nobody knows that a line begins there:\n%s", &w.log)
-		}
+		say(t, w, client, port, port)
 		w.say(server, "200 ok\r\n")
-		want(t, w, w.say(client, port), rewritten, 0)
+		say(t, w, client, port, rewritten)
+		held(t, w, 0)
 	})
+	t.Run("first command", func(t *testing.T) { // or of an upload over HTTP
+		w := newWorld(t, natOriginal, natReply)
+		w.acked[client] = w.next[client]
+		w.say(server, "220 ready\r\n")
+		w.miss(client, "POST / HTTP/1.1\r\n")
+		w.say(server, "500 what\r\n")
+		say(t, w, client, "text\r\n"+port, "text\r\n"+port)
+		say(t, w, client, port, port)
+		if w.ct.Installed != nil || w.logged("has not begun with FTP") != 1 {
+			t.Errorf("expected %v\n%s", w.expectations(), &w.log)
+		}
+	})
+}
+
+// TestEchoBehindGap has a client make a server say what looks like a reply in the middle of one, lose
+// the piece before that, and acknowledge it (VU#328867).
+func TestEchoBehindGap(t *testing.T) {
+	const piece = "227 Entering Passive Mode (192,168,1,2,31,144)\r\n"
+	for name, attack := range map[string]func(w *world){
+		"acknowledged first": func(w *world) {
+			w.miss(server, "550 aaaa")
+			w.say(client, "NOOP\r\n")
+			w.say(server, piece)
+		},
+		"held first": func(w *world) {
+			before := w.acked[server]
+			w.miss(server, "550 aaaa")
+			missed := w.acked[server]
+			w.acked[server] = before
+			w.say(server, piece)
+			w.acked[server] = missed
+			w.say(client, "NOOP\r\n")
+		},
+		"within a reply of several lines": func(w *world) {
+			w.say(server, "213-status\r\n")
+			w.miss(client, "NOOP\r\n")
+			w.say(server, "files:\r\n")
+			w.say(client, "NOOP\r\n")
+			w.say(server, piece)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, natOriginal, natReply)
+			w.login()
+			w.say(client, "PASV\r\n")
+			attack(w)
+			if w.ct.Installed != nil {
+				t.Errorf("expected %v", w.expectations())
+			}
+		})
+	}
 }

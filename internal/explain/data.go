@@ -165,7 +165,7 @@ func (d *Data) diagnose(r *Report) {
 		d.diagnosis = fmt.Sprintf("the control connection is encrypted from %s on: no helper can read it", seconds(c.opaque.at))
 		d.mend = "give the server a fixed range of passive ports, and let that range in"
 	case c.opaque != nil && c.opaque.at <= d.at:
-		d.diagnosis = "what the client says in the control connection is not FTP, so it is not read"
+		d.diagnosis = "what the client says in the control connection does not begin as FTP, so it is not read"
 	default:
 		d.diagnosis = fmt.Sprintf("no line of the control connection announces port %d", dst.Port())
 		if !c.begun || r.short > 0 || c.isCut() {

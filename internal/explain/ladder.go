@@ -248,7 +248,7 @@ func (d *drawing) message(s *Step) {
 		d.lineNotes(l)
 	}
 	if s == d.c.opaque {
-		t := "this is not FTP: nothing is read from here on"
+		t := "this does not begin as FTP: nothing is read from here on"
 		if d.c.why == engine.Encrypted {
 			t = "encrypted from here on: nothing can be read"
 		}

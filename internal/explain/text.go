@@ -184,7 +184,7 @@ func (c *Connection) notes(s *Step) []string {
 	if c.opaque == s && c.why == engine.Encrypted {
 		notes = append(notes, "encrypted from here on, which no helper can read: give the server a fixed range of passive ports, and let that range in")
 	} else if c.opaque == s {
-		notes = append(notes, "this is not FTP: the helper leaves the connection alone from here on")
+		notes = append(notes, "this does not begin as FTP: the helper leaves the connection alone from here on")
 	}
 	return notes
 }

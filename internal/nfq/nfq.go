@@ -6,8 +6,8 @@
 // closed, it is emptied first, so that no packet is lost either way.
 //
 // All but the socket is done here. go-nfqueue binds in several steps, each of which takes the
-// next message for its answer, be it a packet that came in between; it gives no verdict for a
-// message that it cannot read; and it allocates much memory per packet.
+// next message for its answer, be it a packet that came in between; and it allocates much memory per
+// packet.
 package nfq
 
 import (

@@ -94,9 +94,11 @@ func (s ftpServer) start(t *testing.T, h *Host, f Family) *Site {
 }
 
 // startApart starts a shell script whose mounts nobody else sees, and all of whose processes die
-// with it. Its names are not looked up in the machine's DNS, which the lab does not reach.
+// with it. What it writes into /run and /var/log is gone then, and names are not looked up in the
+// machine's DNS, which the lab does not reach.
 func startApart(h *Host, cmd *exec.Cmd) (*Process, error) {
-	cmd.Args[2] = "[ ! -e /etc/resolv.conf ] || mount --bind /dev/null /etc/resolv.conf; " + cmd.Args[2]
+	cmd.Args[2] = "mount -t tmpfs run /run; mount -t tmpfs log /var/log; touch /var/log/wtmp; " +
+		"[ ! -e /etc/resolv.conf ] || mount --bind /dev/null /etc/resolv.conf; " + cmd.Args[2]
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID, Unshareflags: syscall.CLONE_NEWNS}
 	return h.Start(cmd)
 }
