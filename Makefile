@@ -100,8 +100,8 @@ kubernetes: ## the manifests, rendered and run by podman, on this kernel (root)
 
 vm: build $(KERNELS:%=vm-%) ## the same on stock Debian kernels in an emulator (root)
 
-# Tests of what FTP programs say, and of when a sender's TCP says it, which timers decide that do not
-# hold in an emulator; neither is about the router's kernel.
+# About FTP programs, and about TCP senders whose timers a stall of the emulator upsets; neither is
+# about the router's kernel.
 VM_SKIP := ^(TestPrograms|TestByteWrites|TestNagle)$$
 
 vm-%: build

@@ -5,6 +5,7 @@ import (
 	"net"
 	"reflect"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -229,5 +230,23 @@ func TestSetPortsUnderTraffic(t *testing.T) {
 	packets := regexp.MustCompile(`packets (\d+)`).FindAllStringSubmatch(nft(t, "list counters table inet nfq_ftphelper"), -1)
 	if len(packets) != 2 || packets[0][1] != packets[1][1] || len(packets[0][1]) < 4 {
 		t.Errorf("after %d changes of the set, of packets that were sent and found: %v", changes, packets)
+	}
+}
+
+// A set in more pieces than fit into a message is left as it is.
+func TestSetPortsInPieces(t *testing.T) {
+	newNamespace(t)
+	var others []string
+	for port := 2; port < 2*maxElements+8; port += 2 {
+		others = append(others, strconv.Itoa(port))
+	}
+	list := strings.Join(others, ",")
+	nft(t, "table inet nfq_ftphelper { set ports { type inet_service; flags interval; elements = { "+list+" }; }; }")
+	_, err := SetPorts(nil, parse(t, "1-65535"))
+	if err == nil || !strings.Contains(err.Error(), "in too many pieces") {
+		t.Errorf("with %d pieces: %v", len(others), err)
+	}
+	if set := inSet(t); set != list {
+		t.Error("the set has changed")
 	}
 }

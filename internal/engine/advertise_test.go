@@ -111,3 +111,24 @@ func TestAdvertise(t *testing.T) {
 		w.harmless(server, "227 ok (203,0,113,56,145,37).\r\n")
 	})
 }
+
+// TestLongestPacket has a reply become longer in a packet that has no room for that.
+func TestLongestPacket(t *testing.T) {
+	const line = "227 Entering Passive Mode (10,0,0,3,145,37).\r\n"
+	filler := "150 " + strings.Repeat("x", 94) + "\r\n"
+	for _, room := range []int{0, 6, 7} { // the line becomes longer by 7
+		w := newWorld(t, natPairs[1][client], natPairs[1][server])
+		w.login()
+		w.say(client, "PASV\r\n")
+		text := strings.Repeat(filler, 1000)[:engine.MaxPacket-room-len(w.segment(server, 0, ""))-len(line)-2] + "\r\n" + line
+		out := w.send(server, w.next[server], text)
+		got, grown := string(decode(t, out[0]).Payload), len(out[0])-len(w.segment(server, 0, text))
+		want := 0
+		if room == 7 {
+			want = 7
+		}
+		if !strings.HasSuffix(got, "(192,168,100,101,145,37).\r\n") || grown != want || len(out[0]) > engine.MaxPacket {
+			t.Errorf("with room for %d bytes the packet became longer by %d, and ends with %q", room, grown, got[len(got)-50:])
+		}
+	}
+}

@@ -41,7 +41,9 @@ func (e *Engine) read(f *flow, dir expect.Direction, p *mangle.Packet) {
 	}
 }
 
-// gap takes note of bytes that are not read, and never will be.
+// gap takes note of bytes that are not read, and never will be. The line that they belong to is not
+// read either: a client can have a server echo what looks like a reply, and choose where it is cut
+// and what gets lost (VU#328867).
 func (e *Engine) gap(f *flow, dir expect.Direction) {
 	switch {
 	case dir == expect.Reply:

@@ -28,7 +28,7 @@ const (
 	Unreadable
 	// Encrypted: the connection is, from here on; nothing in it is read any more.
 	Encrypted
-	// NotFTP: what the client says is something else; nothing is read any more.
+	// NotFTP: what the client said first is something else, or was missed; nothing is read any more.
 	NotFTP
 	// Lost: a daemon before this one kept the sequence numbers, or this one before it forgot the
 	// connection, and nobody can any more.

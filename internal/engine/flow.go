@@ -78,7 +78,7 @@ type side struct {
 	stream   parse.Stream
 	edits    mangle.Edits
 	started  bool
-	begun    parse.Seq    // first byte of which anything is known
+	begun    parse.Seq    // what begins before it is the kernel's to place
 	gone     parse.Seq    // first byte that has not been let go yet
 	had      parse.Seq    // first byte that the other side is not known to have
 	held     []heldPacket // packets that wait, in the order of the stream

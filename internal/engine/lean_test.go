@@ -2,10 +2,12 @@ package engine_test
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine/conntracktest"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 )
 
@@ -183,5 +185,42 @@ func TestLeanReused(t *testing.T) {
 	w.say(client, "PORT 203,0,113,101,4,1\r\n")
 	if got := w.expectations(); got[len(got)-1] != "192.168.1.3>192.168.1.1:1025" {
 		t.Errorf("expected %v", got)
+	}
+}
+
+// announcer sees what the engine takes an entry for when it asks to have it changed: that is what is put
+// back if the kernel does a part of it only.
+type announcer struct {
+	*conntracktest.Conntrack
+	t     *testing.T
+	entry *conntracktest.Entry
+	set   []int
+}
+
+func (a *announcer) Announce(m *expect.Master, x expect.Expectation, u expect.Update) error {
+	for _, bit := range []int{u.SetLabel, u.ClearLabel} {
+		if bit != 0 && m.Label(bit) != a.entry.Label(bit) {
+			a.t.Errorf("label %d is %v, and the engine does not know", bit, a.entry.Label(bit))
+		}
+	}
+	if u.SetLabel != 0 {
+		a.set = append(a.set, u.SetLabel)
+	}
+	return a.Conntrack.Announce(m, x, u)
+}
+
+// TestLeanLabels wants the engine to know the labels that it changes, also those of a connection that has
+// been at rest, and to set none twice.
+func TestLeanLabels(t *testing.T) {
+	a := &announcer{t: t}
+	w := newWorld(t, natOriginal, natReply)
+	a.Conntrack, a.entry = w.ct, w.entry
+	w.restart(lean, func(c *engine.Config) { c.Conntrack = a })
+	for range 3 {
+		w.unseen(client, "PASV\r\n")
+		w.say(server, "227 (192,168,1,2,145,37)\r\n")
+	}
+	if !slices.Equal(a.set, []int{editedLabel}) {
+		t.Errorf("labels %v were set", a.set)
 	}
 }

@@ -70,39 +70,28 @@ func sendByteSegments(t *testing.T, b BackEnd, situation Situation, family Famil
 // the router acknowledges nothing that it holds.
 func TestByteWrites(t *testing.T) {
 	t.Parallel()
-	forEachSequence(t, func(t *testing.T, b BackEnd) {
-		for _, family := range Families {
-			t.Run(family.String(), func(t *testing.T) {
-				t.Parallel()
-				lab := newLab(t, Config{Situation: DNATMasquerade, Family: family, Helper: Ours, Daemon: Daemon{BackEnd: b}})
-				server := startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21),
-					script{write: writeBytes})
-				client := &scriptedClient{t: t, host: lab.Client, write: writeBytes}
-				client.connect(netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-				everyTransfer(client, server, lab, family)
-				client.quit()
-				wantNothingInvalid(t, lab.Routers...)
-				if held := wantAllHelped(t, lab.Routers...); held == 0 {
-					t.Error("no packet was held")
-				}
-			})
-		}
-	})
+	waitForProbes(t, writeBytes)
 }
 
 // TestNagle has both sides write their lines in two parts, with Nagle's algorithm in force: TCP
 // keeps the second part back for as long as the first is not acknowledged, and it never is while
-// the router holds it. What brings it forth is the tail loss probe (RFC 8985 section 7.3).
+// the router holds it.
 func TestNagle(t *testing.T) {
 	t.Parallel()
+	waitForProbes(t, writeParts)
+}
+
+// waitForProbes has both sides write in a way in which only TCP's tail loss probe (RFC 8985 section
+// 7.3) brings forth the rest of a line.
+func waitForProbes(t *testing.T, write func(*net.TCPConn, string) error) {
 	forEachSequence(t, func(t *testing.T, b BackEnd) {
 		for _, family := range Families {
 			t.Run(family.String(), func(t *testing.T) {
 				t.Parallel()
 				lab := newLab(t, Config{Situation: DNATMasquerade, Family: family, Helper: Ours, Daemon: Daemon{BackEnd: b}})
 				server := startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21),
-					script{write: writeParts})
-				client := &scriptedClient{t: t, host: lab.Client, write: writeParts}
+					script{write: write})
+				client := &scriptedClient{t: t, host: lab.Client, write: write}
 				client.connect(netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
 				everyTransfer(client, server, lab, family)
 				client.quit()
