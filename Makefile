@@ -12,7 +12,7 @@ PACKAGES          ?= bin
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
 
 # Debian packages that the demo and the tests need.
-DEMO_PACKAGES := nftables conntrack vsftpd curl iproute2 kmod
+DEMO_PACKAGES := nftables curl kmod
 TEST_PACKAGES := $(DEMO_PACKAGES) lftp tcpdump gcc libc6-dev libnetfilter-queue-dev systemd \
 	mandoc man-db bash-completion lintian rpm podman runc catatonit $(shell cat test/vm/packages) \
 	tnftp ncftp inetutils-ftp ftp-ssl wget aria2 rclone perl python3 python3-pyftpdlib
@@ -59,8 +59,12 @@ packages-files:
 image: build ## build the container image IMAGE, of bin/nfq-ftphelper
 	$(CONTAINER) build --build-arg VERSION=$(VERSION) --tag $(IMAGE) --file Containerfile .
 
-demo: build ## show the main job on this machine, in network namespaces (root)
+demo: ## show the main job on this machine, in network namespaces (root)
+	@test/require 'make demo'
 	@test/install $(DEMO_PACKAGES)
+	@test/unpack vsftpd
+	@echo 'building the daemon and the demo'
+	@$(MAKE) --no-print-directory --silent build
 	@go run ./test/netns/demo -daemon bin/nfq-ftphelper
 
 test: ## everything: lint, unit, installed, fuzz, netns, kubernetes, vm (root; installs what is missing)
