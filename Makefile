@@ -17,7 +17,7 @@ SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
 DEMO_PACKAGES      := nftables curl kmod
 LAB_PACKAGES       := $(DEMO_PACKAGES) conntrack lftp tcpdump
 RACE_PACKAGES      := gcc libc6-dev
-UNIT_PACKAGES      := $(RACE_PACKAGES) nftables conntrack kmod libnetfilter-queue-dev systemd
+UNIT_PACKAGES      := $(RACE_PACKAGES) netbase nftables conntrack kmod libnetfilter-queue-dev systemd
 INSTALLED_PACKAGES := $(RACE_PACKAGES) mandoc man-db bash-completion lintian rpm systemd
 NETNS_PACKAGES     := $(LAB_PACKAGES) $(UNIT_PACKAGES) bsdutils busybox-static iproute2 \
 	tnftp ncftp inetutils-ftp ftp-ssl wget aria2 rclone perl python3 python3-pyftpdlib
