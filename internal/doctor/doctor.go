@@ -53,6 +53,10 @@ type Finding struct {
 	Why string `json:"why,omitempty"`
 	// Mend is the command, or the line of a file, that mends it, if there is one.
 	Mend string `json:"mend,omitempty"`
+	// Keep is what makes it last until after the next start of the host, if that takes more.
+	Keep string `json:"keep,omitempty"`
+
+	rule *rule // about which it is
 }
 
 // Examine examines the network namespace of the calling thread, to which the goroutine must
@@ -88,9 +92,12 @@ type patient struct {
 	config   rules.Config // of the choice, or else of the wish
 
 	asked struct { // for what has been asked already
-		ruleset  *ruleset
-		err      error
-		answered bool
+		ruleset   *ruleset
+		err       error
+		answered  bool
+		legacy    []string // tables of iptables-legacy
+		legacyErr error
+		added     *[]rules.PortRange // to our set of ports
 	}
 }
 
@@ -125,8 +132,9 @@ var checks = append(needed[:len(needed):len(needed)],
 	check{"rules", true, checkRules},
 	check{"queue", false, checkQueues},
 	check{"other helpers", true, checkHelpers},
+	check{"notrack", true, checkNotrack},
 	check{"related", true, checkRelated},
-	check{"iptables", false, checkLegacy},
+	check{"iptables", true, checkLegacy},
 	check{"forwarding", false, checkForwarding},
 )
 
@@ -153,11 +161,16 @@ func examine(p *patient, checks []check) []Finding {
 	return found
 }
 
-// rulesetOnce reads the rules of the host's own tables once.
+// rulesetOnce reads the rules of the host's own tables once, those of iptables-legacy among them.
 func (p *patient) rulesetOnce() (*ruleset, error) {
 	if a := &p.asked; !a.answered {
 		a.ruleset, a.err = p.ruleset()
 		a.answered = true
+		if a.err != nil {
+			_, a.legacyErr = p.addLegacy(&ruleset{})
+		} else {
+			a.legacy, a.legacyErr = p.addLegacy(a.ruleset)
+		}
 	}
 	return p.asked.ruleset, p.asked.err
 }
