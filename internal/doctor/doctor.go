@@ -53,10 +53,10 @@ type Finding struct {
 	Why string `json:"why,omitempty"`
 	// Mend is the command, or the line of a file, that mends it, if there is one.
 	Mend string `json:"mend,omitempty"`
-	// Keep is what makes it last until after the next start of the host, if that takes more.
-	Keep string `json:"keep,omitempty"`
+	// AfterReboot says what becomes of the fix when the host starts again, and what keeps it.
+	AfterReboot string `json:"after_reboot,omitempty"`
 
-	rule *rule // about which it is
+	rule *rule // the rule at fault, if there is one
 }
 
 // Examine examines the network namespace of the calling thread, to which the goroutine must
@@ -131,10 +131,10 @@ var checks = append(needed[:len(needed):len(needed)],
 	check{"expectation table", true, checkExpectationFill},
 	check{"rules", true, checkRules},
 	check{"queue", false, checkQueues},
+	check{"iptables", true, checkLegacy}, // first: iptables can't change a table that it can't read
 	check{"other helpers", true, checkHelpers},
 	check{"notrack", true, checkNotrack},
 	check{"related", true, checkRelated},
-	check{"iptables", true, checkLegacy},
 	check{"forwarding", false, checkForwarding},
 )
 

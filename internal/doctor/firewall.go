@@ -2,6 +2,8 @@ package doctor
 
 import (
 	"fmt"
+	"maps"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -111,48 +113,91 @@ var iptablesChains = map[string]map[string]chain{
 // rule a counter.
 var iptablesExpressions = []string{"bitwise", "cmp", "counter", "immediate", "limit", "log", "lookup", "match", "meta", "payload", "range", "target"}
 
-// ofIptables tells whether iptables wrote a table and can read it: after one rule of nft's it refuses the table.
+// ofIptables tells whether iptables owns a table, though nft may have added rules to it.
 func (rs *ruleset) ofIptables(t tableName) bool {
-	if t.legacy {
-		return true
-	}
+	like, strange := rs.iptablesTable(t)
+	return t.legacy || like && (len(strange) == 0 || rs.wroteIptables(t))
+}
+
+// wroteIptables tells whether there are expressions in a table that only iptables-nft writes.
+func (rs *ruleset) wroteIptables(t tableName) bool {
+	return slices.ContainsFunc(rs.rules, func(r rule) bool { return r.table == t && (r.has("match") || r.has("target")) })
+}
+
+// iptablesTable tells whether a table has the base chains that iptables-nft makes, and which rules in it are
+// not iptables'. With one that it can't read, iptables refuses the whole table.
+func (rs *ruleset) iptablesTable(t tableName) (like bool, strange []*rule) {
 	names := iptablesChains[t.name]
-	if t.family == familyInet || names == nil {
-		return false
+	if t.legacy || t.family == familyInet || names == nil {
+		return false, nil
 	}
 	for _, c := range rs.chains {
 		if c.table != t || !c.base {
 			continue
 		}
 		if is, ok := names[c.name]; !ok || is.kind != c.kind || is.hook != c.hook || is.priority != c.priority {
-			return false
+			return false, nil
 		}
 	}
-	for _, r := range rs.rules {
-		if r.table != t {
-			continue
-		}
-		if !slices.ContainsFunc(r.exprs, func(e expression) bool { return e.name == "counter" }) ||
-			slices.ContainsFunc(r.exprs, func(e expression) bool { return !slices.Contains(iptablesExpressions, e.name) }) {
-			return false
+	for i := range rs.rules {
+		r := &rs.rules[i]
+		if r.table == t && (!r.has("counter") || r.unreadable()) {
+			strange = append(strange, r)
 		}
 	}
-	return true
+	return true, strange
 }
 
-// A fix is a command for a shell, in the language of the firewall that owns the chain, and what makes it
-// last until after the next start of the host.
+func (r *rule) has(name string) bool {
+	return slices.ContainsFunc(r.exprs, func(e expression) bool { return e.name == name })
+}
+
+// unreadable tells whether iptables-nft can't read the rule.
+func (r *rule) unreadable() bool {
+	return slices.ContainsFunc(r.exprs, func(e expression) bool { return !slices.Contains(iptablesExpressions, e.name) })
+}
+
+// checkIptables looks for rules in tables of iptables-nft that it can't read.
+func checkIptables(p *patient) []Finding {
+	rs, err := p.rulesetOnce()
+	if err != nil {
+		return nil // other checks say so
+	}
+	var found []Finding
+	for _, name := range slices.Sorted(maps.Keys(iptablesChains)) {
+		for _, family := range []byte{familyIPv4, familyIPv6} {
+			t := tableName{family: family, name: name}
+			like, strange := rs.iptablesTable(t)
+			if !like || !rs.wroteIptables(t) {
+				continue
+			}
+			for _, r := range strange {
+				if r.unreadable() {
+					found = append(found, Finding{Level: Warning, rule: r,
+						What:        fmt.Sprintf("table %s is iptables', which can't read the rule with handle %d of chain %s: nft has added it", t, r.handle, r.chain),
+						Why:         "iptables refuses the whole table, and iptables-save leaves it out: what it saves is a host without these rules",
+						Mend:        fmt.Sprintf("nft delete rule %s %s handle %d", t, r.chain, r.handle),
+						AfterReboot: "kept if nothing adds the rule again; write what it is for with " + p.iptablesProgram(t)})
+				}
+			}
+		}
+	}
+	return found
+}
+
+// A fix is a command for a shell, in the language of the firewall that owns the chain, and what becomes of
+// it when the host starts again.
 type fix struct {
-	command, keep string
+	command, afterReboot string
 }
 
 const (
-	keepNft       = "change the file that nft loads at boot in the same way (/etc/nftables.conf, /etc/sysconfig/nftables.conf)"
-	keepIptables  = "save the rules (netfilter-persistent save; service iptables save), or change the file from which they are restored"
-	keepFirewalld = "done: --permanent has saved it"
-	keepUfw       = "done: ufw loads %s at boot"
-	keepShorewall = "done: Shorewall compiles its rules from %s"
+	savedByNft = "lost, unless you change the file that nft loads at boot in the same way (/etc/nftables.conf, /etc/sysconfig/nftables.conf)"
+	savedByYou = "lost, unless you save the rules (netfilter-persistent save, or service iptables save) or change the file from which they are restored"
+	savedByFwd = "kept, --permanent has saved it"
 )
+
+func saved(program, file string) string { return fmt.Sprintf("kept, %s loads %s", program, file) }
 
 // accepting is how a base chain is made to accept related connections, in front of what drops them.
 func (p *patient) accepting(c chain, by *rule) fix {
@@ -160,25 +205,28 @@ func (p *patient) accepting(c chain, by *rule) fix {
 	program := p.iptablesProgram(c.table)
 	switch p.asked.ruleset.owner(c, by) {
 	case firewalld:
-		return fix{"firewall-cmd --reload", "done: firewalld writes that rule by itself; find out what has removed it or stands in front of it"}
+		return fix{"firewall-cmd --reload", "kept, firewalld itself writes a rule that accepts them; another program has removed it, or has put one in front of it"}
 	case ufw:
 		chain, file := ufwChain(c.table.family, c.hook), "/etc/ufw/before.rules"
 		if c.table.family == familyIPv6 {
 			file = "/etc/ufw/before6.rules"
 		}
-		return fix{fmt.Sprintf("sed -i '/^:%s /a -A %s %s' %s && ufw reload", chain, chain, related, file), fmt.Sprintf(keepUfw, file)}
+		return fix{fmt.Sprintf("sed -i '/^:%s /a -A %s %s' %s && ufw reload", chain, chain, related, file), saved("ufw", file)}
 	case docker:
 		insert := fmt.Sprintf("%s -I %s %s", program, dockerChain, related)
-		return fix{insert, "Docker keeps this chain until the host starts again; for then: systemctl edit docker, [Service], ExecStartPost=/usr/sbin/" + insert}
+		return fix{insert, "lost, unless Docker's service does it: systemctl edit docker, [Service], ExecStartPost=/usr/sbin/" + insert}
 	case shorewall:
 		program := shorewallProgram(c.table)
 		file := fmt.Sprintf("/etc/%s/%s.conf", program, program)
 		return fix{fmt.Sprintf("sed -i 's/^RELATED_DISPOSITION=.*/RELATED_DISPOSITION=ACCEPT/' %s && %s reload", file, program),
-			fmt.Sprintf(keepShorewall, file) + ", and from SECTION RELATED of its file rules"}
+			saved(program, file) + "; its file rules may drop them, too, in SECTION RELATED"}
 	case iptables:
-		return fix{fmt.Sprintf("%s -I %s %s", program, c.name, related), keepIptables}
+		if direct, ok := p.directRule(by); ok {
+			return direct
+		}
+		return fix{fmt.Sprintf("%s -I %s %s", program, c.name, related), savedByYou}
 	}
-	return fix{fmt.Sprintf("nft insert rule %s %s ct state established,related accept", c.table, c.name), keepNft}
+	return fix{fmt.Sprintf("nft insert rule %s %s ct state established,related accept", c.table, c.name), savedByNft}
 }
 
 // removing is how a rule is removed that attaches a helper to control connections, or hides packets from
@@ -189,9 +237,9 @@ func (p *patient) removing(c chain, r *rule, a action) fix {
 	case firewalld:
 		if a.helper != nil {
 			return fix{fmt.Sprintf("firewall-cmd --permanent --service=ftp --remove-helper=%s && firewall-cmd --reload", a.helper.kind),
-				keepFirewalld + "; a service of your own with that helper is changed in the same way"}
+				savedByFwd + "; a service of your own that has this helper is changed in the same way"}
 		}
-		return fix{"firewall-cmd --reload", "done: firewalld writes no such rule"}
+		return fix{"firewall-cmd --reload", "kept, firewalld itself writes no such rule"}
 	case shorewall:
 		program := shorewallProgram(c.table)
 		file := fmt.Sprintf("/etc/%s/conntrack", program)
@@ -199,15 +247,43 @@ func (p *patient) removing(c chain, r *rule, a action) fix {
 		if a.helper != nil {
 			pattern = "^CT:helper:" + a.helper.kind + "[:[:space:]]"
 		}
-		return fix{fmt.Sprintf("sed -i -E '/%s/d' %s && %s reload", pattern, file, program), fmt.Sprintf(keepShorewall, file)}
+		return fix{fmt.Sprintf("sed -i -E '/%s/d' %s && %s reload", pattern, file, program), saved(program, file)}
 	case iptables, ufw, docker:
-		keep := keepIptables
-		if rs.hasUfw(r.table) {
-			keep = "delete the line of that rule in /etc/ufw/before.rules or before6.rules, too"
+		if direct, ok := p.directRule(r); ok {
+			return direct
 		}
-		return fix{fmt.Sprintf("%s -t %s -D %s %s", p.iptablesProgram(r.table), r.table.name, r.chain, p.spec(r)), keep}
+		after := savedByYou
+		if rs.hasUfw(r.table) {
+			after = "ufw sets it again, unless you delete its line in /etc/ufw/before.rules or before6.rules"
+		}
+		return fix{fmt.Sprintf("%s -t %s -D %s %s", p.iptablesProgram(r.table), r.table.name, r.chain, p.spec(r)), after}
 	}
-	return fix{fmt.Sprintf("nft delete rule %s %s handle %d", r.table, r.chain, r.handle), keepNft}
+	return fix{fmt.Sprintf("nft delete rule %s %s handle %d", r.table, r.chain, r.handle), savedByNft}
+}
+
+// directRule removes a rule of iptables that is one of firewalld's direct rules.
+func (p *patient) directRule(r *rule) (f fix, ok bool) {
+	rs := p.asked.ruleset
+	if r == nil || !slices.ContainsFunc(rs.chains, func(c chain) bool { return c.table.name == firewalldTable }) {
+		return fix{}, false
+	}
+	list, err := p.run("firewall-cmd", "--direct", "--get-all-rules")
+	if err != nil {
+		return fix{}, false // not running
+	}
+	family := "ipv4"
+	if r.table.family == familyIPv6 {
+		family = "ipv6"
+	}
+	place := fmt.Sprintf("%s %s %s ", family, r.table.name, strings.TrimSuffix(r.chain, "_direct"))
+	for line := range strings.Lines(list) { // family table chain priority rule
+		line = strings.TrimSpace(line)
+		_, spec, _ := strings.Cut(strings.TrimPrefix(line, place), " ")
+		if strings.HasPrefix(line, place) && reflect.DeepEqual(savedActions(spec), rs.actions(r)) {
+			return fix{fmt.Sprintf("firewall-cmd --permanent --direct --remove-rule %s && firewall-cmd --reload", line), savedByFwd}, true
+		}
+	}
+	return fix{}, false
 }
 
 func (rs *ruleset) hasUfw(of tableName) bool {

@@ -68,7 +68,7 @@ func (p *patient) judgeHelper(c chain, r *rule, a action) (f Finding, bad bool) 
 	}
 	f = Finding{Level: Problem, What: fmt.Sprintf("table %s, chain %s (%s): helper %q for %s", r.table, r.chain, when, a.helper.kind, ports)}
 	fix := p.removing(c, r, a)
-	f.Mend, f.Keep = fix.command, fix.keep
+	f.Mend, f.AfterReboot = fix.command, fix.afterReboot
 	switch {
 	case a.helper.kind != p.config.Helper && !slices.Contains(rules.Carriers, a.helper.kind):
 		f.Why = oneHelper

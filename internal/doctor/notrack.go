@@ -44,7 +44,7 @@ func checkNotrack(p *patient) []Finding {
 			fix := p.removing(c, r, rs.actions(r)[i])
 			found = append(found, Finding{Level: level, rule: r,
 				What: fmt.Sprintf("table %s, chain %s hides %s from conntrack (notrack)", r.table, r.chain, k.what),
-				Why:  why, Mend: fix.command, Keep: fix.keep})
+				Why:  why, Mend: fix.command, AfterReboot: fix.afterReboot})
 		}
 	}
 	if len(found) == 0 {

@@ -312,7 +312,7 @@ func TestIptables(t *testing.T) {
 		"established":     {forward, []expr.Any{&expr.Match{Name: "conntrack", Rev: 3, Info: &established}, counter, accept}, missing},
 		"comment":         {forward, []expr.Any{&expr.Match{Name: "comment", Info: &comment}, counter, accept}, nil},
 		"not established": {forward, []expr.Any{&expr.Match{Name: "conntrack", Rev: 3, Info: &notEstablished}, counter, accept}, nil},
-		"by nft":          {forward, []expr.Any{&expr.Match{Name: "conntrack", Rev: 3, Info: &established}, accept}, &want{Warning, "related", "chain FORWARD drops", "nft insert rule ip filter FORWARD"}},
+		"by nft":          {forward, append(slices.Clone(port), accept), &want{Problem, "related", "chain FORWARD drops", "nft insert rule ip filter FORWARD"}},
 		"CT":              {raw, append(port, counter, &expr.Target{Name: "CT", Rev: 2, Info: &ct}), &want{Problem, "other helpers", `table ip raw, chain PREROUTING (prerouting priority -300, before conntrack): helper "ftp" for port 21`, "iptables -t raw -D PREROUTING 1"}},
 	} {
 		t.Run(name, func(t *testing.T) {

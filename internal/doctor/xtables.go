@@ -66,12 +66,12 @@ func checkLegacy(p *patient) []Finding {
 	case err != nil && len(tables) == 0:
 		return unread("the list of iptables' tables", err)
 	case len(tables) == 0:
-		return nil
+		return checkIptables(p)
 	case err != nil:
-		return warning(fmt.Sprintf("the rules of iptables-legacy are not read, in table %s: %v", strings.Join(tables, " and "), err),
-			"they may drop related connections, or attach a helper to FTP", "iptables-legacy-save; ip6tables-legacy-save")
+		return append(checkIptables(p), warning(fmt.Sprintf("the rules of iptables-legacy are not read, in table %s: %v", strings.Join(tables, " and "), err),
+			"they may drop related connections, or attach a helper to FTP", "iptables-legacy-save; ip6tables-legacy-save")...)
 	}
-	return ok("the rules of iptables-legacy are read, too: table %s", strings.Join(tables, ", "))
+	return append(checkIptables(p), ok("the rules of iptables-legacy are read, too: table %s", strings.Join(tables, ", "))...)
 }
 
 // addSaved adds what iptables-save prints to the ruleset.
