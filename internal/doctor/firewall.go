@@ -207,10 +207,7 @@ func (p *patient) accepting(c chain, by *rule) fix {
 	case firewalld:
 		return fix{"firewall-cmd --reload", "kept, firewalld itself writes a rule that accepts them; another program has removed it, or has put one in front of it"}
 	case ufw:
-		chain, file := ufwChain(c.table.family, c.hook), "/etc/ufw/before.rules"
-		if c.table.family == familyIPv6 {
-			file = "/etc/ufw/before6.rules"
-		}
+		chain, file := ufwChain(c.table.family, c.hook), ufwFile(c.table.family)
 		return fix{fmt.Sprintf("sed -i '/^:%s /a -A %s %s' %s && ufw reload", chain, chain, related, file), saved("ufw", file)}
 	case docker:
 		insert := fmt.Sprintf("%s -I %s %s", program, dockerChain, related)
@@ -247,16 +244,27 @@ func (p *patient) removing(c chain, r *rule, a action) fix {
 		if a.helper != nil {
 			pattern = "^CT:helper:" + a.helper.kind + "[:[:space:]]"
 		}
+		if a.match.ports != nil { // a column of its own
+			pattern += `.*[[:space:]]` + iptablesPorts(a.match.ports) + `([[:space:]]|$)`
+		}
 		return fix{fmt.Sprintf("sed -i -E '/%s/d' %s && %s reload", pattern, file, program), saved(program, file)}
 	case iptables, ufw, docker:
 		if direct, ok := p.directRule(r); ok {
 			return direct
 		}
-		after := savedByYou
-		if rs.hasUfw(r.table) {
-			after = "ufw sets it again, unless you delete its line in /etc/ufw/before.rules or before6.rules"
+		remove := fmt.Sprintf("%s -t %s -D %s %s", p.iptablesProgram(r.table), r.table.name, r.chain, p.spec(r))
+		if !rs.hasUfw(r.table) {
+			return fix{remove, savedByYou}
 		}
-		return fix{fmt.Sprintf("%s -t %s -D %s %s", p.iptablesProgram(r.table), r.table.name, r.chain, p.spec(r)), after}
+		file := ufwFile(r.table.family)
+		if ports := a.match.ports; len(ports) == 1 {
+			pattern := fmt.Sprintf("^-A %s .*--dport %s .*(--notrack|NOTRACK)", r.chain, iptablesPorts(ports))
+			if a.helper != nil {
+				pattern = fmt.Sprintf("^-A %s .*--dport %s .*--helper %s", r.chain, iptablesPorts(ports), a.helper.kind)
+			}
+			remove += fmt.Sprintf(" && sed -i -E '/%s/d' %s", pattern, file)
+		}
+		return fix{remove, "kept, if it was ufw that set the rule: no line of " + file + " must be left that sets it"}
 	}
 	return fix{fmt.Sprintf("nft delete rule %s %s handle %d", r.table, r.chain, r.handle), savedByNft}
 }
@@ -284,6 +292,19 @@ func (p *patient) directRule(r *rule) (f fix, ok bool) {
 		}
 	}
 	return fix{}, false
+}
+
+// ufwFile is what ufw loads before its own rules.
+func ufwFile(family byte) string {
+	if family == familyIPv6 {
+		return "/etc/ufw/before6.rules"
+	}
+	return "/etc/ufw/before.rules"
+}
+
+// iptablesPorts writes ports as iptables does: 21,1024:65535.
+func iptablesPorts(ports []rules.PortRange) string {
+	return strings.ReplaceAll(rules.FormatPorts(ports, ","), "-", ":")
 }
 
 func (rs *ruleset) hasUfw(of tableName) bool {

@@ -52,6 +52,9 @@ func checkRelated(p *patient) []Finding {
 
 var filtersTCP = map[uint32]bool{unix.NF_INET_LOCAL_IN: true, unix.NF_INET_FORWARD: true, unix.NF_INET_LOCAL_OUT: true}
 
+// noState is a bit of no state that a rule can name.
+const noState = 1 << 31
+
 // filters are the base chains that may drop packets of FTP.
 type filters struct {
 	*patient
@@ -123,7 +126,7 @@ func (f *filters) examine(c chain) (found Finding, dropping bool) {
 	var worst, perhaps, shut fate
 	for _, w := range f.paths(c.hook) {
 		data := f.rs.fate(c, dataPacket(f.config.Helper, w.in, w.out))
-		dropping = dropping || f.rs.fate(c, packet{state: controlPacket(nil, "", "").state, in: w.in, out: w.out}).dropped
+		dropping = dropping || f.rs.fate(c, packet{state: noState, ports: highPorts, in: w.in, out: w.out}).dropped
 		if !data.dropped && data.perhaps == nil {
 			continue
 		}
