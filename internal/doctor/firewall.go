@@ -221,6 +221,10 @@ func (p *patient) accepting(c chain, by *rule) fix {
 		if direct, ok := p.directRule(by); ok {
 			return direct
 		}
+		if rs := p.asked.ruleset; by != nil && by.chain == c.name && (rs.hasUfw(c.table) || rs.hasChain(c.table, dockerChain)) {
+			// To save all rules of the host would be to save those of ufw or Docker a second time.
+			return fix{fmt.Sprintf("%s -D %s %s", program, c.name, p.spec(by)), "kept, unless something sets the rule again: it is neither ufw's nor Docker's"}
+		}
 		return fix{fmt.Sprintf("%s -I %s %s", program, c.name, related), savedByYou}
 	}
 	return fix{fmt.Sprintf("nft insert rule %s %s ct state established,related accept", c.table, c.name), savedByNft}

@@ -54,34 +54,19 @@ var testFirewalls = map[string]testFirewall{
 nft 'delete table inet filter'; nft delete table inet mine 2>/dev/null || true; nft -f /run/saved`,
 		sound: `nft list ruleset >/dev/null`,
 	},
-	"iptables-nft":     testIptables("iptables-nft", IPv4),
-	"ip6tables-nft":    testIptables("ip6tables-nft", IPv6),
-	"iptables-legacy":  testIptables("iptables-legacy", IPv4),
-	"ip6tables-legacy": testIptables("ip6tables-legacy", IPv6),
-	"ufw":              testUfw(IPv4, ""),
-	"ufw6":             testUfw(IPv6, ""),
-	"ufw with legacy":  testUfw(IPv4, useLegacy),
-	"firewalld": {
-		family: IPv4,
-		setUp: `own /etc/firewalld
-mkdir /run/dbus
-mount -t tmpfs tmpfs /var/log
-dbus-daemon --system --nofork --nopidfile --address=unix:path=/run/dbus/system_bus_socket >/run/dbus.log 2>&1 &
-until [ -S /run/dbus/system_bus_socket ]; do sleep 0.05; done
-firewalld --nofork --nopid >/run/firewalld.log 2>&1 &
-until firewall-cmd --state >/dev/null 2>&1; do sleep 0.1; done
-firewall-cmd --permanent --new-policy=through
-for option in --add-ingress-zone=ANY --add-egress-zone=ANY --add-port=21/tcp --set-target=DROP; do
-	firewall-cmd --permanent --policy=through $option
-done
-firewall-cmd --reload`,
-		reload: "firewall-cmd --reload",
-		sound:  "firewall-cmd --check-config; firewall-cmd --state; firewall-cmd --policy=through --list-ports | grep -q 21/tcp; nft list table inet firewalld >/dev/null",
-	},
-	"docker":             testDocker(""),
-	"docker with legacy": testDocker(useLegacy),
-	"shorewall":          testShorewall("shorewall", "iptables", IPv4),
-	"shorewall6":         testShorewall("shorewall6", "ip6tables", IPv6),
+	"iptables-nft":            testIptables("iptables-nft", IPv4),
+	"ip6tables-nft":           testIptables("ip6tables-nft", IPv6),
+	"iptables-legacy":         testIptables("iptables-legacy", IPv4),
+	"ip6tables-legacy":        testIptables("ip6tables-legacy", IPv6),
+	"ufw":                     testUfw(IPv4, ""),
+	"ufw6":                    testUfw(IPv6, ""),
+	"ufw with legacy":         testUfw(IPv4, useLegacy),
+	"firewalld":               testFirewalld("nftables"),
+	"firewalld with iptables": testFirewalld("iptables"),
+	"docker":                  testDocker(""),
+	"docker with legacy":      testDocker(useLegacy),
+	"shorewall":               testShorewall("shorewall", "iptables", IPv4),
+	"shorewall6":              testShorewall("shorewall6", "ip6tables", IPv6),
 }
 
 func testDocker(first string) testFirewall {
@@ -97,6 +82,26 @@ iptables -I DOCKER-USER -p tcp --dport 21 -j ACCEPT
 iptables -I DOCKER-USER -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT`,
 		reload: `kill "$(cat /run/docker.pid)"; while [ -e /run/docker.pid ]; do sleep 0.1; done; sh -e /run/start-docker`,
 		sound:  "iptables -S DOCKER-USER >/dev/null; iptables-save >/run/saved; grep -q DOCKER-ISOLATION-STAGE-1 /run/saved; iptables-restore --test </run/saved; docker -H unix:///run/docker.sock network create other >/dev/null; docker -H unix:///run/docker.sock network rm other >/dev/null",
+	}
+}
+
+func testFirewalld(backEnd string) testFirewall {
+	return testFirewall{
+		family: IPv4,
+		setUp: "own /etc/firewalld\nsed -i s/^FirewallBackend=.*/FirewallBackend=" + backEnd + "/ /etc/firewalld/firewalld.conf" + `
+mkdir /run/dbus
+mount -t tmpfs tmpfs /var/log
+dbus-daemon --system --nofork --nopidfile --address=unix:path=/run/dbus/system_bus_socket >/run/dbus.log 2>&1 &
+until [ -S /run/dbus/system_bus_socket ]; do sleep 0.05; done
+firewalld --nofork --nopid >/run/firewalld.log 2>&1 &
+until firewall-cmd --state >/dev/null 2>&1; do sleep 0.1; done
+firewall-cmd --permanent --new-policy=through
+for option in --add-ingress-zone=ANY --add-egress-zone=ANY --add-port=21/tcp --set-target=DROP; do
+	firewall-cmd --permanent --policy=through $option
+done
+firewall-cmd --reload`,
+		reload: "firewall-cmd --reload",
+		sound:  "firewall-cmd --check-config; firewall-cmd --state; firewall-cmd --policy=through --list-ports | grep -q 21/tcp; nft list ruleset >/dev/null",
 	}
 }
 
@@ -215,7 +220,7 @@ func testFaults() map[string]testFault {
 	faults["ufw, a rule by hand"] = testFault{
 		firewall: "ufw",
 		script:   "iptables -I FORWARD -p tcp -m conntrack --ctstate RELATED -j DROP",
-		line:     `problem  related +table ip filter, chain FORWARD drops related connections: -A FORWARD -p tcp`, fix: "iptables -I FORWARD " + insertRelated,
+		line:     `problem  related +table ip filter, chain FORWARD drops related connections: -A FORWARD -p tcp`, fix: "iptables -D FORWARD -p tcp -m conntrack --ctstate RELATED -j DROP",
 	}
 	faults["ufw, notrack"] = testFault{
 		firewall: "ufw",
@@ -232,6 +237,16 @@ nft replace rule inet firewalld filter_FORWARD handle $handle ct state establish
 		firewall: "iptables-nft", works: true,
 		script: "iptables-nft -R FORWARD 1 -m conntrack --ctstate ESTABLISHED -j ACCEPT; nft insert rule ip filter FORWARD ct state established,related accept",
 		line:   `warning  iptables +table ip filter is iptables', which can't read the rule with handle \d+ of chain FORWARD`, fix: "nft delete rule ip filter FORWARD handle",
+	}
+	faults["firewalld with iptables, related"] = testFault{
+		firewall: "firewalld with iptables",
+		script:   "iptables -R FORWARD 1 -m conntrack --ctstate ESTABLISHED -j ACCEPT",
+		line:     `problem  related +table ip filter, chain FORWARD.* drops`, fix: `firewall-cmd --reload`,
+	}
+	faults["firewalld with iptables, kernel's helper"] = testFault{
+		firewall: "firewalld with iptables", works: true,
+		script: "firewall-cmd --permanent --add-service=ftp; firewall-cmd --reload",
+		line:   `problem  other helpers +table ip6? raw, chain .*helper "ftp" for port 21`, fix: `firewall-cmd --permanent --service=ftp --remove-helper=ftp && firewall-cmd --reload`,
 	}
 	faults["firewalld, a direct rule"] = testFault{
 		firewall: "firewalld",
@@ -276,7 +291,7 @@ nft replace rule inet firewalld filter_FORWARD handle $handle ct state establish
 	faults["docker, a rule by hand"] = testFault{
 		firewall: "docker",
 		script:   "iptables -I FORWARD -m conntrack --ctstate RELATED -j DROP",
-		line:     `problem  related +table ip filter, chain FORWARD .*drops related connections: -A FORWARD -m`, fix: "iptables -I FORWARD " + insertRelated,
+		line:     `problem  related +table ip filter, chain FORWARD .*drops related connections: -A FORWARD -m`, fix: "iptables -D FORWARD -m conntrack --ctstate RELATED -j DROP",
 	}
 	faults["shorewall, related"] = testFault{
 		firewall: "shorewall",
