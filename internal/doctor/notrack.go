@@ -5,6 +5,8 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
 // checkNotrack looks for rules that hide packets of FTP from conntrack.
@@ -22,12 +24,12 @@ func checkNotrack(p *patient) []Finding {
 			continue
 		}
 		for _, k := range []struct {
-			what   string
+			what   func(match) string
 			packet packet
 		}{
-			{"connections to " + portsText(ports), packet{state: all, ports: ports, sources: highPorts}},
-			{"packets from " + portsText(ports), packet{state: all, ports: highPorts, sources: ports}},
-			{"data connections", packet{state: all, ports: highPorts, sources: highPorts}},
+			{func(m match) string { return "connections to " + portsText(either(m.ports, ports)) }, packet{state: all, ports: ports, sources: highPorts}},
+			{func(m match) string { return "packets from " + portsText(either(m.sources, ports)) }, packet{state: all, ports: highPorts, sources: ports}},
+			{func(match) string { return "data connections" }, packet{state: all, ports: highPorts, sources: highPorts}},
 		} {
 			fate := rs.fate(c, k.packet)
 			level, r, why := Problem, fate.untracked, "FTP is not helped: a helper needs the connection's entry in conntrack"
@@ -41,9 +43,10 @@ func checkNotrack(p *patient) []Finding {
 			if i < 0 {
 				continue
 			}
-			fix := p.removing(c, r, rs.actions(r)[i])
+			action := rs.actions(r)[i]
+			fix := p.removing(c, r, action)
 			found = append(found, Finding{Level: level, rule: r,
-				What: fmt.Sprintf("table %s, chain %s hides %s from conntrack (notrack)", r.table, r.chain, k.what),
+				What: fmt.Sprintf("table %s, chain %s hides %s from conntrack (notrack)", r.table, r.chain, k.what(action.match)),
 				Why:  why, Mend: fix.command, AfterReboot: fix.afterReboot})
 		}
 	}
@@ -51,4 +54,12 @@ func checkNotrack(p *patient) []Finding {
 		return ok("no rule hides FTP from conntrack")
 	}
 	return found
+}
+
+// either returns the ports that a rule names, or else others.
+func either(named, others []rules.PortRange) []rules.PortRange {
+	if named != nil {
+		return named
+	}
+	return others
 }

@@ -3,6 +3,7 @@ package doctor
 import (
 	"encoding/binary"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/nftables/expr"
@@ -236,6 +237,25 @@ func TestOwnRules(t *testing.T) {
 	})
 	if findings := among(t, h, ftp, "rules", "other helpers", "related"); Count(findings, OK) != len(findings) {
 		t.Error(text(findings))
+	}
+}
+
+// TestAddedPorts adds a port to the set while the settings have another one.
+func TestAddedPorts(t *testing.T) {
+	h := newHost(t)
+	do(t, h, func() error {
+		_, err := rules.Apply(ftp)
+		return err
+	})
+	add := "add element inet nfq_ftphelper ports { 2100, 2200-2210 }"
+	if err := h.Nft(t.Context(), add+`; table inet f { chain pre { type filter hook prerouting priority raw; tcp dport 2100 notrack; }; }`); err != nil {
+		t.Fatal(err)
+	}
+	findings := among(t, h, ftp, "rules", "notrack")
+	wantFinding(t, findings, want{Problem, "notrack", "hides connections to port 2100 from", "nft delete rule inet f pre handle"})
+	const line = "table inet nfq_ftphelper is in place, with port 21, and with ports 2100, 2200-2210 that the settings don't have"
+	if !strings.Contains(text(findings), line) {
+		t.Errorf("want %s in\n%s", line, text(findings))
 	}
 }
 

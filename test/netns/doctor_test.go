@@ -125,7 +125,7 @@ func TestDoctorFindings(t *testing.T) {
 		"helper after NAT": {
 			nft(`table inet mine { ct helper h { type "sane" protocol tcp; }; chain pre { type filter hook prerouting priority 0; tcp dport 21 ct helper set "h"; }; }`),
 			`problem  helper priority +table inet mine, chain pre \(prerouting priority 0, after NAT\): helper "sane" for port 21`,
-			`in chain pre: type filter hook prerouting priority -150;`,
+			`nft delete rule inet mine pre handle \d+`,
 		},
 		"kernel's helper": {
 			nft(`table ip mine { ct helper h { type "ftp" protocol tcp; }; chain pre { type filter hook prerouting priority -160; tcp dport 21 ct helper set "h"; }; }`),
@@ -134,7 +134,11 @@ func TestDoctorFindings(t *testing.T) {
 		},
 		"no related": {
 			nft(`flush chain inet filter forward; add rule inet filter forward ct state established accept; add rule inet filter forward ct state new tcp dport @ftp accept`),
-			`warning  related +table inet filter, chain forward drops`, `nft insert rule inet filter forward ct state established,related accept`,
+			`problem  related +table inet filter, chain forward drops`, `nft insert rule inet filter forward ct state established,related accept`,
+		},
+		"not tracked": {
+			nft(`table inet mine { chain pre { type filter hook prerouting priority raw; tcp dport 21 notrack; }; }`),
+			`problem  notrack +table inet mine, chain pre hides connections to port 21 from conntrack`, `nft delete rule inet mine pre handle \d+`,
 		},
 		"not forwarding": {
 			func(t *testing.T, lab *Lab) {

@@ -209,7 +209,7 @@ func testFaults() map[string]testFault {
 		faults[program+", notrack"] = testFault{
 			firewall: program,
 			script:   program + " -t raw -A PREROUTING -p tcp -m multiport --dports 20,21 -j CT --notrack",
-			line:     `problem  notrack +table ip6? raw.*, chain PREROUTING hides connections to port 21`, fix: short + " -t raw -D PREROUTING -p tcp -m multiport --dports 20,21 -j (CT --notrack|NOTRACK)",
+			line:     `problem  notrack +table ip6? raw.*, chain PREROUTING hides connections to ports 20, 21`, fix: short + " -t raw -D PREROUTING -p tcp -m multiport --dports 20,21 -j (CT --notrack|NOTRACK)",
 		}
 	}
 	faults["ufw, related"] = testFault{
