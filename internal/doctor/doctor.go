@@ -56,7 +56,8 @@ type Finding struct {
 	// AfterReboot says what becomes of the fix when the host starts again, and what keeps it.
 	AfterReboot string `json:"after_reboot,omitempty"`
 
-	rule *rule // the rule at fault, if there is one
+	rule *rule  // the rule at fault, if there is one
+	base *chain // the base chain that drops connections, if one does
 }
 
 // Examine examines the network namespace of the calling thread, to which the goroutine must
@@ -98,6 +99,7 @@ type patient struct {
 		legacy    []string // tables of iptables-legacy
 		legacyErr error
 		added     *[]rules.PortRange // to our set of ports
+		tested    *tested
 	}
 }
 
@@ -134,7 +136,8 @@ var checks = append(needed[:len(needed):len(needed)],
 	check{"iptables", true, checkLegacy}, // first: iptables can't change a table that it can't read
 	check{"other helpers", true, checkHelpers},
 	check{"notrack", true, checkNotrack},
-	check{"related", true, checkRelated},
+	check{"related", true, func(p *patient) []Finding { return p.confirm(checkRelated(p)) }},
+	check{"transfer", true, checkTransfers},
 	check{"forwarding", false, checkForwarding},
 )
 

@@ -151,7 +151,7 @@ func (f *filters) examine(c chain) (found Finding, dropping bool) {
 		return Finding{Level: Warning,
 			What: fmt.Sprintf("table %s, chain %s drops related connections under a condition that can't be judged: %s", c.table, c.name, f.text(perhaps.perhaps)),
 			Why:  "a data connection that meets the condition is dropped, even though the helper has made conntrack expect it",
-			Mend: fix.command, AfterReboot: fix.afterReboot}, dropping
+			Mend: fix.command, AfterReboot: fix.afterReboot, rule: perhaps.perhaps, base: &c}, dropping
 	case shut.dropped:
 		found := f.dropsRelated(c, shut, nil)
 		if !f.closed(c.table.family) {
@@ -186,7 +186,7 @@ func (f *filters) dropsRelated(c chain, by fate, lost []path) Finding {
 	fix := f.accepting(c, by.by)
 	return Finding{Level: Problem, What: what,
 		Why:  "FTP transfers fail: the chain drops the data connections that the helper makes conntrack expect",
-		Mend: fix.command, AfterReboot: fix.afterReboot}
+		Mend: fix.command, AfterReboot: fix.afterReboot, rule: by.by, base: &c}
 }
 
 func pathNames(paths []path) []string {

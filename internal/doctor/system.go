@@ -45,6 +45,10 @@ type system interface {
 	// can't be had.
 	try(backend.Choice) (trial, error)
 
+	// transfers has test transfers in a copy of this network namespace. The error is why there is no copy,
+	// errNoInterface if there is nothing to copy.
+	transfers(backend.Choice) (transfers, error)
+
 	checkRules(rules.Config) error
 	ruleset() (*ruleset, error)
 	// run runs a program that changes nothing, in the network namespace of the calling thread, and returns
