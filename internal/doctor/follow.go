@@ -470,12 +470,9 @@ func (r *replica) dial(src, dst netip.AddrPort) error {
 	if err != nil {
 		return err
 	}
-	err = unix.Connect(fd, sockaddr(dst))
-	switch err {
-	case nil, unix.EINPROGRESS, unix.EPERM: // EPERM: a rule has dropped it
-		return nil
-	}
-	return err
+	// Where this fails, by a rule or for want of a route, conntrack has no connection afterwards.
+	_ = unix.Connect(fd, sockaddr(dst))
+	return nil
 }
 
 // listen has the replica answer connections to a port of its own.

@@ -29,7 +29,7 @@ type snapshot struct {
 	handles   map[objectName][]uint64 // of the rules of each chain, in order
 	bases     map[objectName]bool     // base chains
 	legacy    []xtable
-	// left lists what exists on the host and is not rebuilt.
+	// left lists what the host has and the test does not.
 	left []string
 }
 
@@ -52,6 +52,9 @@ type setting struct{ name, value string }
 
 // maxLinks is the number of interfaces up to which a namespace is rebuilt.
 const maxLinks = 64
+
+// maxMTU is that of a veth (ETH_MAX_MTU, include/uapi/linux/if_ether.h).
+const maxMTU = 65535
 
 // loopbackIndex is the index of the interface lo in each namespace.
 const loopbackIndex = 1
@@ -351,7 +354,7 @@ func (l link) add(nl *netlink.Conn, far int) error {
 	}
 	e := netlink.NewAttributeEncoder()
 	e.String(unix.IFLA_IFNAME, l.name)
-	e.Uint32(unix.IFLA_MTU, l.mtu)
+	e.Uint32(unix.IFLA_MTU, min(l.mtu, maxMTU))
 	e.Uint32(unix.IFLA_GROUP, l.group)
 	if l.hardware != nil {
 		e.Bytes(unix.IFLA_ADDRESS, l.hardware)

@@ -267,3 +267,21 @@ func (t xtable) addresses() [][]byte {
 	}
 	return all
 }
+
+// matches reports whether a rule has a match of that name (struct xt_entry_match).
+func (t xtable) matches(name string) bool {
+	const header = 32
+	for _, e := range t.list() {
+		for at := e.counters + 16; at+header <= e.target; {
+			size := int(binary.NativeEndian.Uint16(e.bytes[at:]))
+			if unix.ByteSliceToString(e.bytes[at+2:at+header-1]) == name {
+				return true
+			}
+			if size < header {
+				break
+			}
+			at += size
+		}
+	}
+	return false
+}

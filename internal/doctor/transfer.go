@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
@@ -21,7 +22,7 @@ type transfers struct {
 	paths []transferPath
 	// refused is where control connections were dropped, on the ways where none passed.
 	refused []place
-	// left lists what the replica does not have.
+	// left lists what was not tried, and what the replica does not have.
 	left []string
 }
 
@@ -69,21 +70,24 @@ var errNoInterface = errors.New("no interface is up but loopback")
 
 // transfers implements system.
 func (host) transfers(c backend.Choice) (t transfers, err error) {
-	var stand trial
-	if c.Helper == backend.CTHelper {
-		if err := stand.substitute(&c); err != nil {
-			return transfers{}, err
-		}
-		if stand.noHelper != "" {
-			return transfers{}, errors.New(stand.noHelper)
-		}
-	}
 	s, err := takeSnapshot()
 	if err != nil {
 		return transfers{}, err
 	}
 	if len(s.links) == 0 {
 		return transfers{}, errNoInterface
+	}
+	if c.Helper == backend.CTHelper {
+		if s.matchesHelper() {
+			return transfers{}, fmt.Errorf("its rules match the helper %s, which a copy cannot have", c.Rules.Helper)
+		}
+		var standIn trial
+		if err := standIn.substitute(&c); err != nil {
+			return transfers{}, err
+		}
+		if standIn.noHelper != "" {
+			return transfers{}, errors.New(standIn.noHelper)
+		}
 	}
 	err = inReplica(s, c.Rules, func(r *replica) error { return r.transfers(c.Rules.Ports, &t) })
 	t.left = s.left
@@ -204,7 +208,7 @@ type end struct {
 	way  string // the interface by which it is reached, or thisHost
 }
 
-// maxEnds is how many addresses are tried of each kind.
+// maxEnds is how many addresses of a family are tried of each kind.
 const maxEnds = 16
 
 // ends returns addresses that are reached: first those of rules, as a filter may accept FTP for one server
@@ -212,9 +216,15 @@ const maxEnds = 16
 func (r *replica) ends() []end {
 	own, near := r.addrs()
 	var all []end
+	untried := 0
 	for _, kind := range [][]netip.Addr{r.constants(), near, outside, own} {
-		for _, a := range kind[:min(len(kind), maxEnds)] {
+		tried := make(map[bool]int)
+		for _, a := range kind {
 			if slices.ContainsFunc(all, func(e end) bool { return e.addr == a }) {
+				continue
+			}
+			if tried[a.Is6()]++; tried[a.Is6()] > maxEnds {
+				untried++
 				continue
 			}
 			l, local, err := r.way(a)
@@ -226,6 +236,9 @@ func (r *replica) ends() []end {
 				all = append(all, end{a, l.name})
 			}
 		}
+	}
+	if untried > 0 {
+		r.left = append(r.left, fmt.Sprintf("%d addresses", untried))
 	}
 	return all
 }
@@ -263,15 +276,10 @@ func neighbour(p netip.Prefix) netip.Addr {
 	return p.Addr()
 }
 
-// constants returns addresses to which rules compare those of packets.
+// constants returns addresses to which rules compare those of packets, some of each set.
 func (r *replica) constants() []netip.Addr {
-	var all []netip.Addr
-	add := func(data []byte) {
-		a, ok := netip.AddrFromSlice(data)
-		if ok && !a.IsUnspecified() && !a.IsLoopback() && !a.IsMulticast() && !a.IsLinkLocalUnicast() && !slices.Contains(all, a) && len(all) < maxEnds {
-			all = append(all, a)
-		}
-	}
+	const perSet = 4
+	var compared, inSets []netip.Addr
 	for _, m := range r.nft {
 		if m.typ != unix.NFT_MSG_NEWRULE {
 			continue
@@ -286,25 +294,48 @@ func (r *replica) constants() []netip.Addr {
 			case "cmp":
 				data := parse(e.attrs.find(unix.NFTA_CMP_DATA)).find(unix.NFTA_DATA_VALUE)
 				if length > 0 && len(data) <= length {
-					add(within(data, length, masked))
+					compared = appendAddr(compared, within(data, length, masked))
 				}
 			case "lookup":
-				if length > 0 {
-					r.eachKey(tableName{family: m.family, name: m.attrs.text(unix.NFTA_RULE_TABLE)}, e.attrs.text(unix.NFTA_LOOKUP_SET), func(key []byte) {
-						if len(key) == length {
-							add(key)
-						}
-					})
+				if length == 0 {
+					continue
+				}
+				set := e.attrs.text(unix.NFTA_LOOKUP_SET)
+				for _, key := range r.keys(tableName{family: m.family, name: m.attrs.text(unix.NFTA_RULE_TABLE)}, set, perSet) {
+					if len(key) == length {
+						inSets = appendAddr(inSets, key)
+					}
 				}
 			}
 		}
 	}
 	for _, t := range r.legacy {
 		for _, a := range t.addresses() {
-			add(a)
+			compared = appendAddr(compared, a)
 		}
 	}
-	return all
+	return slices.Concat(compared, inSets)
+}
+
+// appendAddr appends an address that a client or server can have, up to maxEnds of each family.
+func appendAddr(all []netip.Addr, data []byte) []netip.Addr {
+	a, ok := netip.AddrFromSlice(data)
+	if !ok || a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast() {
+		return all
+	}
+	count := 0
+	for _, b := range all {
+		if a == b {
+			return all
+		}
+		if a.Is6() == b.Is6() {
+			count++
+		}
+	}
+	if count == maxEnds {
+		return all
+	}
+	return append(all, a)
 }
 
 // addressLength returns 4 or 16 if a payload expression loads an address of IPv4 or IPv6, or its
@@ -337,19 +368,37 @@ func within(prefix []byte, length int, masked bool) []byte {
 	return a
 }
 
-// eachKey calls do for the keys of a set, but not where an interval ends.
-func (s *snapshot) eachKey(table tableName, set string, do func(key []byte)) {
+// keys returns the first keys of a set, but not where an interval ends.
+func (s *snapshot) keys(table tableName, set string, most int) [][]byte {
+	var all [][]byte
 	for _, m := range s.nft {
 		if m.typ != unix.NFT_MSG_NEWSETELEM || m.family != table.family ||
 			m.attrs.text(unix.NFTA_SET_ELEM_LIST_TABLE) != table.name || m.attrs.text(unix.NFTA_SET_ELEM_LIST_SET) != set {
 			continue
 		}
 		for _, x := range parse(m.attrs.find(unix.NFTA_SET_ELEM_LIST_ELEMENTS)) {
-			if key, end := interval(x); !end {
-				do(key)
+			if key, end := interval(x); !end && len(all) < most {
+				all = append(all, key)
 			}
 		}
 	}
+	return all
+}
+
+// matchesHelper reports whether a rule has a condition on the name of a connection's helper.
+func (s *snapshot) matchesHelper() bool {
+	for _, m := range s.nft {
+		if m.typ != unix.NFT_MSG_NEWRULE {
+			continue
+		}
+		for _, e := range newRule(m.family, m.attrs).exprs {
+			if e.name == "ct" && expr.CtKey(e.attrs.number(unix.NFTA_CT_KEY)) == expr.CtKeyHELPER ||
+				e.name == "match" && e.attrs.text(unix.NFTA_MATCH_NAME) == "helper" {
+				return true
+			}
+		}
+	}
+	return slices.ContainsFunc(s.legacy, func(t xtable) bool { return t.matches("helper") })
 }
 
 // tested is what came of the test transfers.
@@ -374,8 +423,12 @@ func (p *patient) testedOnce() *tested {
 		return t
 	}
 	t.transfers, t.err = p.transfers(c)
-	// What goes through this host comes first.
-	slices.SortStableFunc(t.paths, func(a, b transferPath) int { return cmp.Compare(a.rank(), b.rank()) })
+	slices.SortStableFunc(t.paths, func(a, b transferPath) int {
+		if a.ipv6 != b.ipv6 && a.rank() == b.rank() {
+			return map[bool]int{false: -1, true: 1}[a.ipv6]
+		}
+		return cmp.Compare(a.rank(), b.rank())
+	})
 	t.drops = p.findDrops(t.transfers)
 	return t
 }
@@ -416,7 +469,7 @@ func checkTransfers(p *patient) []Finding {
 	}
 	what := "test transfers passed in a copy of this host: " + pathList(t.paths)
 	if len(t.left) > 0 {
-		what += "; not copied: " + strings.Join(t.left, ", ")
+		what += "; not in the test: " + strings.Join(t.left, ", ")
 	}
 	return ok("%s", what)
 }

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
@@ -148,7 +150,7 @@ func TestTransfers(t *testing.T) {
 		},
 		"netdev": {
 			"nft 'table netdev early { chain in { type filter hook ingress device eth0 priority 0; }; }'",
-			want{what: "passed", rule: "not copied: table netdev early"},
+			want{what: "passed", rule: "not in the test: table netdev early"},
 		},
 		"a dormant table": {
 			"nft 'table inet filter { flags dormant; chain forward { type filter hook forward priority 0; policy drop; }; }'",
@@ -419,5 +421,80 @@ iptables-legacy -A FORWARD -p tcp -m conntrack --ctstate RELATED -j DROP`)
 	}
 	if now := r.sh(t, sent); now != beforeSent {
 		t.Errorf("before\n%s\nafter\n%s", beforeSent, now)
+	}
+}
+
+// TestNotCopied has hosts that cannot be copied, and says so.
+func TestNotCopied(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		script string
+		ipset  bool
+		level  Level
+		what   string
+	}{
+		"many interfaces": {
+			"for i in $(seq 63); do ip link add b$i type bridge; ip link set b$i up; done", false,
+			Warning, "this host cannot be copied: read the interfaces and routes: there are 65 interfaces, and 64 at most are rebuilt",
+		},
+		"an ipset": {
+			"iptables-legacy -A FORWARD -m set --match-set some src -j DROP", true,
+			Warning, "this host cannot be copied: iptables-legacy, table filter",
+		},
+		"an ipset, nft": {
+			"iptables-nft -A FORWARD -m set --match-set some src -j DROP", true,
+			Warning, "this host cannot be copied: table ip filter, chain FORWARD, rule with handle",
+		},
+		"many addresses": {
+			"for i in $(seq 20); do ip addr add 10.0.$i.1/24 dev eth1; done", false,
+			OK, "not in the test: ",
+		},
+		"a bridge": {
+			"ip link add br0 type bridge; ip addr flush dev eth1; ip link set eth1 master br0; ip addr add 192.168.1.1/24 dev br0; ip link set br0 up", false,
+			OK, "passed in a copy of this host: eth0 to br0 (IPv4)",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newTestRouter(t)
+			if c.ipset {
+				do(t, r.Host, func() error { return netlink.IpsetCreate("some", "hash:ip", netlink.IpsetCreateOptions{}) })
+			}
+			r.sh(t, c.script)
+			findings := among(t, r.Host, ftp, "transfer")
+			if len(findings) != 1 || findings[0].Level != c.level || !strings.Contains(findings[0].What, c.what) {
+				t.Errorf("want %s %s, got\n%s", c.level, c.what, text(findings))
+			}
+		})
+	}
+}
+
+// TestTransfersOfCTHelper has a carrier stand in for a helper of the daemon's own, unless a rule wants that one.
+func TestTransfersOfCTHelper(t *testing.T) {
+	t.Parallel()
+	c := backend.Choice{Rules: ftp, Helper: backend.CTHelper}
+	c.Rules.Helper, c.Rules.Ruleset = "ftp", rules.CTHelper
+	for name, script := range map[string]string{
+		"none":   ":",
+		"nft":    "nft 'table inet f { chain forward { type filter hook forward priority 0; ct helper \"ftp\" accept; }; }'",
+		"xt":     "iptables-nft -A FORWARD -m helper --helper ftp -j ACCEPT",
+		"legacy": "ip6tables-legacy -A FORWARD -p tcp -m comment --comment x -m helper --helper ftp -j ACCEPT",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newTestRouter(t)
+			r.sh(t, script)
+			do(t, r.Host, func() error {
+				got, err := host{}.transfers(c)
+				if name == "none" {
+					if err != nil || !got.has("eth0", "eth1", false) || !got.has("eth0", "eth1", true) {
+						t.Errorf("%+v, %v", got, err)
+					}
+				} else if err == nil || err.Error() != "its rules match the helper ftp, which a copy cannot have" {
+					t.Errorf("%+v, %v", got, err)
+				}
+				return nil
+			})
+		})
 	}
 }

@@ -268,6 +268,40 @@ func TestDoctorExitCode(t *testing.T) {
 	}
 }
 
+// TestDoctorOnlyReads has doctor run without CAP_SYS_ADMIN, as in most containers: it makes no network namespace, says
+// that it has only read the rules, and its exit code is what these say.
+func TestDoctorOnlyReads(t *testing.T) {
+	t.Parallel()
+	lab := newLab(t, Config{Situation: DNAT, Family: IPv4, Helper: Ours})
+	router := lab.ServerRouter()
+	examine := func() (report string, code int) {
+		t.Helper()
+		d := daemon(t, BackEnd{})
+		report, err := router.Run(testContext(t, 20*time.Second), "", "setpriv", "--bounding-set", "-sys_admin",
+			d.Binary, "doctor", "--queue", strconv.Itoa(int(doctorsQueue(t))))
+		var exit *exec.ExitError
+		if err != nil && !errors.As(err, &exit) {
+			t.Fatal(err)
+		}
+		if exit != nil {
+			code = exit.ExitCode()
+		}
+		if !regexp.MustCompile(`(?m)^warning  transfer +no test transfer, the rules have only been read: this host cannot be copied: no network namespace can be made: operation not permitted$`).MatchString(report) {
+			t.Errorf("it says\n%s", report)
+		}
+		return report, code
+	}
+	if report, code := examine(); code != 0 {
+		t.Errorf("exit code %d\n%s", code, report)
+	}
+	if err := router.Nft(testContext(t, 20*time.Second), "flush chain inet filter forward; add rule inet filter forward ct state established accept; add rule inet filter forward tcp dport 21 accept"); err != nil {
+		t.Fatal(err)
+	}
+	if report, code := examine(); code != 1 || !regexp.MustCompile(`(?m)^problem  related +table inet filter, chain forward drops`).MatchString(report) {
+		t.Errorf("exit code %d\n%s", code, report)
+	}
+}
+
 // wantLine wants a finding, and its fix two lines below.
 func wantLine(t *testing.T, report, line, mend string) {
 	t.Helper()
