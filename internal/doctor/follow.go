@@ -373,7 +373,7 @@ func (r *replica) connect(src, dst netip.AddrPort) (crossing, error) {
 	if err != nil {
 		return crossing{}, err
 	}
-	return r.follow(src, dst, func() error {
+	return r.follow(src, dst, segmentKind{local: local}, func() error {
 		if local {
 			return r.dial(src, dst)
 		}
@@ -388,13 +388,16 @@ func (r *replica) accept(src, dst netip.AddrPort, seq uint32) (crossing, error) 
 	if err != nil || local { // the replica itself has answered
 		return crossing{}, err
 	}
-	return r.follow(src, dst, func() error {
+	return r.follow(src, dst, segmentKind{answers: true}, func() error {
 		protocol, packet := segment(src, dst, true, seq)
 		return r.send(in, protocol, packet)
 	})
 }
 
-func (r *replica) follow(src, dst netip.AddrPort, send func() error) (crossing, error) {
+// segmentKind says where a segment comes from: the replica itself or an interface, and whether it answers one.
+type segmentKind struct{ local, answers bool }
+
+func (r *replica) follow(src, dst netip.AddrPort, kind segmentKind, send func() error) (crossing, error) {
 	before, err := r.legacyRules()
 	if err != nil {
 		return crossing{}, err
@@ -423,14 +426,16 @@ func (r *replica) follow(src, dst netip.AddrPort, send func() error) (crossing, 
 		o.master = m
 	}
 	if o.at == nil && o.answer == nil {
-		at, err := r.legacyDrop(before)
+		// A segment that has passed was not dropped, so it was the replica's own answer.
+		passed := o.master != nil && !kind.answers
+		at, err := r.legacyDrop(before, kind.local || passed)
 		if err != nil {
 			return crossing{}, err
 		}
-		if o.master == nil {
-			o.at = at
-		} else {
+		if passed {
 			o.answer = at
+		} else {
+			o.at = at
 		}
 	}
 	return o, nil
@@ -450,14 +455,16 @@ func (r *replica) legacyRules() ([][]xtRule, error) {
 	return all, nil
 }
 
-func (r *replica) legacyDrop(before [][]xtRule) (*place, error) {
+// legacyDrop returns where iptables-legacy has dropped a packet since then, one that the replica itself sent
+// or one that came in.
+func (r *replica) legacyDrop(before [][]xtRule, sent bool) (*place, error) {
 	for i := range r.legacy {
 		now := xtable{family: r.legacy[i].family}
 		now.info.name = r.legacy[i].info.name
 		if err := now.read(); err != nil {
 			return nil, err
 		}
-		if at, ok := now.dropped(before[i]); ok {
+		if at, ok := now.dropped(before[i], sent); ok {
 			return &at, nil
 		}
 	}

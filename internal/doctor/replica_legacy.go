@@ -235,8 +235,9 @@ func (t xtable) rules() []xtRule {
 	return all
 }
 
-// dropped returns where a packet was dropped since before was read, if it was in this table.
-func (t xtable) dropped(before []xtRule) (at place, ok bool) {
+// dropped returns where a packet was dropped since before was read, if it was in this table. A packet that
+// was sent here meets the chain OUTPUT; one that came in does not, but an answer to it may.
+func (t xtable) dropped(before []xtRule, sent bool) (at place, ok bool) {
 	table := tableName{family: familyIPv4, name: t.name(), legacy: true}
 	if t.family == unix.AF_INET6 {
 		table.family = familyIPv6
@@ -245,7 +246,7 @@ func (t xtable) dropped(before []xtRule) (at place, ok bool) {
 		if i >= len(before) || r.packets == before[i].packets {
 			continue
 		}
-		if r.builtIn { // in memory they are in the order in which a packet meets them
+		if r.builtIn && (r.chain == "POSTROUTING" || sent == (r.chain == "OUTPUT")) { // in the order in which packets meet them
 			at.base = objectName{table, r.chain}
 		}
 		if r.drops && !ok {

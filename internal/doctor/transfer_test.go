@@ -194,6 +194,15 @@ func TestTransfers(t *testing.T) {
 			want   want
 		}{iptables(variant, "-N strict", "-A strict -p tcp --syn --dport 1024:65535 -j DROP", "-A FORWARD -j strict"),
 			want{Problem, chain, "eth0 to eth1 (IPv4)", fix, ""}}
+		cases[name+", reject in a chain"] = struct {
+			script string
+			want   want
+		}{iptables(variant, estab, control, "-N other", "-A other -j REJECT", "-A FORWARD -g other"), want{Problem, chain, "eth0 to eth1 (IPv4)", fix, ""}}
+		cases[name+", no answers"] = struct {
+			script string
+			want   want
+		}{iptables(variant, "-P FORWARD DROP", control, "-A FORWARD -m conntrack --ctstate RELATED -j ACCEPT"),
+			want{Problem, chain + " the servers' answers on control connections", "eth0 to eth1 (IPv4)", fix, ""}}
 		cases[name+", to this host"] = struct {
 			script string
 			want   want
