@@ -203,6 +203,9 @@ func saved(program, file string) string { return fmt.Sprintf("kept, %s loads %s"
 func (p *patient) accepting(c chain, by *rule) fix {
 	const related = "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
 	program := p.iptablesProgram(c.table)
+	if c.table.name != "filter" {
+		program += " -t " + c.table.name
+	}
 	switch p.asked.ruleset.owner(c, by) {
 	case firewalld:
 		return fix{"firewall-cmd --reload", "kept, firewalld itself writes a rule that accepts them; another program has removed it, or has put one in front of it"}

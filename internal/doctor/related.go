@@ -11,7 +11,7 @@ import (
 
 // mostInterfaces is up to how many interfaces rules are read for each pair; with more, conditions on
 // interfaces are taken for conditions that can't be judged.
-const mostInterfaces = 8
+const mostInterfaces = 16
 
 // checkRelated looks for chains that drop related connections, as the data connections are that a helper
 // makes conntrack expect.
@@ -24,7 +24,7 @@ func checkRelated(p *patient) []Finding {
 	if found, err := p.addresses(); err == nil && len(found) > 0 && len(found) <= mostInterfaces {
 		interfaces = slices.Sorted(maps.Keys(found))
 	}
-	filters := &filters{patient: p, rs: rs, interfaces: interfaces}
+	filters := &filters{patient: p, rs: rs, interfaces: interfaces, passes: make(map[way]bool)}
 	for _, c := range rs.chains {
 		if c.base && (c.kind == "filter" || c.kind == "route") && filtersTCP[c.hook] && c.table.name != ownTable {
 			filters.chains = append(filters.chains, c)
@@ -61,6 +61,14 @@ type filters struct {
 	rs         *ruleset
 	chains     []chain
 	interfaces []string // "" if unknown
+	passes     map[way]bool
+}
+
+// way is a path of a family through a hook.
+type way struct {
+	hook   uint32
+	family byte
+	path   path
 }
 
 // A path is a way through a hook, from an interface to another one; "" is none, or unknown.
@@ -101,12 +109,22 @@ func (f *filters) paths(hook uint32) []path {
 	return all
 }
 
-// lets tells whether control connections may pass all chains of a hook that see the family of the chain.
+// lets tells whether control connections may pass all chains of a hook, over IPv4 or IPv6 where the family
+// is both.
 func (f *filters) lets(hook uint32, family byte, w path) bool {
-	return !slices.ContainsFunc(f.chains, func(c chain) bool {
-		sees := c.table.family == family || c.table.family == familyInet || family == familyInet
-		return c.hook == hook && sees && f.rs.fate(c, controlPacket(f.controlPorts(), w.in, w.out)).dropped
-	})
+	if family == familyInet {
+		return f.lets(hook, familyIPv4, w) || f.lets(hook, familyIPv6, w)
+	}
+	at := way{hook, family, w}
+	passes, known := f.passes[at]
+	if !known {
+		passes = !slices.ContainsFunc(f.chains, func(c chain) bool {
+			return c.hook == hook && (c.table.family == family || c.table.family == familyInet) &&
+				f.rs.fate(c, controlPacket(f.controlPorts(), w.in, w.out)).dropped
+		})
+		f.passes[at] = passes
+	}
+	return passes
 }
 
 // closed tells whether control connections pass nowhere: neither to this host nor through it.

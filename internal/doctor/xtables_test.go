@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
@@ -191,4 +192,28 @@ func TestSpec(t *testing.T) {
 	if got := p.spec(&rs.rules[1]); got != "2" {
 		t.Errorf("without an answer: %s", got)
 	}
+}
+
+// TestFamilies has a filter for both families, and one that lets no IPv6 through: IPv4 is lost nevertheless.
+func TestFamilies(t *testing.T) {
+	f := healthy()
+	both := chain{table: tableName{family: familyInet, name: "filter"}, name: "forward", base: true, kind: "filter", hook: unix.NF_INET_FORWARD}
+	none := chain{table: tableName{family: familyIPv6, name: "filter"}, name: "none", base: true, kind: "filter", hook: unix.NF_INET_FORWARD, drops: true}
+	related := match{states: expr.CtStateBitRELATED, stated: true}
+	f.rs = &ruleset{chains: []chain{both, none}, elements: noElements, rules: []rule{
+		{table: both.table, chain: both.name, known: []action{{match: related, verdict: &verdict{code: verdictDrop}}}},
+	}}
+	findings := f.examine(ftp)
+	if s := text(findings); Count(findings, Problem) != 1 || Count(findings, Warning) != 1 ||
+		!strings.Contains(s, "problem  related              table inet filter, chain forward drops related connections") {
+		t.Error(s)
+	}
+}
+
+// TestOtherTables has a fault in table mangle.
+func TestOtherTables(t *testing.T) {
+	f := healthy()
+	f.set("/proc/thread-self/net/ip_tables_names", "mangle\n")
+	f.programs = map[string]string{"iptables-legacy-save": "*mangle\n:FORWARD ACCEPT [0:0]\n-A FORWARD -m conntrack --ctstate RELATED -j DROP\nCOMMIT\n"}
+	f.wantFinding(t, want{Problem, "related", "table ip mangle (iptables-legacy), chain FORWARD drops", "iptables-legacy -t mangle -I FORWARD -m conntrack"})
 }
