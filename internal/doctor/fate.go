@@ -196,6 +196,7 @@ func (f *reader) follow(name string, on match) outcome {
 				if sure == yes {
 					return ended
 				}
+				on.other = true // whether the packet comes to the next rule can't be judged
 			case v.code == verdictJump || v.code == verdictGoto:
 				if f.follow(v.chain, m) == decided {
 					return decided
@@ -203,6 +204,7 @@ func (f *reader) follow(name string, on match) outcome {
 				if v.code == verdictGoto && sure == yes {
 					return ended
 				}
+				on.other = on.other || v.code == verdictGoto
 			}
 		}
 	}

@@ -178,6 +178,8 @@ func TestUserRules(t *testing.T) {
 		"accepted too late":    {open + "tcp dport 1024-65535 ct state != established drop; ct state established,related accept; }; }", related(names, insert)},
 		"new ones are dropped": {open + "tcp dport 1024-65535 ct state new drop; }; }", nil},
 		"returned before":      {"table inet filter { chain x { ct state related return; drop; }; chain forward { type filter hook forward priority 0; jump x; }; }", nil},
+		"perhaps returned":     {"table inet filter { chain x { fib daddr type local return; drop; }; chain forward { type filter hook forward priority 0; jump x; ct state established,related accept; drop; }; }", nil},
+		"perhaps elsewhere":    {"table inet filter { chain x { ct state related accept; }; chain forward { type filter hook forward priority 0; policy drop; ip saddr 192.0.2.1 goto x; drop; }; }", nil},
 		"perhaps":              {open + "ip saddr 192.0.2.0/24 ct state related drop; }; }", shut("under a condition that can't be judged: the rule with handle", insert)},
 		"ICMP is dropped":      {open + "ip protocol icmp ct state related drop; ip6 nexthdr icmpv6 ct state related drop; meta l4proto { icmp, udp } drop; }; }", nil},
 		"loopback only":        {forward + `tcp dport 21 accept; iif "lo" accept; iifname "lo" ct state related accept; }; }`, related(missing, insert)},

@@ -50,8 +50,13 @@ var testFirewalls = map[string]testFirewall{
 	"nft": {
 		family: IPv4,
 		setUp:  `nft 'table inet filter { chain forward { type filter hook forward priority 0; policy drop; ct state established,related accept; tcp dport 21 accept; }; }'`,
-		reload: `(echo 'flush ruleset inet'; nft list table inet filter; nft list table inet mine 2>/dev/null || true; nft list table inet nfq_ftphelper >/dev/null) >/run/saved; sed -i '/flush ruleset/d' /run/saved
-nft 'delete table inet filter'; nft delete table inet mine 2>/dev/null || true; nft -f /run/saved`,
+		reload: `nft list table inet filter >/run/saved
+if nft list table inet mine >/run/mine 2>/dev/null; then
+	cat /run/mine >>/run/saved
+	nft delete table inet mine
+fi
+nft delete table inet filter
+nft -f /run/saved`,
 		sound: `nft list ruleset >/dev/null`,
 	},
 	"iptables-nft":            testIptables("iptables-nft", IPv4),
@@ -260,6 +265,16 @@ nft replace rule inet firewalld filter_FORWARD handle $handle ct state establish
 		firewall: "firewalld",
 		script:   "firewall-cmd --permanent --direct --add-rule ipv4 raw PREROUTING 0 -p tcp --dport 21 -j CT --notrack; firewall-cmd --reload",
 		line:     `problem  notrack +table ip raw, chain PREROUTING.* hides connections to port 21`, fix: `firewall-cmd --permanent --direct --remove-rule ipv4 raw PREROUTING 0 .* && firewall-cmd --reload`,
+	}
+	faults["ufw, related, to this host"] = testFault{
+		firewall: "ufw", works: true, // what is forwarded
+		script: "sed -i '/ufw-before-input/s/RELATED,ESTABLISHED/ESTABLISHED/' /etc/ufw/before.rules; ufw reload",
+		line:   `problem  related +table ip filter, chain INPUT drops, and ` + onlyEstablished, fix: `sed -i .*ufw-before-input .* /etc/ufw/before.rules && ufw reload`,
+	}
+	faults["iptables-nft, to this host"] = testFault{
+		firewall: "iptables-nft", works: true, // what is forwarded
+		script: "iptables-nft -P INPUT DROP; iptables-nft -A INPUT -p tcp --dport 21 -j ACCEPT; iptables-nft -A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT",
+		line:   `problem  related +table ip filter, chain INPUT drops, and ` + onlyEstablished, fix: "iptables -I INPUT " + insertRelated,
 	}
 	faults["ufw, related, IPv6"] = testFault{
 		firewall: "ufw6",
