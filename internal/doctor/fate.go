@@ -132,13 +132,14 @@ type visit struct {
 	chain  string
 	sure   certainty
 	stated bool
+	unsure bool
 }
 
 // fate follows a packet through a base chain. A rule that accepts it under conditions that can't
 // be judged counts if it names the packet's state: whoever writes that means such packets.
 func (rs *ruleset) fate(c chain, p packet) fate {
 	f := reader{rs: rs, table: c.table, packet: p, seen: make(map[visit]bool)}
-	if f.follow(c.name, anything) != decided {
+	if f.follow(c.name, anything, false) != decided {
 		f.fate.dropped = c.drops
 	}
 	return f.fate
@@ -152,9 +153,11 @@ const (
 	decided                // accepted or dropped
 )
 
-func (f *reader) follow(name string, on match) outcome {
+// follow reads a chain to which conditions lead. It is unsure whether the packet comes that far if a rule may
+// have ended a chain before; then no rule surely drops it.
+func (f *reader) follow(name string, on match, unsure bool) outcome {
 	// Under the same conditions the same chain decides nothing a second time.
-	at := visit{name, f.packet.on(on), on.stated}
+	at := visit{name, f.packet.on(on), on.stated, unsure}
 	if f.seen[at] {
 		return ended
 	}
@@ -184,7 +187,7 @@ func (f *reader) follow(name string, on match) outcome {
 					return decided
 				}
 			case a.drops():
-				if sure == yes {
+				if sure == yes && !unsure {
 					f.fate.dropped, f.fate.by = true, r
 					return decided
 				}
@@ -196,15 +199,15 @@ func (f *reader) follow(name string, on match) outcome {
 				if sure == yes {
 					return ended
 				}
-				on.other = true // whether the packet comes to the next rule can't be judged
+				unsure = true
 			case v.code == verdictJump || v.code == verdictGoto:
-				if f.follow(v.chain, m) == decided {
+				if f.follow(v.chain, m, unsure) == decided {
 					return decided
 				}
 				if v.code == verdictGoto && sure == yes {
 					return ended
 				}
-				on.other = on.other || v.code == verdictGoto
+				unsure = unsure || v.code == verdictGoto
 			}
 		}
 	}

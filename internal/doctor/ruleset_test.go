@@ -179,6 +179,7 @@ func TestUserRules(t *testing.T) {
 		"new ones are dropped": {open + "tcp dport 1024-65535 ct state new drop; }; }", nil},
 		"returned before":      {"table inet filter { chain x { ct state related return; drop; }; chain forward { type filter hook forward priority 0; jump x; }; }", nil},
 		"perhaps returned":     {"table inet filter { chain x { fib daddr type local return; drop; }; chain forward { type filter hook forward priority 0; jump x; ct state established,related accept; drop; }; }", nil},
+		"perhaps not accepted": {"table inet filter { chain x { fib daddr type local return; accept; }; chain forward { type filter hook forward priority 0; policy drop; jump x; }; }", nil},
 		"perhaps elsewhere":    {"table inet filter { chain x { ct state related accept; }; chain forward { type filter hook forward priority 0; policy drop; ip saddr 192.0.2.1 goto x; drop; }; }", nil},
 		"perhaps":              {open + "ip saddr 192.0.2.0/24 ct state related drop; }; }", shut("under a condition that can't be judged: the rule with handle", insert)},
 		"ICMP is dropped":      {open + "ip protocol icmp ct state related drop; ip6 nexthdr icmpv6 ct state related drop; meta l4proto { icmp, udp } drop; }; }", nil},
