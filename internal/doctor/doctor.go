@@ -189,6 +189,17 @@ func problem(what, why, mend string) []Finding {
 	return []Finding{{Level: Problem, What: what, Why: why, Mend: mend}}
 }
 
+// bySysctl adds that sysctl(8) saves nothing.
+func bySysctl(found []Finding) []Finding {
+	for i := range found {
+		found[i].AfterReboot = "lost, unless a file in /etc/sysctl.d sets it (ufw: /etc/ufw/sysctl.conf; Shorewall: IP_FORWARDING=On in shorewall.conf)"
+		if !strings.Contains(found[i].Mend, "forward") {
+			found[i].AfterReboot = "lost, unless a file in /etc/sysctl.d sets it"
+		}
+	}
+	return found
+}
+
 // unread is for what could not be examined.
 func unread(what string, err error) []Finding {
 	return warning(fmt.Sprintf("%s can't be read: %v", what, err), "so nothing can be said about it", "")

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -428,6 +429,59 @@ func TestDoctorFixes(t *testing.T) {
 			must(firewall.sound)
 			must(firewall.reload)
 			wantSound("loaded again")
+		})
+	}
+}
+
+// TestDoctorOtherFixes does what doctor says about the daemon, its rules and the kernel's settings.
+func TestDoctorOtherFixes(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct{ script, line string }{
+		"no rules":       {"nft delete table inet nfq_ftphelper", `problem  rules +the queue rules are not installed`},
+		"a rule missing": {"nft flush chain inet nfq_ftphelper prerouting", `problem  rules +table inet nfq_ftphelper: chain prerouting`},
+		"no ports":       {"nft flush set inet nfq_ftphelper ports", `problem  rules +set ports of table inet nfq_ftphelper is empty`},
+		"not forwarding": {"sysctl -qw net.ipv4.ip_forward=0", `warning  forwarding +IPv4 is not forwarded`},
+		"stopped":        {"kill -STOP DAEMON", `problem  queue +queue \d+: nfq-ftphelper, process \d+, is stopped`},
+		"no daemon":      {"kill -KILL DAEMON", `(warning|problem) +queue +`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			lab := newLab(t, Config{Situation: DNAT, Family: IPv4, Helper: Ours})
+			router, path := lab.ServerRouter(), filepath.Dir(daemon(t, BackEnd{}).Binary)
+			site := startSite(t, lab.Server, IPv4, SiteOptions{})
+			script := strings.ReplaceAll(c.script, "DAEMON", strconv.Itoa(router.DaemonProcess().Pid()))
+			if _, err := router.Run(testContext(t, 20*time.Second), "", "sh", "-c", script); err != nil {
+				t.Fatal(err)
+			}
+			var fix string
+			waitFor(t, "the finding", func() bool {
+				report, _ := doctor(t, router)
+				m := regexp.MustCompile(`(?m)^` + c.line + `.*\n .*\n +=> (.*)$`).FindStringSubmatch(report)
+				if m != nil {
+					fix, _, _ = strings.Cut(m[len(m)-1], ", or ")
+				}
+				return m != nil
+			})
+			t.Log("=> " + fix)
+			process, err := router.Start(exec.Command("sh", "-c", "PATH=$PATH:"+path+"; exec "+fix))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if strings.HasPrefix(fix, "nfq-ftphelper run") {
+				err = process.WaitOutput(testContext(t, 20*time.Second), func(output string) bool { return strings.Contains(output, "msg=ready") })
+			} else {
+				err = process.Wait(testContext(t, 20*time.Second))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if report, code := doctor(t, router); code != 0 || findingsIn(report) != "" {
+				t.Errorf("fixed: exit code %d, doctor says\n%s", code, report)
+			}
+			outcome := cell{DNAT, IPv4, EPSV, Download, Curl}.transfer(lab, site, workingTimeout).Run(testContext(t, time.Minute), lab.Client)
+			if outcome.Err != nil {
+				t.Errorf("%v\n%s", outcome.Err, outcome.Transcript)
+			}
 		})
 	}
 }
