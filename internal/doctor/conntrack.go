@@ -45,7 +45,7 @@ func (p *patient) fill(count int, of, setting, why string) []Finding {
 	}
 	what := fmt.Sprintf("%d of %d %s", count, limit, of)
 	if limit > 0 && count >= limit*8/10 { // 0 is no limit
-		return bySysctl(warning(what, why, fmt.Sprintf("sysctl -w net.netfilter.%s=%d", setting, 2*limit)))
+		return warning(what, why, fmt.Sprintf("sysctl -w net.netfilter.%s=%d", setting, 2*limit))
 	}
 	return ok("%s", what)
 }

@@ -138,6 +138,8 @@ var checks = append(needed[:len(needed):len(needed)],
 	check{"forwarding", false, checkForwarding},
 )
 
+const savedBySysctl = "lost, unless a file in /etc/sysctl.d sets it, or the firewall (ufw: /etc/ufw/sysctl.conf; Shorewall: shorewall.conf)"
+
 func examine(p *patient, checks []check) []Finding {
 	admin, _ := p.netAdmin()
 	var found []Finding
@@ -150,6 +152,9 @@ func examine(p *patient, checks []check) []Finding {
 		for _, f := range c.find(p) {
 			if f.Check == "" {
 				f.Check = c.name
+			}
+			if strings.HasPrefix(f.Mend, "sysctl -w ") {
+				f.AfterReboot = savedBySysctl
 			}
 			found = append(found, f)
 		}
@@ -187,17 +192,6 @@ func warning(what, why, mend string) []Finding {
 
 func problem(what, why, mend string) []Finding {
 	return []Finding{{Level: Problem, What: what, Why: why, Mend: mend}}
-}
-
-// bySysctl adds that sysctl(8) saves nothing.
-func bySysctl(found []Finding) []Finding {
-	for i := range found {
-		found[i].AfterReboot = "lost, unless a file in /etc/sysctl.d sets it (ufw: /etc/ufw/sysctl.conf; Shorewall: IP_FORWARDING=On in shorewall.conf)"
-		if !strings.Contains(found[i].Mend, "forward") {
-			found[i].AfterReboot = "lost, unless a file in /etc/sysctl.d sets it"
-		}
-	}
-	return found
 }
 
 // unread is for what could not be examined.

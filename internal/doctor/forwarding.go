@@ -38,8 +38,8 @@ func checkForwarding(p *patient) []Finding {
 		case err != nil:
 			found = append(found, unread("the setting "+f.setting, err)...)
 		case strings.TrimSpace(string(value)) == "0":
-			found = append(found, bySysctl(warning(fmt.Sprintf("%s is not forwarded between %s", f.family, strings.Join(names, ", ")),
-				"FTP through this host can't work, but FTP of this host can", "sysctl -w "+f.setting+"=1"))...)
+			found = append(found, warning(fmt.Sprintf("%s is not forwarded between %s", f.family, strings.Join(names, ", ")),
+				"FTP through this host can't work, but FTP of this host can", "sysctl -w "+f.setting+"=1")...)
 		default:
 			on = append(on, f.family)
 		}

@@ -23,8 +23,8 @@ func checkHelpers(p *patient) []Finding {
 	var found []Finding
 	// Kernels before 6.0: helpers attached by port, without a rule.
 	if value, err := p.readFile("/proc/sys/net/netfilter/nf_conntrack_helper"); err == nil && strings.TrimSpace(string(value)) != "0" {
-		found = append(found, bySysctl(problem("the kernel attaches its own helper to port 21", oneHelper,
-			"sysctl -w net.netfilter.nf_conntrack_helper=0"))...)
+		found = append(found, problem("the kernel attaches its own helper to port 21", oneHelper,
+			"sysctl -w net.netfilter.nf_conntrack_helper=0")...)
 	}
 	rs, err := p.rulesetOnce()
 	if err != nil {
