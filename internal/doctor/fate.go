@@ -111,6 +111,8 @@ type fate struct {
 	dropped bool
 	// by is the rule that drops it, nil for the chain's policy.
 	by *rule
+	// unless are rules that accept it under conditions that can't be judged, and don't name its state.
+	unless []*rule
 	// perhaps is a rule that names the packet's state and drops it under conditions that can't be judged.
 	perhaps *rule
 	// otherHelper is the one whose related connections are accepted instead.
@@ -143,6 +145,16 @@ func (rs *ruleset) fate(c chain, p packet) fate {
 		f.fate.dropped = c.drops
 	}
 	return f.fate
+}
+
+// passes tells whether the packet may pass.
+func (f fate) passes() bool { return !f.dropped || len(f.unless) > 0 }
+
+// asWell tells whether data connections pass wherever their control connections do: by the same rules, which
+// name no port. Both are between the same two hosts.
+func (f fate) asWell(data fate) bool {
+	return f.dropped && len(f.unless) > 0 &&
+		!slices.ContainsFunc(f.unless, func(r *rule) bool { return !slices.Contains(data.unless, r) })
 }
 
 // outcome is what became of the packet in a chain.
@@ -182,10 +194,10 @@ func (f *reader) follow(name string, on match, unsure bool) outcome {
 					f.fate.perhaps = r
 				}
 			case a.accepts():
-				// That a control connection may pass is enough.
-				if sure == yes || m.stated || f.packet.state == expr.CtStateBitNEW {
+				if sure == yes || m.stated && f.packet.state != expr.CtStateBitNEW {
 					return decided
 				}
+				f.fate.unless = append(f.fate.unless, r)
 			case a.drops():
 				if sure == yes && !unsure {
 					f.fate.dropped, f.fate.by = true, r

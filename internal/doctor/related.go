@@ -120,7 +120,7 @@ func (f *filters) lets(hook uint32, family byte, w path) bool {
 	if !known {
 		passes = !slices.ContainsFunc(f.chains, func(c chain) bool {
 			return c.hook == hook && (c.table.family == family || c.table.family == familyInet) &&
-				f.rs.fate(c, controlPacket(f.controlPorts(), w.in, w.out)).dropped
+				!f.rs.fate(c, controlPacket(f.controlPorts(), w.in, w.out)).passes()
 		})
 		f.passes[at] = passes
 	}
@@ -140,8 +140,8 @@ func (f *filters) closed(family byte) bool {
 // examine says how a chain drops data connections, if it does. It is dropping if it drops anything
 // that no rule accepts.
 func (f *filters) examine(c chain) (found Finding, dropping bool) {
-	var lost, maybe []path // on which control connections pass
-	var worst, perhaps, shut fate
+	var lost, maybe, passive []path // on which control connections pass
+	var worst, perhaps, shut, active fate
 	for _, w := range f.paths(c.hook) {
 		data := f.rs.fate(c, dataPacket(f.config.Helper, w.in, w.out))
 		dropping = dropping || f.rs.fate(c, packet{state: noState, ports: highPorts, in: w.in, out: w.out}).dropped
@@ -153,6 +153,10 @@ func (f *filters) examine(c chain) (found Finding, dropping bool) {
 		lets := f.lets(c.hook, c.table.family, w) || c.hook == unix.NF_INET_FORWARD && f.lets(c.hook, c.table.family, back) ||
 			c.hook == unix.NF_INET_LOCAL_OUT && f.lets(unix.NF_INET_LOCAL_IN, c.table.family, path{in: w.out})
 		switch {
+		case data.dropped && f.rs.fate(c, controlPacket(f.controlPorts(), w.in, w.out)).asWell(data):
+			if other := f.rs.fate(c, dataPacket(f.config.Helper, back.in, back.out)); c.hook == unix.NF_INET_FORWARD && other.dropped {
+				passive, active = append(passive, w), other
+			}
 		case data.dropped && lets:
 			lost, worst = append(lost, w), data
 		case data.dropped:
@@ -164,6 +168,11 @@ func (f *filters) examine(c chain) (found Finding, dropping bool) {
 	switch {
 	case len(lost) > 0:
 		return f.dropsRelated(c, worst, lost), dropping
+	case len(passive) > 0:
+		found := f.dropsRelated(c, active, passive)
+		found.Level = Warning
+		found.Why = "active FTP fails: the chain accepts connections from some addresses, but not the data connections in the other direction"
+		return found, dropping
 	case len(maybe) > 0:
 		fix := f.accepting(c, perhaps.perhaps)
 		return Finding{Level: Warning,

@@ -183,6 +183,8 @@ func TestUserRules(t *testing.T) {
 		"perhaps elsewhere":    {"table inet filter { chain x { ct state related accept; }; chain forward { type filter hook forward priority 0; policy drop; ip saddr 192.0.2.1 goto x; drop; }; }", nil},
 		"perhaps":              {open + "ip saddr 192.0.2.0/24 ct state related drop; }; }", shut("under a condition that can't be judged: the rule with handle", insert)},
 		"ICMP is dropped":      {open + "ip protocol icmp ct state related drop; ip6 nexthdr icmpv6 ct state related drop; meta l4proto { icmp, udp } drop; }; }", nil},
+		"by address only":      {forward + "ct state established accept; ip saddr 192.0.2.0/24 accept; }; }", shut(missing, insert)},
+		"by address, input":    {"table inet filter { chain in { type filter hook input priority 0; policy drop; ct state established accept; ip saddr 192.0.2.0/24 accept; }; }", nil},
 		"loopback only":        {forward + `tcp dport 21 accept; iif "lo" accept; iifname "lo" ct state related accept; }; }`, related(missing, insert)},
 		"output":               {"table inet filter { chain out { type filter hook output priority 0; policy drop; ct state established accept; }; }", related("chain out drops", "nft insert rule inet filter out")},
 		"nowhere":              {"table inet filter { chain forward { type filter hook forward priority 0; policy drop; }; chain input { type filter hook input priority 0; policy drop; ct state related accept; }; }", related("chain forward drops", insert)},

@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"errors"
+	"net/netip"
 	"reflect"
 	"strings"
 	"testing"
@@ -216,4 +217,29 @@ func TestOtherTables(t *testing.T) {
 	f.set("/proc/thread-self/net/ip_tables_names", "mangle\n")
 	f.programs = map[string]string{"iptables-legacy-save": "*mangle\n:FORWARD ACCEPT [0:0]\n-A FORWARD -m conntrack --ctstate RELATED -j DROP\nCOMMIT\n"}
 	f.wantFinding(t, want{Problem, "related", "table ip mangle (iptables-legacy), chain FORWARD drops", "iptables-legacy -t mangle -I FORWARD -m conntrack"})
+}
+
+// TestLibvirt has the rules of a host of virtual machines, behind NAT: FTP passes from them, and nothing is wrong.
+func TestLibvirt(t *testing.T) {
+	f := healthy()
+	f.interfaces = map[string][]netip.Addr{
+		"eth0":   {netip.MustParseAddr("192.0.2.1")},
+		"virbr0": {netip.MustParseAddr("192.168.122.1")},
+	}
+	f.set("/proc/thread-self/net/ip_tables_names", "filter\n")
+	f.programs = map[string]string{"iptables-legacy-save": `*filter
+:FORWARD ACCEPT [0:0]
+:LIBVIRT_FWI - [0:0]
+:LIBVIRT_FWO - [0:0]
+-A FORWARD -j LIBVIRT_FWI
+-A FORWARD -j LIBVIRT_FWO
+-A LIBVIRT_FWI -d 192.168.122.0/24 -o virbr0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A LIBVIRT_FWI -o virbr0 -j REJECT --reject-with icmp-port-unreachable
+-A LIBVIRT_FWO -s 192.168.122.0/24 -i virbr0 -j ACCEPT
+-A LIBVIRT_FWO -i virbr0 -j REJECT --reject-with icmp-port-unreachable
+COMMIT
+`}
+	if findings := f.examine(ftp); Count(findings, OK) != len(findings) {
+		t.Error(text(findings))
+	}
 }
