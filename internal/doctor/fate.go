@@ -138,7 +138,7 @@ type visit struct {
 }
 
 // fate follows a packet through a base chain. A rule that accepts it under conditions that can't
-// be judged counts if it names the packet's state: whoever writes that means such packets.
+// be judged counts if it names the packet's state, since it is written for such packets.
 func (rs *ruleset) fate(c chain, p packet) fate {
 	f := reader{rs: rs, table: c.table, packet: p, seen: make(map[visit]bool)}
 	if f.follow(c.name, anything, false) != decided {
@@ -147,10 +147,10 @@ func (rs *ruleset) fate(c chain, p packet) fate {
 	return f.fate
 }
 
-// passes tells whether the packet may pass.
+// passes reports whether the packet may pass.
 func (f fate) passes() bool { return !f.dropped || len(f.unless) > 0 }
 
-// asWell tells whether data connections pass wherever their control connections do: by the same rules, which
+// asWell reports whether data connections pass wherever their control connections do: by the same rules, which
 // name no port. Both are between the same two hosts.
 func (f fate) asWell(data fate) bool {
 	return f.dropped && len(f.unless) > 0 &&
@@ -226,7 +226,7 @@ func (f *reader) follow(name string, on match, unsure bool) outcome {
 	return ended
 }
 
-// accepts tells whether the packet passes, or goes to another program that decides.
+// accepts reports whether the packet passes, or goes to another program that decides.
 func (a action) accepts() bool {
 	return a.queue || a.verdict != nil && a.verdict.code == verdictAccept
 }
@@ -248,7 +248,7 @@ func (rs *ruleset) chainRules(at objectName) []*rule {
 	return rs.byChain[at]
 }
 
-// hasChain tells whether there is a chain of such a name.
+// hasChain reports whether there is a chain of such a name.
 func (rs *ruleset) hasChain(table tableName, name string) bool {
 	return slices.ContainsFunc(rs.chains, func(c chain) bool { return c.table == table && c.name == name })
 }

@@ -109,7 +109,7 @@ func (f *filters) paths(hook uint32) []path {
 	return all
 }
 
-// lets tells whether control connections may pass all chains of a hook, over IPv4 or IPv6 where the family
+// lets reports whether control connections may pass all chains of a hook, over IPv4 or IPv6 where the family
 // is both.
 func (f *filters) lets(hook uint32, family byte, w path) bool {
 	if family == familyInet {
@@ -127,7 +127,7 @@ func (f *filters) lets(hook uint32, family byte, w path) bool {
 	return passes
 }
 
-// closed tells whether control connections pass nowhere: neither to this host nor through it.
+// closed reports whether control connections pass nowhere: neither to this host nor through it.
 func (f *filters) closed(family byte) bool {
 	for _, hook := range []uint32{unix.NF_INET_LOCAL_IN, unix.NF_INET_FORWARD} {
 		if slices.ContainsFunc(f.paths(hook), func(w path) bool { return f.lets(hook, family, w) }) {
@@ -226,7 +226,7 @@ func pathNames(paths []path) []string {
 	return names
 }
 
-// names tells whether a rule names states, and so drops related connections on purpose.
+// names reports whether a rule names states, and so drops related connections on purpose.
 func (f *filters) names(r *rule) bool {
 	return slices.ContainsFunc(f.rs.actions(r), func(a action) bool { return a.match.stated })
 }

@@ -189,6 +189,10 @@ func TestSpec(t *testing.T) {
 	if got := p.spec(&rs.rules[1]); got != "2" {
 		t.Errorf("after a change: %s", got)
 	}
+	f.programs = map[string]string{"iptables-save -t filter": strings.Replace(savedFilter, "-p tcp", `-m comment --comment "$(reboot)"`, 1)}
+	if got := p.spec(&rs.rules[1]); got != "2" {
+		t.Errorf("with a comment that a shell runs: %s", got)
+	}
 	f.programs, f.broken = map[string]string{"iptables-save -t filter": savedFilter}, errors.New("no answer")
 	if got := p.spec(&rs.rules[1]); got != "2" {
 		t.Errorf("without an answer: %s", got)
@@ -219,7 +223,7 @@ func TestOtherTables(t *testing.T) {
 	f.wantFinding(t, want{Problem, "related", "table ip mangle (iptables-legacy), chain FORWARD drops", "iptables-legacy -t mangle -I FORWARD -m conntrack"})
 }
 
-// TestLibvirt has the rules of a host of virtual machines, behind NAT: FTP passes from them, and nothing is wrong.
+// TestLibvirt has the rules of a host that masquerades for virtual machines: FTP passes from them, so there is no finding.
 func TestLibvirt(t *testing.T) {
 	f := healthy()
 	f.interfaces = map[string][]netip.Addr{

@@ -145,8 +145,8 @@ PROGRAM start`),
 	}
 }
 
-// testFault is one that doctor has to find behind a firewall, and to say how to fix it so that the firewall
-// stays sound.
+// testFault is a fault on a host with a firewall. Doctor has to find it, and to print a fix that keeps the
+// firewall sound.
 type testFault struct {
 	firewall string
 	script   string // makes the fault
@@ -333,9 +333,9 @@ nft replace rule inet firewalld filter_FORWARD handle $handle ct state establish
 // slowFirewalls take minutes to start in an emulator. They are iptables or nftables to the kernel.
 var slowFirewalls = regexp.MustCompile(`^(docker|firewalld|shorewall|ufw)`)
 
-// TestDoctorFixes makes each fault behind each firewall, does what doctor says, and wants the fault to be
-// gone, the transfer to work, and the firewall to be sound: it lists its rules, saves them and loads them
-// again, after which the transfer still works.
+// TestDoctorFixes makes each fault on a host with each firewall and runs the fix that doctor prints. After that
+// doctor finds nothing, a transfer works, and the firewall is sound: it lists its rules, saves them and loads
+// them again, and the transfer still works.
 func TestDoctorFixes(t *testing.T) {
 	t.Parallel()
 	for name, c := range testFaults() {
@@ -433,7 +433,7 @@ func TestDoctorFixes(t *testing.T) {
 	}
 }
 
-// TestDoctorOtherFixes does what doctor says about the daemon, its rules and the kernel's settings.
+// TestDoctorOtherFixes runs the fixes that doctor prints for the daemon, its rules and the kernel's settings.
 func TestDoctorOtherFixes(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct{ script, line string }{
