@@ -141,6 +141,8 @@ var checks = append(needed[:len(needed):len(needed)],
 	check{"forwarding", false, checkForwarding},
 )
 
+const savedBySysctl = "lost, unless a file in /etc/sysctl.d sets it, or the firewall (ufw: /etc/ufw/sysctl.conf; Shorewall: shorewall.conf)"
+
 func examine(p *patient, checks []check) []Finding {
 	admin, _ := p.netAdmin()
 	var found []Finding
@@ -153,6 +155,9 @@ func examine(p *patient, checks []check) []Finding {
 		for _, f := range c.find(p) {
 			if f.Check == "" {
 				f.Check = c.name
+			}
+			if strings.HasPrefix(f.Mend, "sysctl -w ") {
+				f.AfterReboot = savedBySysctl
 			}
 			found = append(found, f)
 		}

@@ -111,6 +111,8 @@ type fate struct {
 	dropped bool
 	// by is the rule that drops it, nil for the chain's policy.
 	by *rule
+	// unless are rules that accept it under conditions that can't be judged, and don't name its state.
+	unless []*rule
 	// perhaps is a rule that names the packet's state and drops it under conditions that can't be judged.
 	perhaps *rule
 	// otherHelper is the one whose related connections are accepted instead.
@@ -132,16 +134,27 @@ type visit struct {
 	chain  string
 	sure   certainty
 	stated bool
+	unsure bool
 }
 
 // fate follows a packet through a base chain. A rule that accepts it under conditions that can't
-// be judged counts if it names the packet's state: whoever writes that means such packets.
+// be judged counts if it names the packet's state, since it is written for such packets.
 func (rs *ruleset) fate(c chain, p packet) fate {
 	f := reader{rs: rs, table: c.table, packet: p, seen: make(map[visit]bool)}
-	if f.follow(c.name, anything) != decided {
+	if f.follow(c.name, anything, false) != decided {
 		f.fate.dropped = c.drops
 	}
 	return f.fate
+}
+
+// passes reports whether the packet may pass.
+func (f fate) passes() bool { return !f.dropped || len(f.unless) > 0 }
+
+// asWell reports whether data connections pass wherever their control connections do: by the same rules, which
+// name no port. Both are between the same two hosts.
+func (f fate) asWell(data fate) bool {
+	return f.dropped && len(f.unless) > 0 &&
+		!slices.ContainsFunc(f.unless, func(r *rule) bool { return !slices.Contains(data.unless, r) })
 }
 
 // outcome is what became of the packet in a chain.
@@ -152,9 +165,11 @@ const (
 	decided                // accepted or dropped
 )
 
-func (f *reader) follow(name string, on match) outcome {
+// follow reads a chain to which conditions lead. It is unsure whether the packet comes that far if a rule may
+// have ended a chain before; then no rule surely drops it.
+func (f *reader) follow(name string, on match, unsure bool) outcome {
 	// Under the same conditions the same chain decides nothing a second time.
-	at := visit{name, f.packet.on(on), on.stated}
+	at := visit{name, f.packet.on(on), on.stated, unsure}
 	if f.seen[at] {
 		return ended
 	}
@@ -179,12 +194,12 @@ func (f *reader) follow(name string, on match) outcome {
 					f.fate.perhaps = r
 				}
 			case a.accepts():
-				// That a control connection may pass is enough.
-				if sure == yes || m.stated || f.packet.state == expr.CtStateBitNEW {
+				if sure == yes || m.stated && f.packet.state != expr.CtStateBitNEW {
 					return decided
 				}
+				f.fate.unless = append(f.fate.unless, r)
 			case a.drops():
-				if sure == yes {
+				if sure == yes && !unsure {
 					f.fate.dropped, f.fate.by = true, r
 					return decided
 				}
@@ -196,20 +211,22 @@ func (f *reader) follow(name string, on match) outcome {
 				if sure == yes {
 					return ended
 				}
+				unsure = true
 			case v.code == verdictJump || v.code == verdictGoto:
-				if f.follow(v.chain, m) == decided {
+				if f.follow(v.chain, m, unsure) == decided {
 					return decided
 				}
 				if v.code == verdictGoto && sure == yes {
 					return ended
 				}
+				unsure = unsure || v.code == verdictGoto
 			}
 		}
 	}
 	return ended
 }
 
-// accepts tells whether the packet passes, or goes to another program that decides.
+// accepts reports whether the packet passes, or goes to another program that decides.
 func (a action) accepts() bool {
 	return a.queue || a.verdict != nil && a.verdict.code == verdictAccept
 }
@@ -231,7 +248,7 @@ func (rs *ruleset) chainRules(at objectName) []*rule {
 	return rs.byChain[at]
 }
 
-// hasChain tells whether there is a chain of such a name.
+// hasChain reports whether there is a chain of such a name.
 func (rs *ruleset) hasChain(table tableName, name string) bool {
 	return slices.ContainsFunc(rs.chains, func(c chain) bool { return c.table == table && c.name == name })
 }

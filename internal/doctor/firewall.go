@@ -69,7 +69,7 @@ func (rs *ruleset) owner(c chain, by *rule) firewall {
 	return iptables
 }
 
-// precedes tells whether a rule stands in a base chain before the jump to another chain, or that jump is
+// precedes reports whether a rule stands in a base chain before the jump to another chain, or that jump is
 // not there.
 func (rs *ruleset) precedes(c chain, r *rule, to string) bool {
 	for _, x := range rs.chainRules(objectName{c.table, c.name}) {
@@ -113,18 +113,18 @@ var iptablesChains = map[string]map[string]chain{
 // rule a counter.
 var iptablesExpressions = []string{"bitwise", "cmp", "counter", "immediate", "limit", "log", "lookup", "match", "meta", "payload", "range", "target"}
 
-// ofIptables tells whether iptables owns a table, though nft may have added rules to it.
+// ofIptables reports whether iptables owns a table, though nft may have added rules to it.
 func (rs *ruleset) ofIptables(t tableName) bool {
 	like, strange := rs.iptablesTable(t)
 	return t.legacy || like && (len(strange) == 0 || rs.wroteIptables(t))
 }
 
-// wroteIptables tells whether there are expressions in a table that only iptables-nft writes.
+// wroteIptables reports whether there are expressions in a table that only iptables-nft writes.
 func (rs *ruleset) wroteIptables(t tableName) bool {
 	return slices.ContainsFunc(rs.rules, func(r rule) bool { return r.table == t && (r.has("match") || r.has("target")) })
 }
 
-// iptablesTable tells whether a table has the base chains that iptables-nft makes, and which rules in it are
+// iptablesTable reports whether a table has the base chains that iptables-nft makes, and which rules in it are
 // not iptables'. With one that it can't read, iptables refuses the whole table.
 func (rs *ruleset) iptablesTable(t tableName) (like bool, strange []*rule) {
 	names := iptablesChains[t.name]
@@ -152,7 +152,7 @@ func (r *rule) has(name string) bool {
 	return slices.ContainsFunc(r.exprs, func(e expression) bool { return e.name == name })
 }
 
-// unreadable tells whether iptables-nft can't read the rule.
+// unreadable reports whether iptables-nft can't read the rule.
 func (r *rule) unreadable() bool {
 	return slices.ContainsFunc(r.exprs, func(e expression) bool { return !slices.Contains(iptablesExpressions, e.name) })
 }
@@ -203,6 +203,9 @@ func saved(program, file string) string { return fmt.Sprintf("kept, %s loads %s"
 func (p *patient) accepting(c chain, by *rule) fix {
 	const related = "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
 	program := p.iptablesProgram(c.table)
+	if c.table.name != "filter" {
+		program += " -t " + c.table.name
+	}
 	switch p.asked.ruleset.owner(c, by) {
 	case firewalld:
 		return fix{"firewall-cmd --reload", "kept, firewalld itself writes a rule that accepts them; another program has removed it, or has put one in front of it"}
@@ -346,23 +349,34 @@ func (p *patient) iptablesProgram(t tableName) string {
 
 // spec is how iptables writes a rule, or else the rule's number in its chain: -D takes both.
 func (p *patient) spec(r *rule) string {
-	if r.spec != "" {
-		return r.spec
-	}
 	all := p.asked.ruleset.chainRules(objectName{r.table, r.chain})
 	number := slices.Index(all, r)
-	if text, err := p.run(p.iptablesProgram(r.table)+"-save", "-t", r.table.name); err == nil {
-		var specs []string
-		for line := range strings.Lines(text) {
-			if spec, ok := strings.CutPrefix(line, "-A "+r.chain+" "); ok {
-				specs = append(specs, strings.TrimSpace(spec))
-			}
-		}
-		if len(specs) == len(all) {
-			return specs[number]
+	spec := r.spec
+	if spec == "" {
+		spec = p.savedSpec(r, number, len(all))
+	}
+	if spec == "" || strings.ContainsAny(spec, "$`") { // a shell would read more than iptables in a comment
+		return fmt.Sprint(number + 1)
+	}
+	return spec
+}
+
+// savedSpec asks iptables-save for one rule of so many in a chain. It is "" if there are not as many.
+func (p *patient) savedSpec(r *rule, number, count int) string {
+	text, err := p.run(p.iptablesProgram(r.table)+"-save", "-t", r.table.name)
+	if err != nil {
+		return ""
+	}
+	var specs []string
+	for line := range strings.Lines(text) {
+		if spec, ok := strings.CutPrefix(line, "-A "+r.chain+" "); ok {
+			specs = append(specs, strings.TrimSpace(spec))
 		}
 	}
-	return fmt.Sprint(number + 1)
+	if len(specs) != count {
+		return ""
+	}
+	return specs[number]
 }
 
 // portsText lists ports for people.

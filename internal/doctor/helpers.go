@@ -95,7 +95,7 @@ func (c chain) late() bool {
 	return c.hook != unix.NF_INET_PRE_ROUTING && c.hook != unix.NF_INET_LOCAL_OUT || c.priority >= natPriority
 }
 
-// early tells whether conntrack does not know the connection yet.
+// early reports whether conntrack does not know the connection yet.
 func (c chain) early() bool { return !c.late() && c.priority <= conntrackPriority }
 
 func hookName(hook uint32) string {

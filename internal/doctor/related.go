@@ -11,7 +11,7 @@ import (
 
 // mostInterfaces is up to how many interfaces rules are read for each pair; with more, conditions on
 // interfaces are taken for conditions that can't be judged.
-const mostInterfaces = 8
+const mostInterfaces = 16
 
 // checkRelated looks for chains that drop related connections, as the data connections are that a helper
 // makes conntrack expect.
@@ -24,7 +24,7 @@ func checkRelated(p *patient) []Finding {
 	if found, err := p.addresses(); err == nil && len(found) > 0 && len(found) <= mostInterfaces {
 		interfaces = slices.Sorted(maps.Keys(found))
 	}
-	filters := &filters{patient: p, rs: rs, interfaces: interfaces}
+	filters := &filters{patient: p, rs: rs, interfaces: interfaces, passes: make(map[way]bool)}
 	for _, c := range rs.chains {
 		if c.base && (c.kind == "filter" || c.kind == "route") && filtersTCP[c.hook] && c.table.name != ownTable {
 			filters.chains = append(filters.chains, c)
@@ -61,6 +61,14 @@ type filters struct {
 	rs         *ruleset
 	chains     []chain
 	interfaces []string // "" if unknown
+	passes     map[way]bool
+}
+
+// way is a path of a family through a hook.
+type way struct {
+	hook   uint32
+	family byte
+	path   path
 }
 
 // A path is a way through a hook, from an interface to another one; "" is none, or unknown.
@@ -101,15 +109,25 @@ func (f *filters) paths(hook uint32) []path {
 	return all
 }
 
-// lets tells whether control connections may pass all chains of a hook that see the family of the chain.
+// lets reports whether control connections may pass all chains of a hook, over IPv4 or IPv6 where the family
+// is both.
 func (f *filters) lets(hook uint32, family byte, w path) bool {
-	return !slices.ContainsFunc(f.chains, func(c chain) bool {
-		sees := c.table.family == family || c.table.family == familyInet || family == familyInet
-		return c.hook == hook && sees && f.rs.fate(c, controlPacket(f.controlPorts(), w.in, w.out)).dropped
-	})
+	if family == familyInet {
+		return f.lets(hook, familyIPv4, w) || f.lets(hook, familyIPv6, w)
+	}
+	at := way{hook, family, w}
+	passes, known := f.passes[at]
+	if !known {
+		passes = !slices.ContainsFunc(f.chains, func(c chain) bool {
+			return c.hook == hook && (c.table.family == family || c.table.family == familyInet) &&
+				!f.rs.fate(c, controlPacket(f.controlPorts(), w.in, w.out)).passes()
+		})
+		f.passes[at] = passes
+	}
+	return passes
 }
 
-// closed tells whether control connections pass nowhere: neither to this host nor through it.
+// closed reports whether control connections pass nowhere: neither to this host nor through it.
 func (f *filters) closed(family byte) bool {
 	for _, hook := range []uint32{unix.NF_INET_LOCAL_IN, unix.NF_INET_FORWARD} {
 		if slices.ContainsFunc(f.paths(hook), func(w path) bool { return f.lets(hook, family, w) }) {
@@ -122,8 +140,8 @@ func (f *filters) closed(family byte) bool {
 // examine says how a chain drops data connections, if it does. It is dropping if it drops anything
 // that no rule accepts.
 func (f *filters) examine(c chain) (found Finding, dropping bool) {
-	var lost, maybe []path // on which control connections pass
-	var worst, perhaps, shut fate
+	var lost, maybe, passive []path // on which control connections pass
+	var worst, perhaps, shut, active fate
 	for _, w := range f.paths(c.hook) {
 		data := f.rs.fate(c, dataPacket(f.config.Helper, w.in, w.out))
 		dropping = dropping || f.rs.fate(c, packet{state: noState, ports: highPorts, in: w.in, out: w.out}).dropped
@@ -135,6 +153,10 @@ func (f *filters) examine(c chain) (found Finding, dropping bool) {
 		lets := f.lets(c.hook, c.table.family, w) || c.hook == unix.NF_INET_FORWARD && f.lets(c.hook, c.table.family, back) ||
 			c.hook == unix.NF_INET_LOCAL_OUT && f.lets(unix.NF_INET_LOCAL_IN, c.table.family, path{in: w.out})
 		switch {
+		case data.dropped && f.rs.fate(c, controlPacket(f.controlPorts(), w.in, w.out)).asWell(data):
+			if other := f.rs.fate(c, dataPacket(f.config.Helper, back.in, back.out)); c.hook == unix.NF_INET_FORWARD && other.dropped {
+				passive, active = append(passive, w), other
+			}
 		case data.dropped && lets:
 			lost, worst = append(lost, w), data
 		case data.dropped:
@@ -146,6 +168,11 @@ func (f *filters) examine(c chain) (found Finding, dropping bool) {
 	switch {
 	case len(lost) > 0:
 		return f.dropsRelated(c, worst, lost), dropping
+	case len(passive) > 0:
+		found := f.dropsRelated(c, active, passive)
+		found.Level = Warning
+		found.Why = "active FTP fails: the chain accepts connections from some addresses, but not the data connections in the other direction"
+		return found, dropping
 	case len(maybe) > 0:
 		fix := f.accepting(c, perhaps.perhaps)
 		return Finding{Level: Warning,
@@ -199,7 +226,7 @@ func pathNames(paths []path) []string {
 	return names
 }
 
-// names tells whether a rule names states, and so drops related connections on purpose.
+// names reports whether a rule names states, and so drops related connections on purpose.
 func (f *filters) names(r *rule) bool {
 	return slices.ContainsFunc(f.rs.actions(r), func(a action) bool { return a.match.stated })
 }

@@ -239,7 +239,7 @@ func savedPorts(list string) []rules.PortRange {
 	return ports
 }
 
-// savedTarget reads the target, with the options behind it.
+// savedTarget reads the target, with the options after it.
 func savedTarget(m match, option, target string, options []string) []action {
 	to := func(code int32, chain string) []action {
 		return []action{{match: m, verdict: &verdict{code: code, chain: chain}}}

@@ -2,11 +2,13 @@ package doctor
 
 import (
 	"errors"
+	"net/netip"
 	"reflect"
 	"strings"
 	"testing"
 
 	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
@@ -187,8 +189,61 @@ func TestSpec(t *testing.T) {
 	if got := p.spec(&rs.rules[1]); got != "2" {
 		t.Errorf("after a change: %s", got)
 	}
+	f.programs = map[string]string{"iptables-save -t filter": strings.Replace(savedFilter, "-p tcp", `-m comment --comment "$(reboot)"`, 1)}
+	if got := p.spec(&rs.rules[1]); got != "2" {
+		t.Errorf("with a comment that a shell runs: %s", got)
+	}
 	f.programs, f.broken = map[string]string{"iptables-save -t filter": savedFilter}, errors.New("no answer")
 	if got := p.spec(&rs.rules[1]); got != "2" {
 		t.Errorf("without an answer: %s", got)
+	}
+}
+
+// TestFamilies has a filter for both families, and one that lets no IPv6 through: IPv4 is lost nevertheless.
+func TestFamilies(t *testing.T) {
+	f := healthy()
+	both := chain{table: tableName{family: familyInet, name: "filter"}, name: "forward", base: true, kind: "filter", hook: unix.NF_INET_FORWARD}
+	none := chain{table: tableName{family: familyIPv6, name: "filter"}, name: "none", base: true, kind: "filter", hook: unix.NF_INET_FORWARD, drops: true}
+	related := match{states: expr.CtStateBitRELATED, stated: true}
+	f.rs = &ruleset{chains: []chain{both, none}, elements: noElements, rules: []rule{
+		{table: both.table, chain: both.name, known: []action{{match: related, verdict: &verdict{code: verdictDrop}}}},
+	}}
+	findings := f.examine(ftp)
+	if s := text(findings); Count(findings, Problem) != 1 || Count(findings, Warning) != 1 ||
+		!strings.Contains(s, "problem  related              table inet filter, chain forward drops related connections") {
+		t.Error(s)
+	}
+}
+
+// TestOtherTables has a fault in table mangle.
+func TestOtherTables(t *testing.T) {
+	f := healthy()
+	f.set("/proc/thread-self/net/ip_tables_names", "mangle\n")
+	f.programs = map[string]string{"iptables-legacy-save": "*mangle\n:FORWARD ACCEPT [0:0]\n-A FORWARD -m conntrack --ctstate RELATED -j DROP\nCOMMIT\n"}
+	f.wantFinding(t, want{Problem, "related", "table ip mangle (iptables-legacy), chain FORWARD drops", "iptables-legacy -t mangle -I FORWARD -m conntrack"})
+}
+
+// TestLibvirt has the rules of a host that masquerades for virtual machines: FTP passes from them, so there is no finding.
+func TestLibvirt(t *testing.T) {
+	f := healthy()
+	f.interfaces = map[string][]netip.Addr{
+		"eth0":   {netip.MustParseAddr("192.0.2.1")},
+		"virbr0": {netip.MustParseAddr("192.168.122.1")},
+	}
+	f.set("/proc/thread-self/net/ip_tables_names", "filter\n")
+	f.programs = map[string]string{"iptables-legacy-save": `*filter
+:FORWARD ACCEPT [0:0]
+:LIBVIRT_FWI - [0:0]
+:LIBVIRT_FWO - [0:0]
+-A FORWARD -j LIBVIRT_FWI
+-A FORWARD -j LIBVIRT_FWO
+-A LIBVIRT_FWI -d 192.168.122.0/24 -o virbr0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A LIBVIRT_FWI -o virbr0 -j REJECT --reject-with icmp-port-unreachable
+-A LIBVIRT_FWO -s 192.168.122.0/24 -i virbr0 -j ACCEPT
+-A LIBVIRT_FWO -i virbr0 -j REJECT --reject-with icmp-port-unreachable
+COMMIT
+`}
+	if findings := f.examine(ftp); Count(findings, OK) != len(findings) {
+		t.Error(text(findings))
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -50,8 +51,13 @@ var testFirewalls = map[string]testFirewall{
 	"nft": {
 		family: IPv4,
 		setUp:  `nft 'table inet filter { chain forward { type filter hook forward priority 0; policy drop; ct state established,related accept; tcp dport 21 accept; }; }'`,
-		reload: `(echo 'flush ruleset inet'; nft list table inet filter; nft list table inet mine 2>/dev/null || true; nft list table inet nfq_ftphelper >/dev/null) >/run/saved; sed -i '/flush ruleset/d' /run/saved
-nft 'delete table inet filter'; nft delete table inet mine 2>/dev/null || true; nft -f /run/saved`,
+		reload: `nft list table inet filter >/run/saved
+if nft list table inet mine >/run/mine 2>/dev/null; then
+	cat /run/mine >>/run/saved
+	nft delete table inet mine
+fi
+nft delete table inet filter
+nft -f /run/saved`,
 		sound: `nft list ruleset >/dev/null`,
 	},
 	"iptables-nft":            testIptables("iptables-nft", IPv4),
@@ -139,8 +145,8 @@ PROGRAM start`),
 	}
 }
 
-// testFault is one that doctor has to find behind a firewall, and to say how to fix it so that the firewall
-// stays sound.
+// testFault is a fault on a host with a firewall. Doctor has to find it, and to print a fix that keeps the
+// firewall sound.
 type testFault struct {
 	firewall string
 	script   string // makes the fault
@@ -261,6 +267,16 @@ nft replace rule inet firewalld filter_FORWARD handle $handle ct state establish
 		script:   "firewall-cmd --permanent --direct --add-rule ipv4 raw PREROUTING 0 -p tcp --dport 21 -j CT --notrack; firewall-cmd --reload",
 		line:     `problem  notrack +table ip raw, chain PREROUTING.* hides connections to port 21`, fix: `firewall-cmd --permanent --direct --remove-rule ipv4 raw PREROUTING 0 .* && firewall-cmd --reload`,
 	}
+	faults["ufw, related, to this host"] = testFault{
+		firewall: "ufw", works: true, // what is forwarded
+		script: "sed -i '/ufw-before-input/s/RELATED,ESTABLISHED/ESTABLISHED/' /etc/ufw/before.rules; ufw reload",
+		line:   `problem  related +table ip filter, chain INPUT drops, and ` + onlyEstablished, fix: `sed -i .*ufw-before-input .* /etc/ufw/before.rules && ufw reload`,
+	}
+	faults["iptables-nft, to this host"] = testFault{
+		firewall: "iptables-nft", works: true, // what is forwarded
+		script: "iptables-nft -P INPUT DROP; iptables-nft -A INPUT -p tcp --dport 21 -j ACCEPT; iptables-nft -A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT",
+		line:   `problem  related +table ip filter, chain INPUT drops, and ` + onlyEstablished, fix: "iptables -I INPUT " + insertRelated,
+	}
 	faults["ufw, related, IPv6"] = testFault{
 		firewall: "ufw6",
 		script:   "sed -i '/ufw6-before-forward/s/RELATED,ESTABLISHED/ESTABLISHED/' /etc/ufw/before6.rules; ufw reload",
@@ -317,9 +333,9 @@ nft replace rule inet firewalld filter_FORWARD handle $handle ct state establish
 // slowFirewalls take minutes to start in an emulator. They are iptables or nftables to the kernel.
 var slowFirewalls = regexp.MustCompile(`^(docker|firewalld|shorewall|ufw)`)
 
-// TestDoctorFixes makes each fault behind each firewall, does what doctor says, and wants the fault to be
-// gone, the transfer to work, and the firewall to be sound: it lists its rules, saves them and loads them
-// again, after which the transfer still works.
+// TestDoctorFixes makes each fault on a host with each firewall and runs the fix that doctor prints. After that
+// doctor finds nothing, a transfer works, and the firewall is sound: it lists its rules, saves them and loads
+// them again, and the transfer still works.
 func TestDoctorFixes(t *testing.T) {
 	t.Parallel()
 	for name, c := range testFaults() {
@@ -413,6 +429,61 @@ func TestDoctorFixes(t *testing.T) {
 			must(firewall.sound)
 			must(firewall.reload)
 			wantSound("loaded again")
+		})
+	}
+}
+
+// TestDoctorOtherFixes runs the fixes that doctor prints for the daemon, its rules and the kernel's settings.
+func TestDoctorOtherFixes(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct{ script, line string }{
+		"no rules":       {"nft delete table inet nfq_ftphelper", `problem  rules +the queue rules are not installed`},
+		"a rule missing": {"nft flush chain inet nfq_ftphelper prerouting", `problem  rules +table inet nfq_ftphelper: chain prerouting`},
+		"no ports":       {"nft flush set inet nfq_ftphelper ports", `problem  rules +set ports of table inet nfq_ftphelper is empty`},
+		"not forwarding": {"sysctl -qw net.ipv4.ip_forward=0", `warning  forwarding +IPv4 is not forwarded`},
+		"stopped":        {"kill -STOP DAEMON", `problem  queue +queue \d+: nfq-ftphelper, process \d+, is stopped`},
+		"no daemon":      {"kill -KILL DAEMON", `(warning|problem) +queue +`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			lab := newLab(t, Config{Situation: DNAT, Family: IPv4, Helper: Ours})
+			router, path := lab.ServerRouter(), filepath.Dir(daemon(t, BackEnd{}).Binary)
+			site := startSite(t, lab.Server, IPv4, SiteOptions{})
+			script := strings.ReplaceAll(c.script, "DAEMON", strconv.Itoa(router.DaemonProcess().Pid()))
+			if _, err := router.Run(testContext(t, 20*time.Second), "", "sh", "-c", script); err != nil {
+				t.Fatal(err)
+			}
+			var fix string
+			waitFor(t, "the finding", func() bool {
+				report, _ := doctor(t, router)
+				m := regexp.MustCompile(`(?m)^` + c.line + `.*\n .*\n +=> (.*)$`).FindStringSubmatch(report)
+				if m != nil {
+					fix, _, _ = strings.Cut(m[len(m)-1], ", or ")
+				}
+				return m != nil
+			})
+			t.Log("=> " + fix)
+			// The daemon's control socket is in a /run of its own.
+			process, err := router.Start(exec.Command("unshare", "--mount", "--propagation", "private",
+				"sh", "-c", "mount -t tmpfs tmpfs /run; PATH=$PATH:"+path+"; exec "+fix))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if strings.HasPrefix(fix, "nfq-ftphelper run") {
+				err = process.WaitOutput(testContext(t, 20*time.Second), func(output string) bool { return strings.Contains(output, "msg=ready") })
+			} else {
+				err = process.Wait(testContext(t, 20*time.Second))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if report, code := doctor(t, router); code != 0 || findingsIn(report) != "" {
+				t.Errorf("fixed: exit code %d, doctor says\n%s", code, report)
+			}
+			outcome := cell{DNAT, IPv4, EPSV, Download, Curl}.transfer(lab, site, workingTimeout).Run(testContext(t, time.Minute), lab.Client)
+			if outcome.Err != nil {
+				t.Errorf("%v\n%s", outcome.Err, outcome.Transcript)
+			}
 		})
 	}
 }
