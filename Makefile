@@ -17,12 +17,12 @@ SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
 DEMO_PACKAGES      := nftables curl kmod
 LAB_PACKAGES       := $(DEMO_PACKAGES) conntrack lftp tcpdump
 RACE_PACKAGES      := gcc libc6-dev
-UNIT_PACKAGES      := $(RACE_PACKAGES) netbase nftables conntrack kmod libnetfilter-queue-dev systemd
+UNIT_PACKAGES      := $(RACE_PACKAGES) netbase iproute2 procps nftables conntrack kmod libnetfilter-queue-dev systemd
 INSTALLED_PACKAGES := $(RACE_PACKAGES) mandoc man-db bash-completion lintian rpm systemd
-NETNS_PACKAGES     := $(LAB_PACKAGES) $(UNIT_PACKAGES) bsdutils busybox-static iproute2 \
+NETNS_PACKAGES     := $(LAB_PACKAGES) $(UNIT_PACKAGES) bsdutils busybox-static \
 	tnftp ncftp inetutils-ftp ftp-ssl wget aria2 rclone perl python3 python3-pyftpdlib
 KUBERNETES_PACKAGES := $(LAB_PACKAGES) podman runc catatonit
-KERNELS_PACKAGES   := $(LAB_PACKAGES) $(UNIT_PACKAGES) bsdutils iproute2 $(shell cat test/vm/packages)
+KERNELS_PACKAGES   := $(LAB_PACKAGES) $(UNIT_PACKAGES) bsdutils $(shell cat test/vm/packages)
 SERVERS            := vsftpd pure-ftpd proftpd-core inetutils-ftpd ftpd-ssl
 BENCH_PACKAGES     := nftables conntrack kmod gcc libc6-dev libnetfilter-queue-dev
 BENCH_VM_PACKAGES  := $(BENCH_PACKAGES) conntrackd nfct $(shell cat test/vm/packages)

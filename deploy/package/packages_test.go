@@ -353,35 +353,6 @@ func TestArchitectures(t *testing.T) {
 	}
 }
 
-// TestModules: stock kernels have what is loaded at boot.
-func TestModules(t *testing.T) {
-	text, err := os.ReadFile("modules-load.conf")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var modules []string
-	for line := range strings.Lines(string(text)) {
-		if !strings.HasPrefix(line, "#") {
-			modules = append(modules, strings.TrimSpace(line))
-		}
-	}
-	for _, kernel := range []string{"6.1", "6.12"} {
-		folder, err := exec.Command("../../test/vm/fetch", kernel).Output()
-		if err != nil {
-			t.Fatalf("fetching kernel %s: %v", kernel, err)
-		}
-		root := strings.TrimSpace(string(folder))
-		releases, err := os.ReadDir(filepath.Join(root, "lib/modules"))
-		if err != nil || len(releases) != 1 {
-			t.Fatalf("modules of kernel %s: %v %v", kernel, releases, err)
-		}
-		out, err := exec.Command("modprobe", append([]string{"--dirname", root, "--set-version", releases[0].Name(), "--show-depends", "--all"}, modules...)...).CombinedOutput()
-		if err != nil || len(modules) == 0 {
-			t.Errorf("kernel %s, modules %s: %v\n%s", kernel, modules, err, out)
-		}
-	}
-}
-
 // TestVersion: both dpkg and rpm sort versions in the order in which they are made.
 func TestVersion(t *testing.T) {
 	order := [][2]string{
