@@ -100,7 +100,7 @@ func TestExplain(t *testing.T) {
 				t.Fatal(err)
 			}
 			drawing := filepath.Join(t.TempDir(), "ladder.svg")
-			text, err := router.Run(ctx, file.String(), helper, "explain", "--svg", drawing, "-")
+			text, err := router.Run(ctx, file.String(), helper, "explain", "--config", "none", "--svg", drawing, "-")
 			if err != nil {
 				t.Fatal(err)
 			}
