@@ -119,7 +119,7 @@ func TestConfigDefault(t *testing.T) {
 	note := "nfq-ftphelper: settings are read from " + defaultFile + " (--config none ignores it)\n"
 	const capture = "../../internal/explain/testdata/dnat.pcap"
 	for _, c := range []struct {
-		args       []string
+		args      []string
 		code      int
 		out, errs string
 		noted     bool
