@@ -15,6 +15,9 @@ import (
 // usualFile is where the configuration file is as a rule.
 const usualFile = "/etc/nfq-ftphelper/nfq-ftphelper.yaml"
 
+// yamlFiles are the ends of configuration files' names, for completion.
+var yamlFiles = []string{"yaml", "yml"}
+
 func newConfig() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "config",
@@ -31,7 +34,10 @@ command line wins over the file. A daemon that gets SIGHUP reads its file again.
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newConfigCheck(), newConfigShow(), newConfigInit())
+	for _, sub := range []*cobra.Command{newConfigCheck(), newConfigShow(), newConfigInit()} {
+		sub.ValidArgsFunction = cobra.FixedCompletions(yamlFiles, cobra.ShellCompDirectiveFilterFileExt)
+		cmd.AddCommand(sub)
+	}
 	return cmd
 }
 

@@ -123,7 +123,7 @@ func completeValues(cmd *cobra.Command) {
 		case completer:
 			words = v.Completions()
 		case *source:
-			words, directive = []string{"yaml", "yml"}, cobra.ShellCompDirectiveFilterFileExt
+			words, directive = yamlFiles, cobra.ShellCompDirectiveFilterFileExt
 		default:
 			if name, _ := pflag.UnquoteUsage(flag); name == "file" || name == "path" {
 				return

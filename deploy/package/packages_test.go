@@ -280,13 +280,17 @@ func tryInstalled(t *testing.T, h host) {
 			}
 		}
 	}
-	out := h.do("bash", "-c", `. /usr/share/bash-completion/bash_completion
-		. /usr/share/bash-completion/completions/nfq-ftphelper
-		COMP_WORDS=(nfq-ftphelper rules pr) COMP_CWORD=2 COMP_LINE='nfq-ftphelper rules pr' COMP_POINT=22
-		__start_nfq-ftphelper nfq-ftphelper pr rules 2>/dev/null # compopt's complaint
-		printf '%s' "${COMPREPLY[*]}"`)
-	if strings.TrimSpace(out) != "print" {
-		t.Errorf("bash completes \"nfq-ftphelper rules pr\" to %q", out)
+	for typed, want := range map[string]string{"rules pr": "print", "run --helper ": "auto carrier cthelper", "run --helper c": "carrier cthelper"} {
+		out := h.do("bash", "-c", `. /usr/share/bash-completion/bash_completion
+			. /usr/share/bash-completion/completions/nfq-ftphelper
+			IFS=' ' read -ra COMP_WORDS <<<"nfq-ftphelper $1"
+			[[ $1 != *' ' ]] || COMP_WORDS+=('')
+			COMP_CWORD=$((${#COMP_WORDS[@]} - 1)) COMP_LINE="nfq-ftphelper $1" COMP_POINT=$((14 + ${#1}))
+			__start_nfq-ftphelper nfq-ftphelper "${COMP_WORDS[-1]}" "${COMP_WORDS[-2]}" 2>/dev/null # compopt's complaint
+			printf '%s' "${COMPREPLY[*]}"`, "bash", typed)
+		if got := strings.Join(strings.Fields(out), " "); got != want {
+			t.Errorf("bash completes \"nfq-ftphelper %s\" to %q, want %q", typed, got, want)
+		}
 	}
 
 	// The example of /etc/nftables.conf finds the rules. What it does is tested in package rules.
