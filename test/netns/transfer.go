@@ -140,7 +140,7 @@ type clientFiles struct {
 }
 
 func (t Transfer) run(ctx context.Context, from *Host, files clientFiles, args []string) (string, error) {
-	path, err := findProgram(string(t.Program))
+	path, err := FindProgram(string(t.Program))
 	if err != nil {
 		return "", err
 	}
