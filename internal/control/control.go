@@ -71,7 +71,7 @@ type Endpoint struct {
 	// Announced is the port announced.
 	Announced uint16 `json:"announced"`
 	// Told is the port that the other side was told, 0 if the endpoint was not opened.
-	Told uint16 `json:"told,omitempty"`
+	Told uint16 `json:"advertised,omitempty"`
 }
 
 // Flows are all control connections.
@@ -99,7 +99,7 @@ type Event struct {
 	// Announced is the endpoint, Told what the other side is told, and Expected where conntrack
 	// expects the data connection to go.
 	Announced netip.AddrPort `json:"announced,omitzero"`
-	Told      netip.AddrPort `json:"told,omitzero"`
+	Told      netip.AddrPort `json:"advertised,omitzero"`
 	Expected  netip.AddrPort `json:"expected,omitzero"`
 	// Line is that of an "unreadable". Whoever sent it may have put any bytes into it.
 	Line string `json:"line,omitempty"`

@@ -95,7 +95,7 @@ func (t *desk) serve(f filling) {
 	var err error
 	if t.status, err = os.Open(nfq.StatusFile); err != nil {
 		t.status = nil
-		t.log.Info("metrics lack queue_waiting and queue_dropped_total, which the kernel tells root only", "reason", err)
+		t.log.Info("metrics lack queue_waiting and queue_dropped_total, which the kernel tells root only", "why", err)
 	}
 	t.filled.Store(&f)
 	counters := metrics.Handler(t, t.version)
@@ -257,7 +257,7 @@ func flowOf(queue uint16, f *engine.Flow) control.Flow {
 		flow.ServerReachedAt = at
 	}
 	if f.Last.Announced != 0 {
-		flow.Last = &control.Endpoint{Verb: f.Last.Verb.String(), Announced: f.Last.Announced, Told: f.Last.Told}
+		flow.Last = &control.Endpoint{Verb: f.Last.Verb.String(), Announced: f.Last.Announced, Told: f.Last.Advertised}
 	}
 	return flow
 }
@@ -272,11 +272,11 @@ func eventOf(queue uint16, ev *engine.Event) control.Event {
 		to.Server = ev.Master.Tuples[expect.Original].Dst
 	case engine.Unreadable:
 		to.Verb, to.Line = ev.Verb.String(), string(ev.Line)
-	case engine.Expected, engine.Refused, engine.Failed:
-		to.Verb, to.Announced, to.Told, to.Expected = ev.Verb.String(), ev.Announced, ev.Told, ev.Expected
+	case engine.Expected, engine.WouldOpen, engine.Refused, engine.Failed:
+		to.Verb, to.Announced, to.Told, to.Expected = ev.Verb.String(), ev.Announced, ev.Advertised, ev.Expected
 	}
 	if ev.Kind == engine.Refused {
-		to.Reason, to.Why = ev.Reason.Label(), ev.Reason.String()
+		to.Reason, to.Why = ev.Reason.String(), ev.Reason.Sentence()
 	}
 	if ev.Err != nil {
 		to.Why = ev.Err.Error()

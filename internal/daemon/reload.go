@@ -46,7 +46,7 @@ func (d *daemon) reload(ctx context.Context, read func() (Change, error)) {
 	}
 	if err != nil {
 		if ctx.Err() == nil { // or it makes no difference any more
-			d.log.Error("reload refused, the settings stay as they are", "reason", err)
+			d.log.Error("reload refused, the settings stay as they are", "why", err)
 		}
 		return
 	}

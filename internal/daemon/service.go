@@ -31,6 +31,6 @@ func (d *daemon) status() string {
 // tell logs what the service manager could not be told: that must not end the daemon.
 func (d *daemon) tell(err error) {
 	if err != nil {
-		d.log.Warn("the service manager does not know how the daemon fares", "reason", err)
+		d.log.Warn("the service manager does not know how the daemon fares", "why", err)
 	}
 }

@@ -222,8 +222,8 @@ func (e *Engine) announced(f *flow, a announcement, err error) {
 	}
 	e.stats.Expectations++
 	f.expected++
-	ev.Kind, ev.Told, ev.Expected = Expected, e.told(f, a, x), x.Dst
-	f.last.Told = ev.Told.Port()
+	ev.Kind, ev.Advertised, ev.Expected = Expected, e.told(f, a, x), x.Dst
+	f.last.Advertised = ev.Advertised.Port()
 	e.tell(ev)
 }
 

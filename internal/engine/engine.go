@@ -99,7 +99,7 @@ type Stats struct {
 	Held         uint64           // packets that had to wait for others
 	GaveUp       uint64           // times that they waited in vain
 	// Refused counts the endpoints that were read, but not allowed; the index is the Reason.
-	Refused [len(reasonTexts)]uint64
+	Refused [numReasons]uint64
 }
 
 // Engine handles the packets of one queue.

@@ -554,7 +554,7 @@ func TestEncrypted(t *testing.T) {
 			t.Errorf("%q came out as %q", text, got)
 		}
 	}
-	if w.ct.Installed != nil || w.logged("encrypted") != 1 || len(labels(w.entry)) != 1 {
+	if w.ct.Installed != nil || w.logged("kind=encrypted") != 1 || len(labels(w.entry)) != 1 {
 		t.Errorf("expected %v, log:\n%s", w.ct.Installed, &w.log)
 	}
 }

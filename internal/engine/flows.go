@@ -4,19 +4,6 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 )
 
-// State is what becomes of the text of a control connection.
-type State uint8
-
-// The states.
-const (
-	StateRead      State = iota // it is read
-	StateEncrypted              // it is encrypted, and passes unread
-	StateIgnored                // it is not FTP, or lost (see Lost), and passes unread
-)
-
-// String returns the state as one word.
-func (s State) String() string { return [...]string{"read", "encrypted", "ignored"}[s] }
-
 // Flow is what is known of a control connection that has been seen. It may be over: the engine does
 // not see ends, and forgets when it needs the room.
 type Flow struct {
@@ -38,8 +25,8 @@ type Last struct {
 	Verb Verb
 	// Announced is the port announced.
 	Announced uint16
-	// Told is the port that the other side was told, 0 if the endpoint was not opened.
-	Told uint16
+	// Advertised is the port that the other side reads, 0 if the endpoint was not opened.
+	Advertised uint16
 }
 
 // Master returns the control connection of the flow.

@@ -135,7 +135,7 @@ func (c *Connection) announced(port uint16, before time.Duration) *Line {
 			if l.event == nil || l.event.Kind == engine.Unreadable || l.step.at > before {
 				continue
 			}
-			if (l.event.Announced.Port() == port || l.event.Told.Port() == port) && (last == nil || last.step.at < l.step.at) {
+			if (l.event.Announced.Port() == port || l.event.Advertised.Port() == port) && (last == nil || last.step.at < l.step.at) {
 				last = l
 			}
 		}

@@ -200,7 +200,7 @@ func (c *Connection) outcome(l *Line) []string {
 	}
 	switch l.event.Kind {
 	case engine.Refused:
-		says = append(says, fmt.Sprintf("refuses %s: %s", l.event.Announced, l.event.Reason))
+		says = append(says, fmt.Sprintf("refuses %s: %s", l.event.Announced, l.event.Reason.Sentence()))
 		if m := mend(l, c); m != "" {
 			says = append(says, "=> "+m)
 		}

@@ -50,7 +50,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 var (
 	packets      = desc("packets_total", "Packets that were read and let go: accepted as they came, changed, or unread, since conntrack did not know their connection or they were no whole TCP packets.", "queue", "verdict")
 	endpoints    = desc("endpoints_total", "Addresses and ports for data connections that were announced, by the command (PORT, EPRT) or the answer (227, 229) that did.", "verb")
-	expectations = desc("expectations_total", "Data connections that were allowed: installed in conntrack as expected, or failed.", "result")
+	expectations = desc("expectations_total", "Data connections that were allowed: expected by conntrack, or failed.", "result")
 	refusals     = desc("refusals_total", "Announced addresses and ports that were not allowed, by the reason.", "reason")
 	edits        = desc("edits_total", "Control lines in which an address or port was rewritten.")
 	holds        = desc("holds_total", "Packets that had to wait for others, such as for the rest of a line.")
@@ -104,9 +104,9 @@ func (s snapshot) Collect(to chan<- prometheus.Metric) {
 	}
 	for _, q := range s.queues {
 		number := strconv.Itoa(int(q.Number))
-		count(packets, q.Unchanged, number, "accepted")
-		count(packets, q.Changed, number, "changed")
-		count(packets, q.Unknown+q.Malformed, number, "unread")
+		count(packets, q.Unchanged, number, engine.Accepted.String())
+		count(packets, q.Changed, number, engine.Changed.String())
+		count(packets, q.Unknown+q.Malformed, number, engine.Unread.String())
 		count(overflows, q.Overflows, number)
 		if k := q.Kernel; k != nil {
 			metric(waiting, prometheus.GaugeValue, float64(k.Waiting), number)
@@ -120,10 +120,10 @@ func (s snapshot) Collect(to chan<- prometheus.Metric) {
 		count(endpoints, all.Endpoints[v], v.String())
 	}
 	for _, r := range engine.Reasons() {
-		count(refusals, all.Refused[r], r.Label())
+		count(refusals, all.Refused[r], r.String())
 	}
-	count(expectations, all.Expectations, "installed")
-	count(expectations, all.Failed, "failed")
+	count(expectations, all.Expectations, engine.Expected.String())
+	count(expectations, all.Failed, engine.Failed.String())
 	count(edits, all.Edits)
 	count(holds, all.Held)
 	count(gaveUp, all.GaveUp)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -49,7 +50,7 @@ func TestHandler(t *testing.T) {
 		`packets_total{queue="7",verdict="accepted"} 80`, `packets_total{queue="7",verdict="changed"} 10`, `packets_total{queue="7",verdict="unread"} 3`,
 		`packets_total{queue="8",verdict="accepted"} 1`, `tracked_connections{queue="7"} 3`, `queue_overflows_total{queue="7"} 4`,
 		`queue_waiting{queue="7"} 5`, `queue_dropped_total{queue="7"} 7`,
-		`expectations_total{result="installed"} 12`, `expectations_total{result="failed"} 13`, `edits_total 14`, `holds_total 15`, `holds_gave_up_total 16`,
+		`expectations_total{result="expected"} 12`, `expectations_total{result="failed"} 13`, `edits_total 14`, `holds_total 15`, `holds_gave_up_total 16`,
 		`endpoints_total{verb="229"} 17`, `endpoints_total{verb="PORT"} 0`, `refusals_total{reason="not_peer"} 18`, `refusals_total{reason="unasked"} 0`,
 		// Less than 1024 ns, less than 2048 ns, less than 1024 ns << 15, and all.
 		`packet_handling_seconds_bucket{queue="7",le="1.024e-06"} 1`, `packet_handling_seconds_bucket{queue="7",le="2.048e-06"} 3`,
@@ -66,6 +67,11 @@ func TestHandler(t *testing.T) {
 	}
 	if !strings.Contains(text, `",version="v1.2.3"} 1`+"\n") {
 		t.Error("there is no version")
+	}
+	for _, label := range regexp.MustCompile(`(\w+)="([^"]*)"`).FindAllStringSubmatch(text, -1) {
+		if err := engine.IsWord(label[1], label[2]); err != nil {
+			t.Error(err)
+		}
 	}
 	problems, err := promlint.New(strings.NewReader(text)).Lint()
 	if err != nil || len(problems) > 0 {

@@ -225,7 +225,7 @@ func (q *Queue) wake() {
 		return
 	}
 	if err := unix.Send(q.fd, noop, 0); err != nil {
-		q.log.Error("receiving cannot be interrupted", "queue", q.num, "reason", err)
+		q.log.Error("receiving cannot be interrupted", "queue", q.num, "why", err)
 	}
 }
 
@@ -334,7 +334,7 @@ func (q *Queue) answer(m message) error {
 	case m.sequence == bindSequence:
 		q.bound = true
 		if q.small != nil {
-			q.log.Warn("receive buffer of the queue stays at the system's default", "queue", q.num, "reason", q.small)
+			q.log.Warn("receive buffer of the queue stays at the system's default", "queue", q.num, "why", q.small)
 		}
 		close(q.ready)
 	}

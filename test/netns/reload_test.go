@@ -134,9 +134,9 @@ func TestReload(t *testing.T) {
 
 	// What is refused changes nothing.
 	d.reload("rules: true\nports: [21, x]\nmin-port: 1024\n",
-		`reason="FILE:2:13: ports: \"x\" is not a port, a number from 1 to 65535"`)
+		`why="FILE:2:13: ports: \"x\" is not a port, a number from 1 to 65535"`)
 	d.reload("rules: true\nmin-port: 1024\nqueues: 2\nlog-format: json\n",
-		`reason="queues and log-format can't change while the daemon runs: restart it, or take the change back"`)
+		`why="queues and log-format can't change while the daemon runs: restart it, or take the change back"`)
 	// The command line, which names the queue, still wins.
 	d.reload("rules: true\nports: [21, 2121]\nmin-port: 61000\nqueue: 7\n", "msg=reloaded changed=nothing\n")
 	if err := os.Remove(d.file); err != nil {
@@ -288,7 +288,7 @@ func TestReloadWithoutFile(t *testing.T) {
 	t.Parallel()
 	host := newRouter(t, "host", Ours, 21)
 	d := &configuredDaemon{t: t, router: host}
-	const want = `reason="there is nothing to read again: the daemon was started without --config"`
+	const want = `why="there is nothing to read again: the daemon was started without --config"`
 	if got := d.again(); !strings.Contains(got, want) {
 		t.Errorf("the daemon says %s", got)
 	}
