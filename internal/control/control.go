@@ -52,7 +52,7 @@ type Flow struct {
 	ClientSeenAs netip.AddrPort `json:"client_seen_as,omitzero"`
 	// ServerReachedAt is what the client takes for the server, if that is translated.
 	ServerReachedAt netip.AddrPort `json:"server_reached_at,omitzero"`
-	// State is "read", "encrypted" or "ignored"; see engine.State.
+	// State is "read", "monitored" (read, and nothing opened or changed), "encrypted" or "ignored"; see engine.State.
 	State string `json:"state"`
 	// Sequence is who keeps its sequence numbers: "kernel", "same-length" (nobody) or "user".
 	Sequence string `json:"sequence"`
@@ -107,6 +107,8 @@ type Event struct {
 	Reason string `json:"reason,omitempty"`
 	// Why is why something is refused, or went wrong, in words.
 	Why string `json:"why,omitempty"`
+	// Monitor is set if the daemon only monitors: nothing was opened or changed.
+	Monitor bool `json:"monitor,omitempty"`
 	// Again is set if the same has happened to the connection before.
 	Again bool `json:"again,omitempty"`
 	// Missed is how many events are missing in the place of a KindMissed, since what follows the

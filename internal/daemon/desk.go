@@ -265,7 +265,7 @@ func flowOf(queue uint16, f *engine.Flow) control.Flow {
 // eventOf is an event as it is told to others. It shares no memory with ev.
 func eventOf(queue uint16, ev *engine.Event) control.Event {
 	to := control.Event{
-		Time: time.Now(), Queue: queue, Kind: ev.Kind.String(), Client: ev.Master.Client(), Server: ev.Master.Server(), Again: ev.Again,
+		Time: time.Now(), Queue: queue, Kind: ev.Kind.String(), Client: ev.Master.Client(), Server: ev.Master.Server(), Again: ev.Again, Monitor: ev.Monitor,
 	}
 	switch ev.Kind {
 	case engine.Unknown:

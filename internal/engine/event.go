@@ -28,6 +28,8 @@ type Event struct {
 	Reason Reason
 	// Err says why, where something went wrong.
 	Err error
+	// Monitor is set if the engine only monitors: nothing was opened or changed.
+	Monitor bool
 	// Again is set if the same has happened to the connection before: of a Refused the same
 	// Reason, of an Unknown to any connection.
 	Again bool
@@ -62,12 +64,19 @@ func (ev *Event) Log(log *slog.Logger) {
 	if ev.Err != nil {
 		args = append(args, "why", ev.Err)
 	}
+	if ev.Monitor {
+		args = append(args, "monitor", true)
+		if kind.monitored != "" {
+			kind.text = kind.monitored
+		}
+	}
 	log.Log(ctx, kind.level, kind.text, args...)
 }
 
 // tell has the observer know of an event.
 func (e *Engine) tell(ev Event) {
 	if e.config.Observe != nil {
+		ev.Monitor = e.config.Monitor
 		e.config.Observe(&ev)
 	}
 }

@@ -12,7 +12,8 @@ type Flow struct {
 	State  State
 	// Sequence says who keeps its sequence numbers; never Auto.
 	Sequence Sequence
-	// Expected is how many of its data connections were expected.
+	// Expected is how many of its data connections were expected, or would have been, if it is
+	// monitored.
 	Expected uint32
 	// Refused is how many of its endpoints were refused, or could not be opened.
 	Refused uint32
@@ -50,7 +51,7 @@ func (e *Engine) AppendFlows(flows []Flow, from uint32, n int) ([]Flow, uint32) 
 		if f.unknown {
 			continue
 		}
-		flows = append(flows, f.public())
+		flows = append(flows, f.public(e.config.Monitor))
 	}
 	if from >= places {
 		from = 0
@@ -58,13 +59,15 @@ func (e *Engine) AppendFlows(flows []Flow, from uint32, n int) ([]Flow, uint32) 
 	return flows, from
 }
 
-func (f *flow) public() Flow {
+func (f *flow) public(monitor bool) Flow {
 	state := StateRead
 	switch {
 	case f.opaque && f.auth:
 		state = StateEncrypted
 	case f.opaque:
 		state = StateIgnored
+	case monitor:
+		state = StateMonitored
 	}
 	return Flow{Tuples: f.master.Tuples, State: state, Sequence: f.sequence, Expected: f.expected, Refused: f.refused, Last: f.last}
 }

@@ -50,7 +50,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 var (
 	packets      = desc("packets_total", "Packets that were read and let go: accepted as they came, changed, or unread, since conntrack did not know their connection or they were no whole TCP packets.", "queue", "verdict")
 	endpoints    = desc("endpoints_total", "Addresses and ports for data connections that were announced, by the command (PORT, EPRT) or the answer (227, 229) that did.", "verb")
-	expectations = desc("expectations_total", "Data connections that were allowed: expected by conntrack, or failed.", "result")
+	expectations = desc("expectations_total", "Data connections that were allowed: expected by conntrack, failed, or, with --monitor, not opened.", "result")
 	refusals     = desc("refusals_total", "Announced addresses and ports that were not allowed, by the reason.", "reason")
 	edits        = desc("edits_total", "Control lines in which an address or port was rewritten.")
 	holds        = desc("holds_total", "Packets that had to wait for others, such as for the rest of a line.")
@@ -123,6 +123,7 @@ func (s snapshot) Collect(to chan<- prometheus.Metric) {
 		count(refusals, all.Refused[r], r.String())
 	}
 	count(expectations, all.Expectations, engine.Expected.String())
+	count(expectations, all.WouldOpen, engine.WouldOpen.String())
 	count(expectations, all.Failed, engine.Failed.String())
 	count(edits, all.Edits)
 	count(holds, all.Held)
@@ -141,6 +142,7 @@ func sum(queues []Queue) (all engine.Stats) {
 			all.Refused[r] += q.Refused[r]
 		}
 		all.Expectations += q.Expectations
+		all.WouldOpen += q.WouldOpen
 		all.Failed += q.Failed
 		all.Edits += q.Edits
 		all.Held += q.Held

@@ -36,7 +36,7 @@ func ask(t *testing.T, d fake) *httptest.ResponseRecorder {
 // TestHandler wants numbers of one queue to be by queue, and others to be summed up.
 func TestHandler(t *testing.T) {
 	first := Queue{Number: 7, Tracked: 3, Overflows: 4, Kernel: &nfq.Status{Waiting: 5, Full: 6, Lost: 1}}
-	first.Stats = engine.Stats{Packets: 100, Unknown: 1, Malformed: 2, Changed: 10, Unchanged: 80, Expectations: 11, Failed: 12, Edits: 13, Held: 14, GaveUp: 15}
+	first.Stats = engine.Stats{Packets: 100, Unknown: 1, Malformed: 2, Changed: 10, Unchanged: 80, Expectations: 11, Failed: 12, WouldOpen: 19, Edits: 13, Held: 14, GaveUp: 15}
 	first.Endpoints[engine.Verb229], first.Refused[engine.NotPeer] = 16, 17
 	first.Handling.Sum = 1500 * time.Millisecond
 	for i := range first.Handling.Counts {
@@ -50,7 +50,7 @@ func TestHandler(t *testing.T) {
 		`packets_total{queue="7",verdict="accepted"} 80`, `packets_total{queue="7",verdict="changed"} 10`, `packets_total{queue="7",verdict="unread"} 3`,
 		`packets_total{queue="8",verdict="accepted"} 1`, `tracked_connections{queue="7"} 3`, `queue_overflows_total{queue="7"} 4`,
 		`queue_waiting{queue="7"} 5`, `queue_dropped_total{queue="7"} 7`,
-		`expectations_total{result="expected"} 12`, `expectations_total{result="failed"} 13`, `edits_total 14`, `holds_total 15`, `holds_gave_up_total 16`,
+		`expectations_total{result="expected"} 12`, `expectations_total{result="failed"} 13`, `expectations_total{result="would-open"} 19`, `edits_total 14`, `holds_total 15`, `holds_gave_up_total 16`,
 		`endpoints_total{verb="229"} 17`, `endpoints_total{verb="PORT"} 0`, `refusals_total{reason="not_peer"} 18`, `refusals_total{reason="unasked"} 0`,
 		// Less than 1024 ns, less than 2048 ns, less than 1024 ns << 15, and all.
 		`packet_handling_seconds_bucket{queue="7",le="1.024e-06"} 1`, `packet_handling_seconds_bucket{queue="7",le="2.048e-06"} 3`,
