@@ -19,7 +19,7 @@ const DefaultPath = "/run/nfq-ftphelper/control.sock"
 const (
 	PathMetrics = "/metrics"    // counters, as Prometheus reads them
 	PathLive    = "/livez"      // 200 if every queue is served
-	PathReady   = "/readyz"     // 200 if FTP is helped
+	PathReady   = "/readyz"     // 200 if FTP is helped, or monitored, if that is all that is to be done
 	PathFlows   = "/v1/flows"   // Flows
 	PathEvents  = "/v1/events"  // lines, each an Event, as they happen
 	PathVersion = "/v1/version" // Version
@@ -120,4 +120,6 @@ type Event struct {
 type Version struct {
 	Version string `json:"version"`
 	Go      string `json:"go"` // that it was built with
+	// Monitor is set if the daemon only monitors: it opens and changes nothing.
+	Monitor bool `json:"monitor,omitempty"`
 }

@@ -98,7 +98,7 @@ func (t *desk) serve(f filling) {
 		t.log.Info("metrics lack queue_waiting and queue_dropped_total, which the kernel tells root only", "why", err)
 	}
 	t.filled.Store(&f)
-	counters := metrics.Handler(t, t.version)
+	counters := metrics.Handler(t, t.version, t.settings.Wish.Monitor)
 	if t.socket != nil {
 		t.servers = append(t.servers, control.Serve(t.socket, control.NewHandler(t, counters), t.log))
 	}
@@ -196,7 +196,7 @@ func (t *desk) Follow() (*control.Follower, error) { return t.events.Follow() }
 
 // Version says what the daemon is.
 func (t *desk) Version() control.Version {
-	return control.Version{Version: t.version, Go: runtime.Version()}
+	return control.Version{Version: t.version, Go: runtime.Version(), Monitor: t.settings.Wish.Monitor}
 }
 
 // Flows calls yield for every control connection that conntrack has not forgotten. Packets wait

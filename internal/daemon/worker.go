@@ -28,10 +28,12 @@ func (d *daemon) newWorker(number uint16) (w *worker, err error) {
 	config := d.settings.Engine
 	config.Conntrack, config.Sequence = w.conntrack, choice.Sequence
 	config.Observe = func(ev *engine.Event) {
-		ev.Log(log)
+		d.eventLog.observe(ev)
 		d.desk.observe(number, ev)
 	}
+	config.Monitor = d.settings.Wish.Monitor
 	switch choice.Rules.Ruleset {
+	case rules.Monitor: // sets no label
 	case rules.CTHelper:
 		config.PostNAT = true
 	case rules.User:

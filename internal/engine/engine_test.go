@@ -61,7 +61,7 @@ func (w *world) restart(change ...func(*engine.Config)) {
 	log := slog.New(slog.NewTextHandler(&w.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	c := engine.Config{
 		Conntrack: w.ct,
-		Observe:   func(ev *engine.Event) { ev.Log(log) },
+		Observe:   func(ev *engine.Event) { ev.Log(log, ev.Kind.Level()) },
 		Now:       func() time.Time { return w.now },
 	}
 	for _, f := range change {

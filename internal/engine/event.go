@@ -35,13 +35,10 @@ type Event struct {
 	Again bool
 }
 
-// Log writes the event to a log, what happened Again at debug level.
-func (ev *Event) Log(log *slog.Logger) {
-	ctx, kind := context.Background(), kinds[ev.Kind]
-	if ev.Again {
-		kind.level = slog.LevelDebug
-	}
-	if !log.Enabled(ctx, kind.level) {
+// Log writes the event to a log, at the level.
+func (ev *Event) Log(log *slog.Logger, level slog.Level) {
+	ctx := context.Background()
+	if !log.Enabled(ctx, level) {
 		return
 	}
 	args := []any{"kind", ev.Kind}
@@ -66,11 +63,8 @@ func (ev *Event) Log(log *slog.Logger) {
 	}
 	if ev.Monitor {
 		args = append(args, "monitor", true)
-		if kind.monitored != "" {
-			kind.text = kind.monitored
-		}
 	}
-	log.Log(ctx, kind.level, kind.text, args...)
+	log.Log(ctx, level, ev.Kind.Text(ev.Monitor), args...)
 }
 
 // tell has the observer know of an event.

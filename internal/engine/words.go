@@ -96,7 +96,7 @@ var kinds = [numKinds]kindWord{
 	Tracked:     {Word{"tracked", "conntrack has the connection, and its lines are read"}, slog.LevelDebug, "control connection tracked", ""},
 	Unknown:     {Word{"unknown", "a packet passed unread: conntrack does not know its connection"}, slog.LevelWarn, "packet passed unread", ""},
 	Expected:    {Word{"expected", "conntrack expects the data connection of the announced endpoint"}, slog.LevelDebug, "data connection expected", ""},
-	WouldOpen:   {Word{"would-open", "--monitor: without it, conntrack would expect the data connection"}, slog.LevelDebug, "would open data connection", ""},
+	WouldOpen:   {Word{"would-open", "--monitor: without it, conntrack would expect the data connection"}, slog.LevelInfo, "would open data connection", ""},
 	Refused:     {Word{"refused", "the policy does not allow the announced endpoint; the line passed unchanged"}, slog.LevelWarn, "endpoint refused", "would refuse endpoint"},
 	Failed:      {Word{"failed", "the policy allows the announced endpoint, but it could not be opened or rewritten"}, slog.LevelWarn, "data connection cannot be helped", "could not help data connection"},
 	Unreadable:  {Word{"unreadable", "a line that should announce an endpoint has none"}, slog.LevelDebug, "no endpoint in line", ""},
@@ -113,6 +113,18 @@ var kinds = [numKinds]kindWord{
 
 // String returns the kind as one word.
 func (k Kind) String() string { return kinds[k].Name }
+
+// Level returns the level at which events of the kind are logged.
+func (k Kind) Level() slog.Level { return kinds[k].level }
+
+// Text returns the words with which events of the kind are logged, by an engine that only monitors or by
+// one that helps.
+func (k Kind) Text(monitors bool) string {
+	if monitors && kinds[k].monitored != "" {
+		return kinds[k].monitored
+	}
+	return kinds[k].text
+}
 
 // MarshalText implements encoding.TextMarshaler.
 func (k Kind) MarshalText() ([]byte, error) { return []byte(k.String()), nil }

@@ -48,7 +48,7 @@ func TestLogWords(t *testing.T) {
 				var text bytes.Buffer
 				ev := Event{Kind: kind, Master: master, Verb: verb, Line: []byte("x"), Announced: at("192.168.1.2:30000"),
 					Advertised: at("192.0.2.2:30000"), Expected: at("192.0.2.2:30000"), Reason: reason, Err: errors.New("x")}
-				ev.Log(slog.New(slog.NewJSONHandler(&text, &slog.HandlerOptions{Level: slog.LevelDebug})))
+				ev.Log(slog.New(slog.NewJSONHandler(&text, nil)), slog.LevelInfo)
 				var line map[string]any
 				if err := json.Unmarshal(text.Bytes(), &line); err != nil {
 					t.Fatalf("%s: %v", &text, err)

@@ -61,12 +61,13 @@ var (
 	handling     = desc("packet_handling_seconds", "How long packets took from their receipt to their verdict, or until they had to wait.", "queue")
 	tracked      = desc("tracked_connections", "Control connections in the table. Some of them may be over, or unknown to conntrack.", "queue")
 	ready        = desc("ready", "1 if all queues are served, and the rules, if they were as expected at the start, still are.")
+	monitor      = desc("monitor", "1 if the daemon only monitors (--monitor): it opens and changes nothing.")
 	buildInfo    = desc("build_info", "Always 1. The labels say what was built.", "version", "goversion")
 )
 
 // Handler returns what serves the metrics of a daemon, in the format that the client asks for. A
-// daemon that does not answer in time fails the request.
-func Handler(d Daemon, version string) http.Handler {
+// daemon that does not answer in time fails the request. Monitors says that it opens and changes nothing.
+func Handler(d Daemon, version string, monitors bool) http.Handler {
 	process := prometheus.NewRegistry()
 	process.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -78,7 +79,7 @@ func Handler(d Daemon, version string) http.Handler {
 			return
 		}
 		now := prometheus.NewRegistry()
-		now.MustRegister(snapshot{queues, d.Ready(ctx) == nil, version})
+		now.MustRegister(snapshot{queues, d.Ready(ctx) == nil, monitors, version})
 		// Compression would take more memory than all the rest of the daemon.
 		promhttp.HandlerFor(prometheus.Gatherers{now, process}, promhttp.HandlerOpts{DisableCompression: true}).ServeHTTP(w, r)
 	})
@@ -86,9 +87,10 @@ func Handler(d Daemon, version string) http.Handler {
 
 // snapshot is what a daemon has said of itself.
 type snapshot struct {
-	queues  []Queue
-	ready   bool
-	version string
+	queues   []Queue
+	ready    bool
+	monitors bool
+	version  string
 }
 
 // Describe implements prometheus.Collector.
@@ -128,9 +130,13 @@ func (s snapshot) Collect(to chan<- prometheus.Metric) {
 	count(edits, all.Edits)
 	count(holds, all.Held)
 	count(gaveUp, all.GaveUp)
-	metric(ready, prometheus.GaugeValue, map[bool]float64{true: 1}[s.ready])
+	metric(ready, prometheus.GaugeValue, truth[s.ready])
+	metric(monitor, prometheus.GaugeValue, truth[s.monitors])
 	metric(buildInfo, prometheus.GaugeValue, 1, s.version, runtime.Version())
 }
+
+// truth is how a gauge says yes.
+var truth = map[bool]float64{true: 1}
 
 // sum adds up what is told of all queues together.
 func sum(queues []Queue) (all engine.Stats) {

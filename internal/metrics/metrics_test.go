@@ -29,7 +29,7 @@ func (f fake) Ready(context.Context) error             { return f.sleeps }
 func ask(t *testing.T, d fake) *httptest.ResponseRecorder {
 	t.Helper()
 	w := httptest.NewRecorder()
-	Handler(d, "v1.2.3").ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
+	Handler(d, "v1.2.3", true).ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
 	return w
 }
 
@@ -56,7 +56,7 @@ func TestHandler(t *testing.T) {
 		`packet_handling_seconds_bucket{queue="7",le="1.024e-06"} 1`, `packet_handling_seconds_bucket{queue="7",le="2.048e-06"} 3`,
 		`packet_handling_seconds_bucket{queue="7",le="0.033554432"} 65535`, `packet_handling_seconds_bucket{queue="7",le="+Inf"} 131071`,
 		`packet_handling_seconds_sum{queue="7"} 1.5`, `packet_handling_seconds_count{queue="7"} 131071`,
-		`ready 1`,
+		`ready 1`, `monitor 1`,
 	} {
 		if !strings.Contains(text, "\n"+prefix+line+"\n") {
 			t.Errorf("there is no %s in\n%s", line, text)

@@ -108,7 +108,7 @@ func TestMetrics(t *testing.T) {
 		ofQueue("packets_total", accepted), ofQueue("packets_total", changed), ofQueue("packets_total", unread),
 		ofQueue("packet_handling_seconds"), ofQueue("tracked_connections"),
 		ofQueue("queue_waiting"), ofQueue("queue_dropped_total"), ofQueue("queue_overflows_total"),
-		`expectations_total{result="expected"}`, `expectations_total{result="failed"}`,
+		`expectations_total{result="expected"}`, `expectations_total{result="failed"}`, `expectations_total{result="would-open"}`, "monitor",
 		"edits_total", "holds_total", "holds_gave_up_total",
 	} {
 		want[series] = 0
