@@ -100,7 +100,7 @@ type Event struct {
 	// expects the data connection to go.
 	Announced netip.AddrPort `json:"announced,omitzero"`
 	Told      netip.AddrPort `json:"advertised,omitzero"`
-	Expected  netip.AddrPort `json:"expected,omitzero"`
+	Expected  netip.AddrPort `json:"expected_at,omitzero"`
 	// Line is that of an "unreadable". Whoever sent it may have put any bytes into it.
 	Line string `json:"line,omitempty"`
 	// Reason is why an endpoint is refused, as one word; see engine.Reason.

@@ -16,7 +16,8 @@ import (
 // line is a line of a JSON log.
 type line struct {
 	Level, Msg, Kind, Reason, Client, Server string
-	Verb, Announced, Advertised, Expected    string
+	Verb, Announced, Advertised              string
+	Expected                                 string `json:"expected_at"`
 	Address                                  string `json:"client_address"`
 	Count                                    int
 	Monitor                                  bool

@@ -71,6 +71,9 @@ func (w *worker) logStopped(log *slog.Logger) {
 			log.Info("endpoints were refused", "queue", w.number, "count", n, "reason", engine.Reason(r))
 		}
 	}
+	if n := s.WouldOpen; n > 0 {
+		log.Info("data connections would have been opened", "queue", w.number, "count", n, "monitor", true)
+	}
 	log.Info("stopped", "queue", w.number, "packets", s.Packets, "unknown", s.Unknown, "changed", s.Changed, "expected", s.Expectations,
 		"failed", s.Failed, "held", s.Held, "gave_up", s.GaveUp, "overflows", w.queue.Overflows())
 }

@@ -56,7 +56,7 @@ func (ev *Event) Log(log *slog.Logger, level slog.Level) {
 	case Failed:
 		args = append(args, "verb", ev.Verb, "announced", ev.Announced)
 	case Expected, WouldOpen:
-		args = append(args, "verb", ev.Verb, "announced", ev.Announced, "advertised", ev.Advertised, "expected", ev.Expected)
+		args = append(args, "verb", ev.Verb, "announced", ev.Announced, "advertised", ev.Advertised, "expected_at", ev.Expected)
 	}
 	if ev.Err != nil {
 		args = append(args, "why", ev.Err)

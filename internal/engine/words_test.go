@@ -41,7 +41,7 @@ func TestLogWords(t *testing.T) {
 		{Src: at("203.0.113.101:40000"), Dst: at("192.0.2.2:21")}, {Src: at("192.168.1.2:21"), Dst: at("203.0.113.101:40000")},
 	}}
 	free := map[string]bool{"time": true, "level": true, "msg": true, "why": true, "line": true,
-		"client": true, "server": true, "announced": true, "advertised": true, "expected": true}
+		"client": true, "server": true, "announced": true, "advertised": true, "expected_at": true}
 	for kind := range numKinds {
 		for verb := range NumVerbs {
 			for _, reason := range Reasons() {
