@@ -87,7 +87,8 @@ func foldersOf(file string) []string {
 func (src *source) reader(inForce *settings, level *slog.LevelVar) func() (daemon.Change, error) {
 	return func() (daemon.Change, error) {
 		if src.file == "" {
-			return daemon.Change{}, errors.New("there is nothing to read again: the daemon was started without --config")
+			nothing := []slog.Attr{slog.String("changed", "nothing: the daemon has no configuration file")}
+			return daemon.Change{Settings: inForce.Settings, Changed: nothing, InForce: func() {}}, nil
 		}
 		s, err := src.read()
 		if errors.Is(err, fs.ErrPermission) {

@@ -20,6 +20,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/confine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/doctor"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfq"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/notify"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
@@ -85,6 +86,11 @@ func Run(ctx context.Context, s Settings, reload Reload, log *slog.Logger) (err 
 	defer func() { err = errors.Join(err, d.desk.close()) }()
 	if err != nil {
 		return err
+	}
+	for i := range choice.Rules.Queues {
+		if err := nfq.Free(choice.Rules.Queue + i); err != nil { // later, other processes cannot be seen
+			return err
+		}
 	}
 	if err := d.confine(); err != nil {
 		return err

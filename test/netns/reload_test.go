@@ -283,12 +283,12 @@ func TestReloadLink(t *testing.T) {
 	}
 }
 
-// TestReloadWithoutFile says that there is nothing to reload.
+// TestReloadWithoutFile has a daemon without a file reload: that changes nothing, and is no error.
 func TestReloadWithoutFile(t *testing.T) {
 	t.Parallel()
 	host := newRouter(t, "host", Ours, 21)
 	d := &configuredDaemon{t: t, router: host}
-	const want = `why="there is nothing to read again: the daemon was started without --config"`
+	const want = `level=INFO msg=reloaded changed="nothing: the daemon has no configuration file"`
 	if got := d.again(); !strings.Contains(got, want) {
 		t.Errorf("the daemon says %s", got)
 	}
