@@ -57,6 +57,7 @@ type daemon struct {
 	eventLog *eventLog
 	workers  []*worker
 	desk     *desk
+	watch    ruleWatch
 	// ownPorts are those in the set of the rules that the daemon has put there.
 	ownPorts []rules.PortRange
 }
@@ -124,6 +125,8 @@ func Run(ctx context.Context, s Settings, reload Reload, log *slog.Logger) (err 
 		}
 	}
 
+	d.watchRules()
+	defer func() { err = errors.Join(err, d.closeWatch()) }()
 	whose, checked, err := d.fill()
 	if err != nil {
 		stopQueues()
@@ -143,6 +146,12 @@ func Run(ctx context.Context, s Settings, reload Reload, log *slog.Logger) (err 
 			d.tell(manager.Reloading())
 			d.reload(ctx, reload.Read)
 			d.tell(manager.Ready(d.status()))
+		case <-d.watch.ownChanged():
+			d.rulesChanged()
+		case <-d.watch.anyChanged():
+			d.tablesChanged()
+		case <-d.watch.calm.C:
+			d.settleRules()
 		case <-ctx.Done():
 			working = false
 		case <-lost.Done():

@@ -87,6 +87,7 @@ func (d *daemon) ensureRules() (whose string, checked bool, err error) {
 // warnOfRules says that the rules are not those that the daemon works with, if so: somebody else's, or
 // its own that somebody has changed.
 func (d *daemon) warnOfRules(err error) {
+	d.watch.wrong = textOf(err)
 	if err == nil {
 		return
 	}

@@ -202,7 +202,7 @@ func TestMetrics(t *testing.T) {
 	if err := d.Ready(ctx); err != nil {
 		t.Error(err)
 	}
-	if _, err := router.Run(ctx, "", "nft", "delete", "table", "inet", "nfq_ftphelper"); err != nil {
+	if _, err := router.Run(ctx, "", "nft", "flush", "chain", "inet", "nfq_ftphelper", "control"); err != nil {
 		t.Fatal(err)
 	}
 	if err := d.Ready(ctx); err == nil || !strings.Contains(err.Error(), "the daemon says: ") {
