@@ -92,6 +92,9 @@ func (d *daemon) warnOfRules(err error) {
 		return
 	}
 	mend := "put them there with \"nfq-ftphelper rules apply\", or use --rules"
+	if d.settings.Wish.Monitor {
+		mend = "put them there with \"nfq-ftphelper rules apply --monitor\", or use --rules"
+	}
 	if d.settings.ApplyRules {
 		mend = "somebody has changed them; delete the table and reload, or restart the daemon"
 	}

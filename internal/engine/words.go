@@ -247,7 +247,7 @@ var outcomes = [numOutcomes]Word{
 func (o Outcome) String() string { return outcomes[o].Name }
 
 var sequenceMeanings = map[Sequence]string{
-	Auto:       "the kernel where this host translates the connection; elsewhere lines keep their length",
+	Auto:       "the setting of a daemon, of no connection: the kernel where this host translates the connection; elsewhere lines keep their length",
 	Kernel:     "conntrack (nf_conntrack_seqadj.c)",
 	SameLength: "nothing: a reply is rewritten in the same length",
 	User:       "the daemon",
@@ -255,13 +255,10 @@ var sequenceMeanings = map[Sequence]string{
 
 func (s Sequence) meaning() string { return sequenceMeanings[s] }
 
-// sequences are those that a connection can have: all but Auto.
 func sequences() []Sequence {
 	var all []Sequence
 	for s := range sequenceTexts {
-		if Sequence(s) != Auto {
-			all = append(all, Sequence(s))
-		}
+		all = append(all, Sequence(s))
 	}
 	return all
 }
