@@ -61,8 +61,14 @@ func (w *world) restart(change ...func(*engine.Config)) {
 	log := slog.New(slog.NewTextHandler(&w.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	c := engine.Config{
 		Conntrack: w.ct,
-		Observe:   func(ev *engine.Event) { ev.Log(log, ev.Kind.Level()) },
-		Now:       func() time.Time { return w.now },
+		Observe: func(ev *engine.Event) {
+			level := ev.Kind.Level()
+			if ev.Again {
+				level = slog.LevelDebug
+			}
+			ev.Log(log, level)
+		},
+		Now: func() time.Time { return w.now },
 	}
 	for _, f := range change {
 		f(&c)
