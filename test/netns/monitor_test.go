@@ -1,6 +1,7 @@
 package netns
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -165,7 +166,9 @@ func expectationEnds(p *Process) []string {
 func get(t *testing.T, r *Router, path string) string {
 	t.Helper()
 	client := http.Client{Transport: &http.Transport{
-		Dial: func(string, string) (net.Conn, error) { return net.Dial("unix", r.Control()) },
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", r.Control())
+		},
 	}}
 	defer client.CloseIdleConnections()
 	answer, err := client.Get("http://localhost" + path)
