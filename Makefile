@@ -5,28 +5,42 @@ VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo d
 GO_BUILD   = CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 STATICCHECK = go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 NFPM        = go run github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2
+GOTESTSUM   = go run gotest.tools/gotestsum@v1.13.0
 
 # What "make packages" makes, and where. What is in packages is as old as the commit.
 ARCHITECTURES     ?= amd64 arm64
 PACKAGES          ?= bin
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
 
-# Debian packages that the demo and the tests need.
-DEMO_PACKAGES := nftables conntrack vsftpd curl iproute2 kmod
-TEST_PACKAGES := $(DEMO_PACKAGES) lftp tcpdump gcc libc6-dev libnetfilter-queue-dev systemd \
-	mandoc man-db bash-completion lintian rpm podman runc catatonit $(shell cat test/vm/packages) \
+# Debian packages that each target installs by itself, and FTP servers that exclude each other as packages:
+# these are only unpacked.
+DEMO_PACKAGES      := nftables curl kmod
+LAB_PACKAGES       := $(DEMO_PACKAGES) conntrack lftp tcpdump
+RACE_PACKAGES      := gcc libc6-dev
+UNIT_PACKAGES      := $(RACE_PACKAGES) netbase nftables conntrack kmod libnetfilter-queue-dev systemd
+INSTALLED_PACKAGES := $(RACE_PACKAGES) mandoc man-db bash-completion lintian rpm systemd
+NETNS_PACKAGES     := $(LAB_PACKAGES) $(UNIT_PACKAGES) bsdutils busybox-static iproute2 \
 	tnftp ncftp inetutils-ftp ftp-ssl wget aria2 rclone perl python3 python3-pyftpdlib
-# Servers that exclude each other, and vsftpd, as packages: these are only unpacked.
-TEST_SERVERS := pure-ftpd proftpd-core inetutils-ftpd ftpd-ssl
-BENCH_PACKAGES := nftables conntrack kmod gcc libc6-dev libnetfilter-queue-dev
-BENCH_VM_PACKAGES := $(BENCH_PACKAGES) conntrackd nfct $(shell cat test/vm/packages)
+KUBERNETES_PACKAGES := $(LAB_PACKAGES) podman runc catatonit
+KERNELS_PACKAGES   := $(LAB_PACKAGES) $(UNIT_PACKAGES) bsdutils iproute2 $(shell cat test/vm/packages)
+SERVERS            := vsftpd pure-ftpd proftpd-core inetutils-ftpd ftpd-ssl
+BENCH_PACKAGES     := nftables conntrack kmod gcc libc6-dev libnetfilter-queue-dev
+BENCH_VM_PACKAGES  := $(BENCH_PACKAGES) conntrackd nfct $(shell cat test/vm/packages)
 
 # How long each fuzz target runs: a count, as "go test" takes the end of a time for a
 # failure when the machine is busy.
 FUZZTIME ?= 30000x
-# Stock Debian kernels to test on, and how much slower than this machine they are.
+# Stock Debian kernels to test on.
 KERNELS ?= 6.1 6.12
-VM_SLOW ?= 10
+
+# Only some tests: of the packages PKG those that RUN matches, such as
+# make netns PKG=./test/netns RUN=TestMatrix
+RUN ?=
+PKG ?=
+# How the tests of a target run: "go test", its closing lines as Go prints them, a summary at the end; the events
+# are kept for test/stages.
+FORMAT  ?= standard-quiet
+GO_TEST = $(GOTESTSUM) --format $(FORMAT) --hide-summary skipped --jsonfile $(CURDIR)/bin/test/$@.json -- $(RUN:%=-run '%')
 
 # The image that "make image" builds, and with what: podman or docker.
 IMAGE     ?= localhost/nfq-ftphelper:devel
@@ -35,10 +49,10 @@ CONTAINER ?= podman
 # More for bench, such as BENCH_FLAGS="-rounds 20".
 BENCH_FLAGS ?=
 
-.PHONY: help build packages packages-files image demo test lint unit installed fuzz netns kubernetes vm bench bench-vm bench-build clean
+.PHONY: help build packages packages-files image demo test test-kernels test-bare lint unit installed fuzz netns kubernetes sum-up bench bench-vm bench-build clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build bin/nfq-ftphelper, a static binary
 	$(GO_BUILD) -o bin/nfq-ftphelper ./cmd/nfq-ftphelper
@@ -59,13 +73,25 @@ packages-files:
 image: build ## build the container image IMAGE, of bin/nfq-ftphelper
 	$(CONTAINER) build --build-arg VERSION=$(VERSION) --tag $(IMAGE) --file Containerfile .
 
-demo: build ## show the main job on this machine, in network namespaces (root)
+demo: ## show the main job on this machine, in network namespaces (root)
+	@test/require 'make demo'
 	@test/install $(DEMO_PACKAGES)
+	@test/unpack vsftpd
+	@echo 'building the daemon and the demo'
+	@$(MAKE) --no-print-directory --silent build
 	@go run ./test/netns/demo -daemon bin/nfq-ftphelper
 
-test: ## everything: lint, unit, installed, fuzz, netns, kubernetes, vm (root; installs what is missing)
-	@test/install $(TEST_PACKAGES)
-	$(MAKE) --no-print-directory lint unit installed fuzz netns kubernetes vm
+test: ## all that this machine's kernel can show: lint, unit, installed, fuzz, netns, kubernetes (root)
+	@test/require 'make test'
+	@test/stages lint unit installed fuzz netns kubernetes
+
+test-kernels: ## the tests on stock Debian kernels, in virtual machines (root)
+	@test/require 'make test-kernels'
+	@test/stages $(KERNELS:%=kernel-%)
+
+test-bare: ## the demo and some tests on a bare Debian: what is not installed shows there (root)
+	@test/require 'make test-bare'
+	@test/bare-check
 
 lint: ## formatting, vet, staticcheck
 	@unformatted=$$(gofmt -l .); [[ -z $$unformatted ]] || { echo "gofmt would change: $$unformatted" >&2; exit 1; }
@@ -76,12 +102,14 @@ lint: ## formatting, vet, staticcheck
 	$(STATICCHECK) -tags manual ./cmd/...
 	cd deploy/kubernetes/test && go mod tidy -diff && go vet ./... && $(STATICCHECK) ./...
 
-unit: ## the packages' own tests, with the race detector (root)
-	go test -race ./cmd/... ./deploy/systemd/... ./internal/... ./pkg/... ./rules/...
-	go test -run '^$$' -bench . -benchtime 1x ./internal/... ./pkg/...
+unit: bin/test ## the packages' own tests, with the race detector (root)
+	@test/install $(UNIT_PACKAGES)
+	$(GO_TEST) -race $(or $(PKG),./cmd/... ./deploy/systemd/... ./internal/... ./pkg/... ./rules/...)
+	$(if $(RUN),,go test -run '^$$' -bench . -benchtime 1x ./internal/... ./pkg/...)
 
-installed: ## the packages, installed and removed with dpkg and rpm (root)
-	go test -race -count 1 ./deploy/package/...
+installed: bin/test ## the packages, installed and removed with dpkg and rpm (root)
+	@test/install $(INSTALLED_PACKAGES)
+	$(GO_TEST) -race -count 1 ./deploy/package/...
 
 fuzz: ## every fuzz target for FUZZTIME
 	@for package in $$(go list ./...); do \
@@ -90,23 +118,36 @@ fuzz: ## every fuzz target for FUZZTIME
 		done; \
 	done
 
-netns: ## real clients and servers through NAT, on this kernel (root)
-	@test/install $(TEST_PACKAGES)
-	@test/unpack $(TEST_SERVERS)
-	go test -race -count 1 ./test/netns/... ./bench
+netns: bin/test ## real clients and servers through NAT, on this kernel (root)
+	@test/install $(NETNS_PACKAGES)
+	@test/unpack $(SERVERS)
+	$(GO_TEST) -race -count 1 $(or $(PKG),./test/netns/... ./bench)
 
-kubernetes: ## the manifests, rendered and run by podman, on this kernel (root)
-	cd deploy/kubernetes/test && go test -count 1 ./...
-
-vm: build $(KERNELS:%=vm-%) ## the same on stock Debian kernels in an emulator (root)
+kubernetes: bin/test ## the manifests, rendered and run by podman, on this kernel (root)
+	@test/install $(KUBERNETES_PACKAGES)
+	@test/unpack vsftpd
+	cd deploy/kubernetes/test && $(GO_TEST) -count 1 ./...
 
 # About FTP programs, and about TCP senders whose timers a stall of the emulator upsets; neither is
 # about the router's kernel.
-VM_SKIP := ^(TestPrograms|TestByteWrites|TestNagle)$$
+KERNEL_SKIP := ^(TestPrograms|TestByteWrites|TestNagle)$$
+KERNEL_PKG  := ./rules ./internal/confine ./internal/cthelper ./internal/doctor ./internal/nfq ./pkg/expect ./test/netns ./test/systemd
 
-vm-%: build
-	FTPHELPER_BIN=$(CURDIR)/bin/nfq-ftphelper FTPHELPER_SLOW=$(VM_SLOW) \
-		go test -count 1 -p 1 -timeout 30m -skip '$(VM_SKIP)' -exec "$(CURDIR)/test/vm/run $*" ./rules ./internal/confine ./internal/cthelper ./internal/doctor ./internal/nfq ./pkg/expect ./test/netns ./test/systemd
+# A virtual machine for each package. A test that hangs ends its machine only; -short leaves out what takes an emulator
+# too long.
+kernel-%: FORMAT = testname
+kernel-%: build bin/test
+	@test/install $(KERNELS_PACKAGES)
+	@test/unpack vsftpd
+	FTPHELPER_BIN=$(CURDIR)/bin/nfq-ftphelper \
+		$(GO_TEST) -short -count 1 -p 1 -timeout 0 -skip '$(KERNEL_SKIP)' -exec "$(CURDIR)/test/vm/run $*" $(or $(PKG),$(KERNEL_PKG))
+
+# For test/stages: the summary of what several targets have run.
+sum-up:
+	@$(GOTESTSUM) --format pkgname --format-icons text --raw-command -- cat $(EVENTS)
+
+bin/test:
+	@mkdir -p $@
 
 bench: ## measure FTP helpers side by side, on this kernel: bench/results (root)
 	@test/install $(BENCH_PACKAGES)
@@ -119,7 +160,7 @@ bench-vm: ## the same on stock Debian kernels in an emulator, conntrackd's helpe
 
 # What the guest writes is gone with it, so the raw data comes through its standard output.
 bench-vm-%: bench-build
-	FTPHELPER_SLOW=$(VM_SLOW) VM_TIMEOUT=3600 \
+	VM_SILENCE=3600 \
 		test/vm/run $* bin/bench -stock -rounds 3 -connections 100 $(BENCH_FLAGS) -out - >bin/bench-$*.json
 	bin/bench -render bin/bench-$*.json
 

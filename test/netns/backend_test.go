@@ -49,8 +49,8 @@ func TestBackEnds(t *testing.T) {
 			}
 			for _, situation := range Situations {
 				for _, family := range Families {
-					if slowFactor() > 1 && b.Queues > 1 && family == IPv6 {
-						continue // in an emulator; the queue is picked by a number without family
+					if testing.Short() && b.Queues > 1 && family == IPv6 {
+						continue // the queue is picked by a number without family
 					}
 					t.Run(fmt.Sprintf("%s/%s", situation, family), func(t *testing.T) {
 						t.Parallel()
@@ -97,12 +97,12 @@ func tryBackEnd(t *testing.T, b BackEnd, situation Situation, family Family) {
 	wantAllHelped(t, lab.Routers...)
 }
 
-// backEndCells are all transfers of a situation. In an emulator these would take longer than
-// everything else. There each verb is used once, for one operation after the other, and by curl:
+// backEndCells are all transfers of a situation. In short mode, for an emulator in which these take longer than
+// everything else, each verb is used once, for one operation after the other, and by curl:
 // what is transferred is up to no back end, and lftp's lines are no others than curl's.
 func backEndCells(s Situation, f Family) []cell {
 	cells := matrixOf(s, f)
-	if slowFactor() == 1 {
+	if !testing.Short() {
 		return cells
 	}
 	return slices.DeleteFunc(cells, func(c cell) bool {

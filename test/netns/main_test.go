@@ -34,7 +34,7 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "these tests make network namespaces: run them as root")
 		return 1
 	}
-	if err := CheckPrograms(); err != nil {
+	if err := CheckPrograms("nft", "conntrack", "curl", "lftp", "tcpdump", "vsftpd"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}

@@ -13,7 +13,7 @@ import (
 // Time-outs of the clients: one that no working transfer reaches, and one that a
 // transfer which cannot work is given.
 const (
-	workingTimeout = 5 * time.Second
+	workingTimeout = 20 * time.Second
 	failingTimeout = 2 * time.Second
 )
 

@@ -15,45 +15,59 @@ import (
 	"time"
 )
 
-// programs are those that every lab needs, with the Debian package of each.
-var programs = map[string]string{
+// debianPackages has the Debian package of each program that the labs run.
+var debianPackages = map[string]string{
 	"nft":       "nftables",
 	"conntrack": "conntrack",
-	"vsftpd":    "vsftpd",
 	"curl":      "curl",
 	"lftp":      "lftp",
 	"tcpdump":   "tcpdump",
 }
 
-// CheckPrograms returns an error that says what to install if a program that the
-// labs need is missing.
-func CheckPrograms() error {
-	var missing []string
-	for name, debianPackage := range programs {
-		if _, err := findProgram(name); err != nil {
-			missing = append(missing, debianPackage)
+// CheckPrograms returns an error that says what to do if one of the programs is missing.
+func CheckPrograms(names ...string) error {
+	var packages, others []string
+	for _, name := range names {
+		switch _, err := findProgram(name); {
+		case err == nil:
+		case debianPackages[name] != "":
+			packages = append(packages, debianPackages[name])
+		default:
+			others = append(others, name)
 		}
 	}
-	if len(missing) > 0 {
-		return fmt.Errorf("programs are missing; install them with: apt-get install %s", strings.Join(missing, " "))
+	var errs []error
+	if len(packages) > 0 {
+		errs = append(errs, fmt.Errorf("programs are missing; install them with: apt-get install %s", strings.Join(packages, " ")))
 	}
-	return nil
+	if len(others) > 0 {
+		errs = append(errs, fmt.Errorf("programs are missing; unpack them with: test/unpack %s", strings.Join(others, " ")))
+	}
+	return errors.Join(errs...)
 }
 
-// findProgram looks where root's programs are, too: they are not on every PATH.
+// findProgram looks where root's programs are, too, which not every PATH has, and among the servers that
+// test/unpack has unpacked.
 func findProgram(name string) (string, error) {
 	if path, err := exec.LookPath(name); err == nil {
 		return path, nil
 	}
-	for _, dir := range []string{"/usr/sbin", "/sbin"} {
+	for _, dir := range append(unpackedServers(), "/usr/sbin", "/sbin") {
 		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
 			return path, nil
 		}
 	}
-	if debianPackage, ok := programs[name]; ok {
-		return "", fmt.Errorf("%s is missing; install it with: apt-get install %s", name, debianPackage)
-	}
 	return "", fmt.Errorf("%s is missing", name)
+}
+
+// unpackedServers are the folders with the programs that test/unpack has unpacked.
+func unpackedServers() []string {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return nil // no home: findProgram's error names what is missing
+	}
+	folders, _ := filepath.Glob(filepath.Join(cache, "nfq-ftphelper/servers/*/usr/sbin")) // the pattern is well-formed
+	return folders
 }
 
 // output collects what a program prints and tells waiters that there is more.

@@ -23,13 +23,17 @@ import (
 type ftpServer struct {
 	name string
 	// run is the end of a shell script that becomes the server, on port 21 of $any. The home of
-	// the user "ftp" is the site's $root, and $dir is for files of its own.
+	// the user "ftp" is the site's $root, and $dir is for the server's files.
 	run string
 }
 
 // Parts of such scripts: most servers are made for inetd, and some have /bin/ls write the listings.
 const (
-	inetd    = `exec systemd-socket-activate --inetd --accept --listen=$any:21 `
+	inetd = `exec systemd-socket-activate --inetd --accept --listen=$any:21 `
+	// Anonymous users are "ftp" to these servers: the site's owner by another name.
+	userFTP = `{ sed /^ftp:/d /etc/passwd; echo "ftp:x:$(id -u ` + anonymous + `):$(id -g ` + anonymous + `)::$root:/bin/sh"; } >$dir/passwd
+		mount --bind $dir/passwd /etc/passwd
+		`
 	listings = `mkdir $root/bin; cp "$(command -v busybox)" $root/bin/ls; `
 )
 
@@ -68,20 +72,11 @@ func (s ftpServer) start(t *testing.T, h *Host, f Family) *Site {
 	if err := site.fill(); err != nil {
 		t.Fatal(err)
 	}
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	// These are the folders that test/unpack fills.
-	unpacked, err := filepath.Glob(filepath.Join(cache, "nfq-ftphelper/servers/*/usr/sbin"))
-	if err != nil {
-		t.Fatal(err)
-	}
 	any := map[Family]string{IPv4: "0.0.0.0", IPv6: "::"}[f]
 	listen := map[Family]string{IPv4: any, IPv6: "[" + any + "]"}[f]
-	cmd := exec.Command("/bin/sh", "-ec", "mount --bind $root ~ftp; "+s.run)
+	cmd := exec.Command("/bin/sh", "-ec", userFTP+s.run)
 	cmd.Env = []string{
-		"PATH=" + strings.Join(append(unpacked, "/usr/sbin:/usr/bin:/sbin:/bin"), ":"), "HOME=" + dir, "LC_ALL=C",
+		"PATH=" + strings.Join(append(unpackedServers(), "/usr/sbin:/usr/bin:/sbin:/bin"), ":"), "HOME=" + dir, "LC_ALL=C",
 		"root=" + site.root(), "dir=" + dir, "any=" + listen, "address=" + any, fmt.Sprintf("family=%d", f),
 	}
 	if site.process, err = startApart(h, cmd); err != nil {

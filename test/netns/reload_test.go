@@ -303,7 +303,7 @@ func TestReloadUnderLoad(t *testing.T) {
 	t.Parallel()
 	const connections = 200
 	rounds := 3
-	if Scale(time.Second) > time.Second {
+	if testing.Short() {
 		rounds = 1
 	}
 	lab := newLab(t, Config{Situation: DNATMasquerade, Family: IPv4, Helper: None})

@@ -55,6 +55,7 @@ isolate_network=NO
 seccomp_sandbox=NO
 tcp_wrappers=NO
 anonymous_enable=YES
+ftp_username=%s
 local_enable=NO
 anon_root=%s
 secure_chroot_dir=%s
@@ -97,7 +98,7 @@ func (s *Site) start(ctx context.Context, h *Host, family Family, settings []str
 	seconds := func(d time.Duration) int { return int(Scale(d) / time.Second) }
 	config := filepath.Join(s.dir, "vsftpd.conf")
 	text := fmt.Sprintf(vsftpdConfig, yesIf[family == IPv4], yesIf[family == IPv6], s.port,
-		s.root(), filepath.Join(s.dir, "empty"), s.log(),
+		anonymous, s.root(), filepath.Join(s.dir, "empty"), s.log(),
 		seconds(4*time.Second), seconds(4*time.Second), seconds(10*time.Second), seconds(60*time.Second)) +
 		strings.Join(settings, "\n") + "\n"
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
@@ -124,11 +125,14 @@ func (s *Site) start(ctx context.Context, h *Host, family Family, settings []str
 	return s.waitReady(ctx, h, family)
 }
 
-// fill makes the files. The folders above them must be open to the user "ftp".
+// anonymous is the user that servers become for their clients: every machine has it, with a home.
+const anonymous = "daemon"
+
+// fill makes the files. The folders above them must be open to the user [anonymous].
 func (s *Site) fill() error {
-	owner, err := user.Lookup("ftp")
+	owner, err := user.Lookup(anonymous)
 	if err != nil {
-		return fmt.Errorf("the user that vsftpd's package adds: %w", err)
+		return err
 	}
 	uid, errUID := strconv.Atoi(owner.Uid)
 	gid, errGID := strconv.Atoi(owner.Gid)

@@ -55,7 +55,7 @@ func show(ctx context.Context, binary string) (bool, error) {
 	if os.Geteuid() != 0 {
 		return false, fmt.Errorf("network namespaces need root: run it as root")
 	}
-	if err := netns.CheckPrograms(); err != nil {
+	if err := netns.CheckPrograms("nft", "curl", "vsftpd"); err != nil {
 		return false, err
 	}
 	path, err := filepath.Abs(binary)
@@ -66,24 +66,44 @@ func show(ctx context.Context, binary string) (bool, error) {
 		return false, fmt.Errorf("the daemon (-daemon): %w", err)
 	}
 	begin := time.Now()
-	fmt.Printf("\nFTP between curl and vsftpd on Linux %s. Each router drops what is not established,\n"+
-		"related, or new to port 21. Each cell: without nfq-ftphelper → with it.\n\n", kernelRelease())
-	rows, err := measureAll(ctx, path)
+	fmt.Printf(introduction, kernelRelease())
+	progress := newProgress(os.Stdout)
+	rows, err := measureAll(ctx, path, progress)
+	progress.end()
 	if err != nil {
 		return false, err
 	}
-	fmt.Print(table(rows, isTerminal(os.Stdout)))
+	fmt.Print("Each cell: without nfq-ftphelper → with it.\n", table(rows, isTerminal(os.Stdout)))
 	summary := count(rows)
 	fmt.Printf("\nWithout the helper %d of %d work, with it %d of %d.\n"+
-		"With it, %d downloads, uploads and listings arrived, every byte as it was sent. (%.1f s)\n\n",
+		"With it, %d downloads, uploads and listings arrived, every byte as it was sent. (%.1f s)\n",
 		summary.without, summary.cells, summary.with, summary.cells, summary.transfers, time.Since(begin).Seconds())
 	for _, r := range rows {
 		for _, failure := range r.failures {
 			fmt.Fprintln(os.Stderr, failure)
 		}
 	}
-	return summary.with == summary.cells, nil
+	if summary.with < summary.cells {
+		return false, nil
+	}
+	fmt.Print(next)
+	return true, nil
 }
+
+const introduction = `
+This tries FTP between curl and vsftpd through NAT routers and firewalls, first without nfq-ftphelper,
+then with it, on Linux %s. Clients, routers and servers are network namespaces that are removed
+at the end; this machine's own network, firewall and files stay as they are. Each router accepts only what is
+established, related, or new to port 21.
+
+`
+
+const next = `
+From here:
+  make build         builds bin/nfq-ftphelper
+  README.md, "Use"   how to run it on a gateway, a Kubernetes node, or beside one server
+  make test          every test that this machine's kernel can run (about 10 minutes)
+`
 
 func kernelRelease() string {
 	var name unix.Utsname

@@ -32,22 +32,23 @@ const (
 
 // measureAll measures the four situations, without and with the helper, all at
 // the same time: each has its own network.
-func measureAll(ctx context.Context, binary string) ([]row, error) {
+func measureAll(ctx context.Context, binary string, p *progress) ([]row, error) {
 	rows := []row{
 		{client: "public", server: "public", situation: netns.Routed},
 		{client: "behind NAT", server: "public", situation: netns.SNAT},
 		{client: "public", server: "behind NAT", situation: netns.DNAT},
 		{client: "behind NAT", server: "behind NAT", situation: netns.TwoRouters},
 	}
+	p.start(len(rows) * len(netns.Verbs) * (1 + len(netns.Operations)))
 	group, ctx := errgroup.WithContext(ctx)
 	for i := range rows {
 		r := &rows[i]
 		group.Go(func() (err error) {
-			r.without, err = measureWithout(ctx, r.situation)
+			r.without, err = measureWithout(ctx, r.situation, p)
 			return err
 		})
 		group.Go(func() (err error) {
-			r.with, err = r.measureWith(ctx, binary)
+			r.with, err = r.measureWith(ctx, binary, p)
 			return err
 		})
 	}
@@ -71,7 +72,7 @@ func inLab(ctx context.Context, c netns.Config, f func(*netns.Lab, *netns.Site))
 
 // measureWithout tries a download with each verb. Most of the time it waits for
 // the time-outs, so it tries them all at once.
-func measureWithout(ctx context.Context, s netns.Situation) (map[netns.Verb]bool, error) {
+func measureWithout(ctx context.Context, s netns.Situation, p *progress) (map[netns.Verb]bool, error) {
 	worked := make(map[netns.Verb]bool)
 	var unrelated []error
 	err := inLab(ctx, netns.Config{Situation: s, Helper: netns.None}, func(lab *netns.Lab, site *netns.Site) {
@@ -83,6 +84,7 @@ func measureWithout(ctx context.Context, s netns.Situation) (map[netns.Verb]bool
 					Program: netns.Curl, Verb: verb, Operation: netns.Download,
 					Server: lab.ServerAddress, Site: site, Timeout: failingTimeout,
 				}.Run(ctx, lab.Client)
+				p.done()
 				mu.Lock()
 				defer mu.Unlock()
 				worked[verb] = outcome.Err == nil
@@ -98,7 +100,7 @@ func measureWithout(ctx context.Context, s netns.Situation) (map[netns.Verb]bool
 }
 
 // measureWith downloads, uploads and lists with each verb.
-func (r *row) measureWith(ctx context.Context, binary string) (map[netns.Verb]bool, error) {
+func (r *row) measureWith(ctx context.Context, binary string, p *progress) (map[netns.Verb]bool, error) {
 	worked := make(map[netns.Verb]bool)
 	config := netns.Config{
 		Situation: r.situation,
@@ -113,6 +115,7 @@ func (r *row) measureWith(ctx context.Context, binary string) (map[netns.Verb]bo
 					Program: netns.Curl, Verb: verb, Operation: operation,
 					Server: lab.ServerAddress, Site: site, Timeout: workingTimeout,
 				}.Run(ctx, lab.Client)
+				p.done()
 				if outcome.Err == nil {
 					r.transfers++
 					continue
