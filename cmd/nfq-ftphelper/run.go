@@ -27,16 +27,19 @@ func newRun() *cobra.Command {
 		Use:   "run",
 		Short: "Help FTP connections until stopped",
 		Long: `run serves the queue until it gets SIGTERM or SIGINT. It logs what it refuses and cannot do;
-with --log-level debug also every data connection that it has conntrack expect.
+with --log-opened also every data connection that it has conntrack expect. With --monitor it
+logs what it would do, and opens and changes nothing.
 
 The rules that fill the queue are either yours (nft -f ftp-queue.nft, which "rules print"
 writes), or, with --rules, applied at start and removed at stop. While the daemon is not
 there, packets pass unread and connections that were helped go on (but for --sequence user,
 and a cthelper whose daemon was killed).
 
-With --config, SIGHUP has it read the file again.`,
+With --config, SIGHUP has it read the file again. Its own rules it applies again if something
+removes them.`,
 		Example: `  nfq-ftphelper run --rules                       FTP on port 21
   nfq-ftphelper run --rules --ports 21,2121-2130  on other ports too
+  nfq-ftphelper run --rules --monitor             only log what would be opened
   nfq-ftphelper run --queue 7                     with rules of your own that queue to 7
   nfq-ftphelper run --config ` + usualFile,
 		Args: cobra.NoArgs,

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
@@ -65,6 +67,35 @@ func logged(t *testing.T, opened bool, events []engine.Event) (now, later []line
 		t.Errorf("it has counted the same twice: %v", again)
 	}
 	return now, later
+}
+
+// TestPeriod has repeats be logged without anything else happening, once a period.
+func TestPeriod(t *testing.T) {
+	r, w := io.Pipe()
+	l := newEventLog(slog.New(slog.NewJSONHandler(w, nil)))
+	l.period = 10 * time.Millisecond
+	m := master("203.0.113.101:40000")
+	go func() {
+		for range 2 {
+			for range 3 {
+				l.observe(&engine.Event{Kind: engine.Refused, Master: m, Reason: engine.LowPort, Again: true})
+			}
+		}
+	}()
+	counted := 0
+	for lines := json.NewDecoder(r); counted < 6; {
+		var one line
+		if err := lines.Decode(&one); err != nil {
+			t.Fatal(err)
+		}
+		if one.Count == 0 || one.Kind != "refused" || !strings.Contains(one.Msg, " more in the last ") {
+			t.Fatalf("%+v", one)
+		}
+		counted += one.Count
+	}
+	if counted != 6 {
+		t.Errorf("%d of 6 are counted", counted)
+	}
 }
 
 func master(client string) *expect.Master {
