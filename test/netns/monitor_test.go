@@ -112,11 +112,12 @@ func testMonitor(t *testing.T, helper Helper, family Family) {
 	if got := get(t, router, "/readyz"); !strings.Contains(got, "monitoring only: nothing is opened or changed") {
 		t.Errorf("/readyz says %q", got)
 	}
-	report, _ := doctor(t, router, "--monitor")
+	queue := fmt.Sprint(d.Queue)
+	report, _ := doctor(t, router, "--monitor", "--queue", queue)
 	if !strings.Contains(report, "the daemon only monitors (--monitor)") || strings.Contains(report, "problem") && helper == None {
 		t.Errorf("doctor --monitor says\n%s", report)
 	}
-	if report, code := doctor(t, router); !strings.Contains(report, "is that of --monitor") || code != 1 {
+	if report, code := doctor(t, router, "--queue", queue); !strings.Contains(report, "is that of --monitor") || code != 1 {
 		t.Errorf("doctor says, with exit code %d,\n%s", code, report)
 	}
 	client.quit()
