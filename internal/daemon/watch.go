@@ -83,21 +83,40 @@ func (d *daemon) rulesChanged() {
 		w.wait()
 		return // settleRules looks
 	}
-	err := rules.Check(d.choice.Rules)
-	if textOf(err) == w.wrong {
-		return
-	}
+	err := d.checkRules()
 	switch {
+	case textOf(err) == w.wrong:
+		return
 	case err == nil:
 		d.rulesRight()
 		return
-	case errors.Is(err, rules.ErrMissing):
-		w.wrong = textOf(err)
-		d.log.Warn("the rules have been removed: new FTP connections are not helped", "why", err)
-	default:
-		d.warnOfRules(err)
 	}
+	d.warnOfChange(err)
 	w.wait()
+}
+
+// checkRules is rules.Check, which reads part by part: if the rules change meanwhile, it reads some of the
+// old and some of the new ones. So what it returns counts if it does so twice.
+func (d *daemon) checkRules() error {
+	const most = 5
+	err := rules.Check(d.choice.Rules)
+	for range most {
+		before := textOf(err)
+		if err = rules.Check(d.choice.Rules); textOf(err) == before {
+			break
+		}
+	}
+	return err
+}
+
+// warnOfChange says what is wrong with the rules.
+func (d *daemon) warnOfChange(err error) {
+	if errors.Is(err, rules.ErrMissing) {
+		d.watch.wrong = textOf(err)
+		d.log.Warn("the rules have been removed: new FTP connections are not helped", "why", err)
+		return
+	}
+	d.warnOfRules(err)
 }
 
 // tablesChanged has settleRules wait for longer.
@@ -112,7 +131,7 @@ func (d *daemon) tablesChanged() {
 func (d *daemon) settleRules() {
 	w := &d.watch
 	w.waits = time.Time{}
-	err := rules.Check(d.choice.Rules)
+	err := d.checkRules()
 	switch {
 	case err == nil:
 		if w.wrong != "" {
@@ -121,7 +140,7 @@ func (d *daemon) settleRules() {
 		return
 	case !d.settings.ApplyRules, !errors.Is(err, rules.ErrMissing):
 		if w.wrong != textOf(err) {
-			d.warnOfRules(err)
+			d.warnOfChange(err)
 		}
 		return
 	case !w.restored.IsZero() && time.Since(w.restored) < restoreTime:

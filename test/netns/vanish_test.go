@@ -123,7 +123,7 @@ func TestOthersRulesVanish(t *testing.T) {
 		t.Fatal(err)
 	}
 	apply() // the same again, which is no change
-	for n := range 2 {
+	for n := range 5 {
 		if err := host.Nft(ctx, "delete table inet nfq_ftphelper"); err != nil {
 			t.Fatal(err)
 		}
