@@ -39,7 +39,7 @@ func newManual() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			page := manual.Page{Root: cmd.Root(), Daemon: daemon, Vocabulary: engine.Vocabulary(), Date: time.Unix(date, 0), Example: string(text)}
+			page := manual.Page{Root: cmd.Root(), Daemon: daemon, Version: version, Vocabulary: engine.Vocabulary(), Date: time.Unix(date, 0), Example: string(text)}
 			if args[0] == "5" {
 				return page.File(cmd.OutOrStdout())
 			}
