@@ -25,14 +25,14 @@ func checkQueues(p *patient) []Finding {
 		number := p.config.Queue + i
 		line, bound := lines[number]
 		if !bound && p.enabled() {
-			found = append(found, problem(fmt.Sprintf("nobody serves queue %d", number),
+			found = append(found, problem(fmt.Sprintf("no program serves queue %d", number),
 				fmt.Sprintf("the helper %s makes the kernel queue FTP's packets, and do nothing with them: no connection can be opened", p.config.Helper),
 				p.command("run"))...)
 			continue
 		}
 		if !bound {
-			found = append(found, warning(fmt.Sprintf("nobody serves queue %d", number),
-				"the daemon is not running, and packets pass unread", p.command("run"))...)
+			found = append(found, problem(fmt.Sprintf("no program serves queue %d", number),
+				"the daemon is not running: control connections pass unread, and no data connection is expected", p.command("run"))...)
 			continue
 		}
 		found = append(found, p.judgeOwner(line)...)

@@ -3,6 +3,7 @@ package doctor
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
@@ -20,7 +21,10 @@ func checkRules(p *patient) []Finding {
 	const why = "packets of control connections don't reach the daemon"
 	err := p.checkRules(p.config)
 	if err == nil {
-		return ok("table inet %s is in place, with port %s", ownTable, rules.FormatPorts(p.config.Ports, ","))
+		if added := p.addedPorts(); len(added) > 0 {
+			return ok("table inet %s is in place, with %s, and with %s that the settings don't have", ownTable, portsText(p.config.Ports), portsText(added))
+		}
+		return ok("table inet %s is in place, with %s", ownTable, portsText(p.config.Ports))
 	}
 	if errors.Is(err, rules.ErrMissing) {
 		return problem(err.Error(), why, fmt.Sprintf("%s, or %s --rules", p.command("rules apply"), p.command("run")))
@@ -45,20 +49,38 @@ func (p *patient) monitorRules() rules.Config {
 
 // noPorts tells whether our set of ports is there and empty.
 func (p *patient) noPorts() bool {
+	ports, ok := p.portsInSet()
+	return ok && len(ports) == 0
+}
+
+// portsInSet reads our set of ports.
+func (p *patient) portsInSet() (ports []rules.PortRange, ok bool) {
 	rs, err := p.rulesetOnce()
 	if err != nil {
-		return false
+		return nil, false
 	}
-	elements, err := rs.elements(tableName{familyInet, ownTable}, ownPorts)
-	if err != nil {
-		return false
+	elements, err := rs.elements(tableName{family: familyInet, name: ownTable}, ownPorts)
+	if err != nil || !allHave(elements, 2) {
+		return nil, false
 	}
-	for _, e := range elements {
-		if !e.end {
-			return false
-		}
+	return portRanges(elements), true
+}
+
+// addedPorts are those in our set that the settings don't have: they were added by hand.
+func (p *patient) addedPorts() []rules.PortRange {
+	if p.asked.added == nil {
+		ports, _ := p.portsInSet()
+		ports = slices.DeleteFunc(ports, func(r rules.PortRange) bool {
+			return slices.ContainsFunc(p.config.Ports, func(s rules.PortRange) bool { return s.First <= r.First && r.Last <= s.Last })
+		})
+		p.asked.added = &ports
 	}
-	return true
+	return *p.asked.added
+}
+
+// controlPorts are those of control connections: of the settings, and added to our set.
+func (p *patient) controlPorts() []rules.PortRange {
+	return slices.Concat(p.config.Ports, p.addedPorts())
 }
 
 // command is a command line of this program with the flags that say what rules are meant.

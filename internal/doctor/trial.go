@@ -79,7 +79,10 @@ func judgeStatement(t trial) []Finding {
 		return problem(t.noStatement.Error(), "without it no packet reaches the daemon",
 			"modprobe nft_queue || modprobe -a nft_compat xt_NFQUEUE")
 	}
-	return ok("packets are queued by nftables' %s", t.statement)
+	if t.statement == rules.Compat {
+		return ok("packets are queued by iptables' NFQUEUE target; without CONFIG_NFT_QUEUE in the kernel the .nft files cannot be loaded: use %s rules apply, or run --rules", program)
+	}
+	return ok("packets are queued by nftables' queue statement")
 }
 
 func judgeExpectation(t trial) []Finding {
