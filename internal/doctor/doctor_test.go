@@ -21,7 +21,7 @@ type fake struct {
 	version    string
 	admin      bool
 	files      map[string]string
-	owners     map[uint32]owner
+	owners     map[uint32]nfq.Owner
 	noOwner    error
 	interfaces map[string][]netip.Addr
 	noLookup   error
@@ -50,9 +50,9 @@ func (f *fake) readFile(name string) ([]byte, error) {
 	}
 	return []byte(text), nil
 }
-func (f *fake) owner(portid uint32) (owner, error) {
+func (f *fake) owner(portid uint32) (nfq.Owner, error) {
 	if f.noOwner != nil {
-		return owner{}, f.noOwner
+		return nfq.Owner{}, f.noOwner
 	}
 	return f.owners[portid], nil
 }
@@ -111,7 +111,7 @@ func healthy() *fake {
 		version: "6.12.0",
 		admin:   true,
 		files:   map[string]string{"/proc/sys/net/ipv4/ip_forward": "1\n", "/proc/sys/net/ipv6/conf/all/forwarding": "1\n"},
-		owners:  map[uint32]owner{77: {pid: 7, name: program}},
+		owners:  map[uint32]nfq.Owner{77: {PID: 7, Name: program}},
 		interfaces: map[string][]netip.Addr{
 			"eth0": {netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")},
 			"eth1": {netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")},
@@ -205,12 +205,12 @@ func TestFindings(t *testing.T) {
 		"no queue file":    {func(f *fake) { delete(f.files, nfq.StatusFile) }, want{Problem, "queue", "no program serves queue 2121", "nfq-ftphelper run"}},
 		"queue unbound":    {func(f *fake) { f.queue(" 7 77 0 2 65535 0 0 123 1") }, want{Problem, "queue", "no program serves queue 2121", "nfq-ftphelper run"}},
 		"odd queue file":   {func(f *fake) { f.queue("nonsense") }, want{Warning, "queue", "can't be read", ""}},
-		"dead peer":        {func(f *fake) { f.noOwner = errNoSocket }, want{Problem, "queue", "socket 77, which is gone", "run"}},
-		"hidden peer":      {func(f *fake) { f.noOwner = errNoOwner }, want{Warning, "queue", "by whom can't be seen", ""}},
+		"dead peer":        {func(f *fake) { f.noOwner = nfq.ErrNoSocket }, want{Problem, "queue", "socket 77, which is gone", "run"}},
+		"hidden peer":      {func(f *fake) { f.noOwner = nfq.ErrNoOwner }, want{Warning, "queue", "by whom can't be seen", ""}},
 		"unknown peer":     {func(f *fake) { f.noOwner = errors.New("EIO") }, want{Warning, "queue", "EIO", ""}},
-		"another program":  {func(f *fake) { f.owners[77] = owner{pid: 8, name: "suricata"} }, want{Problem, "queue", "suricata, process 8", "--queue NUMBER"}},
-		"stopped":          {func(f *fake) { f.owners[77] = owner{pid: 7, name: program, stopped: true} }, want{Problem, "queue", "is stopped", "kill -CONT 7"}},
-		"socket overflow":  {func(f *fake) { f.owners[77] = owner{pid: 7, name: program, lost: 3} }, want{Warning, "queue", "3 packets did not fit", "--queues 2"}},
+		"another program":  {func(f *fake) { f.owners[77] = nfq.Owner{PID: 8, Name: "suricata"} }, want{Problem, "queue", "suricata, process 8", "--queue NUMBER"}},
+		"stopped":          {func(f *fake) { f.owners[77] = nfq.Owner{PID: 7, Name: program, Stopped: true} }, want{Problem, "queue", "is stopped", "kill -CONT 7"}},
+		"socket overflow":  {func(f *fake) { f.owners[77] = nfq.Owner{PID: 7, Name: program, Lost: 3} }, want{Warning, "queue", "3 packets did not fit", "--queues 2"}},
 		"queue full":       {func(f *fake) { f.queue("2121 77 0 2 65535 4 0 123 1") }, want{Warning, "queue", "dropped 4", "run"}},
 		"queue lost":       {func(f *fake) { f.queue("2121 77 0 2 65535 0 5 123 1") }, want{Warning, "queue", "dropped 5", "run"}},
 		"many waiting":     {func(f *fake) { f.queue("2121 77 256 2 65535 0 0 123 1") }, want{Warning, "queue", "256 packets wait", "run --rules --queues 2"}},
@@ -278,22 +278,6 @@ func TestCommand(t *testing.T) {
 	p.wish = backend.Wish{Ruleset: rules.Full, Helper: backend.CTHelper, Name: "x", Sequence: engine.User}
 	if got, want := p.command("run"), want+" --helper cthelper --helper-name x --sequence user"; got != want {
 		t.Errorf("%q, want %q", got, want)
-	}
-}
-
-func TestFindSocket(t *testing.T) {
-	const file = `sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode
-00000000802e1415 0   4711       00000000 0        0        0     2        0        4
-0000000040de3550 12  4711       00000000 0        0        0     2        6        1584
-0000000040de3551 12  4294963201 00000000 0        0        0     2        0        1585
-`
-	for portid, want := range map[uint32]netlinkSocket{4711: {"1584", 6}, 4294963201: {"1585", 0}} {
-		if got, err := findSocket(file, portid); err != nil || got != want {
-			t.Errorf("%d: %+v, %v", portid, got, err)
-		}
-	}
-	if _, err := findSocket(file, 1); !errors.Is(err, errNoSocket) {
-		t.Error(err)
 	}
 }
 

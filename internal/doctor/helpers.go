@@ -20,6 +20,9 @@ const (
 // checkHelpers looks for rules that attach a helper to control connections, besides ours, and
 // for one that is attached too early or too late.
 func checkHelpers(p *patient) []Finding {
+	if p.wish.Monitor {
+		return ok("another one may work beside a daemon that only monitors")
+	}
 	var found []Finding
 	// Kernels before 6.0: helpers attached by port, without a rule.
 	if value, err := p.readFile("/proc/sys/net/netfilter/nf_conntrack_helper"); err == nil && strings.TrimSpace(string(value)) != "0" {

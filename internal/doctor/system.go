@@ -19,6 +19,7 @@ import (
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/cthelper"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfq"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
@@ -31,7 +32,7 @@ type system interface {
 	// readFile reads a file of /proc, whose "net" is that of the calling thread.
 	readFile(name string) ([]byte, error)
 	// owner finds the program behind a netlink socket of the netfilter protocol.
-	owner(portid uint32) (owner, error)
+	owner(portid uint32) (nfq.Owner, error)
 	// addresses are those of each interface that is up, but for loopback.
 	addresses() (map[string][]netip.Addr, error)
 
@@ -123,6 +124,8 @@ func (host) addresses() (map[string][]netip.Addr, error) {
 	}
 	return found, nil
 }
+
+func (host) owner(portid uint32) (nfq.Owner, error) { return nfq.FindOwner(portid) }
 
 func (host) choose(w backend.Wish) (backend.Choice, error) { return backend.Choose(w, backend.Host{}) }
 

@@ -29,11 +29,22 @@ func checkRules(p *patient) []Finding {
 	if errors.Is(err, rules.ErrMissing) {
 		return problem(err.Error(), why, fmt.Sprintf("%s, or %s --rules", p.command("rules apply"), p.command("run")))
 	}
+	if monitor := p.monitorRules(); !p.wish.Monitor && p.checkRules(monitor) == nil {
+		return problem(fmt.Sprintf("table inet %s is that of --monitor", ownTable),
+			"connections get no helper, so no data connection can be opened", p.command("rules apply"))
+	}
 	if p.noPorts() {
 		return problem(fmt.Sprintf("set %s of table inet %s is empty", ownPorts, ownTable), "no connection is a control connection",
 			fmt.Sprintf("nft add element inet %s %s '{ %s }'", ownTable, ownPorts, strings.ReplaceAll(rules.FormatPorts(p.config.Ports, ","), ",", ", ")))
 	}
 	return problem(err.Error(), why, p.command("rules apply"))
+}
+
+// monitorRules are those of a daemon that only monitors, with the same ports and queues.
+func (p *patient) monitorRules() rules.Config {
+	c := p.config
+	c.Ruleset, c.Helper = rules.Monitor, ""
+	return c
 }
 
 // noPorts tells whether our set of ports is there and empty.
@@ -100,6 +111,9 @@ func (p *patient) command(words string) string {
 	}
 	if p.wish.Name != "" {
 		line += " --helper-name " + p.wish.Name
+	}
+	if p.wish.Monitor {
+		line += " --monitor"
 	}
 	if p.wish.Sequence != engine.Auto {
 		line += " --sequence " + p.wish.Sequence.String()

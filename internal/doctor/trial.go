@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"runtime"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/nftables"
@@ -37,14 +38,23 @@ func checkTrial(p *patient) []Finding {
 	if p.noChoice != nil {
 		return nil // checkChoice has said so
 	}
-	t, err := p.try(p.choice)
+	choice := p.choice
+	if p.wish.Monitor { // what matters is whether the daemon could help
+		w := p.wish
+		w.Monitor = false
+		var err error
+		if choice, err = p.choose(w); err != nil {
+			return problem(strings.ReplaceAll(err.Error(), "\n", "; "), "without --monitor, the daemon could help no connection", "")
+		}
+	}
+	t, err := p.try(choice)
 	if err != nil {
 		return warning(fmt.Sprintf("nothing can be tried: %v", err),
 			"whether the kernel can queue, expect and adjust is unknown",
 			"run it with CAP_SYS_ADMIN, which root has outside of containers: sudo nfq-ftphelper doctor")
 	}
 	var found []Finding
-	if !p.choice.Enabled() {
+	if !choice.Enabled() {
 		found = named("queue statement", judgeStatement(t))
 	}
 	switch {
