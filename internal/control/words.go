@@ -31,12 +31,14 @@ func elsewhere(at, than netip.AddrPort) string {
 	return at.String()
 }
 
-// String says in words what was announced: "227 port 30000", "PORT port 20, not opened", or "229 port
-// 30000, told as 40000".
+// String says in words what was announced: "227 port 30000", "PORT port 20, not opened: …", or "229
+// port 30000, told as 40000".
 func (e *Endpoint) String() string {
 	switch {
 	case e == nil:
 		return "none"
+	case e.Told == 0 && e.Why != "":
+		return fmt.Sprintf("%s port %d, not opened: %s", e.Verb, e.Announced, e.Why)
 	case e.Told == 0:
 		return fmt.Sprintf("%s port %d, not opened", e.Verb, e.Announced)
 	case e.Told != e.Announced:
@@ -62,8 +64,16 @@ func (ev *Event) Words() string {
 		announced, told, same = fmt.Sprintf("port %d", from), strconv.Itoa(int(to)), from == to
 	}
 	switch {
-	case ev.Kind == KindMissed:
+	case ev.Kind == KindMissed && ev.Why == "":
 		words = fmt.Sprintf("%d events are missing here: they came faster than they were read", ev.Missed)
+	case ev.Kind == KindClosed:
+		words = fmt.Sprintf("%s, %d refused", plural(uint64(ev.Transfers), "data connection"), ev.Refused)
+	case ev.Kind == KindUsed && ev.Verb == "":
+		words = fmt.Sprintf("data connection from %s to %s", ev.From, ev.Expected)
+	case ev.Kind == KindUsed && ev.Verb == "229":
+		words = fmt.Sprintf("229 %s: data connection from %s", announced, ev.From)
+	case ev.Kind == KindUsed:
+		words = fmt.Sprintf("%s %s: data connection from %s", ev.Verb, ev.Announced, ev.From)
 	case ev.Verb == "":
 	case ev.Line != "":
 		words = fmt.Sprintf("%q: %s", ev.Line, ev.Why)
@@ -80,4 +90,12 @@ func (ev *Event) Words() string {
 		}
 		return unicode.ReplacementChar
 	}, words)
+}
+
+// plural writes a number of things.
+func plural(n uint64, one string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %ss", n, one)
 }

@@ -67,7 +67,7 @@ var reasonTexts = [...]struct{ label, text string }{
 	NotPeer:      {"not_peer", "the address is not that of the one who announces it"},
 	LowPort:      {"low_port", "the port is below the lowest one allowed"},
 	TooMany:      {"too_many", "too many data connections have been announced for this client within a second"},
-	failed:       {"failed", "failed"},
+	failed:       {"failed", "conntrack or the rewrite refused it"},
 }
 
 // String returns the reason as part of a sentence.
