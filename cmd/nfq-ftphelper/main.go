@@ -83,7 +83,7 @@ The quickest way, as root: nfq-ftphelper run --rules`,
 		SilenceErrors:     true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
-	root.AddCommand(newRun(), newRules(), newDoctor(), newConfig(), newExplain(), newFlows(), newEvents(), newTop(), newVersion())
+	root.AddCommand(newRun(), newRules(), newDoctor(), newConfig(), newExplain(), newStatus(), newFlows(), newEvents(), newTop(), newVersion())
 	root.AddCommand(extra...)
 	return root
 }

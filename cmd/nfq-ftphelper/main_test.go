@@ -75,6 +75,13 @@ func TestUsage(t *testing.T) {
 		{[]string{"explain", "--connection", "2", "x.pcap"}, "--connection goes with --svg"},
 		{[]string{"run", "--metrics", "everywhere"}, `invalid argument "everywhere" for "--metrics"`},
 		{[]string{"run", "--metrics", "127.0.0.1"}, "not an ip:port"},
+		{[]string{"flows", "--sort", "age"}, "it can be client, server, state, transfers or refused"},
+		{[]string{"flows", "--filter", "port=21"}, `there is no field "port": there are client, server, nat`},
+		{[]string{"events", "--kind", "refused,denied"}, `"denied" is not a kind of event: it can be tracked, expected, used`},
+		{[]string{"events", "--client", "ftp.example"}, "neither an address nor a network"},
+		{[]string{"events", "--since", "yesterday"}, "it must be a duration such as 10m"},
+		{[]string{"events", "--no-follow"}, "--no-follow goes with --since"},
+		{[]string{"status", "now"}, `unknown command "now"`},
 		{[]string{"flows", "21"}, `unknown command "21"`},
 		{[]string{"version", "--long"}, "unknown flag: --long"},
 	} {
@@ -86,7 +93,7 @@ func TestUsage(t *testing.T) {
 }
 
 func TestHelp(t *testing.T) {
-	for _, args := range [][]string{{"--help"}, {"run", "--help"}, {"rules", "--help"}, {"rules", "apply", "--help"}, {"explain", "--help"}, {"flows", "--help"}, {"events", "--help"}, {"top", "--help"}, {"rules"}} {
+	for _, args := range [][]string{{"--help"}, {"run", "--help"}, {"rules", "--help"}, {"rules", "apply", "--help"}, {"explain", "--help"}, {"flows", "--help"}, {"events", "--help"}, {"status", "--help"}, {"top", "--help"}, {"rules"}} {
 		code, stdout, stderr := call(t, args...)
 		if code != 0 || !strings.Contains(stdout, "Usage:") || stderr != "" {
 			t.Errorf("%q: exit code %d, it says\n%s%s", args, code, stdout, stderr)

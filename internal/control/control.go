@@ -87,6 +87,8 @@ func (f *Flow) Live() bool { return f.State != StateClosing }
 // Flows are all control connections.
 type Flows struct {
 	Flows []Flow `json:"flows"`
+	// Closing is how many of all connections are closing (StateClosing).
+	Closing int `json:"closing"`
 	// Unchecked is how many of them may be over: there was no time to ask conntrack.
 	Unchecked int `json:"unchecked"`
 }

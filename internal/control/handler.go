@@ -80,9 +80,12 @@ func serveFlows(w http.ResponseWriter, r *http.Request, d Daemon) {
 			out.WriteString(`{"flows":[`)
 		}
 	}
-	separator := "\n"
+	separator, closing := "\n", 0
 	unchecked, err := d.Flows(r.Context(), func(f Flow) error {
 		begin()
+		if !f.Live() {
+			closing++
+		}
 		text, err := json.Marshal(f)
 		if err != nil {
 			return err
@@ -97,7 +100,7 @@ func serveFlows(w http.ResponseWriter, r *http.Request, d Daemon) {
 		return
 	}
 	begin()
-	fmt.Fprintf(out, "\n],\"unchecked\":%d", unchecked)
+	fmt.Fprintf(out, "\n],\"closing\":%d,\"unchecked\":%d", closing, unchecked)
 	if err != nil { // it is too late for another status
 		text, _ := json.Marshal(err.Error())
 		fmt.Fprintf(out, ",\"error\":%s", text)

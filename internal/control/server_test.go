@@ -109,7 +109,7 @@ func TestRequests(t *testing.T) {
 		{"GET /v1/events?since=yesterday" + end + "\r\n", `{"error":"since=\"yesterday\" is not a time such as 2006-01-02T15:04:05Z"}`},
 		{"GET /v1/events?follow=perhaps" + end + "\r\n", `{"error":"follow=\"perhaps\" is neither yes nor no"}`},
 		{"GET /v1/version" + end + "\r\n", `{"version":"v1","go":"go1"}`},
-		{"GET /v1/flows" + end + "\r\n", `],"unchecked":3}`},
+		{"GET /v1/flows" + end + "\r\n", `],"closing":0,"unchecked":3}`},
 		{"GET /v2" + end + "\r\n", `{"error":"there is no \"/v2\" here: there are /livez, /metrics, /readyz, /v1/events, /v1/flows, /v1/status, /v1/version"}`},
 		{"POST /livez" + end + "\r\n", `405 Method Not Allowed`},
 		{"OPTIONS *" + end + "\r\n", `405 Method Not Allowed`},

@@ -55,6 +55,36 @@ func (ev *Event) Ends() (client, server string) {
 	return ev.Client.String(), ev.Server.String()
 }
 
+// Short says in a few words what happened, but for the kind and the connection: addresses that go without
+// saying are left out, and a reason is one word.
+func (ev *Event) Short() string {
+	port, told := ev.Announced.Port(), ev.Told.Port()
+	var words string
+	switch {
+	case ev.Kind == KindUsed:
+		words = "from " + ev.From.String()
+		if ev.From.Addr() == ev.Client.Addr() {
+			words = fmt.Sprintf("from port %d", ev.From.Port())
+		}
+		if ev.Verb != "" {
+			words = fmt.Sprintf("%s %d %s", ev.Verb, port, words)
+		}
+	case ev.Kind == KindClosed:
+		words = fmt.Sprintf("%s, %d refused", plural(uint64(ev.Transfers), "transfer"), ev.Refused)
+	case ev.Kind == KindMissed || ev.Verb == "" || ev.Line != "":
+		words = ev.Words()
+	case ev.Reason != "":
+		words = fmt.Sprintf("%s %d: %s", ev.Verb, port, ev.Reason)
+	case ev.Why != "":
+		words = fmt.Sprintf("%s %d: %s", ev.Verb, port, ev.Why)
+	case port == told:
+		words = fmt.Sprintf("%s %d", ev.Verb, port)
+	default:
+		words = fmt.Sprintf("%s %d, advertised as %d", ev.Verb, port, told)
+	}
+	return printable(words)
+}
+
 // Words say what happened, but for the kind and the connection. There is nothing in them that a
 // terminal would take for a command.
 func (ev *Event) Words() string {
@@ -84,12 +114,17 @@ func (ev *Event) Words() string {
 	default:
 		words = fmt.Sprintf("%s %s, told as %s", ev.Verb, announced, told)
 	}
+	return printable(words)
+}
+
+// printable replaces what a terminal would not print.
+func printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) {
 			return r
 		}
 		return unicode.ReplacementChar
-	}, words)
+	}, s)
 }
 
 // plural writes a number of things.
