@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"strings"
@@ -46,11 +47,12 @@ type outcomes struct {
 
 	mu      sync.Mutex
 	opened  map[place]*opened
-	evicted map[expect.Tuple]*opened  // by its master, the one that the kernel has removed last
-	closing map[expect.Tuple]struct{} // reported as closed, and still in conntrack
-	expiry  time.Duration             // of the expectation that was installed last
-	lost    uint64                    // how often events came faster than they were read
-	unsure  bool                      // they have since the last sweep
+	evicted map[expect.Tuple]*opened   // by its master, the one that the kernel has removed last
+	closing map[expect.Tuple]struct{}  // reported as closed, and still in conntrack
+	ended   map[expect.Tuple]time.Time // when conntrack has removed it, for a while
+	expiry  time.Duration              // of the expectation that was installed last
+	lost    uint64                     // how often events came faster than they were read
+	unsure  bool                       // they have since the last sweep
 }
 
 // conntrack is what outcomes ask of conntrack: an *expect.Client.
@@ -98,6 +100,7 @@ func newOutcomes(c conntrack) *outcomes {
 	return &outcomes{
 		conntrack: c, expiry: defaultExpiry,
 		opened: make(map[place]*opened), evicted: make(map[expect.Tuple]*opened), closing: make(map[expect.Tuple]struct{}),
+		ended: make(map[expect.Tuple]time.Time),
 	}
 }
 
@@ -178,7 +181,7 @@ func (o *outcomes) take(ev expect.Event, now time.Time) {
 			o.closed(ev.Tuples[expect.Original], now)
 		}
 	case expect.Destroyed:
-		if o.destroyed(ev.Tuples[expect.Original]) {
+		if o.destroyed(ev.Tuples[expect.Original], now) {
 			o.closed(ev.Tuples[expect.Original], now)
 		}
 	}
@@ -210,7 +213,10 @@ func (o *outcomes) removed(ev expect.Event, now time.Time) {
 		return
 	}
 	x.removed = now
+	_, ended := o.ended[ev.Master]
 	switch {
+	case ended:
+		x.reason = control.ExpiredClosed
 	case ev.Port != 0:
 		x.reason = control.ExpiredDeleted
 	case ev.Left == 0:
@@ -283,10 +289,14 @@ func (o *outcomes) closes(t expect.Tuple) bool {
 	return true
 }
 
-// destroyed reports whether a connection that conntrack has removed was not known to be closing.
-func (o *outcomes) destroyed(t expect.Tuple) bool {
+// destroyed reports whether a connection that conntrack has removed was not known to be closing. Its
+// expectations are removed next.
+func (o *outcomes) destroyed(t expect.Tuple, now time.Time) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if len(o.ended) < maxOpened {
+		o.ended[t] = now
+	}
 	_, ok := o.closing[t]
 	delete(o.closing, t)
 	return !ok
@@ -324,12 +334,12 @@ func (o *outcomes) sweep(now time.Time) {
 			o.mu.Lock()
 		}
 	}
+	maps.DeleteFunc(o.ended, func(_ expect.Tuple, at time.Time) bool { return now.Sub(at) > settleTime })
 	o.mu.Unlock()
 
 	unknown := uint64(0)
 	for _, d := range all {
 		left, err := o.conntrack.Expected(expect.Expectation{Master: d.at.master, Src: d.x.from, Dst: d.at.at})
-		over := left == 0 && o.over(d.at.master)
 		o.mu.Lock()
 		switch {
 		case o.opened[d.at] != d.x: // it was used meanwhile
@@ -339,11 +349,8 @@ func (o *outcomes) sweep(now time.Time) {
 			o.forget(d.at, d.x)
 			unknown++
 		default:
-			switch {
-			case d.x.removed.IsZero():
+			if d.x.removed.IsZero() {
 				d.x.reason = control.ExpiredTimeout
-			case d.x.reason == control.ExpiredDropped && over:
-				d.x.reason = control.ExpiredClosed
 			}
 			o.expired(d.at, d.x)
 		}
@@ -352,12 +359,6 @@ func (o *outcomes) sweep(now time.Time) {
 	if unsure {
 		o.rebuilt(now, unknown)
 	}
-}
-
-// over reports whether a control connection is closing, or conntrack has removed it.
-func (o *outcomes) over(master expect.Tuple) bool {
-	m, _, err := o.conntrack.Lookup(master)
-	return errors.Is(err, expect.ErrNoEntry) || err == nil && m.Closing
 }
 
 // rebuilt says that events were lost, and what that means: of a number of expectations the outcome
@@ -371,7 +372,7 @@ func (o *outcomes) rebuilt(now time.Time, unknown uint64) {
 	o.mu.Unlock()
 	for _, t := range closing {
 		if _, _, err := o.conntrack.Lookup(t); errors.Is(err, expect.ErrNoEntry) {
-			o.destroyed(t)
+			o.destroyed(t, now)
 		}
 	}
 	why := fmt.Sprintf("conntrack's events came faster than they were read: the outcome of %d data connections is unknown", unknown)
