@@ -86,7 +86,9 @@ func (d *daemon) openDesk() (t *desk, err error) {
 		if t.socket, err = control.Listen(path); err != nil {
 			return t, err
 		}
-		if t.outcomes, t.outcomesErr = openOutcomes(); t.outcomesErr != nil {
+		if !d.settings.Outcomes {
+			t.outcomesErr = errors.New("the setting outcomes is false")
+		} else if t.outcomes, t.outcomesErr = openOutcomes(); t.outcomesErr != nil {
 			t.log.Warn("used, expired and closed are not reported", "reason", t.outcomesErr)
 		} else {
 			t.outcomes.publish, t.outcomes.find, t.outcomes.warn = t.events.Publish, t.find, t.log.Warn
@@ -202,7 +204,11 @@ func (t *desk) observe(queue uint16, ev *engine.Event) {
 	}
 	report := eventOf(queue, ev)
 	t.events.Publish(report)
-	if ev.Kind == engine.Expected && t.outcomes != nil {
+	switch {
+	case t.outcomes == nil:
+	case ev.Kind == engine.Tracked:
+		t.outcomes.tracked(ev)
+	case ev.Kind == engine.Expected:
 		t.outcomes.announced(ev, report)
 	}
 }

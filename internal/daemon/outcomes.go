@@ -28,8 +28,12 @@ const (
 	sweepEvery = time.Second
 	// sweepAtOnce is how many are looked at while an engine may have to wait.
 	sweepAtOnce = 256
-	// maxOpened is how many expectations, and how many closing connections, are remembered.
+	// maxOpened is how many expectations, and how many control connections, are remembered.
 	maxOpened = 1 << 16
+	// pollEvery is how often conntrack is asked at most which control connections are closing, and
+	// pollShare is the part of the time that this may take: one in so many.
+	pollEvery = time.Second
+	pollShare = 100
 	// findTime is how long the engines may take to find a connection.
 	findTime = time.Second
 )
@@ -47,12 +51,13 @@ type outcomes struct {
 
 	mu      sync.Mutex
 	opened  map[place]*opened
-	evicted map[expect.Tuple]*opened   // by its master, the one that the kernel has removed last
-	closing map[expect.Tuple]struct{}  // reported as closed, and still in conntrack
-	ended   map[expect.Tuple]time.Time // when conntrack has removed it, for a while
-	expiry  time.Duration              // of the expectation that was installed last
-	lost    uint64                     // how often events came faster than they were read
-	unsure  bool                       // they have since the last sweep
+	evicted map[expect.Tuple]*opened // by its master, the one that the kernel has removed last
+	// controls are control connections, true if they have been reported as closed.
+	controls map[expect.Tuple]bool
+	ended    map[expect.Tuple]time.Time // when conntrack has removed it, for a while
+	expiry   time.Duration              // of the expectation that was installed last
+	lost     uint64                     // how often events came faster than they were read
+	unsure   bool                       // they have since the last sweep
 }
 
 // conntrack is what outcomes ask of conntrack: an *expect.Client.
@@ -99,7 +104,7 @@ func openOutcomes() (*outcomes, error) {
 func newOutcomes(c conntrack) *outcomes {
 	return &outcomes{
 		conntrack: c, expiry: defaultExpiry,
-		opened: make(map[place]*opened), evicted: make(map[expect.Tuple]*opened), closing: make(map[expect.Tuple]struct{}),
+		opened: make(map[place]*opened), evicted: make(map[expect.Tuple]*opened), controls: make(map[expect.Tuple]bool),
 		ended: make(map[expect.Tuple]time.Time),
 	}
 }
@@ -110,10 +115,15 @@ func (o *outcomes) run(ctx context.Context) error {
 	received.Go(o.receive)
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
+	var poll time.Time
 	for {
 		select {
 		case now := <-tick.C:
 			o.sweep(now)
+			if begin := time.Now(); begin.After(poll) {
+				o.poll()
+				poll = begin.Add(max(pollEvery, pollShare*time.Since(begin)))
+			}
 		case <-ctx.Done():
 			err := o.close()
 			received.Wait()
@@ -176,13 +186,9 @@ func (o *outcomes) take(ev expect.Event, now time.Time) {
 		o.removed(ev, now)
 	case expect.Related:
 		o.used(ev, now)
-	case expect.Changed:
-		if ev.Closing && o.closes(ev.Tuples[expect.Original]) {
-			o.closed(ev.Tuples[expect.Original], now)
-		}
 	case expect.Destroyed:
 		if o.destroyed(ev.Tuples[expect.Original], now) {
-			o.closed(ev.Tuples[expect.Original], now)
+			o.closed(ev.Tuples[expect.Original])
 		}
 	}
 }
@@ -278,38 +284,59 @@ func (o *outcomes) expired(at place, x *opened) {
 	o.publish(report)
 }
 
-// closes reports whether the connection is not known to be closing yet.
-func (o *outcomes) closes(t expect.Tuple) bool {
+// tracked takes note of a control connection. It may be called from any goroutine.
+func (o *outcomes) tracked(ev *engine.Event) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if _, ok := o.closing[t]; ok || len(o.closing) >= maxOpened {
-		return false // without room, its end in conntrack is what is reported
-	}
-	o.closing[t] = struct{}{}
-	return true
+	if t := ev.Master.Tuples[expect.Original]; len(o.controls) < maxOpened {
+		o.controls[t] = false
+	} // without room, its end in conntrack is what is reported
 }
 
-// destroyed reports whether a connection that conntrack has removed was not known to be closing. Its
-// expectations are removed next.
+// destroyed reports whether a connection that conntrack has removed has not been reported as closed.
+// Its expectations are removed next.
 func (o *outcomes) destroyed(t expect.Tuple, now time.Time) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if len(o.ended) < maxOpened {
 		o.ended[t] = now
 	}
-	_, ok := o.closing[t]
-	delete(o.closing, t)
-	return !ok
+	reported := o.controls[t]
+	delete(o.controls, t)
+	return !reported
+}
+
+// poll reports control connections that are closing: conntrack keeps them for minutes, and its events
+// of that would cost every connection of this host.
+func (o *outcomes) poll() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for t := range o.controls {
+		o.mu.Unlock()
+		m, _, err := o.conntrack.Lookup(t)
+		over := errors.Is(err, expect.ErrNoEntry)
+		o.mu.Lock()
+		switch reported, ok := o.controls[t]; {
+		case !ok || !over && (err != nil || !m.Closing):
+		case reported && over: // and there was no event about it
+			delete(o.controls, t)
+		case !reported:
+			o.controls[t] = true
+			o.mu.Unlock()
+			o.closed(t)
+			o.mu.Lock()
+		}
+	}
 }
 
 // closed reports a control connection that has closed, if it is one.
-func (o *outcomes) closed(t expect.Tuple, now time.Time) {
+func (o *outcomes) closed(t expect.Tuple) {
 	queue, f, ok := o.find(t)
 	if !ok {
 		return
 	}
 	o.publish(control.Event{
-		Time: now, Queue: queue, Kind: control.KindClosed, Client: f.Master().Client(), Server: f.Master().Server(),
+		Time: time.Now(), Queue: queue, Kind: control.KindClosed, Client: f.Master().Client(), Server: f.Master().Server(),
 		Transfers: f.Expected, Refused: f.Refused,
 	})
 }
@@ -364,17 +391,6 @@ func (o *outcomes) sweep(now time.Time) {
 // rebuilt says that events were lost, and what that means: of a number of expectations the outcome
 // is not known.
 func (o *outcomes) rebuilt(now time.Time, unknown uint64) {
-	var closing []expect.Tuple
-	o.mu.Lock()
-	for t := range o.closing {
-		closing = append(closing, t)
-	}
-	o.mu.Unlock()
-	for _, t := range closing {
-		if _, _, err := o.conntrack.Lookup(t); errors.Is(err, expect.ErrNoEntry) {
-			o.destroyed(t, now)
-		}
-	}
 	why := fmt.Sprintf("conntrack's events came faster than they were read: the outcome of %d data connections is unknown", unknown)
 	o.publish(control.Event{Time: now, Kind: control.KindMissed, Missed: unknown, Why: why})
 	o.warn("conntrack's events came faster than they were read: some used, expired and closed are not reported", "unknown", unknown)

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/config"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/control"
 )
 
 var (
@@ -122,6 +123,31 @@ func (p Page) Settings() string {
 		}
 	})
 	if begun {
+		b.macro("El")
+	}
+	return b.String()
+}
+
+// Values returns a subsection for each field of events and connections that has a word for its value.
+func (p Page) Values() string {
+	var b mdoc
+	for _, list := range [...]struct {
+		heading string
+		words   []control.Word
+	}{
+		{"Kinds of events", control.Kinds},
+		{"Reasons of refused", control.Refusals},
+		{"Reasons of expired", control.Expiries},
+		{"States of connections", control.States},
+		{"Sequence numbers", control.Sequences},
+		{"Sources of rules", control.RuleSources},
+	} {
+		b.macro("Ss", list.heading)
+		b.macro("Bl", "-tag", "-width", "Ds")
+		for _, w := range list.words {
+			b.macro("It", "Li", w.Name)
+			b.text(w.Meaning)
+		}
 		b.macro("El")
 	}
 	return b.String()

@@ -3,6 +3,7 @@ package manual
 import (
 	"bytes"
 	"os/exec"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/config"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/control"
 )
 
 // testPage is of a program whose texts have all that roff(7) would take for its own.
@@ -74,10 +76,19 @@ func TestProgram(t *testing.T) {
 		"     Show what run does.\n\n     Flags as for run.\n",
 		"     group read FILE [COUNT]\n             Read a file.\n",
 		"           a\n               b\n",
+		"   Kinds of events\n     tracked\n",
+		"     dropped\n             The first packet came, but a filter on this host dropped it.\n",
 		"January 1, 1970",
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("nothing of\n%s\nin\n%s", want, got)
+		}
+	}
+	for _, words := range [][]control.Word{control.Kinds, control.Refusals, control.Expiries, control.States, control.Sequences, control.RuleSources} {
+		for _, w := range words {
+			if !regexp.MustCompile(`(?m)^     ` + w.Name + `\b`).MatchString(got) {
+				t.Errorf("%s is not listed", w.Name)
+			}
 		}
 	}
 	if strings.Contains(got, "hidden") {
