@@ -13,6 +13,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/charmbracelet/x/ansi"
 	"github.com/spf13/cobra"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/control"
@@ -52,7 +53,7 @@ client and server also take a network.`,
 					return err
 				}
 				flows.Flows = view.of(flows.Flows)
-				text := flowTable(flows.Flows)
+				text := flowTable(flows.Flows, widthOf(out))
 				if asJSON {
 					text = flowJSON(flows)
 				}
@@ -151,24 +152,36 @@ func flowJSON(flows control.Flows) string {
 	return string(text) + "\n"
 }
 
-// flowTable writes flows as a table.
-func flowTable(flows []control.Flow) string {
+// flowTable writes flows as a table, in lines of so many columns at most if width is not 0.
+func flowTable(flows []control.Flow, width int) string {
 	if len(flows) == 0 {
 		return "no FTP control connections\n"
 	}
-	rows := [][]string{{"CLIENT", "SERVER", "NAT", "STATE", "LAST ENDPOINT", "TRANSFERS", "REFUSED"}}
+	// What may be cut off at the right comes last.
+	rows := [][]string{{"CLIENT", "SERVER", "STATE", "XFERS", "REFUSED", "LAST", "NAT"}}
 	for i := range flows {
 		f := &flows[i]
 		rows = append(rows, []string{
-			f.Client.String(), f.Server.String(), f.NAT(), f.State, f.Last.String(),
-			strconv.Itoa(int(f.Expected)), strconv.Itoa(int(f.Refused)),
+			f.Client.String(), f.Server.String(), f.State, strconv.Itoa(int(f.Expected)), strconv.Itoa(int(f.Refused)), f.Last.Short(), f.NAT(),
 		})
 	}
-	return align(rows, 5)
+	return truncate(align(rows, 3, 5), width)
 }
 
-// align puts cells below each other, those from column right on at the right edge.
-func align(rows [][]string, right int) string {
+// truncate cuts lines that have more columns than width, if that is not 0.
+func truncate(text string, width int) string {
+	if width == 0 {
+		return text
+	}
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		b.WriteString(ansi.Truncate(strings.TrimSuffix(line, "\n"), width, "…") + "\n")
+	}
+	return b.String()
+}
+
+// align puts cells below each other, those of the columns from right to left-1 at their right edge.
+func align(rows [][]string, right, left int) string {
 	widths := make([]int, len(rows[0]))
 	for _, row := range rows {
 		for i, cell := range row {
@@ -183,7 +196,7 @@ func align(rows [][]string, right int) string {
 			if i > 0 {
 				line.WriteString("  ")
 			}
-			if i >= right {
+			if right <= i && i < left {
 				line.WriteString(padding + cell)
 			} else {
 				line.WriteString(cell + padding)

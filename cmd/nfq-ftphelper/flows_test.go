@@ -44,7 +44,7 @@ func TestFlowTable(t *testing.T) {
 			Expected: 4_000_000_000, Refused: 1, Last: &control.Endpoint{Verb: "PORT", Announced: 20, Reason: "low_port", Why: "the port is below the lowest one allowed"}},
 		{Client: at("10.0.0.6:40002"), Server: at("192.168.1.2:21"), ClientSeenAs: at("192.168.1.1:40002"), ServerReachedAt: at("192.0.2.2:2121"), State: "ignored"},
 	}
-	wantGolden(t, "flows.golden", flowTable((&flowView{order: control.ByClient}).of(flows))+"\n"+flowTable(nil))
+	wantGolden(t, "flows.golden", flowTable((&flowView{order: control.ByClient}).of(flows), 0)+"\n"+flowTable(flows, 80)+"\n"+flowTable(nil, 80))
 }
 
 func TestEventLines(t *testing.T) {

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/charmbracelet/x/ansi"
 	"github.com/spf13/cobra"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/control"
@@ -69,11 +68,7 @@ func statusScreen(s *control.Status, now time.Time, width int, colour bool) stri
 	}
 	var b strings.Builder
 	line := func(format string, args ...any) {
-		text := fmt.Sprintf(format, args...)
-		if width > 0 {
-			text = ansi.Truncate(text, width, "…")
-		}
-		b.WriteString(text + "\n")
+		b.WriteString(truncate(fmt.Sprintf(format+"\n", args...), width))
 	}
 	started := s.Started.In(now.Location())
 	line("nfq-ftphelper %s, up for %s (since %s)", s.Version, age(now.Sub(started)), started.Format(time.DateTime))
@@ -96,13 +91,7 @@ func statusScreen(s *control.Status, now time.Time, width int, colour bool) stri
 	default:
 		line("outcomes   used, expired and closed are reported")
 	}
-	b.WriteString("\n")
-	for _, row := range strings.SplitAfter(queueTable(s.Queues), "\n") {
-		if row = strings.TrimSuffix(row, "\n"); row != "" {
-			line("%s", row)
-		}
-	}
-	b.WriteString("\n")
+	b.WriteString("\n" + truncate(queueTable(s.Queues), width) + "\n")
 	if len(s.Refusals) == 0 {
 		line("last refusals: none")
 		return b.String()
@@ -142,7 +131,7 @@ func queueTable(queues []control.Queue) string {
 		all := total(queues)
 		row(fmt.Sprintf("%d-%d", queues[0].Number, queues[len(queues)-1].Number), &all)
 	}
-	return align(rows, 1)
+	return align(rows, 1, len(rows[0]))
 }
 
 // total adds up the queues.

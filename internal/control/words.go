@@ -47,6 +47,19 @@ func (e *Endpoint) String() string {
 	return fmt.Sprintf("%s port %d", e.Verb, e.Announced)
 }
 
+// Short is String in a few words, with a reason as one word: "227 30000", or "PORT 20: low_port".
+func (e *Endpoint) Short() string {
+	switch {
+	case e == nil:
+		return ""
+	case e.Told == 0:
+		return strings.TrimSuffix(fmt.Sprintf("%s %d: %s", e.Verb, e.Announced, e.Reason), ": ")
+	case e.Told != e.Announced:
+		return fmt.Sprintf("%s %d, advertised as %d", e.Verb, e.Announced, e.Told)
+	}
+	return fmt.Sprintf("%s %d", e.Verb, e.Announced)
+}
+
 // Ends says between whom it happened, if it was between two.
 func (ev *Event) Ends() (client, server string) {
 	if !ev.Client.IsValid() {

@@ -365,8 +365,8 @@ func TestFlowsAndEvents(t *testing.T) {
 	}
 	text := list()
 	for _, want := range []string{
-		client + `  +192\.168\.1\.2:21  server reached at 192\.0\.2\.2  read +PORT port 20, not opened: the port is below the lowest one allowed +1 +1\n`,
-		otherClient + `  +192\.168\.1\.2:21  server reached at 192\.0\.2\.2  encrypted  none +0 +0\n`,
+		client + `  +192\.168\.1\.2:21  read +1 +1  PORT 20: low_port +server reached at 192\.0\.2\.2\n`,
+		otherClient + `  +192\.168\.1\.2:21  encrypted +0 +0 +server reached at 192\.0\.2\.2\n`,
 	} {
 		if !regexp.MustCompile(want).MatchString(text) {
 			t.Errorf("no line with %s in\n%s", want, text)
