@@ -52,10 +52,14 @@ client and server also take a network.`,
 				if err != nil {
 					return err
 				}
+				all := len(flows.Flows)
 				flows.Flows = view.of(flows.Flows)
 				text := flowTable(flows.Flows, widthOf(out))
-				if asJSON {
+				switch {
+				case asJSON:
 					text = flowJSON(flows)
+				case len(flows.Flows) == 0 && all > 0:
+					text = "no connection is selected\n"
 				}
 				if watch && onTerminal(out) {
 					text = "\x1b[H\x1b[J" + text // from the screen's top
@@ -65,7 +69,7 @@ client and server also take a network.`,
 				}
 				if !asJSON {
 					if n := flows.Closing; n > 0 && !view.all {
-						fmt.Fprintf(cmd.ErrOrStderr(), "%d more closing: --all lists them\n", n)
+						fmt.Fprintf(cmd.ErrOrStderr(), "%d closing: --all lists them too\n", n)
 					}
 					if n := flows.Unchecked; n > 0 {
 						fmt.Fprintf(cmd.ErrOrStderr(), "%d of them may be over: there was no time to ask conntrack\n", n)
