@@ -32,7 +32,7 @@ func elsewhere(at, than netip.AddrPort) string {
 }
 
 // String says in words what was announced: "227 port 30000", "PORT port 20, not opened: …", or "229
-// port 30000, told as 40000".
+// port 30000, advertised as 40000".
 func (e *Endpoint) String() string {
 	switch {
 	case e == nil:
@@ -42,7 +42,7 @@ func (e *Endpoint) String() string {
 	case e.Told == 0:
 		return fmt.Sprintf("%s port %d, not opened", e.Verb, e.Announced)
 	case e.Told != e.Announced:
-		return fmt.Sprintf("%s port %d, told as %d", e.Verb, e.Announced, e.Told)
+		return fmt.Sprintf("%s port %d, advertised as %d", e.Verb, e.Announced, e.Told)
 	}
 	return fmt.Sprintf("%s port %d", e.Verb, e.Announced)
 }
@@ -125,7 +125,7 @@ func (ev *Event) Words() string {
 	case same:
 		words = fmt.Sprintf("%s %s", ev.Verb, announced)
 	default:
-		words = fmt.Sprintf("%s %s, told as %s", ev.Verb, announced, told)
+		words = fmt.Sprintf("%s %s, advertised as %s", ev.Verb, announced, told)
 	}
 	return printable(words)
 }

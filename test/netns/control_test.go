@@ -347,7 +347,7 @@ func TestFlowsAndEvents(t *testing.T) {
 	client, otherClient := c.conn.LocalAddr().String(), other.conn.LocalAddr().String()
 	for _, want := range []string{
 		`(?m)^\d\d:\d\d:\d\d\.\d{3}  tracked       ` + client + `  +192\.168\.1\.2:21$`,
-		`expected      ` + client + `  +192\.168\.1\.2:21         227 192\.168\.1\.2:(\d+), told as 192\.0\.2\.2:(\d+)\n`,
+		`expected      ` + client + `  +192\.168\.1\.2:21         227 192\.168\.1\.2:(\d+), advertised as 192\.0\.2\.2:(\d+)\n`,
 		`refused       ` + client + `  +192\.168\.1\.2:21         PORT 203\.0\.113\.101:20: the port is below the lowest one allowed\n`,
 		`encrypted     ` + otherClient,
 	} {
