@@ -155,7 +155,8 @@ type Rules struct {
 	Source string `json:"source"`
 	// Ruleset is "full", "lean", "cthelper" or "user".
 	Ruleset string `json:"ruleset"`
-	// Ports are the control ports, such as "21,2121-2130".
+	// Ports are the control ports in the rules, such as "21,2121-2130"; without rules, those of the
+	// settings.
 	Ports string `json:"ports"`
 	// Helper is the type of the conntrack helper, such as "sane".
 	Helper string `json:"helper"`

@@ -282,8 +282,12 @@ func (t *desk) Status(ctx context.Context) (s control.Status, err error) {
 		s.OutcomesWhy = t.outcomesErr.Error()
 	}
 	if f := t.filled.Load(); f != nil {
+		ports, err := rules.Ports() // some may have been added by hand
+		if err != nil {
+			ports = f.rules.Ports
+		}
 		s.Rules = control.Rules{
-			Source: t.source(f), Ruleset: string(f.rules.Ruleset), Ports: rules.FormatPorts(f.rules.Ports, ","),
+			Source: t.source(f), Ruleset: string(f.rules.Ruleset), Ports: rules.FormatPorts(ports, ","),
 			Helper: f.rules.Helper, Sequence: t.choice.Sequence.String(),
 		}
 	}

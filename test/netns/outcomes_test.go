@@ -236,19 +236,31 @@ func TestOutcomes(t *testing.T) {
 		t.Errorf("%s is closing, and not listed:\n%s", client, text)
 	}
 	var flows control.Flows
-	if err := json.Unmarshal([]byte(list("--json", "--sort", "transfers")), &flows); err != nil || flows.Closing != 1 || len(flows.Flows) != 4 {
+	d := json.NewDecoder(strings.NewReader(list("--json", "--sort", "transfers")))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&flows); err != nil || flows.Closing != 1 || len(flows.Flows) != 4 {
 		t.Errorf("%v, as JSON: %+v", err, flows)
+	}
+	for _, f := range flows.Flows {
+		wantWord(t, control.States, f.State)
+		wantWord(t, control.Sequences, f.Sequence)
+		if f.Last != nil && f.Last.Reason != "" {
+			wantWord(t, control.Refusals, f.Last.Reason)
+		}
 	}
 	if len(flows.Flows) > 0 && flows.Flows[0].Expected != 2 {
 		t.Errorf("by transfers the first one is %+v", flows.Flows[0])
 	}
 
+	if err := router.Nft(ctx, "add element inet nfq_ftphelper ports { 2100 }\n"); err != nil {
+		t.Fatal(err)
+	}
 	var status control.Status
 	text, err := router.Run(ctx, "", router.daemon.Binary, "status", "--json", "--control", router.Control())
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := json.NewDecoder(strings.NewReader(text))
+	d = json.NewDecoder(strings.NewReader(text))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&status); err != nil {
 		t.Fatalf("%v in %s", err, text)
@@ -262,7 +274,7 @@ func TestOutcomes(t *testing.T) {
 	}
 	wantWord(t, control.RuleSources, status.Rules.Source)
 	if !status.Ready || !status.Outcomes || status.OutcomesLost != 0 || len(status.Queues) != 2 || transfers != 9 || len(status.Refusals) != 1 ||
-		status.Rules.Ports != "21" || time.Since(status.Started) > time.Hour {
+		status.Rules.Ports != "21,2100" || time.Since(status.Started) > time.Hour {
 		t.Errorf("%s", text)
 	}
 
