@@ -34,6 +34,8 @@ const (
 	// pollShare is the part of the time that this may take: one in so many.
 	pollEvery = time.Second
 	pollShare = 100
+	// warnEvery is how often the log says at most that events were lost.
+	warnEvery = time.Minute
 	// findTime is how long the engines may take to find a connection.
 	findTime = time.Second
 )
@@ -46,8 +48,9 @@ type outcomes struct {
 	publish   func(control.Event)
 	// find returns the control connection with that original tuple, if an engine tracks it.
 	find func(expect.Tuple) (queue uint16, f engine.Flow, ok bool)
-	// warn logs.
-	warn func(message string, args ...any)
+	// warn logs; warned is when it did.
+	warn   func(message string, args ...any)
+	warned time.Time
 
 	mu      sync.Mutex
 	opened  map[place]*opened
@@ -393,7 +396,11 @@ func (o *outcomes) sweep(now time.Time) {
 func (o *outcomes) rebuilt(now time.Time, unknown uint64) {
 	why := fmt.Sprintf("conntrack's events came faster than they were read: the outcome of %d data connections is unknown", unknown)
 	o.publish(control.Event{Time: now, Kind: control.KindMissed, Missed: unknown, Why: why})
-	o.warn("conntrack's events came faster than they were read: some used, expired and closed are not reported", "unknown", unknown)
+	if now.Sub(o.warned) < warnEvery {
+		return
+	}
+	o.warned = now
+	o.warn("conntrack's events came faster than they were read: some used, expired and closed are not reported", "times", o.losses())
 }
 
 // losses returns how often events were lost.

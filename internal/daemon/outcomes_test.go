@@ -38,11 +38,11 @@ func (t *table) Close() error { return nil }
 type outcomesTest struct {
 	*testing.T
 	*outcomes
-	table  table
-	master *expect.Master
-	now    time.Time
-	events []control.Event
-	warned int
+	table    table
+	master   *expect.Master
+	now      time.Time
+	events   []control.Event
+	warnings int
 }
 
 func newOutcomesTest(t *testing.T) *outcomesTest {
@@ -54,7 +54,7 @@ func newOutcomesTest(t *testing.T) *outcomesTest {
 	o.table = table{make(map[netip.AddrPort]time.Duration), map[expect.Tuple]*expect.Master{o.master.Tuples[0]: o.master}}
 	o.outcomes = newOutcomes(&o.table)
 	o.publish = func(ev control.Event) { o.events = append(o.events, ev) }
-	o.warn = func(string, ...any) { o.warned++ }
+	o.warn = func(string, ...any) { o.warnings++ }
 	o.find = func(t expect.Tuple) (uint16, engine.Flow, bool) {
 		if t != o.master.Tuples[0] {
 			return 0, engine.Flow{}, false
@@ -260,12 +260,24 @@ func TestEventsLost(t *testing.T) {
 	delete(o.table.expected, gone.Expected.Dst)
 	o.lost, o.unsure = 1, true
 	o.pass(time.Second)
-	if len(o.events) != 1 || o.events[0].Missed != 1 || o.warned != 1 || len(o.opened) != 1 {
-		t.Errorf("%+v, %d warnings, %d opened", o.events, o.warned, len(o.opened))
+	if len(o.events) != 1 || o.events[0].Missed != 1 || o.warnings != 1 || len(o.opened) != 1 {
+		t.Errorf("%+v, %d warnings, %d opened", o.events, o.warnings, len(o.opened))
 	}
 	o.events = nil
 	o.connect(1024, "203.0.113.101:5000")
 	o.want("used: 227 192.168.1.2:1024: data connection from 203.0.113.101:5000")
+	for range 59 {
+		o.unsure = true
+		o.pass(time.Second)
+	}
+	if len(o.events) != 59 || o.warnings != 1 {
+		t.Errorf("%d events, %d warnings", len(o.events), o.warnings)
+	}
+	o.unsure = true
+	o.pass(time.Second)
+	if o.warnings != 2 {
+		t.Errorf("after a minute, %d warnings", o.warnings)
+	}
 	if o.losses() != 1 {
 		t.Errorf("%d losses", o.losses())
 	}
