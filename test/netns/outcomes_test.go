@@ -89,8 +89,9 @@ func (l *eventLog) wait(client netip.AddrPort, want string) (of []control.Event)
 	}
 }
 
-// TestOutcomesOfPrograms has real programs transfer files both ways and lists what the daemon says of
-// each: that the data connection was expected, was used and that the control connection closed.
+// TestOutcomesOfPrograms has real programs transfer files through every NAT and on the router itself,
+// and lists what the daemon says of each: that the data connection was expected and was used, and
+// that the control connection closed.
 func TestOutcomesOfPrograms(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -99,53 +100,61 @@ func TestOutcomesOfPrograms(t *testing.T) {
 	}{{Routed, IPv6}, {DNAT, IPv4}, {DNAT, IPv6}, {SNAT, IPv4}, {DNATMasquerade, IPv4}, {TwoRouters, IPv4}} {
 		t.Run(fmt.Sprintf("%s/%s", c.situation, c.family), func(t *testing.T) {
 			t.Parallel()
-			f := c.family
-			lab := newLab(t, Config{Situation: c.situation, Family: f, Helper: Ours})
-			site := startSite(t, lab.Server, f, SiteOptions{})
-			log, ctx := newEventLog(t, lab.ServerRouter()), testContext(t, 2*time.Minute)
-			want := 0
-			for _, p := range Programs {
-				for _, v := range Verbs {
-					if !p.Can(v, f) || f == IPv6 && (v == PORT || v == PASV) {
-						continue
-					}
-					transfer := Transfer{Program: p, Verb: v, Operation: Download, Server: lab.ServerAddress, Site: site, Timeout: 10 * time.Second}
-					if o := transfer.Run(ctx, lab.Client); o.Err != nil {
-						t.Fatalf("%s %s: %v\n%s", p, v, o.Err, o.Transcript)
-					}
-					want++
-				}
-			}
-			closed := func() (clients []netip.AddrPort) {
-				for _, ev := range log.all("--kind", control.KindClosed) {
-					clients = append(clients, ev.Client)
-				}
-				return clients
-			}
-			for len(closed()) < want {
-				if err := ctx.Err(); err != nil {
-					t.Fatalf("%d of %d are closed", len(closed()), want)
-				}
-				time.Sleep(50 * time.Millisecond)
-			}
-			for _, client := range closed() {
-				events := log.wait(client, "expected, used, closed")
-				expected, used, over := events[0], events[1], events[2]
-				if used.Verb != expected.Verb || used.Announced != expected.Announced || used.Told != expected.Told || used.Expected != expected.Expected {
-					t.Errorf("expected %+v\nused     %+v", expected, used)
-				}
-				from := lab.Addresses.Server.Addr()
-				if used.Verb == "227" || used.Verb == "229" {
-					from = client.Addr()
-				}
-				if used.From.Addr() != from || used.From.Port() == 0 || over.Transfers != 1 || over.Refused != 0 {
-					t.Errorf("used %+v\nclosed %+v", used, over)
-				}
-			}
-			if len(closed()) != want {
-				t.Errorf("%d are closed, want %d", len(closed()), want)
-			}
+			lab := newLab(t, Config{Situation: c.situation, Family: c.family, Helper: Ours})
+			p := place{router: lab.ServerRouter(), client: lab.Client, server: lab.Server, at: lab.ServerAddress}
+			p.wantOutcomes(t, c.family, lab.Addresses.Server.Addr())
 		})
+	}
+	for i, build := range []func(*testing.T, Family, Helper, BackEnd) place{serverOnRouter, clientOnRouter, overLoopback} {
+		t.Run([]string{"server on the router", "client on the router", "loopback"}[i], func(t *testing.T) {
+			t.Parallel()
+			p := build(t, IPv4, Ours, BackEnd{})
+			p.wantOutcomes(t, IPv4, p.at)
+		})
+	}
+}
+
+// wantOutcomes has data connections of every verb come, those of an active transfer from an address.
+func (p place) wantOutcomes(t *testing.T, f Family, server netip.Addr) {
+	t.Helper()
+	site := startSite(t, p.server, f, SiteOptions{})
+	log, ctx := newEventLog(t, p.router), testContext(t, 2*time.Minute)
+	want := 0
+	for _, program := range Programs {
+		for _, v := range f.Verbs() {
+			if !program.Can(v, f) {
+				continue
+			}
+			transfer := Transfer{Program: program, Verb: v, Operation: Download, Server: p.at, Site: site, Timeout: workingTimeout}
+			if o := transfer.Run(ctx, p.client); o.Err != nil {
+				t.Fatalf("%s %s: %v\n%s", program, v, o.Err, o.Transcript)
+			}
+			want++
+		}
+	}
+	var closed []control.Event
+	for closed = log.all("--kind", control.KindClosed); len(closed) < want; closed = log.all("--kind", control.KindClosed) {
+		if err := ctx.Err(); err != nil {
+			t.Fatalf("%d of %d are closed", len(closed), want)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if len(closed) != want {
+		t.Errorf("%d are closed, want %d", len(closed), want)
+	}
+	for _, over := range closed {
+		events := log.wait(over.Client, "expected, used, closed")
+		expected, used := events[0], events[1]
+		if used.Verb != expected.Verb || used.Announced != expected.Announced || used.Told != expected.Told || used.Expected != expected.Expected {
+			t.Errorf("expected %+v\nused     %+v", expected, used)
+		}
+		from := server
+		if used.Verb == "227" || used.Verb == "229" {
+			from = over.Client.Addr()
+		}
+		if used.From.Addr() != from || used.From.Port() == 0 || over.Transfers != 1 || over.Refused != 0 {
+			t.Errorf("used %+v\nclosed %+v", used, over)
+		}
 	}
 }
 
