@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/charmbracelet/x/ansi"
 	"github.com/mdlayher/netlink"
 	"github.com/ti-mo/netfilter"
 
@@ -289,6 +290,26 @@ func TestOutcomes(t *testing.T) {
 	if !status.Ready || !status.Outcomes || status.OutcomesLost != 0 || len(status.Queues) != 2 || transfers != 9 || len(status.Refusals) != 1 ||
 		status.Rules.Ports != "21,2100" || time.Since(status.Started) > time.Hour {
 		t.Errorf("%s", text)
+	}
+
+	// On a terminal there is colour, unless NO_COLOR is set, and no line is wider than the terminal.
+	terminal := func(env string) string {
+		t.Helper()
+		command := fmt.Sprintf("stty rows 24 cols 80; exec %s events --since 1h --no-follow --control %s", router.daemon.Binary, router.Control())
+		text, err := router.Run(ctx, "", "env", "TERM=xterm", "LC_ALL=C.UTF-8", env, "script", "-qfec", command, "/dev/null")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.ReplaceAll(text, "\r\n", "\n")
+	}
+	coloured, plain := terminal("A=B"), terminal("NO_COLOR=1")
+	if !strings.Contains(coloured, "\x1b[33mrefused") || strings.Contains(plain, "\x1b") || ansi.Strip(coloured) != plain {
+		t.Errorf("on a terminal:\n%q\nwith NO_COLOR:\n%q", coloured, plain)
+	}
+	for line := range strings.Lines(plain) {
+		if n := ansi.StringWidth(strings.TrimSuffix(line, "\n")); n > 80 {
+			t.Errorf("%d columns: %s", n, line)
+		}
 	}
 
 	// Without its rules it is not ready.
