@@ -7,7 +7,8 @@ STATICCHECK = go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 NFPM        = go run github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2
 GOTESTSUM   = go run gotest.tools/gotestsum@v1.13.0
 
-# What "make packages" makes, and where. What is in packages is as old as the commit.
+# What "make packages" builds, and where: make packages ARCHITECTURES=amd64 builds for one. What is in
+# packages is as old as the commit.
 ARCHITECTURES     ?= amd64 arm64
 PACKAGES          ?= bin
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
@@ -17,12 +18,12 @@ SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
 DEMO_PACKAGES      := nftables curl kmod
 LAB_PACKAGES       := $(DEMO_PACKAGES) conntrack lftp tcpdump
 RACE_PACKAGES      := gcc libc6-dev
-UNIT_PACKAGES      := $(RACE_PACKAGES) netbase nftables conntrack kmod libnetfilter-queue-dev systemd
+UNIT_PACKAGES      := $(RACE_PACKAGES) netbase iproute2 procps nftables conntrack kmod libnetfilter-queue-dev systemd
 INSTALLED_PACKAGES := $(RACE_PACKAGES) mandoc man-db bash-completion lintian rpm systemd
-NETNS_PACKAGES     := $(LAB_PACKAGES) $(UNIT_PACKAGES) bsdutils busybox-static iproute2 \
+NETNS_PACKAGES     := $(LAB_PACKAGES) $(UNIT_PACKAGES) bsdutils busybox-static \
 	tnftp ncftp inetutils-ftp ftp-ssl wget aria2 rclone perl python3 python3-pyftpdlib
-KUBERNETES_PACKAGES := $(LAB_PACKAGES) podman runc catatonit
-KERNELS_PACKAGES   := $(LAB_PACKAGES) $(UNIT_PACKAGES) bsdutils iproute2 $(shell cat test/vm/packages)
+KUBERNETES_PACKAGES := $(LAB_PACKAGES) podman podman-compose runc catatonit
+KERNELS_PACKAGES   := $(LAB_PACKAGES) $(UNIT_PACKAGES) bsdutils $(shell cat test/vm/packages)
 SERVERS            := vsftpd pure-ftpd proftpd-core inetutils-ftpd ftpd-ssl
 BENCH_PACKAGES     := nftables conntrack kmod gcc libc6-dev libnetfilter-queue-dev
 BENCH_VM_PACKAGES  := $(BENCH_PACKAGES) conntrackd nfct $(shell cat test/vm/packages)
@@ -57,7 +58,7 @@ help: ## list the targets
 build: ## build bin/nfq-ftphelper, a static binary
 	$(GO_BUILD) -o bin/nfq-ftphelper ./cmd/nfq-ftphelper
 
-packages: $(ARCHITECTURES:%=packages-%) ## build a deb and an rpm for each architecture, in bin/
+packages: $(ARCHITECTURES:%=packages-%) ## build a deb and an rpm for each of ARCHITECTURES (amd64 arm64), in bin/
 
 packages-%: packages-files
 	GOARCH=$* $(GO_BUILD) -o bin/package/$*/nfq-ftphelper ./cmd/nfq-ftphelper

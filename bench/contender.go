@@ -118,7 +118,7 @@ func ours(flags ...string) func(context.Context, binaries, *netns.Lab) (*netns.P
 		defer log.Close()
 		defer os.Remove(log.Name())
 		cmd := exec.Command(b.daemon, append([]string{
-			"run", "--control", "", "--rules", "--ports", strconv.Itoa(controlPort), "--queue", strconv.Itoa(queueNumber), "--rate", "1000000",
+			"run", "--config", "none", "--control", "", "--rules", "--ports", strconv.Itoa(controlPort), "--queue", strconv.Itoa(queueNumber), "--rate", "1000000",
 		}, flags...)...)
 		cmd.Stderr = log
 		p, err := lab.ServerRouter().Start(cmd)

@@ -51,7 +51,7 @@ func (s *Startup) start(ctx context.Context, b binaries) (err error) {
 	}
 	defer os.RemoveAll(dir)
 	begin := time.Now()
-	p, err := h.Start(exec.Command(b.daemon, "run", "--rules", "--queue", strconv.Itoa(queueNumber), "--control", filepath.Join(dir, "control.sock")))
+	p, err := h.Start(exec.Command(b.daemon, "run", "--config", "none", "--rules", "--queue", strconv.Itoa(queueNumber), "--control", filepath.Join(dir, "control.sock")))
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,9 @@ import (
 // usualFile is where the configuration file is as a rule.
 const usualFile = "/etc/nfq-ftphelper/nfq-ftphelper.yaml"
 
+// yamlFiles are the ends of configuration files' names, for completion.
+var yamlFiles = []string{"yaml", "yml"}
+
 func newConfig() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "config",
@@ -25,12 +28,16 @@ func newConfig() *cobra.Command {
   ports: [21, 2121-2130]
   hold-time: 500ms
 
-Commands read it with --config FILE. A flag on the command line wins over the file. A daemon
-that gets SIGHUP reads it again.`,
+Every command reads ` + usualFile + `, if it exists and
+--config names no other, and says so. --config none (or "") reads no file. A flag on the
+command line wins over the file. A daemon that gets SIGHUP reads its file again.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newConfigCheck(), newConfigShow(), newConfigInit())
+	for _, sub := range []*cobra.Command{newConfigCheck(), newConfigShow(), newConfigInit()} {
+		sub.ValidArgsFunction = cobra.FixedCompletions(yamlFiles, cobra.ShellCompDirectiveFilterFileExt)
+		cmd.AddCommand(sub)
+	}
 	return cmd
 }
 
@@ -39,20 +46,16 @@ func newConfigCheck() *cobra.Command {
 	var keys []string
 	return &cobra.Command{
 		Use:   "check [FILE]",
-		Short: "Say what is wrong with a configuration file, or that nothing is",
-		Long:  "check reads a configuration file, " + usualFile + " unless another one is named.",
+		Short: "Say all that is wrong with a configuration file, or that nothing is",
+		Long:  "check reads a configuration file, " + usualFile + " unless another one is named.\nIt reports every fault with its line.",
 		Args:  cobra.MaximumNArgs(1),
 		PreRunE: func(cmd *cobra.Command, _ []string) error {
-			name = cmp.Or(cmd.Flags().Arg(0), usualFile)
-			s := newSettings()
-			file, err := s.loadFile(name)
+			name = cmp.Or(cmd.Flags().Arg(0), defaultFile)
+			file, err := newSettings().checkFile(name)
 			if err != nil {
 				return err
 			}
 			keys = slices.Sorted(slices.Values(file.Keys()))
-			if err := s.validate(); err != nil {
-				return file.Errorf("", "%w", err)
-			}
 			return nil
 		},
 		RunE: running(func(cmd *cobra.Command) error {
@@ -72,7 +75,10 @@ func newConfigShow() *cobra.Command {
 		Args:  cobra.MaximumNArgs(1),
 		PreRunE: func(_ *cobra.Command, args []string) (err error) {
 			if len(args) > 0 {
-				from.file = args[0]
+				err = from.Set(args[0])
+			}
+			if err != nil {
+				return err
 			}
 			s, err = from.read()
 			return err

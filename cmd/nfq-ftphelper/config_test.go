@@ -67,6 +67,100 @@ func TestConfigFaults(t *testing.T) {
 	}
 }
 
+// Every fault is found, by all commands; what does not go together counts only where nothing else is a guess.
+func TestConfigAllFaults(t *testing.T) {
+	const text = `rate: 0
+ports: [21, 0, x]
+prot: 5
+control: relative.sock
+metrics: x
+helper-name: pptp
+queues: 0
+`
+	faults := []string{
+		"1:7: rate must be 1 at least",
+		`2:13: ports: "0" is not a port`,
+		`2:16: ports: "x" is not a port`,
+		`3:1: there is no setting "prot"; did you mean ports?`,
+		`4:10: control: "relative.sock" is not an absolute path, such as /run/nfq-ftphelper/control.sock`,
+		`5:10: metrics: "x" is not an address with a port, such as 127.0.0.1:9921`,
+		"7:9: queues must be 1 at least",
+	}
+	name := configFile(t, text)
+	for _, args := range [][]string{{"config", "check", name}, {"run", "--config", name}, {"events", "--config", name}} {
+		code, stdout, stderr := call(t, args...)
+		var got []string
+		for line := range strings.Lines(stderr) {
+			if fault, is := strings.CutPrefix(line, "nfq-ftphelper: "+name+":"); is {
+				got = append(got, fault)
+			}
+		}
+		if code != exitUsage || stdout != "" || len(got) != len(faults) || strings.Count(stderr, "^\n") != len(faults) {
+			t.Fatalf("%q: exit code %d; it says\n%s%s", args, code, stdout, stderr)
+		}
+		for i, want := range faults {
+			if !strings.HasPrefix(got[i], want) {
+				t.Errorf("%q: fault %d is %q, want %q", args, i+1, got[i], want)
+			}
+		}
+	}
+	_, _, stderr := call(t, "config", "check", configFile(t, "rate: 0\nhelper-name: pptp\n"))
+	if !strings.Contains(stderr, "rate must be 1 at least") || !strings.Contains(stderr, "whether it is a carrier or a cthelper") {
+		t.Errorf("of a number and of what does not go together it says\n%s", stderr)
+	}
+}
+
+// The usual file counts where no other is named, and that is said once, where no program reads it.
+func TestConfigDefault(t *testing.T) {
+	before := defaultFile
+	t.Cleanup(func() { defaultFile = before })
+	defaultFile = configFile(t, "ports: 2121\nqueue: 7\n")
+	other := configFile(t, "queue: 9\n")
+	note := "nfq-ftphelper: settings are read from " + defaultFile + " (--config none ignores it)\n"
+	const capture = "../../internal/explain/testdata/dnat.pcap"
+	for _, c := range []struct {
+		args      []string
+		code      int
+		out, errs string
+		noted     bool
+	}{
+		{args: []string{"rules", "print"}, out: "define queue_number = 7\n", noted: true},
+		{args: []string{"config", "show"}, out: "queue: 7\n", noted: true},
+		{args: []string{"rules", "print", "--queue", "8"}, out: "define queue_number = 8\n", noted: true},
+		{args: []string{"rules", "print", "--config", other}, out: "define queue_number = 9\n"},
+		{args: []string{"rules", "print", "--config", ""}, out: "define queue_number = 2121\n"},
+		{args: []string{"rules", "print", "--config", "none"}, out: "define queue_number = 2121\n"},
+		{args: []string{"config", "show", other}, out: "queue: 9\n"},
+		{args: []string{"config", "check"}, out: "it sets ports and queue"},
+		{args: []string{"rules"}, out: "Usage:"},
+		{args: []string{"version"}, out: version},
+		{args: []string{"explain", capture}, code: exitFailure, errs: "--ports", noted: true},
+		{args: []string{"explain", capture, "--config", "none"}, out: "2 endpoints announced"},
+	} {
+		code, stdout, stderr := call(t, c.args...)
+		wanted := 0
+		if c.noted {
+			wanted = 1
+		}
+		if code != c.code || !strings.Contains(stdout, c.out) || !strings.Contains(stderr, c.errs) || strings.Count(stderr, note) != wanted || strings.Contains(stdout, note) {
+			t.Errorf("%q: exit code %d; it says\n%s%s", c.args, code, stdout, stderr)
+		}
+	}
+	// run says it in its log; it can't start here.
+	code, _, stderr := call(t, "run", "--helper", "carrier", "--helper-name", "none-such", "--control", "")
+	if code != exitFailure || strings.Contains(stderr, note) || strings.Count(stderr, `msg="settings read" file=`+defaultFile) != 1 {
+		t.Errorf("run: exit code %d; it says\n%s", code, stderr)
+	}
+	// A fault in it is one for every command, but for those that are to do without.
+	defaultFile = configFile(t, "prot: 21\n")
+	if code, _, stderr := call(t, "rules", "print"); code != exitUsage || !strings.Contains(stderr, defaultFile+":1:1: ") {
+		t.Errorf("with a fault in it: exit code %d; it says\n%s", code, stderr)
+	}
+	if code, _, stderr := call(t, "rules", "print", "--config", "none"); code != 0 {
+		t.Errorf("without it: exit code %d; it says\n%s", code, stderr)
+	}
+}
+
 // Settings that don't go with each other are told by what they are together.
 func TestConfigTogether(t *testing.T) {
 	name := configFile(t, "ruleset: lean\nhelper: cthelper\n")
@@ -205,14 +299,16 @@ func TestChanges(t *testing.T) {
 		if err := s.flags.Set(flag.Name, other[flag.Name]); err != nil {
 			t.Fatalf("%s: %v", flag.Name, err)
 		}
-		names, err := s.changes(before)
+		value := s.flags.Lookup(flag.Name).Value.String()
+		live, kept := s.keepFixed(before)
+		now := s.flags.Lookup(flag.Name).Value.String()
 		switch {
-		case err != nil && err.Error() == flag.Name+" can't change while the daemon runs: restart it, or take the change back":
+		case len(live) == 0 && len(kept) == 1 && kept[0] == flag.Name && now == flag.DefValue:
 			fixed = append(fixed, flag.Name)
-		case err == nil && len(names) == 1 && names[0].Key == flag.Name && names[0].Value.String() == s.flags.Lookup(flag.Name).Value.String():
+		case len(live) == 1 && len(kept) == 0 && live[0].Key == flag.Name && live[0].Value.String() == value && now == value:
 			changed = append(changed, flag.Name)
 		default:
-			t.Errorf("%s: %v, %v", flag.Name, names, err)
+			t.Errorf("%s: %v, %v, and is %q", flag.Name, live, kept, now)
 		}
 	})
 	if got, want := fmt.Sprint(changed), "[ports min-port loose allow rate advertise advertise-except max-connections hold-time log-level]"; got != want {
@@ -224,12 +320,15 @@ func TestChanges(t *testing.T) {
 
 	s := newSettings()
 	s.Wish.Rules.Queue, s.ApplyRules, s.logFormat, s.Engine.Policy.Loose = 1, true, "json", true
-	const want = "queue, rules and log-format can't change while the daemon runs: restart it, or take the change back"
-	if _, err := s.changes(before); err == nil || err.Error() != want {
-		t.Errorf("three that can't and one that can: %v", err)
+	live, kept := s.keepFixed(before)
+	if got, want := fmt.Sprint(live, kept), "[loose=true] [queue rules log-format]"; got != want {
+		t.Errorf("three that can't and one that can: %s, want %s", got, want)
 	}
-	if names, err := newSettings().changes(before); err != nil || len(names) > 0 {
-		t.Errorf("nothing: %v, %v", names, err)
+	if s.Wish.Rules.Queue != before.Wish.Rules.Queue || s.ApplyRules || s.logFormat != "text" || !s.Engine.Policy.Loose {
+		t.Errorf("they are %+v", s)
+	}
+	if live, kept := newSettings().keepFixed(before); len(live)+len(kept) > 0 {
+		t.Errorf("nothing: %v, %v", live, kept)
 	}
 }
 
@@ -254,8 +353,8 @@ func FuzzConfig(f *testing.F) {
 		if _, err := config.Parse("shown", []byte(shown), again.flags); err != nil {
 			t.Fatalf("%q is shown as what can't be read: %v\n%s", text, err, shown)
 		}
-		if names, err := again.changes(s); err != nil || len(names) > 0 || config.Show(again.flags) != shown {
-			t.Fatalf("%q differs from what is shown of it: %v %v\n%s", text, names, err, shown)
+		if live, fixed := again.keepFixed(s); len(live)+len(fixed) > 0 || config.Show(again.flags) != shown {
+			t.Fatalf("%q differs from what is shown of it: %v %v\n%s", text, live, fixed, shown)
 		}
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"strings"
 
@@ -16,20 +17,28 @@ func newExplain() *cobra.Command {
 	var from *source
 	var s *settings
 	var nat []explain.Translation
+	var clients []netip.Prefix
 	var svg string
 	var number int
+	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "explain FILE",
 		Short: "Say what the helper would have done with a capture",
 		Long: `explain reads a capture (pcap or pcapng; - is standard input) and says for every packet of its
 FTP control connections what the helper would have done with it, and for every data
-connection whether that was expected. It needs no privileges. Give it the --config and the
-flags that the daemon has.
+connection whether that was expected. It needs no privileges. It reads the daemon's
+configuration file; give it the flags that the daemon has, too.
+
+The filter below captures the control connections on port 21 and the packets that open or
+refuse any other TCP connection, but no data; -c ends it after 100000 packets.
 
 What the router translates shows if the capture has both of its sides, as one of
 "tcpdump -i any" does. With one side only, say it with --nat.`,
-		Example: `  tcpdump -i any -s 0 -w ftp.pcap tcp      on the router, while FTP is used
+		Example: `  tcpdump -i any -s 0 -c 100000 -w ftp.pcap \
+    'tcp port 21 or tcp[13] & 6 != 0 or (ip6[6] == 6 and ip6[53] & 6 != 0)'
   nfq-ftphelper explain ftp.pcap
+  nfq-ftphelper explain --client 203.0.113.0/24 ftp.pcap
+  nfq-ftphelper explain --json ftp.pcap
   nfq-ftphelper explain --svg ftp.svg ftp.pcap
   nfq-ftphelper explain --nat 192.168.1.2=192.0.2.2 client-side.pcap`,
 		Args: func(_ *cobra.Command, args []string) error {
@@ -44,28 +53,31 @@ What the router translates shows if the capture has both of its sides, as one of
 				case number < 1:
 					return errors.New("--connection counts from 1")
 				case svg == "":
-					return errors.New("--connection goes with --svg: it says which connection is drawn")
+					return errors.New("--connection goes with --svg: it chooses the connection that is drawn")
 				}
 			}
 			s, err = from.read()
 			return err
 		},
 		RunE: running(func(cmd *cobra.Command) error {
-			c := explain.Config{Ports: s.Wish.Rules.Ports, NAT: nat, Engine: s.Engine}
+			c := explain.Config{Ports: s.Wish.Rules.Ports, NAT: nat, Clients: clients, Engine: s.Engine}
 			c.Engine.Sequence = s.Wish.Sequence
-			return explainFile(cmd, c, cmd.Flags().Arg(0), svg, number)
+			return explainFile(cmd, c, cmd.Flags().Arg(0), svg, number, asJSON)
 		}),
 	}
 	f := cmd.Flags()
 	from = addSettings(f, "ports", "sequence", "min-port", "loose", "allow", "rate", "advertise", "advertise-except", "hold-time")
 	f.Var(translationsFlag{&nat}, "nat", "`REAL=TRANSLATED`: an address of a client or server, and what the router makes of it, for a capture of one side only; may be given several times")
-	f.StringVar(&svg, "svg", "", "also draw a ladder diagram, and write it to a `file`")
-	f.IntVar(&number, "connection", 0, "the connection to draw, by its `number` in the text (default the first one with an endpoint)")
+	f.Var(prefixesFlag{&clients}, "client", "explain only the control connections of clients with these `addresses`, such as 203.0.113.101,2001:db8::/64 (default all)")
+	f.BoolVar(&asJSON, "json", false, "print JSON")
+	f.StringVar(&svg, "svg", "", "also draw ladder diagrams, and write them to a `file`")
+	f.IntVar(&number, "connection", 0, "draw only the connection with this `number` in the text (default all)")
+	cmd.ValidArgsFunction = cobra.FixedCompletions([]string{"pcap", "pcapng"}, cobra.ShellCompDirectiveFilterFileExt)
 	return cmd
 }
 
 // explainFile explains one file.
-func explainFile(cmd *cobra.Command, c explain.Config, name, svg string, number int) error {
+func explainFile(cmd *cobra.Command, c explain.Config, name, svg string, number int, asJSON bool) error {
 	var in io.Reader = cmd.InOrStdin()
 	if name == "-" {
 		name = "standard input"
@@ -89,6 +101,9 @@ func explainFile(cmd *cobra.Command, c explain.Config, name, svg string, number 
 		if err := os.WriteFile(svg, drawing, 0o644); err != nil {
 			return err
 		}
+	}
+	if asJSON {
+		return report.WriteJSON(cmd.OutOrStdout())
 	}
 	return report.WriteText(cmd.OutOrStdout())
 }

@@ -27,6 +27,10 @@ func TestExplain(t *testing.T) {
 		{capture + " --min-port 65535 --sequence same-length --allow 192.0.2.0/24 --loose", 0, "the port is below the lowest one allowed"},
 		{capture + " --advertise 192.0.2.55", 0, "rewrites: 227 Entering Passive Mode (192,0,2,55,"},
 		{capture + " --advertise 192.0.2.55 --advertise-except 203.0.113.0/24", 0, "rewrites: 227 Entering Passive Mode (192,0,2,2,"},
+		{capture + " --client 203.0.113.0/24,2001:db8::/32", 0, "Summary: 2 control connections."},
+		{capture + " --client 203.0.113.102", exitFailure, "none of its control connections is of that client: the clients are 203.0.113.101"},
+		{capture + " --json", 0, `"server_reached_at": "192.0.2.2:21"`},
+		{capture + " --json --client 203.0.113.102", exitFailure, "none of its control connections"},
 		{capture + " --nat 10.0.0.1=192.0.2.9", 0, "--nat 10.0.0.1=192.0.2.9 goes with no connection"},
 		{capture + " --svg " + drawing + " --connection 2", 0, "Connection 2"},
 		{capture + " --svg " + drawing + " --connection 3", exitFailure, "connection 3 cannot be drawn: the capture has 2 control connections"},
@@ -41,7 +45,14 @@ func TestExplain(t *testing.T) {
 		}
 	}
 	svg, err := os.ReadFile(drawing)
-	if err != nil || !strings.Contains(string(svg), "FTP control connection 2") {
-		t.Errorf("connection 2 is not drawn: %v", err)
+	if err != nil || !strings.Contains(string(svg), "FTP control connection 2") || strings.Contains(string(svg), "FTP control connection 1") {
+		t.Errorf("not only connection 2 is drawn: %v", err)
+	}
+	if code, _, stderr := call(t, "explain", "--svg", drawing, capture); code != 0 {
+		t.Fatal(stderr)
+	}
+	svg, err = os.ReadFile(drawing)
+	if err != nil || !strings.Contains(string(svg), "FTP control connection 1") || !strings.Contains(string(svg), "FTP control connection 2") {
+		t.Errorf("not both connections are drawn: %v", err)
 	}
 }

@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/config"
 )
@@ -51,15 +53,17 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return 0
 	}
+	var inFile config.Errors
+	if errors.As(err, &inFile) {
+		for _, fault := range inFile {
+			fmt.Fprintf(stderr, "nfq-ftphelper: %v\n%s", fault, fault.Excerpt())
+		}
+		return exitUsage
+	}
 	fmt.Fprintf(stderr, "nfq-ftphelper: %v\n", err)
 	var f failure
 	if errors.As(err, &f) {
 		return exitFailure
-	}
-	var inFile *config.Error
-	if errors.As(err, &inFile) {
-		fmt.Fprint(stderr, inFile.Excerpt())
-		return exitUsage
 	}
 	fmt.Fprintln(stderr, "Try --help.")
 	return exitUsage
@@ -82,8 +86,57 @@ The quickest way, as root: nfq-ftphelper run --rules`,
 		SilenceUsage:      true,
 		SilenceErrors:     true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
+		// run says in its log which file it reads.
+		PersistentPreRun: func(cmd *cobra.Command, _ []string) {
+			if flag := cmd.Flags().Lookup("config"); flag != nil && cmd.Name() != "run" {
+				flag.Value.(*source).notes = cmd.ErrOrStderr()
+			}
+		},
 	}
+	root.SetFlagErrorFunc(suggestFlag)
 	root.AddCommand(newRun(), newRules(), newDoctor(), newConfig(), newExplain(), newStatus(), newFlows(), newEvents(), newTop(), newVersion())
 	root.AddCommand(extra...)
+	completeValues(root)
 	return root
+}
+
+// suggestFlag adds to the error about an unknown flag which one may have been meant.
+func suggestFlag(cmd *cobra.Command, err error) error {
+	var unknown *pflag.NotExistError
+	if !errors.As(err, &unknown) {
+		return err
+	}
+	name := unknown.GetSpecifiedName()
+	if close := config.Closest(name, cmd.Flags()); unknown.GetSpecifiedShortnames() == "" && close != "" {
+		return fmt.Errorf("unknown flag --%s; did you mean --%s?", name, close)
+	}
+	return err
+}
+
+// completeValues has the shell complete the values of all flags of a command and those below it: the words
+// that a flag takes, files where it takes one, and nothing elsewhere.
+func completeValues(cmd *cobra.Command) {
+	complete := func(flag *pflag.Flag) {
+		var words []string
+		directive := cobra.ShellCompDirectiveNoFileComp
+		switch v := flag.Value.(type) {
+		case completer:
+			words = v.Completions()
+		case *source:
+			words, directive = yamlFiles, cobra.ShellCompDirectiveFilterFileExt
+		default:
+			if name, _ := pflag.UnquoteUsage(flag); name == "file" || name == "path" {
+				return
+			}
+		}
+		// A flag that several commands have needs it once.
+		_ = cmd.RegisterFlagCompletionFunc(flag.Name, cobra.FixedCompletions(words, directive))
+	}
+	cmd.NonInheritedFlags().VisitAll(complete)
+	if cmd.ValidArgsFunction == nil && len(cmd.ValidArgs) == 0 && len(strings.Fields(cmd.Use)) == 1 {
+		cmd.ValidArgsFunction = cobra.NoFileCompletions
+	}
+	for _, sub := range cmd.Commands() {
+		completeValues(sub)
+	}
 }

@@ -11,6 +11,12 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
 
+// TestMain has no test read the settings of the machine that it runs on.
+func TestMain(m *testing.M) {
+	defaultFile = "/nonexistent/nfq-ftphelper.yaml"
+	os.Exit(m.Run())
+}
+
 // call runs a command line in this process.
 func call(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
@@ -74,7 +80,11 @@ func TestUsage(t *testing.T) {
 		{[]string{"explain", "--connection", "0", "--svg", "x.svg", "x.pcap"}, "counts from 1"},
 		{[]string{"explain", "--connection", "2", "x.pcap"}, "--connection goes with --svg"},
 		{[]string{"run", "--metrics", "everywhere"}, `invalid argument "everywhere" for "--metrics"`},
-		{[]string{"run", "--metrics", "127.0.0.1"}, "not an ip:port"},
+		{[]string{"run", "--metrics", "127.0.0.1"}, `"127.0.0.1" has no port: write it 127.0.0.1:9921`},
+		{[]string{"run", "--metrics", "::1"}, `"::1" has no port: write it [::1]:9921`},
+		{[]string{"run", "--metrics", ":9921"}, `":9921" has no address: write 127.0.0.1:9921 for this host only`},
+		{[]string{"run", "--metrics", "localhost:9921"}, `"localhost" is not an address`},
+		{[]string{"run", "--metrics", "127.0.0.1:99999"}, `"99999" is not a port`},
 		{[]string{"flows", "--sort", "age"}, "it can be client, server, state, transfers or refused"},
 		{[]string{"flows", "--filter", "port=21"}, `there is no field "port": there are client, server, nat`},
 		{[]string{"events", "--kind", "refused,denied"}, `"denied" is not a kind of event: it can be tracked, expected, used`},
@@ -84,6 +94,9 @@ func TestUsage(t *testing.T) {
 		{[]string{"status", "now"}, `unknown command "now"`},
 		{[]string{"flows", "21"}, `unknown command "21"`},
 		{[]string{"version", "--long"}, "unknown flag: --long"},
+		{[]string{"run", "--port", "21"}, "unknown flag --port; did you mean --ports?"},
+		{[]string{"rules", "apply", "--rulset=lean"}, "unknown flag --rulset; did you mean --ruleset?"},
+		{[]string{"run", "-x"}, "unknown shorthand flag: 'x'"},
 	} {
 		code, stdout, stderr := call(t, c.args...)
 		if code != exitUsage || !strings.Contains(stderr, c.want) || stdout != "" {

@@ -38,7 +38,7 @@ func newManual() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			page := manual.Page{Root: cmd.Root(), Daemon: daemon, Date: time.Unix(date, 0), Example: string(text)}
+			page := manual.Page{Root: cmd.Root(), Daemon: daemon, Version: version, Date: time.Unix(date, 0), Example: string(text)}
 			if args[0] == "5" {
 				return page.File(cmd.OutOrStdout())
 			}

@@ -34,11 +34,12 @@ writes), or, with --rules, applied at start and removed at stop. While the daemo
 there, packets pass unread and connections that were helped go on (but for --sequence user,
 and a cthelper whose daemon was killed).
 
-With --config, SIGHUP has it read the file again.`,
+SIGHUP has it read its configuration file again. It applies what can change while it runs, and logs
+the name of each setting that needs a restart.`,
 		Example: `  nfq-ftphelper run --rules                       FTP on port 21
   nfq-ftphelper run --rules --ports 21,2121-2130  on other ports too
   nfq-ftphelper run --queue 7                     with rules of your own that queue to 7
-  nfq-ftphelper run --config ` + usualFile,
+  nfq-ftphelper run --config ./lab.yaml           with the settings of another file`,
 		Args: cobra.NoArgs,
 		PreRunE: func(*cobra.Command, []string) (err error) {
 			// One that comes early waits until the daemon is ready; several are one.
@@ -67,6 +68,9 @@ With --config, SIGHUP has it read the file again.`,
 			}
 			log, end := logqueue.New(logHandler(cmd.ErrOrStderr(), s.logFormat, level))
 			defer end()
+			if from.file != "" {
+				log.Info("settings read", "file", from.file)
+			}
 			return daemon.Run(ctx, s.Settings, reload, log)
 		}),
 	}
@@ -96,11 +100,11 @@ func (src *source) reader(inForce *settings, level *slog.LevelVar) func() (daemo
 		if err != nil {
 			return daemon.Change{}, err
 		}
-		changed, err := s.changes(inForce)
-		return daemon.Change{Settings: s.Settings, Changed: changed, InForce: func() {
+		changed, fixed := s.keepFixed(inForce)
+		return daemon.Change{Settings: s.Settings, Changed: changed, NeedRestart: fixed, InForce: func() {
 			inForce = s
 			level.Set(s.logLevel.Level)
-		}}, err
+		}}, nil
 	}
 }
 

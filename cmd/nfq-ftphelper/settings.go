@@ -1,10 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"log/slog"
-	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 
 	"github.com/spf13/pflag"
@@ -51,7 +55,7 @@ func newSettings() *settings {
 	f.Var(oneOf[backend.Helper]{&w.Helper, backend.Helpers}, "helper", "the `way` in which connections get a conntrack helper: auto, carrier (one of the kernel's that does nothing with FTP), or cthelper (one that the daemon registers)")
 	f.StringVar(&w.Name, "helper-name", "", "`name` of the carrier or cthelper (default sane or ftp)")
 	f.BoolVar(&s.KeepHelper, "keep-helper", false, "leave a cthelper registered at stop, so that rules which name it can be loaded")
-	f.TextVar(&w.Sequence, "sequence", engine.Auto, "`who` keeps TCP's sequence numbers right: auto, kernel, same-length (nobody) or user (the daemon)")
+	f.Var(sequenceFlag{&w.Sequence}, "sequence", "`who` keeps TCP's sequence numbers right: auto, kernel, same-length (nobody) or user (the daemon)")
 	config.Group(f, "How the kernel is used")
 
 	p := &s.Engine.Policy
@@ -72,7 +76,7 @@ func newSettings() *settings {
 
 	f.StringVar(&s.Control, "control", control.DefaultPath, "`path` of the control socket, through which status, flows, events and top ask the daemon; \"\" for none")
 	f.BoolVar(&s.Outcomes, "outcomes", true, "report whether expected data connections come (events used, expired and closed); the kernel takes about 4 µs for each connection of this host")
-	f.TextVar(&s.Metrics, "metrics", netip.AddrPort{}, "TCP `address` at which Prometheus can ask, such as 127.0.0.1:9921 (default none)")
+	f.Var(addrPortFlag{&s.Metrics}, "metrics", "TCP `address` at which Prometheus can ask, such as 127.0.0.1:9921 (default none)")
 	config.Group(f, "Who can ask the daemon")
 
 	f.Var(&s.logFormat, "log-format", "log `format`: text or json, to standard error")
@@ -91,49 +95,128 @@ type outOfRange struct{ name, text string }
 
 func (e outOfRange) Error() string { return "--" + e.name + " " + e.text }
 
-// validateNumbers returns an outOfRange, if there is one.
-func (s *settings) validateNumbers() error {
-	switch c := s.Engine; {
-	case s.Wish.Rules.Queues < 1:
-		return outOfRange{"queues", "must be 1 at least"}
-	case c.Policy.MinPort == 0:
-		return outOfRange{"min-port", "must be 1 at least; there is no port 0"}
-	case c.Policy.Rate < 1:
-		return outOfRange{"rate", "must be 1 at least"}
-	case c.MaxFlows < 1:
-		return outOfRange{"max-connections", "must be 1 at least"}
-	case c.HoldTime <= 0:
-		return outOfRange{"hold-time", "must be longer than nothing"}
+// numbersOutOfRange returns an outOfRange for each number with which nothing could be helped.
+func (s *settings) numbersOutOfRange() (all []outOfRange) {
+	c := s.Engine
+	for _, check := range []struct {
+		wrong bool
+		is    outOfRange
+	}{
+		{s.Wish.Rules.Queues < 1, outOfRange{"queues", "must be 1 at least"}},
+		{c.Policy.MinPort == 0, outOfRange{"min-port", "must be 1 at least; there is no port 0"}},
+		{c.Policy.Rate < 1, outOfRange{"rate", "must be 1 at least"}},
+		{c.MaxFlows < 1, outOfRange{"max-connections", "must be 1 at least"}},
+		{c.HoldTime <= 0, outOfRange{"hold-time", "must be longer than nothing"}},
+	} {
+		if check.wrong {
+			all = append(all, check.is)
+		}
 	}
-	return nil
+	return all
 }
 
 // validate returns an error for settings with which nothing could be helped.
 func (s *settings) validate() error {
-	if err := s.validateNumbers(); err != nil {
+	var err error
+	for _, number := range s.numbersOutOfRange() {
+		err = errors.Join(err, number)
+	}
+	if err != nil {
 		return err
 	}
 	return s.Wish.Validate()
 }
 
-// loadFile sets what a configuration file has, and returns an error for values that are wrong by themselves.
+// loadFile sets what a configuration file has. It returns an error that says why the file can't be
+// read, or config.Errors with all values that are wrong by themselves.
 func (s *settings) loadFile(name string) (*config.File, error) {
 	file, err := config.Load(name, s.flags)
-	if err != nil {
+	var faults config.Errors
+	if err != nil && !errors.As(err, &faults) {
 		return nil, err
 	}
-	var number outOfRange
-	if err := s.validateNumbers(); errors.As(err, &number) {
-		return nil, file.Errorf(number.name, "%s %s", number.name, number.text)
+	for _, number := range s.numbersOutOfRange() {
+		faults = append(faults, file.Errorf(number.name, "%s %s", number.name, number.text))
+	}
+	// On the command line, a path is relative to where the user is; the daemon is started anywhere.
+	if path := s.Control; path != "" && !filepath.IsAbs(path) {
+		faults = append(faults, file.Errorf("control", "control: %q is not an absolute path, such as %s", path, control.DefaultPath))
+	}
+	if len(faults) == 0 {
+		return file, nil
+	}
+	slices.SortStableFunc(faults, func(a, b *config.Error) int {
+		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
+	})
+	return file, faults
+}
+
+// checkFile returns all that is wrong with a configuration file that the daemon has nothing but.
+func (s *settings) checkFile(name string) (*config.File, error) {
+	file, err := s.loadFile(name)
+	var faults config.Errors
+	if err != nil && !errors.As(err, &faults) {
+		return nil, err
+	}
+	// A value that could not be read is its default here: what goes with it would be a guess.
+	guess := slices.ContainsFunc(faults, func(e *config.Error) bool {
+		return e.Key == "" || slices.Contains(ruleSettings, e.Key)
+	})
+	if err := s.Wish.Validate(); err != nil && !guess {
+		faults = append(faults, file.Errorf("", "%w", err))
+	}
+	if len(faults) > 0 {
+		return nil, faults
 	}
 	return file, nil
 }
 
-// source is where a command has its settings from: the command line, and the configuration file that
-// it names.
+// noFile is what --config takes for no file at all; a file of that name is ./none.
+const noFile = "none"
+
+// defaultFile is the configuration file that commands read where no other is named and it exists.
+var defaultFile = usualFile
+
+// source is where a command has its settings from: the command line, and the configuration file. It is
+// the value of --config.
 type source struct {
-	file        string
+	file        string         // "" for none
+	named       bool           // by --config, or with the look for defaultFile behind us
+	found       bool           // file is defaultFile
+	notes       io.Writer      // for the note that defaultFile is read; nil for none
 	commandLine *pflag.FlagSet // as it was parsed
+}
+
+// String implements pflag.Value.
+func (src *source) String() string { return src.file }
+
+// Type implements pflag.Value.
+func (src *source) Type() string { return "file" }
+
+// Set implements pflag.Value.
+func (src *source) Set(file string) error {
+	src.file, src.named = file, true
+	if file == noFile {
+		src.file = ""
+	}
+	return nil
+}
+
+// find looks for defaultFile if --config names no file. It does so once: a daemon that is to read its
+// file again has the same one, or an error.
+func (src *source) find() {
+	if src.named {
+		return
+	}
+	src.named = true
+	// An error other than that it does not exist comes up again when it is read.
+	if _, err := os.Stat(defaultFile); errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	src.file, src.found = defaultFile, true
+	if src.notes != nil {
+		fmt.Fprintf(src.notes, "nfq-ftphelper: settings are read from %s (--config none ignores it)\n", src.file)
+	}
 }
 
 // addSettings adds to the flags of a command --config, and those of the settings: all, or the named
@@ -141,7 +224,7 @@ type source struct {
 func addSettings(f *pflag.FlagSet, names ...string) *source {
 	src := &source{commandLine: newSettings().flags}
 	f.SortFlags = false
-	f.StringVar(&src.file, "config", "", "configuration `file`: YAML, with the names of the flags of run for keys; flags win over it")
+	f.Var(src, "config", "configuration `file`: YAML, with the names of the flags of run for keys; flags win over it; none for no file (default "+usualFile+", if it exists)")
 	src.commandLine.VisitAll(func(flag *pflag.Flag) {
 		if len(names) == 0 || slices.Contains(names, flag.Name) {
 			f.AddFlag(flag)
@@ -153,9 +236,12 @@ func addSettings(f *pflag.FlagSet, names ...string) *source {
 // read returns the settings: the flags of the command line, else what the file says now, else the
 // defaults.
 func (src *source) read() (*settings, error) {
+	src.find()
 	s := newSettings()
 	if src.file != "" {
-		if _, err := s.loadFile(src.file); err != nil {
+		if _, err := s.loadFile(src.file); errors.Is(err, fs.ErrPermission) && src.found {
+			return nil, fmt.Errorf("%w; --config none does without it", err)
+		} else if err != nil {
 			return nil, err
 		}
 	}
@@ -174,23 +260,21 @@ func (src *source) read() (*settings, error) {
 	return s, err
 }
 
-// changes returns the settings that differ from those before, with their new values. It returns an
-// error that names them all if any of them can't change while the daemon runs.
-func (s *settings) changes(before *settings) ([]slog.Attr, error) {
-	var changed []slog.Attr
-	var fixed []string
+// keepFixed gives the settings that can't change while the daemon runs the values that they had
+// before. It returns what is different then, with the new values, and the names of those it gave back.
+func (s *settings) keepFixed(before *settings) (changed []slog.Attr, fixed []string) {
 	s.flags.VisitAll(func(flag *pflag.Flag) {
-		value := flag.Value.String()
+		value, had := flag.Value.String(), before.flags.Lookup(flag.Name).Value.String()
 		switch {
-		case value == before.flags.Lookup(flag.Name).Value.String():
+		case value == had:
 		case config.Live(flag):
 			changed = append(changed, slog.String(flag.Name, value))
 		default:
 			fixed = append(fixed, flag.Name)
+			if err := flag.Value.Set(had); err != nil {
+				panic(err) // Set takes what String returns
+			}
 		}
 	})
-	if len(fixed) > 0 {
-		return nil, fmt.Errorf("%s can't change while the daemon runs: restart it, or take the change back", enumerate(fixed, "and"))
-	}
-	return changed, nil
+	return changed, fixed
 }

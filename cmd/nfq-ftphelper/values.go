@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -57,6 +58,9 @@ func (p portsFlag) Set(s string) error {
 	return err
 }
 
+// completer is a flag's value that can be one of a few words, which the shell completes.
+type completer interface{ Completions() []string }
+
 // oneOf is a flag that takes one of some words, or "" for none.
 type oneOf[T ~string] struct {
 	value *T
@@ -74,14 +78,19 @@ func (f oneOf[T]) String() string {
 // Type implements pflag.Value.
 func (f oneOf[T]) Type() string { return "string" }
 
+// Completions implements completer.
+func (f oneOf[T]) Completions() []string {
+	var words []string
+	for _, w := range f.words {
+		words = append(words, string(w))
+	}
+	return words
+}
+
 // Set implements pflag.Value.
 func (f oneOf[T]) Set(s string) error {
 	if s != "" && !slices.Contains(f.words, T(s)) {
-		var words []string
-		for _, w := range f.words {
-			words = append(words, string(w))
-		}
-		return fmt.Errorf("it can be %s", enumerate(words, "or"))
+		return fmt.Errorf("it can be %s", enumerate(f.Completions(), "or"))
 	}
 	*f.value = T(s)
 	return nil
@@ -170,6 +179,74 @@ func (p prefixesFlag) Set(s string) error {
 	return nil
 }
 
+// sequenceFlag is a flag that takes who keeps the sequence numbers.
+type sequenceFlag struct{ sequence *engine.Sequence }
+
+// String implements pflag.Value.
+func (f sequenceFlag) String() string {
+	if f.sequence == nil {
+		return ""
+	}
+	return f.sequence.String()
+}
+
+// Type implements pflag.Value.
+func (f sequenceFlag) Type() string { return "sequence" }
+
+// Set implements pflag.Value.
+func (f sequenceFlag) Set(s string) error { return f.sequence.UnmarshalText([]byte(s)) }
+
+// Completions implements completer.
+func (f sequenceFlag) Completions() []string {
+	var words []string
+	for _, s := range []engine.Sequence{engine.Auto, engine.Kernel, engine.SameLength, engine.User} {
+		words = append(words, s.String())
+	}
+	return words
+}
+
+// addrPortFlag is a flag that takes an address of this host with a port, or "" for none.
+type addrPortFlag struct{ at *netip.AddrPort }
+
+// String implements pflag.Value.
+func (f addrPortFlag) String() string {
+	if f.at == nil || !f.at.IsValid() {
+		return ""
+	}
+	return f.at.String()
+}
+
+// Type implements pflag.Value.
+func (f addrPortFlag) Type() string { return "address" }
+
+// Set implements pflag.Value.
+func (f addrPortFlag) Set(s string) error {
+	if s == "" {
+		*f.at = netip.AddrPort{}
+		return nil
+	}
+	at, err := netip.ParseAddrPort(s)
+	if err == nil {
+		*f.at = at
+		return nil
+	}
+	const example = "such as 127.0.0.1:9921"
+	if a, err := netip.ParseAddr(strings.Trim(s, "[]")); err == nil {
+		return fmt.Errorf("%q has no port: write it %s", s, netip.AddrPortFrom(a, 9921))
+	}
+	host, port, err := net.SplitHostPort(s)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%q is not an address with a port, %s", s, example)
+	case host == "":
+		return fmt.Errorf("%q has no address: write 127.0.0.1:%[2]s for this host only, 0.0.0.0:%[2]s or [::]:%[2]s for others, too", s, port)
+	}
+	if _, err := netip.ParseAddr(host); err != nil {
+		return fmt.Errorf("%q is not an address: it has to be one of this host's, %s", host, example)
+	}
+	return fmt.Errorf("%q is not a port, a number from 1 to 65535", port)
+}
+
 // logFormat is a flag that takes text or json.
 type logFormat string
 
@@ -178,6 +255,9 @@ func (f *logFormat) String() string { return string(*f) }
 
 // Type implements pflag.Value.
 func (f *logFormat) Type() string { return "format" }
+
+// Completions implements completer.
+func (f *logFormat) Completions() []string { return []string{"text", "json"} }
 
 // Set implements pflag.Value.
 func (f *logFormat) Set(s string) error {
@@ -196,6 +276,9 @@ func (l *logLevel) String() string { return strings.ToLower(l.Level.String()) }
 
 // Type implements pflag.Value.
 func (l *logLevel) Type() string { return "level" }
+
+// Completions implements completer.
+func (l *logLevel) Completions() []string { return []string{"debug", "info", "warn", "error"} }
 
 // Set implements pflag.Value.
 func (l *logLevel) Set(s string) error {
@@ -219,15 +302,20 @@ func (f kindsFlag) String() string {
 // Type implements pflag.Value.
 func (f kindsFlag) Type() string { return "kinds" }
 
+// Completions returns the kinds.
+func (f kindsFlag) Completions() []string {
+	var all []string
+	for _, w := range control.Kinds {
+		all = append(all, w.Name)
+	}
+	return all
+}
+
 // Set implements pflag.Value.
 func (f kindsFlag) Set(s string) error {
 	kinds := split(s)
 	for _, k := range kinds {
-		if !slices.ContainsFunc(control.Kinds, func(w control.Word) bool { return w.Name == k }) {
-			var all []string
-			for _, w := range control.Kinds {
-				all = append(all, w.Name)
-			}
+		if all := f.Completions(); !slices.Contains(all, k) {
 			return fmt.Errorf("%q is not a kind of event: it can be %s", k, enumerate(all, "or"))
 		}
 	}

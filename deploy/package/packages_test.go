@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -97,7 +98,17 @@ var (
 		"-rw-r--r-- /usr/lib/modules-load.d/nfq-ftphelper.conf",
 		"-rw-r--r-- /usr/lib/systemd/system/nfq-ftphelper.service",
 		"-rw-r--r-- /usr/share/bash-completion/completions/nfq-ftphelper",
+		"-rw-r--r-- /usr/share/doc/nfq-ftphelper/README.md",
 		"-rw-r--r-- /usr/share/doc/nfq-ftphelper/copyright",
+		"-rw-r--r-- /usr/share/doc/nfq-ftphelper/docs/architecture.md",
+		"-rw-r--r-- /usr/share/doc/nfq-ftphelper/docs/architecture.svg",
+		"-rw-r--r-- /usr/share/doc/nfq-ftphelper/docs/explain.md",
+		"-rw-r--r-- /usr/share/doc/nfq-ftphelper/docs/kernel.md",
+		"-rw-r--r-- /usr/share/doc/nfq-ftphelper/docs/security.md",
+		"-rw-r--r-- /usr/share/doc/nfq-ftphelper/docs/troubleshooting.md",
+		"-rw-r--r-- /usr/share/doc/nfq-ftphelper/examples/alerts.yaml",
+		"-rw-r--r-- /usr/share/doc/nfq-ftphelper/examples/compose.yaml",
+		"-rw-r--r-- /usr/share/doc/nfq-ftphelper/examples/grafana.json",
 		"-rw-r--r-- /usr/share/doc/nfq-ftphelper/examples/nftables.conf",
 		"-rw-r--r-- /usr/share/fish/vendor_completions.d/nfq-ftphelper.fish",
 		"-rw-r--r-- /usr/share/man/man5/nfq-ftphelper.yaml.5.gz",
@@ -109,6 +120,7 @@ var (
 		"-rwxr-xr-x /usr/sbin/nfq-ftphelper",
 		"drwxr-xr-x /etc/nfq-ftphelper",
 		"drwxr-xr-x /usr/share/doc/nfq-ftphelper",
+		"drwxr-xr-x /usr/share/doc/nfq-ftphelper/docs",
 		"drwxr-xr-x /usr/share/doc/nfq-ftphelper/examples",
 		"drwxr-xr-x /usr/share/nfq-ftphelper",
 	}
@@ -264,6 +276,7 @@ func tryInstalled(t *testing.T, h host) {
 		t.Errorf("it says %s", out)
 	}
 	h.do("nfq-ftphelper", "config", "check")
+	wantLinks(t, h, "/usr/share/doc/nfq-ftphelper")
 	// What the Apache License of a module wants passed on.
 	if text := h.read("/usr/share/doc/nfq-ftphelper/copyright"); !strings.Contains(text, "SoundCloud Ltd. (http://soundcloud.com/)") {
 		t.Errorf("the copyright lacks the modules' notices:\n%s", text)
@@ -280,13 +293,17 @@ func tryInstalled(t *testing.T, h host) {
 			}
 		}
 	}
-	out := h.do("bash", "-c", `. /usr/share/bash-completion/bash_completion
-		. /usr/share/bash-completion/completions/nfq-ftphelper
-		COMP_WORDS=(nfq-ftphelper rules pr) COMP_CWORD=2 COMP_LINE='nfq-ftphelper rules pr' COMP_POINT=22
-		__start_nfq-ftphelper nfq-ftphelper pr rules 2>/dev/null # compopt's complaint
-		printf '%s' "${COMPREPLY[*]}"`)
-	if strings.TrimSpace(out) != "print" {
-		t.Errorf("bash completes \"nfq-ftphelper rules pr\" to %q", out)
+	for typed, want := range map[string]string{"rules pr": "print", "run --helper ": "auto carrier cthelper", "run --helper c": "carrier cthelper"} {
+		out := h.do("bash", "-c", `. /usr/share/bash-completion/bash_completion
+			. /usr/share/bash-completion/completions/nfq-ftphelper
+			IFS=' ' read -ra COMP_WORDS <<<"nfq-ftphelper $1"
+			[[ $1 != *' ' ]] || COMP_WORDS+=('')
+			COMP_CWORD=$((${#COMP_WORDS[@]} - 1)) COMP_LINE="nfq-ftphelper $1" COMP_POINT=$((14 + ${#1}))
+			__start_nfq-ftphelper nfq-ftphelper "${COMP_WORDS[-1]}" "${COMP_WORDS[-2]}" 2>/dev/null # compopt's complaint
+			printf '%s' "${COMPREPLY[*]}"`, "bash", typed)
+		if got := strings.Join(strings.Fields(out), " "); got != want {
+			t.Errorf("bash completes \"nfq-ftphelper %s\" to %q, want %q", typed, got, want)
+		}
 	}
 
 	// The example of /etc/nftables.conf finds the rules. What it does is tested in package rules.
@@ -298,6 +315,39 @@ func tryInstalled(t *testing.T, h host) {
 	case statement == rules.Compat && (strings.Count(out, "Error: ") != 1 || !strings.Contains(out, "/usr/share/nfq-ftphelper/ftp-queue.nft:") ||
 		!strings.Contains(out, "queue flags bypass")):
 		t.Errorf("nft fails for another reason than a missing queue statement: %v\n%s", err, out)
+	}
+}
+
+var markdownLink = regexp.MustCompile(`\]\(([^)#]+)[^)]*\)`)
+
+// wantLinks wants the documents of a folder to be those of the source tree, with links that lead to what
+// the package has, or to the web.
+func wantLinks(t *testing.T, h host, folder string) {
+	t.Helper()
+	links := 0
+	for _, pattern := range []string{"README.md", "docs/*.md"} {
+		sources, err := filepath.Glob("../../" + pattern)
+		if err != nil || len(sources) == 0 {
+			t.Fatalf("%s: %v, %v", pattern, sources, err)
+		}
+		for _, source := range sources {
+			name := filepath.Join(folder, filepath.Dir(pattern), filepath.Base(source))
+			for _, link := range markdownLink.FindAllStringSubmatch(h.read(name), -1) {
+				links++
+				if strings.HasPrefix(link[1], "https://") {
+					if path, ours := strings.CutPrefix(link[1], "https://github.com/nfq-ftphelper/nfq-ftphelper/blob/main/"); ours {
+						if _, err := os.Stat(filepath.Join("../..", path)); err != nil {
+							t.Errorf("%s leads to %s: %v", name, link[1], err)
+						}
+					}
+				} else if _, err := os.Stat(h.path(filepath.Join(filepath.Dir(name), link[1]))); err != nil {
+					t.Errorf("%s leads to what is not in the package: %s", name, link[1])
+				}
+			}
+		}
+	}
+	if links < 20 {
+		t.Errorf("the documents have only %d links", links)
 	}
 }
 
@@ -349,35 +399,6 @@ func TestArchitectures(t *testing.T) {
 		defer binary.Close()
 		if binary.Machine != machine {
 			t.Errorf("the binary for %s is for %s", architecture, binary.Machine)
-		}
-	}
-}
-
-// TestModules: stock kernels have what is loaded at boot.
-func TestModules(t *testing.T) {
-	text, err := os.ReadFile("modules-load.conf")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var modules []string
-	for line := range strings.Lines(string(text)) {
-		if !strings.HasPrefix(line, "#") {
-			modules = append(modules, strings.TrimSpace(line))
-		}
-	}
-	for _, kernel := range []string{"6.1", "6.12"} {
-		folder, err := exec.Command("../../test/vm/fetch", kernel).Output()
-		if err != nil {
-			t.Fatalf("fetching kernel %s: %v", kernel, err)
-		}
-		root := strings.TrimSpace(string(folder))
-		releases, err := os.ReadDir(filepath.Join(root, "lib/modules"))
-		if err != nil || len(releases) != 1 {
-			t.Fatalf("modules of kernel %s: %v %v", kernel, releases, err)
-		}
-		out, err := exec.Command("modprobe", append([]string{"--dirname", root, "--set-version", releases[0].Name(), "--show-depends", "--all"}, modules...)...).CombinedOutput()
-		if err != nil || len(modules) == 0 {
-			t.Errorf("kernel %s, modules %s: %v\n%s", kernel, modules, err, out)
 		}
 	}
 }

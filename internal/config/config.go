@@ -37,7 +37,7 @@ type File struct {
 }
 
 // Load reads a file and sets the flags that it has. It returns an error that says why the file can't
-// be read, or an *Error. Some flags may be set then.
+// be read, or Errors. The flags of settings without a fault are set then, too, if the file is YAML.
 func Load(name string, flags *pflag.FlagSet) (*File, error) {
 	opened, err := os.Open(name)
 	if err != nil {
@@ -55,21 +55,19 @@ func Load(name string, flags *pflag.FlagSet) (*File, error) {
 func Parse(name string, text []byte, flags *pflag.FlagSet) (*File, error) {
 	f := &File{name: name, text: string(text), values: make(map[string]ast.Node)}
 	if len(text) > MaxSize {
-		return nil, f.errorAt(nil, "it has more than %d bytes, and can't be a configuration file", MaxSize)
+		return nil, Errors{f.errorAt(nil, "it has more than %d bytes, and can't be a configuration file", MaxSize)}
 	}
 	if !utf8.Valid(text) {
-		return nil, f.notUTF8()
+		return nil, Errors{f.notUTF8()}
 	}
 	const byteOrderMark = "\ufeff"
 	f.text = strings.TrimPrefix(f.text, byteOrderMark)
-	root, err := f.parse()
-	if err != nil {
-		return nil, err
-	}
+	root, faults := f.parse()
 	for _, entry := range root {
-		if err := f.set(entry, flags); err != nil {
-			return nil, err
-		}
+		faults = append(faults, f.set(entry, flags)...)
+	}
+	if len(faults) > 0 {
+		return f, faults
 	}
 	return f, nil
 }
@@ -83,19 +81,19 @@ func (f *File) Keys() []string {
 	return keys
 }
 
-// Errorf returns an *Error about a key's value, or about the file if it does not have the key.
-func (f *File) Errorf(key, format string, args ...any) error {
+// Errorf returns an error about a key's value, or about the file if it does not have the key.
+func (f *File) Errorf(key, format string, args ...any) *Error {
 	if v, ok := f.values[key]; ok {
-		return f.errorAt(first(v), format, args...)
+		return f.errorAt(first(v), format, args...).about(key)
 	}
 	return f.errorAt(nil, format, args...)
 }
 
-// parse returns the entries of the file's map.
-func (f *File) parse() ([]*ast.MappingValueNode, error) {
+// parse returns the entries of the file's map, or why it is none.
+func (f *File) parse() ([]*ast.MappingValueNode, Errors) {
 	tokens := lexer.Tokenize(f.text)
-	if err := f.simple(tokens); err != nil {
-		return nil, err
+	if faults := f.simple(tokens); len(faults) > 0 {
+		return nil, faults
 	}
 	file, err := parser.Parse(tokens, 0, parser.AllowDuplicateMapKey())
 	if err != nil {
@@ -104,9 +102,9 @@ func (f *File) parse() ([]*ast.MappingValueNode, error) {
 			GetMessage() string
 		}
 		if errors.As(err, &at) {
-			return nil, f.errorAt(at.GetToken(), "%s", at.GetMessage())
+			return nil, Errors{f.errorAt(at.GetToken(), "%s", at.GetMessage())}
 		}
-		return nil, f.errorAt(nil, "%w", err)
+		return nil, Errors{f.errorAt(nil, "%w", err)}
 	}
 	var body ast.Node
 	for _, doc := range file.Docs {
@@ -120,7 +118,7 @@ func (f *File) parse() ([]*ast.MappingValueNode, error) {
 	case *ast.MappingValueNode:
 		return []*ast.MappingValueNode{body}, nil
 	}
-	return nil, f.errorAt(first(body), "there is %s, and should be settings, such as \"rules: true\"", kindOf(body))
+	return nil, Errors{f.errorAt(first(body), "there is %s, and should be settings, such as \"rules: true\"", kindOf(body))}
 }
 
 // notSimple are the tokens of what a file of settings has no use for.
@@ -133,20 +131,21 @@ var notSimple = map[token.Type]string{
 	token.MergeKeyType:   "a merge key (<<)",
 }
 
-// simple returns an error for what is not a map of scalars and lists. It also keeps the parser, which
-// calls itself for what is nested, from using up the stack.
-func (f *File) simple(tokens token.Tokens) error {
+// simple returns an error for each token that a map of scalars and lists does not have, up to the first
+// one that leaves nothing more to check. It also keeps the parser, which calls itself for what is
+// nested, from using up the stack.
+func (f *File) simple(tokens token.Tokens) (faults Errors) {
 	depth := 0 // of brackets and braces
 	begun, ended := false, false
 	for i, t := range tokens {
 		// The parser leaves out documents that are empty, and the marks around them.
 		comment := t.Type == token.CommentType
 		if ended && !comment || begun && t.Type == token.DocumentHeaderType {
-			return f.errorAt(t, "another document begins here, and there may be only one")
+			return append(faults, f.errorAt(t, "another document begins here, and there may be only one"))
 		}
 		begun, ended = begun || !comment, ended || t.Type == token.DocumentEndType
 		if what, ok := notSimple[t.Type]; ok {
-			return f.errorAt(t, "there is %s, which settings can't have", what)
+			faults = append(faults, f.errorAt(t, "there is %s, which settings can't have", what))
 		}
 		switch t.Type {
 		case token.SequenceStartType, token.MappingStartType:
@@ -156,25 +155,25 @@ func (f *File) simple(tokens token.Tokens) error {
 		}
 		const inJSON = 2 // {"ports": [21]}
 		if depth > inJSON || t.Type == token.SequenceEntryType && i > 0 && tokens[i-1].Type == token.SequenceEntryType {
-			return f.errorAt(t, "it is nested too deep: a setting is one value, or a list of values")
+			return append(faults, f.errorAt(t, "it is nested too deep: a setting is one value, or a list of values"))
 		}
 	}
-	return nil
+	return faults
 }
 
 // set sets the flag of an entry.
-func (f *File) set(entry *ast.MappingValueNode, flags *pflag.FlagSet) error {
+func (f *File) set(entry *ast.MappingValueNode, flags *pflag.FlagSet) Errors {
 	name, ok := entry.Key.(*ast.StringNode)
 	if !ok {
-		return f.unknown(entry.Key.GetToken(), entry.Key.String(), flags)
+		return Errors{f.unknown(entry.Key.GetToken(), entry.Key.String(), flags)}
 	}
 	key := name.Value
 	flag := flags.Lookup(key)
 	if flag == nil {
-		return f.unknown(name.Token, key, flags)
+		return Errors{f.unknown(name.Token, key, flags)}
 	}
 	if before, ok := f.values[key]; ok {
-		return f.errorAt(name.Token, "%s is there twice: it has a value in line %d already", key, first(before).Position.Line)
+		return Errors{f.errorAt(name.Token, "%s is there twice: it has a value in line %d already", key, first(before).Position.Line).about(key)}
 	}
 	f.values[key] = entry.Value
 	if items, ok := entry.Value.(*ast.SequenceNode); ok {
@@ -188,30 +187,39 @@ func (f *File) set(entry *ast.MappingValueNode, flags *pflag.FlagSet) error {
 	} else if !ok {
 		takes = "text"
 	}
-	text, err := f.scalar(flag, key, takes, entry.Value)
-	if err != nil {
-		return err
+	text, fault := f.scalar(flag, key, takes, entry.Value)
+	if fault == nil {
+		fault = f.setTo(flag, entry.Value, text)
 	}
-	return f.setTo(flag, entry.Value, text)
+	if fault != nil {
+		return Errors{fault.about(key)}
+	}
+	return nil
 }
 
-// setList sets a flag that is a list. Each item is tried alone, to tell where a fault is.
-func (f *File) setList(flag *pflag.Flag, items *ast.SequenceNode) error {
+// setList sets a flag that is a list. Each item is tried alone, to find out where a fault is.
+func (f *File) setList(flag *pflag.Flag, items *ast.SequenceNode) (faults Errors) {
 	var texts []string
 	for _, item := range items.Values {
-		text, err := f.scalar(flag, "an item of "+flag.Name, "a single value", item)
-		if err != nil {
-			return err
+		text, fault := f.scalar(flag, "an item of "+flag.Name, "a single value", item)
+		if fault == nil {
+			fault = f.setTo(flag, item, text)
 		}
-		if err := f.setTo(flag, item, text); err != nil {
-			return err
+		if fault != nil {
+			faults = append(faults, fault.about(flag.Name))
 		}
 		texts = append(texts, text)
 	}
-	return f.setTo(flag, items, strings.Join(texts, ","))
+	if len(faults) > 0 {
+		return faults
+	}
+	if fault := f.setTo(flag, items, strings.Join(texts, ",")); fault != nil {
+		return Errors{fault.about(flag.Name)}
+	}
+	return nil
 }
 
-func (f *File) setTo(flag *pflag.Flag, value ast.Node, text string) error {
+func (f *File) setTo(flag *pflag.Flag, value ast.Node, text string) *Error {
 	err := flag.Value.Set(text)
 	if err == nil {
 		return nil
@@ -232,7 +240,7 @@ var kinds = map[string]string{
 }
 
 // scalar returns a value as text for the flag. What it is called and takes is for errors.
-func (f *File) scalar(flag *pflag.Flag, name, takes string, value ast.Node) (string, error) {
+func (f *File) scalar(flag *pflag.Flag, name, takes string, value ast.Node) (string, *Error) {
 	kind := flag.Value.Type()
 	number := kind == "int" || kind == "uint16"
 	switch v := value.(type) {
@@ -292,34 +300,46 @@ func first(value ast.Node) *token.Token {
 }
 
 // unknown is the error for a key that is no flag.
-func (f *File) unknown(at *token.Token, key string, flags *pflag.FlagSet) error {
+func (f *File) unknown(at *token.Token, key string, flags *pflag.FlagSet) *Error {
 	hint := ""
-	best := 1 + len(key)/3
-	flags.VisitAll(func(flag *pflag.Flag) {
-		if d := distance(key, flag.Name); d <= best {
-			hint, best = fmt.Sprintf("; did you mean %s?", flag.Name), d-1
-		}
-	})
+	if name := Closest(key, flags); name != "" {
+		hint = fmt.Sprintf("; did you mean %s?", name)
+	}
 	return f.errorAt(at, "there is no setting %.60q%s", key, hint)
 }
 
-// distance is how many letters have to be changed, added or taken away to make one word of another
-// (Levenshtein's).
+// Closest returns the name of the visible flag that a misspelt one is most likely to stand for, or ""
+// if it resembles none.
+func Closest(misspelt string, flags *pflag.FlagSet) (name string) {
+	best := 1 + len(misspelt)/3
+	flags.VisitAll(func(flag *pflag.Flag) {
+		if d := distance(misspelt, flag.Name); d <= best && !flag.Hidden {
+			name, best = flag.Name, d-1
+		}
+	})
+	return name
+}
+
+// distance is how many letters have to be changed, added, removed or swapped with the next one to make
+// one word of another (optimal string alignment).
 func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
+	older, last, row := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
+	for j := range last {
+		last[j] = j
 	}
 	for i := range len(a) {
-		diagonal := row[0]
 		row[0] = i + 1
 		for j := range len(b) {
-			d := diagonal
+			d := last[j]
 			if a[i] != b[j] {
-				d = 1 + min(diagonal, row[j], row[j+1])
+				d = 1 + min(last[j], row[j], last[j+1])
 			}
-			diagonal, row[j+1] = row[j+1], d
+			if i > 0 && j > 0 && a[i] == b[j-1] && a[i-1] == b[j] {
+				d = min(d, older[j-1]+1)
+			}
+			row[j+1] = d
 		}
+		older, last, row = last, row, older
 	}
-	return row[len(b)]
+	return last[len(b)]
 }

@@ -180,6 +180,49 @@ func TestFaults(t *testing.T) {
 	}
 }
 
+// All faults are found, in the order of their lines; what has none is set.
+func TestParseAll(t *testing.T) {
+	flags, got := newFlags()
+	_, err := Parse("file", []byte("prot: 5\nlist: [a, B, c, D]\non: 1\ncount: 7\nlow-port: x\ncount: 8\n"), flags)
+	var all Errors
+	if !errors.As(err, &all) {
+		t.Fatal(err)
+	}
+	type fault struct {
+		line int
+		key  string
+	}
+	var faults []fault
+	for _, e := range all {
+		faults = append(faults, fault{e.Line, e.Key})
+	}
+	if want := []fault{{1, ""}, {2, "list"}, {2, "list"}, {3, "on"}, {5, "low-port"}, {6, "count"}}; !slices.Equal(faults, want) {
+		t.Errorf("the faults are in %v, want %v: %v", faults, want, err)
+	}
+	if got.count != 7 {
+		t.Errorf("the setting without a fault is %d", got.count)
+	}
+	if strings.Count(err.Error(), "; file:") != len(all)-1 || strings.Contains(err.Error(), "\n") {
+		t.Errorf("they are no line: %q", err)
+	}
+	_, err = Parse("file", []byte("name: &a x\nlist: *a\n"), flags)
+	if !errors.As(err, &all) || len(all) != 2 || all[1].Line != 2 {
+		t.Errorf("of two tokens that settings can't have, these are found: %v", err)
+	}
+}
+
+func TestClosest(t *testing.T) {
+	flags, _ := newFlags()
+	if err := flags.MarkHidden("name"); err != nil {
+		t.Fatal(err)
+	}
+	for misspelt, want := range map[string]string{"lists": "list", "lsit": "list", "cuont": "count", "lowport": "low-port", "holdtime": "hold-time", "nothing-like-it": "", "name": ""} {
+		if got := Closest(misspelt, flags); got != want {
+			t.Errorf("%q stands for %q, want %q", misspelt, got, want)
+		}
+	}
+}
+
 func TestExcerpt(t *testing.T) {
 	for _, c := range []struct{ text, want string }{
 		{"# 1\n# 2\non: true\nname: x\nlow-port: \x1b[31m\non: 1", "" +

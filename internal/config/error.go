@@ -9,9 +9,32 @@ import (
 	"github.com/goccy/go-yaml/token"
 )
 
+// Errors are all faults of a file, in the order of their lines. There is at least one.
+type Errors []*Error
+
+// Error returns one line with all of them.
+func (e Errors) Error() string {
+	texts := make([]string, len(e))
+	for i, fault := range e {
+		texts[i] = fault.Error()
+	}
+	return strings.Join(texts, "; ")
+}
+
+// Unwrap returns each of them.
+func (e Errors) Unwrap() []error {
+	all := make([]error, len(e))
+	for i, fault := range e {
+		all[i] = fault
+	}
+	return all
+}
+
 // Error is what is wrong with a file, and where.
 type Error struct {
 	File string
+	// Key is the setting that has a wrong value; "" where the fault is not in a value.
+	Key string
 	// Line and Column count from 1; they are 0 if the error is about the whole file.
 	Line, Column int
 	Message      string
@@ -26,6 +49,12 @@ func (e *Error) Error() string {
 		return fmt.Sprintf("%s: %s", e.File, e.Message)
 	}
 	return fmt.Sprintf("%s:%d:%d: %s", e.File, e.Line, e.Column, e.Message)
+}
+
+// about notes which setting the fault is in, and returns the fault.
+func (e *Error) about(key string) *Error {
+	e.Key = key
+	return e
 }
 
 // Unwrap returns the error that the message was made from, if there is one.
@@ -81,7 +110,7 @@ func blank(text []rune) string {
 }
 
 // errorAt returns an error about what begins with a token, or about the whole file if there is none.
-func (f *File) errorAt(t *token.Token, format string, args ...any) error {
+func (f *File) errorAt(t *token.Token, format string, args ...any) *Error {
 	err := fmt.Errorf(format, args...)
 	if t == nil || t.Position == nil {
 		return &Error{File: f.name, Message: err.Error(), err: err}
@@ -90,14 +119,14 @@ func (f *File) errorAt(t *token.Token, format string, args ...any) error {
 }
 
 // errorIn returns an error about a place in the file. Lines end as in YAML.
-func (f *File) errorIn(line, column int, err error) error {
+func (f *File) errorIn(line, column int, err error) *Error {
 	lines := strings.Split(strings.NewReplacer("\r\n", "\n", "\r", "\n").Replace(f.text), "\n")
 	line = min(max(line, 1), len(lines))
 	return &Error{File: f.name, Line: line, Column: max(column, 1), Message: err.Error(), lines: lines[:line], err: err}
 }
 
 // notUTF8 is the error for the first byte that is not UTF-8.
-func (f *File) notUTF8() error {
+func (f *File) notUTF8() *Error {
 	valid := 0
 	for valid < len(f.text) {
 		r, n := utf8.DecodeRuneInString(f.text[valid:])

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
@@ -18,8 +19,8 @@ type Reload struct {
 	// Asked has a value when settings are to be read again. What comes before the daemon is ready
 	// waits; from the stop on, nobody looks.
 	Asked <-chan os.Signal
-	// Read returns the settings as they are to be, or an error that says why those in force stay:
-	// they can't be read, or differ in what can't change while a daemon runs.
+	// Read returns the settings as they are to be, or an error that says why they can't be read: those
+	// in force stay then.
 	Read func() (Change, error)
 }
 
@@ -30,6 +31,9 @@ type Change struct {
 	Settings Settings
 	// Changed are the settings that differ from those in force, with their new values, for the log.
 	Changed []slog.Attr
+	// NeedRestart are the names of settings that have changed, too, but can't while the daemon runs:
+	// Settings has the values in force.
+	NeedRestart []string
 	// InForce is called once they are in force.
 	InForce func()
 }
@@ -54,7 +58,12 @@ func (d *daemon) reload(ctx context.Context, read func() (Change, error)) {
 	if len(c.Changed) == 0 {
 		c.Changed = []slog.Attr{slog.String("changed", "nothing")}
 	}
-	d.log.LogAttrs(ctx, slog.LevelInfo, "reloaded", c.Changed...)
+	level := slog.LevelInfo
+	if len(c.NeedRestart) > 0 {
+		level = slog.LevelWarn
+		c.Changed = append(c.Changed, slog.String("needs_restart", strings.Join(c.NeedRestart, ",")))
+	}
+	d.log.LogAttrs(ctx, level, "reloaded", c.Changed...)
 }
 
 func (d *daemon) change(ctx context.Context, s Settings) error {

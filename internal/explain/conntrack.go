@@ -16,6 +16,7 @@ type conntrack struct {
 	entries map[expect.Tuple]*entry
 	active  []*Expectation
 	last    *Expectation // what was announced last
+	blocker *Expectation // what has the port that was asked for since then
 }
 
 // expectTimeout is how long an expectation lasts.
@@ -31,10 +32,11 @@ type Expectation struct {
 	expect.Expectation
 	at         time.Time
 	connection *Connection
-	line       *Line // that announced it
-	fulfilled  *Data // the data connection that came
-	missed     bool  // one came that was meant for it
-	replaced   bool  // by the next one of the connection, before any came
+	line       *Line        // that announced it
+	fulfilled  *Data        // the data connection that came
+	missed     bool         // one came that was meant for it
+	blocker    *Expectation // that has the port which the line announced
+	replaced   bool         // by the next one of the connection, before any came
 }
 
 // add makes a connection known; one with the same tuples is over.
@@ -63,9 +65,12 @@ func (c *conntrack) Announce(m *expect.Master, x expect.Expectation, u expect.Up
 		return expect.ErrNoEntry
 	}
 	c.active = slices.DeleteFunc(c.active, func(o *Expectation) bool { return c.now.Sub(o.at) >= expectTimeout })
-	if slices.ContainsFunc(c.active, func(o *Expectation) bool {
+	if i := slices.IndexFunc(c.active, func(o *Expectation) bool {
 		return o.Src == x.Src && o.Dst == x.Dst && o.Master != x.Master
-	}) {
+	}); i >= 0 {
+		if c.blocker == nil {
+			c.blocker = c.active[i]
+		}
 		return expect.ErrPortTaken
 	}
 	if err := c.Update(m, u); err != nil {
@@ -75,7 +80,8 @@ func (c *conntrack) Announce(m *expect.Master, x expect.Expectation, u expect.Up
 		o.replaced = o.replaced || o.Master == x.Master
 		return o.Master == x.Master
 	})
-	c.last = &Expectation{Expectation: x, at: c.now, connection: e.connection}
+	c.last = &Expectation{Expectation: x, at: c.now, connection: e.connection, blocker: c.blocker}
+	c.blocker = nil
 	c.active = append(c.active, c.last)
 	return nil
 }

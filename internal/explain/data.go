@@ -143,6 +143,22 @@ func (c *Connection) announced(port uint16, before time.Duration) *Line {
 	return last
 }
 
+// followRouter finds the expectation of a connection that goes to the port which the router's helper
+// announced in place of ours.
+func (d *Data) followRouter() {
+	if d.x != nil {
+		return
+	}
+	for _, x := range d.connection.expected {
+		at := endpointOf(x.line.sent)
+		if x.fulfilled == nil && !x.replaced && x.line.step.at <= d.at && d.at-x.line.step.at < expectTimeout &&
+			at.Port() == d.tuple.Dst.Port() && at.Port() != x.Dst.Port() && x.Src == d.tuple.Src.Addr() && x.Dst.Addr() == d.tuple.Dst.Addr() {
+			d.x, x.fulfilled = x, d
+			return
+		}
+	}
+}
+
 // diagnose says why a connection was not expected, and what would mend it.
 func (d *Data) diagnose(r *Report) {
 	c, dst := d.connection, d.tuple.Dst
@@ -185,7 +201,7 @@ func (d *Data) astray(l *Line) {
 		d.diagnosis = fmt.Sprintf("%s announced it, and another data connection had come for that already", l.name())
 		d.mend = "the client has to ask for every data connection"
 	case dst.Addr() != x.Dst.Addr() && dst.Addr() == l.event.Announced.Addr():
-		d.diagnosis = fmt.Sprintf("it goes to the address that %s had before the helper rewrites it: nobody did that on the way", l.name())
+		d.diagnosis = fmt.Sprintf("it goes to the address that %s had before the helper rewrites it: no helper rewrote it on the router", l.name())
 		d.mend = "run nfq-ftphelper on the router that translates, and let the control connection begin anew"
 	case dst.Addr() != x.Dst.Addr():
 		d.diagnosis = fmt.Sprintf("it goes to %s, and %s leads to %s", dst.Addr(), l.name(), x.Dst.Addr())
@@ -215,7 +231,7 @@ func mend(l *Line, c *Connection) string {
 	case engine.TooMany:
 		return "--rate lets more"
 	case engine.AfterEPSVALL:
-		return "the client has to keep its word"
+		return "the client sent EPSV ALL, and may use no other command after it: fix the client"
 	case engine.Unasked, engine.NotGreeted, engine.Midstream:
 		if !c.begun {
 			return "the connection is older than the capture: begin the capture, as the helper, before the client connects"

@@ -1,5 +1,5 @@
 // Package explain says of a capture (pcap, pcapng) what the helper would have done with every
-// packet of its control connections: as text, and as a ladder diagram.
+// packet of its control connections: as text, as JSON, and as a ladder diagram.
 //
 // It has the engine that the daemon has, and a conntrack of its own in place of the kernel's. What
 // NAT there was shows in a capture that has both sides of the router, since NAT keeps the numbers
@@ -7,9 +7,11 @@
 package explain
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -26,6 +28,9 @@ type Config struct {
 	// NAT are the translations of a router of which the capture has one side only. It counts for
 	// connections of which it has no more than that.
 	NAT []Translation
+	// Clients limit the report to control connections whose client has one of these addresses, before
+	// NAT or after it. Without any, all connections are reported.
+	Clients []netip.Prefix
 	// Engine has the Policy, Advertise, Sequence and HoldTime of the helper.
 	Engine engine.Config
 }
@@ -59,6 +64,7 @@ type Connection struct {
 	side      expect.Direction // whose side the capture has, where the NAT has been told
 	forwarded bool             // the capture has packets as they came in and as they went out
 	begun     bool             // it has the SYN
+	would     bool             // nothing shows a helper at work there: what ours does is said as a condition
 	at        time.Duration
 	steps     []*Step
 	data      []*Data
@@ -149,7 +155,57 @@ func Explain(r io.Reader, c Config) (*Report, error) {
 		p.add(s)
 	}
 	p.run(g.other)
-	return report, nil
+	report.findHelper()
+	return report, report.limit(c.Clients)
+}
+
+// limit leaves only connections of the clients. It returns an error that lists the clients if none is left.
+func (r *Report) limit(clients []netip.Prefix) error {
+	if len(clients) == 0 {
+		return nil
+	}
+	var left []*Connection
+	var others []string
+	for _, c := range r.Connections {
+		if slices.ContainsFunc(c.hosts(expect.Original), func(a netip.Addr) bool {
+			return slices.ContainsFunc(clients, func(p netip.Prefix) bool { return p.Contains(a) })
+		}) {
+			left = append(left, c)
+		} else if a := c.tuples[expect.Original].Src.Addr().String(); !slices.Contains(others, a) {
+			others = append(others, a)
+		}
+	}
+	if r.Connections = left; len(left) > 0 {
+		return nil
+	}
+	const most = 8
+	if n := len(others); n > most {
+		others = append(others[:most], fmt.Sprintf("%d more", n-most))
+	}
+	return fmt.Errorf("none of its control connections is of that client: the clients are %s", strings.Join(others, ", "))
+}
+
+// findHelper finds out for each connection whether a helper was at work on the router: it was if a line left
+// with another endpoint, and was not if a line that has to be rewritten left as it came, or if a data
+// connection that is announced was stopped. Where a connection shows neither, the others of the
+// capture count.
+func (r *Report) findHelper() {
+	seen := slices.ContainsFunc(r.Connections, (*Connection).showsHelper)
+	for _, c := range r.Connections {
+		c.would = !c.showsHelper() && (!seen || c.showsNoHelper())
+	}
+}
+
+func (c *Connection) showsHelper() bool {
+	return slices.ContainsFunc(slices.Concat(c.lines[:]...), func(l *Line) bool {
+		return l.event != nil && l.sent != nil && endpointOf(l.sent).Port() != 0 && endpointOf(l.sent) != endpointOf(l.text)
+	})
+}
+
+func (c *Connection) showsNoHelper() bool {
+	return slices.ContainsFunc(slices.Concat(c.lines[:]...), func(l *Line) bool {
+		return l.rewritten() && bytes.Equal(l.sent, l.text)
+	}) || slices.ContainsFunc(c.data, func(d *Data) bool { return d.x != nil && d.stopped() })
 }
 
 // ParseTranslation reads REAL=TRANSLATED, two addresses of one family.

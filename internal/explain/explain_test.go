@@ -111,12 +111,12 @@ func transfers(t testing.TB, sides ...expect.Direction) *tape {
 var wantBoth = []string{
 	"NAT: the server is 192.168.1.2:21, and the client knows it as 192.0.2.2:21",
 	"NAT: the client is 203.0.113.101:50774, and the server knows it as 192.168.1.1:50774",
-	"expects a connection from 203.0.113.101 to 192.0.2.2:40000, translated to one from 192.168.1.1 to 192.168.1.2:40000",
-	"rewrites: 227 Entering Passive Mode (192,0,2,2,156,64)",
-	"expects a connection from 192.168.1.2 to 192.168.1.1:50000, translated to one from 192.0.2.2 to 203.0.113.101:50000",
-	"rewrites: PORT 192,168,1,1,195,80",
-	"2 endpoints announced: 2 expected, 0 refused, 0 could not be helped. 2 lines to rewrite",
-	"2 data connections: 2 expected, 0 not.",
+	"would expect a connection from 203.0.113.101 to 192.0.2.2:40000, translated to one from 192.168.1.1 to 192.168.1.2:40000",
+	"would rewrite: 227 Entering Passive Mode (192,0,2,2,156,64)",
+	"would expect a connection from 192.168.1.2 to 192.168.1.1:50000, translated to one from 192.0.2.2 to 203.0.113.101:50000",
+	"would rewrite: PORT 192,168,1,1,195,80",
+	"2 endpoints announced: 2 would be expected, 0 refused, 0 could not be helped. 2 lines to rewrite",
+	"2 data connections: 2 would be expected, 0 not.",
 }
 
 func wantText(t *testing.T, text string, want ...string) {
@@ -170,7 +170,7 @@ func TestTold(t *testing.T) {
 	// Nobody says it: what the server announces is somebody else's address.
 	text := explainText(t, transfers(t, client).pcap(links[2]), port21())
 	wantText(t, text, "one side only was captured, so that no NAT shows",
-		"refuses 192.168.1.2:40000: the address is not that of the one who announces it", "--nat 192.168.1.2=192.0.2.2",
+		"would refuse 192.168.1.2:40000: the address is not that of the one who announces it", "--nat 192.168.1.2=192.0.2.2",
 		"NOT EXPECTED: the 227 at 0.009 announced it, and was refused")
 }
 
@@ -192,139 +192,197 @@ func TestPairing(t *testing.T) {
 	wantText(t, text, "the connection is older than the capture", "Summary: 1 control connection.")
 }
 
-// TestText has dialogues of all sorts, without NAT unless they say so.
-func TestText(t *testing.T) {
-	type config = func(*Config)
-	login := func(d *dialogue) *dialogue {
-		return d.open().say(client, "USER a\r\n").say(server, "230 ok\r\n")
+// recorded is a dialogue, without NAT unless it says so.
+type recorded struct {
+	name   string
+	config func(*Config)
+	nat    bool
+	tape   func(d *dialogue)
+	want   []string
+	not    []string
+}
+
+// record returns the dialogue as a capture, and what it is explained with.
+func (c recorded) record(t testing.TB) ([]byte, Config) {
+	k := newTape(t)
+	d := k.dialogue(plain, reverse(plain), client)
+	if c.nat {
+		d = k.dialogue(natOriginal, natReply, client, server)
 	}
-	for _, c := range []struct {
-		name   string
-		config config
-		nat    bool
-		tape   func(d *dialogue)
-		want   []string
-		not    []string
-	}{
-		{name: "secrets and controls", tape: func(d *dialogue) {
-			d.open().say(client, "USER \x1b[31mx\r\n").say(client, "pass eins").say(client, " two\r\n").rewind(client, 6).say(client, " two\r\n")
-			d.say(client, "\xff\xf4\xffPASS three\r\n").say(client, "ACCT four\r\n").say(server, "530 \xc3\xa4\xff\x00no\r\n")
-		}, want: []string{`USER \x1b[31mx`, "-> pass ***…", "-> pass ***\n", "(6 bytes that have been sent before)", "PASS ***", "ACCT ***", `530 ä\xff\x00no`},
-			not: []string{"eins", "two", "three", "four", "\x1b"}},
-		{name: "held", nat: true, tape: func(d *dialogue) {
-			login(d).say(client, "PORT 203,0,113,").say(client, "101,195,80\r\n").say(server, "200 ok\r\n")
-		}, want: []string{"PORT 203,0,113,…\n                 waits 1 ms for the rest of its line", "-> PORT 203,0,113,101,195,80\n", "rewrites: PORT 192,168,1,1,195,80"}},
-		{name: "held in vain", nat: true, tape: func(d *dialogue) {
-			login(d).say(client, "PORT 203,0,113,")
-			d.now = d.now.Add(time.Second)
-			d.say(client, "101,195,80\r\n")
-		}, want: []string{"waits 500 ms for the rest of its line, in vain", "cannot help 203.0.113.101:50000: the line began in a segment that has been let go already"}},
-		{name: "out of order", nat: true, tape: func(d *dialogue) {
-			login(d).skip(client, "PORT 203,0,113,").say(client, "101,195,80\r\n").rewind(client, 27).say(client, "PORT 203,0,113,").skip(client, "101,195,80\r\n")
-		}, want: []string{"15 bytes before it had not come: lost, or overtaken", "waits 1 ms for what is missing", "rewrites: PORT 192,168,1,1,195,80"}},
-		{name: "sent again", nat: true, tape: func(d *dialogue) {
-			login(d).say(client, "PASV\r\n").say(server, "227 ok (192,168,1,2,156,64)\r\n").rewind(server, 29).say(server, "227 ok (192,168,1,2,156,64)\r\n")
-		}, want: []string{"<- 227 ok (192,168,1,2,156,64)  (sent again)", "1 endpoint announced: 1 expected"}},
-		{name: "several lines", tape: func(d *dialogue) {
-			login(d).say(client, "SYST\r\nFEAT\r\nEPSV\r\n").say(server, "211-a\r\n"+strings.Repeat(" b\r\n", 20)+"211 e\r\n")
-		}, want: []string{"-> SYST\n               FEAT\n               EPSV\n", "(14 more lines)"}},
-		{name: "low port", tape: func(d *dialogue) { login(d).say(client, "PORT 203,0,113,101,0,22\r\n") },
-			want: []string{"refuses 203.0.113.101:22: the port is below the lowest one allowed", "=> --min-port 22 lets it", "1 refused"}},
-		{name: "lower port", config: func(c *Config) { c.Engine.Policy.MinPort = 20 }, tape: func(d *dialogue) { login(d).say(client, "PORT 203,0,113,101,0,22\r\n") },
-			want: []string{"expects a connection from 198.51.100.2 to 203.0.113.101:22"}},
-		{name: "bounce", tape: func(d *dialogue) {
-			login(d).say(client, "PORT 192,0,2,77,195,80\r\n")
-		}, want: []string{"refuses 192.0.2.77:50000: the address is not that", "=> --allow 192.0.2.77 lets it"}},
-		{name: "unasked", tape: func(d *dialogue) {
-			login(d).say(client, "STAT\r\n").say(server, "227 x (198,51,100,2,156,64)\r\n")
-			d.data(1, true, tuple("203.0.113.101:40001", "198.51.100.2:40000"))
-		}, want: []string{"refuses 198.51.100.2:40000: no PASV or EPSV asked for it", "NOT EXPECTED: the 227 at 0.007 announced it, and was refused"}},
-		{name: "unreadable", tape: func(d *dialogue) {
-			login(d).say(client, "PASV\r\n").say(server, "227 x (198,51,100,2,999,64)\r\n")
-			d.data(1, false, tuple("203.0.113.101:40001", "198.51.100.2:40000"))
-		}, want: []string{"passes: number out of range", "NOT EXPECTED: the 227 at 0.007 should have announced it, and cannot be read", "nobody answered"}},
-		{name: "nobody announced it", tape: func(d *dialogue) {
-			login(d).data(1, true, tuple("203.0.113.101:40001", "198.51.100.2:40000"))
-			d.data(2, true, tuple("203.0.113.101:40002", "198.51.100.2:443")) // that is something else
-			d.data(3, true, tuple("203.0.113.9:40002", "198.51.100.2:40000"))
-		}, want: []string{"NOT EXPECTED: no line of the control connection announces port 40000", "1 data connection: 0 expected, 1 not."}},
-		{name: "twice", tape: func(d *dialogue) {
-			login(d).say(client, "PASV\r\n").say(server, "227 x (198,51,100,2,156,64)\r\n")
-			d.data(1, true, tuple("203.0.113.101:40001", "198.51.100.2:40000"))
-			d.data(2, true, tuple("203.0.113.101:40002", "198.51.100.2:40000"))
-		}, want: []string{"another data connection had come for that already"}},
-		{name: "too soon", tape: func(d *dialogue) {
-			login(d).say(client, "PASV\r\n").say(server, "227 x (198,51,100,2,156,64)\r\n").say(client, "PASV\r\n").say(server, "227 x (198,51,100,2,156,65)\r\n")
-			d.data(1, true, tuple("203.0.113.101:40001", "198.51.100.2:40000"))
-		}, want: []string{"a later line took its place before it came", "none came for the 227 at 0.009 (198.51.100.2:40001)"}},
-		{name: "too late", tape: func(d *dialogue) {
-			login(d).say(client, "PASV\r\n").say(server, "227 x (198,51,100,2,156,64)\r\n")
-			d.now = d.now.Add(301 * time.Second)
-			d.data(1, true, tuple("203.0.113.101:40001", "198.51.100.2:40000"))
-		}, want: []string{"is longer than an expectation lasts"}},
-		{name: "from somebody else", tape: func(d *dialogue) {
-			login(d).say(client, "PORT 203,0,113,101,195,80\r\n")
-			d.packet(tuple("203.0.113.101:1", "198.51.100.2:50000"), in, layers.TCP{SYN: true, Seq: 5}, "")
-		}, want: []string{"it goes to 198.51.100.2, and the PORT at 0.006 leads to 203.0.113.101"}},
-		{name: "refused by the host", tape: func(d *dialogue) {
-			login(d).say(client, "PASV\r\n").say(server, "227 x (198,51,100,2,156,64)\r\n")
-			t := tuple("203.0.113.101:40001", "198.51.100.2:40000")
-			d.packet(t, in, layers.TCP{SYN: true, Seq: 5}, "")
-			d.packet(reverse(t), in, layers.TCP{RST: true, ACK: true, Ack: 6}, "")
-		}, want: []string{"expected: the 227 at 0.007 announced it\n            refused with RST"}},
-		{name: "encrypted", tape: func(d *dialogue) {
-			d.open().say(client, "AUTH TLS\r\n").say(server, "234 go\r\n").say(client, "\x16\x03\x01\x00\x05PASV\n").say(server, "\x16\x03\x03\x00\x02ab")
-			d.data(1, true, tuple("203.0.113.101:40001", "198.51.100.2:40000"))
-		}, want: []string{"encrypted from here on", "(2 packets behind that, unread)", "NOT EXPECTED: the control connection is encrypted from 0.005 on", "a fixed range of passive ports", "1 control connection, 1 of them encrypted"}},
-		{name: "TLS from the middle", tape: func(d *dialogue) {
-			d.say(client, "\x17\x03\x03\x00\x05abc\n\x00").say(server, "\x17\x03\x03\x00\x02ab")
-		}, want: []string{"-> (10 bytes of TLS)", "<- (7 bytes of TLS)", "older than the capture"}},
-		{name: "not FTP", tape: func(d *dialogue) {
-			d.open().say(client, "POST / HTTP/1.1\r\nHost: x\r\n\r\nPORT 203,0,113,101,195,80\r\n").say(client, "PORT 203,0,113,101,195,80\r\n")
-		}, want: []string{"this does not begin as FTP", "0 endpoints announced."}},
-		{name: "the end of a line", tape: func(d *dialogue) { d.say(client, "geheim\r\n").say(server, "230 ok\r\n") },
-			want: []string{"-> (the end of a line)"}, not: []string{"geheim"}},
-		{name: "cut", tape: func(d *dialogue) {
-			login(d).say(client, "PASV\r\n").say(server, "227 x (198,51,100,2,156,64)\r\n")
-			d.cutLast(6)
-			d.say(client, "PORT 203,0,113,101,195,80\r\n")
-			d.data(1, true, tuple("203.0.113.101:40001", "198.51.100.2:40000"))
-		}, want: []string{"<- 227 x (198,51,100,2,156…\n", "the capture lacks its last 6 bytes", "passes: ", "have it keep whole packets (tcpdump -s 0)",
-			"expects a connection from 198.51.100.2 to 203.0.113.101:50000"}, not: []string{"99"}},
-		{name: "cut behind whole lines", tape: func(d *dialogue) {
-			login(d).say(server, "220-one line\r\n220 two\r\n220 three lines\r\n")
-			d.cutLast(8)
-		}, want: []string{"<- 220-one line\n               220 two\n               220 three…\n"}},
-		{name: "cut by little", tape: func(d *dialogue) {
-			login(d).say(server, "220-one line\r\n220 two\r\n")
-			d.cutLast(3)
-		}, want: []string{"<- 220-one line\n               220 tw…\n"}},
-		{name: "cut short", tape: func(d *dialogue) {
-			login(d).say(client, "PORT 203,0,113,101,195,80\r\n")
-			d.cutLast(40)
-		}, want: []string{"Of 1 packet the capture lacks even the headers"}},
-		{name: "advertised", config: func(c *Config) { c.Engine.Advertise.Addr4 = netip.MustParseAddr("192.0.2.55") }, tape: func(d *dialogue) {
-			login(d).say(client, "PASV\r\n").say(server, "227 Entering Passive Mode (198,51,100,2,156,64)\r\n")
-		}, want: []string{"rewrites: 227   Entering Passive Mode (192,0,2,55,156,64)"}},
-		{name: "same length", nat: true, config: func(c *Config) { c.Engine.Sequence = engine.SameLength }, tape: func(d *dialogue) {
-			login(d).say(client, "PORT 203,0,113,101,195,80\r\n")
-		}, want: []string{"cannot help 203.0.113.101:50000: the line has to keep its length", "1 could not be helped"}},
-		{name: "numbers kept by the daemon", nat: true, config: func(c *Config) { c.Engine.Sequence = engine.User }, tape: func(d *dialogue) {
-			login(d).say(client, "PORT 203,0,113,101,195,80\r\n").say(server, "200 ok\r\n").say(client, "PORT 203,0,113,101,195,81\r\n")
-		}, want: []string{"rewrites: PORT 192,168,1,1,195,80", "rewrites: PORT 192,168,1,1,195,81", "2 lines to rewrite; the router sent the same 0 times, and something else 2 times"}},
-	} {
+	c.tape(d)
+	config := port21()
+	if c.config != nil {
+		c.config(&config)
+	}
+	return k.pcap(sll2), config
+}
+
+func login(d *dialogue) *dialogue {
+	return d.open().say(client, "USER a\r\n").say(server, "230 ok\r\n")
+}
+
+// dialogues are of all sorts.
+var dialogues = []recorded{
+	{name: "secrets and controls", tape: func(d *dialogue) {
+		d.open().say(client, "USER \x1b[31mx\r\n").say(client, "pass eins").say(client, " two\r\n").rewind(client, 6).say(client, " two\r\n")
+		d.say(client, "\xff\xf4\xffPASS three\r\n").say(client, "ACCT four\r\n").say(server, "530 \xc3\xa4\xff\x00no\r\n")
+	}, want: []string{`USER \x1b[31mx`, "-> pass ***…", "-> pass ***\n", "(6 bytes that have been sent before)", "PASS ***", "ACCT ***", `530 ä\xff\x00no`},
+		not: []string{"eins", "two", "three", "four", "\x1b"}},
+	{name: "held", nat: true, tape: func(d *dialogue) {
+		login(d).say(client, "PORT 203,0,113,").say(client, "101,195,80\r\n").say(server, "200 ok\r\n")
+	}, want: []string{"PORT 203,0,113,…\n                 would wait 1 ms for the rest of its line", "-> PORT 203,0,113,101,195,80\n", "would rewrite: PORT 192,168,1,1,195,80"}},
+	{name: "held in vain", nat: true, tape: func(d *dialogue) {
+		login(d).say(client, "PORT 203,0,113,")
+		d.now = d.now.Add(time.Second)
+		d.say(client, "101,195,80\r\n")
+	}, want: []string{"would wait 500 ms for the rest of its line, in vain", "cannot help 203.0.113.101:50000: the line began in a segment that has been let go already"}},
+	{name: "out of order", nat: true, tape: func(d *dialogue) {
+		login(d).skip(client, "PORT 203,0,113,").say(client, "101,195,80\r\n").rewind(client, 27).say(client, "PORT 203,0,113,").skip(client, "101,195,80\r\n")
+	}, want: []string{"15 bytes before it had not come: lost, or overtaken", "would wait 1 ms for what is missing", "would rewrite: PORT 192,168,1,1,195,80"}},
+	{name: "sent again", nat: true, tape: func(d *dialogue) {
+		login(d).say(client, "PASV\r\n").say(server, "227 ok (192,168,1,2,156,64)\r\n").rewind(server, 29).say(server, "227 ok (192,168,1,2,156,64)\r\n")
+	}, want: []string{"<- 227 ok (192,168,1,2,156,64)  (sent again)", "1 endpoint announced: 1 would be expected"}},
+	{name: "several lines", tape: func(d *dialogue) {
+		login(d).say(client, "SYST\r\nFEAT\r\nEPSV\r\n").say(server, "211-a\r\n"+strings.Repeat(" b\r\n", 20)+"211 e\r\n")
+	}, want: []string{"-> SYST\n               FEAT\n               EPSV\n", "(14 more lines)"}},
+	{name: "low port", tape: func(d *dialogue) { login(d).say(client, "PORT 203,0,113,101,0,22\r\n") },
+		want: []string{"would refuse 203.0.113.101:22: the port is below the lowest one allowed", "=> --min-port 22 lets it", "1 refused"}},
+	{name: "lower port", config: func(c *Config) { c.Engine.Policy.MinPort = 20 }, tape: func(d *dialogue) { login(d).say(client, "PORT 203,0,113,101,0,22\r\n") },
+		want: []string{"would expect a connection from 198.51.100.2 to 203.0.113.101:22"}},
+	{name: "bounce", tape: func(d *dialogue) {
+		login(d).say(client, "PORT 192,0,2,77,195,80\r\n")
+	}, want: []string{"would refuse 192.0.2.77:50000: the address is not that", "=> --allow 192.0.2.77 lets it"}},
+	{name: "unasked", tape: func(d *dialogue) {
+		login(d).say(client, "STAT\r\n").say(server, "227 x (198,51,100,2,156,64)\r\n")
+		d.data(1, true, tuple("203.0.113.101:40001", "198.51.100.2:40000"))
+	}, want: []string{"would refuse 198.51.100.2:40000: no PASV or EPSV asked for it", "NOT EXPECTED: the 227 at 0.007 announced it, and was refused"}},
+	{name: "unreadable", tape: func(d *dialogue) {
+		login(d).say(client, "PASV\r\n").say(server, "227 x (198,51,100,2,999,64)\r\n")
+		d.data(1, false, tuple("203.0.113.101:40001", "198.51.100.2:40000"))
+	}, want: []string{"passes: number out of range", "NOT EXPECTED: the 227 at 0.007 should have announced it, and cannot be read", "not answered"}},
+	{name: "not announced", tape: func(d *dialogue) {
+		login(d).data(1, true, tuple("203.0.113.101:40001", "198.51.100.2:40000"))
+		d.data(2, true, tuple("203.0.113.101:40002", "198.51.100.2:443")) // that is something else
+		d.data(3, true, tuple("203.0.113.9:40002", "198.51.100.2:40000"))
+	}, want: []string{"NOT EXPECTED: no line of the control connection announces port 40000", "1 data connection: 0 would be expected, 1 not."}},
+	{name: "twice", tape: func(d *dialogue) {
+		login(d).say(client, "PASV\r\n").say(server, "227 x (198,51,100,2,156,64)\r\n")
+		d.data(1, true, tuple("203.0.113.101:40001", "198.51.100.2:40000"))
+		d.data(2, true, tuple("203.0.113.101:40002", "198.51.100.2:40000"))
+	}, want: []string{"another data connection had come for that already"}},
+	{name: "too soon", tape: func(d *dialogue) {
+		login(d).say(client, "PASV\r\n").say(server, "227 x (198,51,100,2,156,64)\r\n").say(client, "PASV\r\n").say(server, "227 x (198,51,100,2,156,65)\r\n")
+		d.data(1, true, tuple("203.0.113.101:40001", "198.51.100.2:40000"))
+	}, want: []string{"a later line took its place before it came", "none came for the 227 at 0.009 (198.51.100.2:40001)"}},
+	{name: "too late", tape: func(d *dialogue) {
+		login(d).say(client, "PASV\r\n").say(server, "227 x (198,51,100,2,156,64)\r\n")
+		d.now = d.now.Add(301 * time.Second)
+		d.data(1, true, tuple("203.0.113.101:40001", "198.51.100.2:40000"))
+	}, want: []string{"is longer than an expectation lasts"}},
+	{name: "from somebody else", tape: func(d *dialogue) {
+		login(d).say(client, "PORT 203,0,113,101,195,80\r\n")
+		d.packet(tuple("203.0.113.101:1", "198.51.100.2:50000"), in, layers.TCP{SYN: true, Seq: 5}, "")
+	}, want: []string{"it goes to 198.51.100.2, and the PORT at 0.006 leads to 203.0.113.101"}},
+	{name: "refused by the host", tape: func(d *dialogue) {
+		login(d).say(client, "PASV\r\n").say(server, "227 x (198,51,100,2,156,64)\r\n")
+		t := tuple("203.0.113.101:40001", "198.51.100.2:40000")
+		d.packet(t, in, layers.TCP{SYN: true, Seq: 5}, "")
+		d.packet(reverse(t), in, layers.TCP{RST: true, ACK: true, Ack: 6}, "")
+	}, want: []string{"would be expected: the 227 at 0.007 announced it\n            refused with RST"}},
+	{name: "encrypted", tape: func(d *dialogue) {
+		d.open().say(client, "AUTH TLS\r\n").say(server, "234 go\r\n").say(client, "\x16\x03\x01\x00\x05PASV\n").say(server, "\x16\x03\x03\x00\x02ab")
+		d.data(1, true, tuple("203.0.113.101:40001", "198.51.100.2:40000"))
+	}, want: []string{"encrypted from here on", "(2 packets behind that, unread)", "NOT EXPECTED: the control connection is encrypted from 0.005 on", "a fixed range of passive ports", "1 control connection, 1 of them encrypted"}},
+	{name: "TLS from the middle", tape: func(d *dialogue) {
+		d.say(client, "\x17\x03\x03\x00\x05abc\n\x00").say(server, "\x17\x03\x03\x00\x02ab")
+	}, want: []string{"-> (10 bytes of TLS)", "<- (7 bytes of TLS)", "older than the capture"}},
+	{name: "not FTP", tape: func(d *dialogue) {
+		d.open().say(client, "POST / HTTP/1.1\r\nHost: x\r\n\r\nPORT 203,0,113,101,195,80\r\n").say(client, "PORT 203,0,113,101,195,80\r\n")
+	}, want: []string{"this does not begin as FTP", "0 endpoints announced."}},
+	{name: "the end of a line", tape: func(d *dialogue) { d.say(client, "geheim\r\n").say(server, "230 ok\r\n") },
+		want: []string{"-> (the end of a line)"}, not: []string{"geheim"}},
+	{name: "cut", tape: func(d *dialogue) {
+		login(d).say(client, "PASV\r\n").say(server, "227 x (198,51,100,2,156,64)\r\n")
+		d.cutLast(6)
+		d.say(client, "PORT 203,0,113,101,195,80\r\n")
+		d.data(1, true, tuple("203.0.113.101:40001", "198.51.100.2:40000"))
+	}, want: []string{"<- 227 x (198,51,100,2,156…\n", "the capture lacks its last 6 bytes", "passes: ", "have it keep whole packets (tcpdump -s 0)",
+		"would expect a connection from 198.51.100.2 to 203.0.113.101:50000"}, not: []string{"99"}},
+	{name: "cut behind whole lines", tape: func(d *dialogue) {
+		login(d).say(server, "220-one line\r\n220 two\r\n220 three lines\r\n")
+		d.cutLast(8)
+	}, want: []string{"<- 220-one line\n               220 two\n               220 three…\n"}},
+	{name: "cut by little", tape: func(d *dialogue) {
+		login(d).say(server, "220-one line\r\n220 two\r\n")
+		d.cutLast(3)
+	}, want: []string{"<- 220-one line\n               220 tw…\n"}},
+	{name: "cut short", tape: func(d *dialogue) {
+		login(d).say(client, "PORT 203,0,113,101,195,80\r\n")
+		d.cutLast(40)
+	}, want: []string{"Of 1 packet the capture lacks even the headers"}},
+	{name: "advertised", config: func(c *Config) { c.Engine.Advertise.Addr4 = netip.MustParseAddr("192.0.2.55") }, tape: func(d *dialogue) {
+		login(d).say(client, "PASV\r\n").say(server, "227 Entering Passive Mode (198,51,100,2,156,64)\r\n")
+	}, want: []string{"would rewrite: 227   Entering Passive Mode (192,0,2,55,156,64)"}},
+	{name: "same length", nat: true, config: func(c *Config) { c.Engine.Sequence = engine.SameLength }, tape: func(d *dialogue) {
+		login(d).say(client, "PORT 203,0,113,101,195,80\r\n")
+	}, want: []string{"cannot help 203.0.113.101:50000: the line has to keep its length", "1 could not be helped"}},
+	{name: "numbers kept by the daemon", nat: true, config: func(c *Config) { c.Engine.Sequence = engine.User }, tape: func(d *dialogue) {
+		login(d).say(client, "PORT 203,0,113,101,195,80\r\n").say(server, "200 ok\r\n").say(client, "PORT 203,0,113,101,195,81\r\n")
+	}, want: []string{"would rewrite: PORT 192,168,1,1,195,80", "would rewrite: PORT 192,168,1,1,195,81", "2 lines to rewrite; the router sent the same 0 times, and something else 2 times"}},
+	{name: "port taken", nat: true, tape: func(d *dialogue) {
+		other := d.dialogue(tuple("203.0.113.101:50775", "192.0.2.2:21"), tuple("192.168.1.3:21", "192.168.1.1:50775"), client, server)
+		other.seq = [2]uint32{9000, 90_000}
+		login(other).say(client, "PASV\r\n").rewritten(server, "227 x (192,168,1,3,156,64)\r\n", "227 x (192,0,002,2,156,64)\r\n")
+		other.now = other.now.Add(time.Millisecond)
+		login(d).say(client, "PASV\r\n").rewritten(server, "227 x (192,168,1,2,156,64)\r\n", "227 x (192,0,002,2,200,11)\r\n")
+		d.data(42, true, tuple("203.0.113.101:40001", "192.0.2.2:51211"), tuple("192.168.1.1:40001", "192.168.1.2:51211"))
+	}, want: []string{"port 40000 is taken: the 227 at 0.007 of connection 1 announced it, too",
+		"the router sent otherwise: 227 x (192,0,002,2,200,11)\n                 port 40000 is taken, so that each helper chooses a free one: 51211 there, ",
+		"            expected: the 227 at ", "2 endpoints announced: 2 expected", "1 data connection: 1 expected, 0 not."}},
+	{name: "port taken by what is not captured", nat: true, tape: func(d *dialogue) {
+		login(d).say(client, "PASV\r\n").rewritten(server, "227 x (192,168,1,2,156,64)\r\n", "227 x (192,0,002,2,200,11)\r\n")
+		d.data(42, true, tuple("203.0.113.101:40001", "192.0.2.2:51211"), tuple("192.168.1.1:40001", "192.168.1.2:51211"))
+	}, want: []string{"port 51211 in place of 40000: that was taken on the router", "            expected: the 227 at 0.007 announced it", "1 data connection: 1 expected"}},
+	{name: "other address", nat: true, tape: func(d *dialogue) {
+		login(d).say(client, "PASV\r\n").rewritten(server, "227 x (192,168,1,2,156,64)\r\n", "227 x (192,0,2,055,156,64)\r\n")
+	}, want: []string{"address 192.0.2.55 in place of 192.0.2.2: its helper has another --advertise"}},
+	{name: "port alone", nat: true, tape: func(d *dialogue) {
+		login(d).say(client, "PASV\r\n").rewritten(server, "227 x (192,168,1,2,156,64)\r\n", "227 x (192,168,1,2,200,11)\r\n")
+	}, want: []string{"port 51211 in place of 40000, but the address as it came"}},
+	{name: "garbled", nat: true, tape: func(d *dialogue) {
+		login(d).say(client, "PASV\r\n").rewritten(server, "227 x (192,168,1,2,156,64)\r\n", "227 x (192,0,2,2,999,6400)\r\n")
+	}, want: []string{"the router sent otherwise: 227 x (192,0,2,2,999,6400)\n                 that announces no address and port that can be read", "does not show whether a helper was at work"}},
+	{name: "not refused there", nat: true, tape: func(d *dialogue) {
+		login(d).rewritten(client, "PORT 203,0,113,101,0,23\r\n", "PORT 192,168,1,001,0,23\r\n")
+	}, want: []string{"refuses 203.0.113.101:23: the port is below", "its helper does not refuse this"}},
+	{name: "changed without need", nat: true, tape: func(d *dialogue) {
+		login(d).say(client, "PASV\r\n").rewritten(server, "227 x (192,168,1,2,999,64)\r\n", "227 x (192,0,002,2,999,64)\r\n")
+	}, want: []string{"the router sent otherwise: 227 x (192,0,002,2,999,64)"}},
+	{name: "stopped", nat: true, tape: func(d *dialogue) {
+		login(d).say(client, "PORT 203,0,113,101,195,80\r\n").say(server, "200 ok\r\n")
+		d.packet(tuple("192.168.1.2:20", "203.0.113.101:50000"), in, layers.TCP{SYN: true, Seq: 5}, "")
+	}, want: []string{"no helper was at work on the router: below is what nfq-ftphelper would do", "the router did not let it through"}},
+	{name: "after EPSV ALL, too many", config: func(c *Config) { c.Engine.Policy.Rate = 1 }, tape: func(d *dialogue) {
+		login(d).say(client, "PORT 203,0,113,101,195,80\r\n").say(client, "PORT 203,0,113,101,195,81\r\n")
+		d.say(client, "EPSV ALL\r\n").say(server, "200 ok\r\n").say(client, "PORT 203,0,113,101,195,82\r\n")
+	}, want: []string{"=> --rate lets more", "=> the client sent EPSV ALL"}},
+	{name: "before the greeting", tape: func(d *dialogue) {
+		d.segment(client, layers.TCP{SYN: true}, "")
+		d.seq[client]++
+		d.segment(server, layers.TCP{SYN: true, ACK: true}, "")
+		d.seq[server]++
+		d.say(client, "PORT 203,0,113,101,195,80\r\n")
+	}, want: []string{"would refuse 203.0.113.101:50000"}},
+	{name: "in the middle", tape: func(d *dialogue) {
+		d.say(server, "230 ok\r\n").say(client, "PORT 203,0,113,101,195,80\r\n")
+	}, want: []string{"would refuse 203.0.113.101:50000", "=> the connection is older than the capture"}},
+}
+
+// TestText explains the dialogues.
+func TestText(t *testing.T) {
+	for _, c := range dialogues {
 		t.Run(c.name, func(t *testing.T) {
-			k := newTape(t)
-			d := k.dialogue(plain, reverse(plain), client)
-			if c.nat {
-				d = k.dialogue(natOriginal, natReply, client, server)
-			}
-			c.tape(d)
-			config := port21()
-			if c.config != nil {
-				c.config(&config)
-			}
-			file := k.pcap(sll2)
+			file, config := c.record(t)
 			text := explainText(t, file, config)
 			wantText(t, text, c.want...)
 			for _, n := range c.not {
@@ -414,7 +472,79 @@ func TestNewConnection(t *testing.T) {
 		d.seq[server] += uint32(len(k.packets)) << 24
 		d.open().say(client, "USER a\r\n").say(server, "230 ok\r\n").say(client, "PASV\r\n").say(server, "227 x (192,168,1,2,156,64)\r\n")
 	}
-	wantText(t, explainText(t, k.pcap(sll2), port21()), "Connection 2, from 0.008 s on", "2 endpoints announced: 2 expected")
+	wantText(t, explainText(t, k.pcap(sll2), port21()), "Connection 2, from 0.008 s on", "2 endpoints announced: 2 would be expected")
+}
+
+// TestClients has several clients, and explains those of some.
+func TestClients(t *testing.T) {
+	k := newTape(t)
+	for i, c := range []string{"203.0.113.101:50774", "203.0.113.7:4000", "[2001:db8::7]:4000"} {
+		to := []string{"192.0.2.2:21", "192.0.2.2:21", "[2001:db8:2::2]:21"}[i]
+		d := k.dialogue(tuple(c, to), tuple(to, c), client)
+		d.seq[client], d.seq[server] = uint32(i)<<24, uint32(i)<<16
+		login(d)
+	}
+	explained := func(clients ...string) (numbers []int, err error) {
+		config := port21()
+		for _, c := range clients {
+			config.Clients = append(config.Clients, netip.MustParsePrefix(c))
+		}
+		r, err := Explain(bytes.NewReader(k.pcap(sll2)), config)
+		if err != nil {
+			return nil, err
+		}
+		for _, c := range r.Connections {
+			numbers = append(numbers, c.number)
+			if svg, err := r.Ladder(c.number); err != nil || !bytes.Contains(svg, []byte(fmt.Sprintf("FTP control connection %d:", c.number))) {
+				t.Errorf("connection %d is not drawn: %v", c.number, err)
+			}
+		}
+		return numbers, nil
+	}
+	for want, clients := range map[string][]string{
+		"[1 2 3]": nil, "[2]": {"203.0.113.7/32"}, "[1 2]": {"203.0.113.0/24"}, "[2 3]": {"203.0.113.7/32", "2001:db8::/64"},
+	} {
+		if got, err := explained(clients...); err != nil || fmt.Sprint(got) != want {
+			t.Errorf("%v: %v, %v, want %s", clients, got, err, want)
+		}
+	}
+	_, err := explained("198.51.100.0/24")
+	if err == nil || !strings.HasSuffix(err.Error(), "the clients are 203.0.113.101, 203.0.113.7, 2001:db8::7") {
+		t.Errorf("of a client that is not there: %v", err)
+	}
+}
+
+// TestAllDrawn draws all connections, but not more than a drawing has room for: then those without data
+// connections are left out first.
+func TestAllDrawn(t *testing.T) {
+	for _, n := range []int{1, 3, maxDrawn + 7} {
+		k := newTape(t)
+		for i := range n {
+			from := fmt.Sprintf("203.0.113.101:%d", 40_000+i)
+			d := k.dialogue(tuple(from, "192.0.2.2:21"), tuple("192.0.2.2:21", from), client)
+			d.seq[client], d.seq[server] = uint32(i)<<24, uint32(i)<<16
+			login(d)
+			if i >= 7 {
+				d.say(client, "PORT 203,0,113,101,195,80\r\n")
+			}
+		}
+		r, err := Explain(bytes.NewReader(k.pcap(sll2)), port21())
+		if err != nil {
+			t.Fatal(err)
+		}
+		svg, err := r.Ladder(0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantXML(t, svg)
+		drawn, left := bytes.Count(svg, []byte(">FTP control connection ")), bytes.Count(svg, []byte(">7 connections left out"))
+		if drawn != min(n, maxDrawn) || left != max(0, n-maxDrawn)/7 || n > maxDrawn && bytes.Contains(svg, []byte("control connection 7:")) {
+			t.Errorf("of %d connections %d are drawn, and a note is there %d times", n, drawn, left)
+		}
+		if one, err := r.Ladder(1); err != nil || n == 1 && !bytes.Equal(one, svg) {
+			t.Errorf("one connection alone is drawn in another way: %v", err)
+		}
+	}
 }
 
 // TestErrors says in one sentence what is wrong with a file.

@@ -17,23 +17,74 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
 )
 
-// Ladder draws one connection as a ladder diagram, in SVG: the connection with a number, as the
-// text has it, or with 0 the first one in which a data connection is announced. It returns an
-// error if there is none of that number.
+// maxDrawn is how many connections a drawing has before it leaves out some.
+const maxDrawn = 50
+
+// Ladder draws connections as ladder diagrams, in SVG: the one with a number, as the text has it, or with
+// 0 all of them, one below the other. If there are more than a drawing has room for, those that announce
+// data connections come first. It returns an error if there is none of that number.
 func (r *Report) Ladder(number int) ([]byte, error) {
-	i := number - 1
-	if number == 0 {
-		i = max(0, slices.IndexFunc(r.Connections, (*Connection).HasEndpoint))
+	if number != 0 {
+		i := slices.IndexFunc(r.Connections, func(c *Connection) bool { return c.number == number })
+		if i < 0 {
+			return nil, fmt.Errorf("connection %d cannot be drawn: the capture has %s", number, count(len(r.Connections), "control connection"))
+		}
+		one := r.Connections[i].ladder()
+		return one.svg(), nil
 	}
-	if i >= len(r.Connections) {
-		return nil, fmt.Errorf("connection %d cannot be drawn: the capture has %s", number, count(len(r.Connections), "control connection"))
+	drawn := r.Connections
+	if len(drawn) > maxDrawn {
+		drawn = slices.Clone(drawn)
+		slices.SortStableFunc(drawn, func(a, b *Connection) int {
+			return cmp.Compare(map[bool]int{true: 0, false: 1}[a.HasEndpoint()], map[bool]int{true: 0, false: 1}[b.HasEndpoint()])
+		})
+		drawn = drawn[:maxDrawn]
+		slices.SortFunc(drawn, func(a, b *Connection) int { return cmp.Compare(a.number, b.number) })
 	}
-	return r.Connections[i].ladder(), nil
+	var all picture
+	for _, c := range drawn {
+		all.below(c.ladder())
+	}
+	if n := len(r.Connections) - len(drawn); n > 0 {
+		note := picture{width: all.width, height: 2 * margin}
+		writeText(&note.content, margin, margin+5, "start", 13, ink, "normal", fmt.Sprintf("%s left out: draw one with --connection, or those of a client with --client", count(n, "connection")))
+		all.below(note)
+	}
+	return all.svg(), nil
+}
+
+// picture is a part of a drawing, or a whole one.
+type picture struct {
+	content       bytes.Buffer
+	width, height int
+	parts         int
+}
+
+// below adds another picture below what there is.
+func (p *picture) below(other picture) {
+	if p.parts++; p.parts == 1 {
+		*p = picture{other.content, other.width, other.height, 1}
+		return
+	}
+	fmt.Fprintf(&p.content, `<g transform="translate(0 %d)">`+"\n%s</g>\n", p.height+gap, other.content.Bytes())
+	p.height += gap + other.height
+	p.width = max(p.width, other.width)
+}
+
+// svg is the picture as a file.
+func (p *picture) svg() []byte {
+	var svg bytes.Buffer
+	fmt.Fprintf(&svg, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" width="%d" height="%d" font-family="Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif">`+"\n",
+		p.width, p.height, p.width, p.height)
+	svg.Write(p.content.Bytes())
+	svg.WriteString("</svg>\n")
+	return svg.Bytes()
 }
 
 // Measures of the drawing, in pixels.
 const (
 	margin    = 20
+	gap       = 10   // between two connections
 	lanesFrom = 170  // the client's line; in front of it are the times
 	laneGap   = 400  // with a router in the middle
 	wideGap   = 620  // without
@@ -77,7 +128,7 @@ type row struct {
 	count int
 }
 
-func (c *Connection) ladder() []byte {
+func (c *Connection) ladder() picture {
 	d := &drawing{c: c, client: lanesFrom, middle: lanesFrom + laneGap, server: lanesFrom + 2*laneGap}
 	d.router = c.nat() || c.rewrites() || slices.ContainsFunc(c.data, (*Data).stopped)
 	if !d.router {
@@ -108,19 +159,15 @@ func (c *Connection) ladder() []byte {
 	bottom := d.y + 6
 	d.y += 28
 	d.legend()
-	width, height := d.server+lanesFrom-margin, d.y+margin
-
-	var svg bytes.Buffer
-	fmt.Fprintf(&svg, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" width="%d" height="%d" font-family="Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif">`+"\n",
-		width, height, width, height)
-	fmt.Fprintf(&svg, `<rect x="0.5" y="0.5" width="%d" height="%d" rx="8" fill="#ffffff" stroke="#d0d0d0"/>`+"\n", width-1, height-1)
+	p := picture{width: d.server + lanesFrom - margin, height: d.y + margin}
+	svg := &p.content
+	fmt.Fprintf(svg, `<rect x="0.5" y="0.5" width="%d" height="%d" rx="8" fill="#ffffff" stroke="#d0d0d0"/>`+"\n", p.width-1, p.height-1)
 	for _, b := range boxes {
-		fmt.Fprintf(&svg, `<line x1="%d" y1="%d" x2="%d" y2="%d" stroke="%s" stroke-width="1.5"/>`+"\n", b.x, bottomOfBoxes, b.x, bottom, rail)
-		b.draw(&svg, top, bottomOfBoxes-top)
+		fmt.Fprintf(svg, `<line x1="%d" y1="%d" x2="%d" y2="%d" stroke="%s" stroke-width="1.5"/>`+"\n", b.x, bottomOfBoxes, b.x, bottom, rail)
+		b.draw(svg, top, bottomOfBoxes-top)
 	}
 	svg.WriteString(d.b.String())
-	svg.WriteString("</svg>\n")
-	return svg.Bytes()
+	return p
 }
 
 // rewrites reports whether the helper changes any line of the connection.
@@ -311,9 +358,13 @@ func (d *drawing) lineNotes(l *Line) {
 	}
 	switch l.event.Kind {
 	case engine.Expected:
-		d.note(fmt.Sprintf("expected: %s to %s", l.x.Src, l.x.Dst), newInk)
+		d.note(fmt.Sprintf("%s: %s to %s", d.c.isExpected(), l.x.Src, l.x.Dst), newInk)
 	case engine.Refused:
-		d.note(fmt.Sprintf("%s refused: %s", l.event.Announced, l.event.Reason), lostInk)
+		refused := "refused"
+		if d.c.would {
+			refused = "would be refused"
+		}
+		d.note(fmt.Sprintf("%s %s: %s", l.event.Announced, refused, l.event.Reason), lostInk)
 	case engine.Failed:
 		d.note(fmt.Sprintf("%s cannot be helped: %v", l.event.Announced, l.event.Err), lostInk)
 	case engine.Unreadable:
@@ -466,7 +517,7 @@ func (d *drawing) legend() {
 		}, "what the helper would make of it")
 	}
 	if slices.ContainsFunc(d.c.data, func(c *Data) bool { return c.x != nil }) {
-		item(40, func(x int) { d.arrow(x, x+40, d.y-4, 4.5, dataInk, "") }, "data connection that is expected")
+		item(40, func(x int) { d.arrow(x, x+40, d.y-4, 4.5, dataInk, "") }, map[bool]string{true: "data connection that would be expected", false: "data connection that is expected"}[d.c.would])
 	}
 	if slices.ContainsFunc(d.c.data, func(c *Data) bool { return c.x == nil }) {
 		item(40, func(x int) { d.arrow(x, x+40, d.y-4, 4.5, lostInk, "9 5") }, "data connection that is not")

@@ -314,6 +314,9 @@ func (r *replay) observe(ev *engine.Event) {
 	if a := ev.Announced.Addr(); dir == expect.Reply && a.IsValid() && !slices.Contains(c.elsewhere, a) {
 		c.elsewhere = append(c.elsewhere, a)
 	}
+	if ev.Kind == engine.Failed {
+		r.conntrack.blocker = nil
+	}
 	if ev.Kind == engine.Expected {
 		l.x = r.conntrack.last
 		l.x.line = l
@@ -360,6 +363,7 @@ func (r *replay) finish(c *Connection) {
 		}
 	}
 	for _, d := range c.data {
+		d.followRouter()
 		d.diagnose(r.report)
 	}
 }

@@ -72,6 +72,23 @@ func (d *dialogue) say(dir expect.Direction, text string) *dialogue {
 	return d
 }
 
+// rewritten has one side send a line that leaves the router as another one of the same length.
+func (d *dialogue) rewritten(dir expect.Direction, came, left string) *dialogue {
+	if len(came) != len(left) || len(d.sides) != 2 {
+		d.t.Fatalf("%q can't leave as %q here", came, left)
+	}
+	near, far := len(d.packets), len(d.packets)+1
+	d.say(dir, came)
+	other := &tape{t: d.t}
+	t := reverse(d.tuples[dir.Other()])
+	other.packet(t, out, layers.TCP{ACK: true, PSH: true, Seq: d.seq[dir] - uint32(len(came)), Ack: d.seq[dir.Other()]}, left)
+	if len(d.packets) != far+1 || d.packets[near].way != in {
+		d.t.Fatalf("%d packets are on the tape", len(d.packets))
+	}
+	d.packets[far].data = other.packets[0].data
+	return d
+}
+
 // skip has one side send text that is not captured.
 func (d *dialogue) skip(dir expect.Direction, text string) *dialogue {
 	d.seq[dir] += uint32(len(text))

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -90,6 +91,13 @@ func (c *Connection) circumstances() []string {
 	if !c.begun {
 		says = append(says, "the connection is older than the capture")
 	}
+	switch {
+	case !c.would:
+	case c.showsNoHelper():
+		says = append(says, "no helper was at work on the router: below is what nfq-ftphelper would do")
+	default:
+		says = append(says, "the capture does not show whether a helper was at work: below is what nfq-ftphelper would do")
+	}
 	return says
 }
 
@@ -171,7 +179,7 @@ func (c *Connection) notes(s *Step) []string {
 		if s.vain {
 			why += ", in vain"
 		}
-		notes = append(notes, fmt.Sprintf("waits %d ms for %s", (s.left-s.at).Milliseconds(), why))
+		notes = append(notes, fmt.Sprintf("%s %d ms for %s", c.verb("waits"), (s.left-s.at).Milliseconds(), why))
 	} else if len(s.part) > 0 {
 		notes = append(notes, "its last line is not whole")
 	}
@@ -189,18 +197,27 @@ func (c *Connection) notes(s *Step) []string {
 	return notes
 }
 
+// verb returns what the helper does, "expects", as a condition if nothing shows a helper at work:
+// "would expect".
+func (c *Connection) verb(does string) string {
+	if !c.would {
+		return does
+	}
+	return "would " + strings.TrimSuffix(does, "s")
+}
+
 // outcome says what becomes of a line.
 func (c *Connection) outcome(l *Line) []string {
 	var says []string
 	if l.event == nil {
 		if l.sent != nil && !bytes.Equal(l.sent, l.text) {
-			says = append(says, "passes", "the router sent: "+show(l.sent, l.dir))
+			says = append(says, "passes", "the router sent otherwise: "+show(l.sent, l.dir), "its helper rewrites what this one does not read")
 		}
 		return says
 	}
 	switch l.event.Kind {
 	case engine.Refused:
-		says = append(says, fmt.Sprintf("refuses %s: %s", l.event.Announced, l.event.Reason))
+		says = append(says, fmt.Sprintf("%s %s: %s", c.verb("refuses"), l.event.Announced, l.event.Reason))
 		if m := mend(l, c); m != "" {
 			says = append(says, "=> "+m)
 		}
@@ -209,9 +226,12 @@ func (c *Connection) outcome(l *Line) []string {
 	case engine.Unreadable:
 		says = append(says, fmt.Sprintf("passes: %v", l.event.Err))
 	case engine.Expected:
-		says = append(says, l.x.String())
+		says = append(says, c.verb("expects")+" "+l.x.String())
 		if l.rewritten() {
-			says = append(says, "rewrites: "+show(l.ours, l.dir))
+			says = append(says, c.verb("rewrites")+": "+show(l.ours, l.dir))
+		}
+		if b := l.x.blocker; b != nil {
+			says = append(says, fmt.Sprintf("port %d is taken: %s of connection %d announced it, too", b.Dst.Port(), b.line.name(), b.connection.number))
 		}
 	}
 	return append(says, l.comparison()...)
@@ -229,7 +249,29 @@ func (l *Line) comparison() []string {
 	case sameMeaning(l.sent, l.ours):
 		return []string{"the router sent the same in other words: " + show(l.sent, l.dir)}
 	}
-	return []string{"the router sent otherwise: " + show(l.sent, l.dir)}
+	return []string{"the router sent otherwise: " + show(l.sent, l.dir), l.difference()}
+}
+
+// difference says why the router sent another line than the helper does, as far as the two show it.
+func (l *Line) difference() string {
+	came, ours, sent := endpointOf(l.text), endpointOf(l.ours), endpointOf(l.sent)
+	switch {
+	case l.event.Kind == engine.Refused:
+		return "its helper does not refuse this, as the kernel's would not"
+	case l.event.Kind == engine.Failed:
+		return "its helper could rewrite what this one could not"
+	case sent.Port() == 0:
+		return "that announces no address and port that can be read"
+	case sent.Addr() != ours.Addr() && sent.Addr() == came.Addr():
+		return fmt.Sprintf("port %d in place of %d, but the address as it came: the router translates the port of data connections, not their address", sent.Port(), came.Port())
+	case sent.Addr() != ours.Addr():
+		return fmt.Sprintf("address %s in place of %s: its helper has another --advertise, or another router between the two sides translates, too", sent.Addr(), ours.Addr())
+	case l.x != nil && l.x.blocker != nil && sent.Port() != came.Port():
+		return fmt.Sprintf("port %d is taken, so that each helper chooses a free one: %d there, %d here", came.Port(), sent.Port(), ours.Port())
+	case sent.Port() != came.Port():
+		return fmt.Sprintf("port %d in place of %d: that was taken on the router, by a data connection or an expectation which the capture does not have", sent.Port(), came.Port())
+	}
+	return fmt.Sprintf("its helper kept port %d, which is taken here", sent.Port())
 }
 
 // sameMeaning reports whether two lines are the same, or announce the same in two ways.
@@ -253,7 +295,7 @@ func endpointOf(text []byte) netip.AddrPort {
 
 // String says which connection is expected.
 func (x *Expectation) String() string {
-	t := fmt.Sprintf("expects a connection from %s to %s", x.Src, x.Dst)
+	t := fmt.Sprintf("a connection from %s to %s", x.Src, x.Dst)
 	if src, dst := x.translated(); src != x.Src && dst != x.Dst {
 		t += fmt.Sprintf(", translated to one from %s to %s", src, dst)
 	} else if dst != x.Dst {
@@ -269,7 +311,7 @@ func (c *Connection) writeData(b *strings.Builder, r *Report) {
 	for _, d := range c.data {
 		fmt.Fprintf(b, "  %8s  %s\n", seconds(d.at), d)
 		if d.x != nil {
-			fmt.Fprintf(b, "            expected: %s announced it\n", d.x.line.name())
+			fmt.Fprintf(b, "            %s: %s announced it\n", c.isExpected(), d.x.line.name())
 		} else {
 			fmt.Fprintf(b, "            NOT EXPECTED: %s\n", d.diagnosis)
 		}
@@ -291,6 +333,14 @@ func (c *Connection) writeData(b *strings.Builder, r *Report) {
 	}
 }
 
+// isExpected returns "expected", or "would be expected" if nothing shows a helper at work.
+func (c *Connection) isExpected() string {
+	if c.would {
+		return "would be expected"
+	}
+	return "expected"
+}
+
 // String says from where the connection goes to where, before NAT and behind it.
 func (d *Data) String() string {
 	t := fmt.Sprintf("%s -> %s", d.tuple.Src, d.tuple.Dst)
@@ -305,7 +355,7 @@ func (d *Data) String() string {
 
 // fate says what became of the connection.
 func (d *Data) fate() string {
-	t := "nobody answered"
+	t := "not answered"
 	switch {
 	case d.accepted:
 		return "accepted"
@@ -324,63 +374,24 @@ func (d *Data) fate() string {
 
 // writeSummary counts.
 func (r *Report) writeSummary(b *strings.Builder) {
-	var announced, expected, refused, failed, rewritten, same, other, data, unexpected, stopped, encrypted int
-	for _, c := range r.Connections {
-		if c.opaque != nil && c.why == engine.Encrypted {
-			encrypted++
-		}
-		for _, lines := range c.lines {
-			for _, l := range lines {
-				if l.event == nil || l.event.Kind == engine.Unreadable {
-					continue
-				}
-				announced++
-				switch l.event.Kind {
-				case engine.Expected:
-					expected++
-				case engine.Refused:
-					refused++
-				case engine.Failed:
-					failed++
-				}
-				switch {
-				case l.sent == nil || !l.rewritten() && bytes.Equal(l.sent, l.text):
-				case sameMeaning(l.sent, l.ours):
-					same++
-				default:
-					other++
-				}
-				if l.rewritten() {
-					rewritten++
-				}
-			}
-		}
-		for _, d := range c.data {
-			data++
-			if d.x == nil {
-				unexpected++
-			}
-			if d.stopped() {
-				stopped++
-			}
+	s := r.summary()
+	isExpected := (&Connection{would: !slices.ContainsFunc(r.Connections, func(c *Connection) bool { return !c.would })}).isExpected()
+	fmt.Fprintf(b, "Summary: %s", count(s.Connections, "control connection"))
+	if s.Encrypted > 0 {
+		fmt.Fprintf(b, ", %d of them encrypted", s.Encrypted)
+	}
+	fmt.Fprintf(b, ".\n%s announced", count(s.Announced, "endpoint"))
+	if s.Announced > 0 {
+		fmt.Fprintf(b, ": %d %s, %d refused, %d could not be helped. %s to rewrite", s.Expected, isExpected, s.Refused, s.Failed, count(s.Rewritten, "line"))
+		if s.RouterSame+s.RouterOther > 0 {
+			fmt.Fprintf(b, "; the router sent the same %s, and something else %s", times(s.RouterSame), times(s.RouterOther))
 		}
 	}
-	fmt.Fprintf(b, "Summary: %s", count(len(r.Connections), "control connection"))
-	if encrypted > 0 {
-		fmt.Fprintf(b, ", %d of them encrypted", encrypted)
-	}
-	fmt.Fprintf(b, ".\n%s announced", count(announced, "endpoint"))
-	if announced > 0 {
-		fmt.Fprintf(b, ": %d expected, %d refused, %d could not be helped. %s to rewrite", expected, refused, failed, count(rewritten, "line"))
-		if same+other > 0 {
-			fmt.Fprintf(b, "; the router sent the same %s, and something else %s", times(same), times(other))
-		}
-	}
-	fmt.Fprintf(b, ".\n%s", count(data, "data connection"))
-	if data > 0 {
-		fmt.Fprintf(b, ": %d expected, %d not", data-unexpected, unexpected)
-		if stopped > 0 {
-			fmt.Fprintf(b, "; the router let %d of them not through", stopped)
+	fmt.Fprintf(b, ".\n%s", count(s.Data, "data connection"))
+	if s.Data > 0 {
+		fmt.Fprintf(b, ": %d %s, %d not", s.Data-s.DataUnexpected, isExpected, s.DataUnexpected)
+		if s.DataStopped > 0 {
+			fmt.Fprintf(b, "; the router did not let %d of them through", s.DataStopped)
 		}
 	}
 	b.WriteString(".\n")

@@ -165,7 +165,7 @@ func TestCTHelperCalledFTP(t *testing.T) {
 	if err := loadModule(ctx, router.Host, "nf_conntrack_ftp"); err != nil {
 		t.Fatal(err)
 	}
-	output, err := router.Run(ctx, "", path, "run", "--rules", "--helper", "cthelper", "--control", "")
+	output, err := router.Run(ctx, "", path, "run", "--config", "none", "--rules", "--helper", "cthelper", "--control", "")
 	if err == nil || !strings.Contains(err.Error(), "the name is taken for IPv4 by a helper of the kernel: unload its module") {
 		t.Errorf("with the kernel's own: %v\n%s", err, output)
 	}

@@ -188,7 +188,7 @@ func TestStalledLog(t *testing.T) {
 	if _, err := unix.FcntlInt(w.Fd(), unix.F_SETPIPE_SZ, room); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(d.Binary, append([]string{"run", "--rules", "--log-level", "debug",
+	cmd := exec.Command(d.Binary, append([]string{"run", "--config", "none", "--rules", "--log-level", "debug",
 		"--control", filepath.Join(t.TempDir(), "control.sock")}, d.queueFlags()...)...)
 	cmd.Stderr = w
 	process, err := router.Start(cmd)

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -38,16 +39,49 @@ var explainCases = []struct {
 		"2 data connections: 2 expected, 0 not.",
 	}},
 	{"no-helper", DNAT, IPv4, None, []Verb{PASV, PORT}, []string{
-		"rewrites: 227 Entering Passive Mode (192,0,2,2,", "the router sent it as it was: no helper rewrote it there",
-		"NOT EXPECTED: it goes to the address that the 227 at ", "the router did not let it through",
-		"expected: the PORT at ", "=> no helper had the router expect it", "2 data connections: 1 expected, 1 not; the router let 2 of them not through.",
+		"would rewrite: 227 Entering Passive Mode (192,0,2,2,", "the router sent it as it was: no helper rewrote it there",
+		"no helper was at work on the router", "NOT EXPECTED: it goes to the address that the 227 at ", "the router did not let it through",
+		"would be expected: the PORT at ", "=> no helper had the router expect it", "2 data connections: 1 would be expected, 1 not; the router did not let 2 of them through.",
 	}},
+}
+
+var documentedFilter = regexp.MustCompile(`(?s)tcpdump [^']*-c [0-9]+ -w ftp.pcap \\\n *'([^']*)'`)
+
+// captureFilter is the filter of captures that the documents and the manual name: one for all of them.
+func captureFilter(t *testing.T) string {
+	t.Helper()
+	path, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	help, err := exec.Command(path, "explain", "--help").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	texts := map[string]string{"explain --help": string(help)}
+	for _, name := range []string{"README.md", "docs/explain.md", "docs/troubleshooting.md"} {
+		text, err := os.ReadFile(filepath.Join("../..", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		texts[name] = string(text)
+	}
+	filter := ""
+	for name, text := range texts {
+		m := documentedFilter.FindStringSubmatch(text)
+		if m == nil || filter != "" && m[1] != filter {
+			t.Fatalf("%s has no bounded capture, or another filter than %q: %q", name, filter, m)
+		}
+		filter = m[1]
+	}
+	return filter
 }
 
 // TestExplain captures transfers on a router and has them explained. Without a helper they fail,
 // and explain says why.
 func TestExplain(t *testing.T) {
 	t.Parallel()
+	filter := captureFilter(t)
 	for _, c := range explainCases {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -62,7 +96,7 @@ func TestExplain(t *testing.T) {
 				t.Fatal(err)
 			}
 			var file bytes.Buffer
-			cmd := exec.Command(path, "-i", "any", "-s", "256", "-n", "-U", "--immediate-mode", "-w", "-", "tcp")
+			cmd := exec.Command(path, "-i", "any", "-s", "256", "-n", "-U", "--immediate-mode", "-w", "-", filter)
 			cmd.Stdout = &file
 			tcpdump, err := router.Start(cmd)
 			if err != nil {
@@ -95,12 +129,17 @@ func TestExplain(t *testing.T) {
 				}
 			}
 
+			// The data, of several packets, is not in it.
+			if first, _, _ := strings.Cut(site.Listing, "\n"); len(first) < 20 || bytes.Contains(file.Bytes(), []byte(first)) {
+				t.Errorf("the capture has data, such as %q", first)
+			}
+
 			helper, err := binary()
 			if err != nil {
 				t.Fatal(err)
 			}
 			drawing := filepath.Join(t.TempDir(), "ladder.svg")
-			text, err := router.Run(ctx, file.String(), helper, "explain", "--svg", drawing, "-")
+			text, err := router.Run(ctx, file.String(), helper, "explain", "--config", "none", "--svg", drawing, "-")
 			if err != nil {
 				t.Fatal(err)
 			}

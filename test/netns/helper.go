@@ -235,7 +235,7 @@ func (r *Router) loadRules(ctx context.Context) error {
 	case RulesOwn:
 		return nil
 	case RulesPrinted:
-		text, err := r.Run(ctx, "", r.daemon.Binary, append([]string{"rules", "print"}, r.daemon.queueFlags()...)...)
+		text, err := r.Run(ctx, "", r.daemon.Binary, append([]string{"rules", "print", "--config", "none"}, r.daemon.queueFlags()...)...)
 		if err != nil {
 			return err
 		}
@@ -256,7 +256,7 @@ func (r *Router) StartDaemon(ctx context.Context) error {
 			return err
 		}
 	}
-	args := append([]string{"run", "--control", r.Control()}, r.daemon.queueFlags()...)
+	args := append([]string{"run", "--config", "none", "--control", r.Control()}, r.daemon.queueFlags()...)
 	if r.daemon.Rules == RulesOwn {
 		args = append(args, "--rules")
 	}

@@ -91,6 +91,9 @@ func TestPrivileges(t *testing.T) {
 						t.Errorf("there is no %s in\n%s", name, text)
 					}
 				}
+				if name == "service" {
+					wantKnown(t, string(text))
+				}
 				return err
 			})
 			if err != nil {

@@ -238,7 +238,7 @@ func (c ftpClient) run(t *testing.T, lab *Lab, f Family, site *Site, timeout tim
 }
 
 // TestPrograms has each client talk to each server, through NAT on both sides. That is a matter of
-// the programs rather than of the kernel, so make vm leaves it out.
+// the programs rather than of the kernel, so make test-kernels leaves it out.
 func TestPrograms(t *testing.T) {
 	t.Parallel()
 	for _, server := range ftpServers {

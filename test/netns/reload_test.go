@@ -135,8 +135,9 @@ func TestReload(t *testing.T) {
 	// What is refused changes nothing.
 	d.reload("rules: true\nports: [21, x]\nmin-port: 1024\n",
 		`reason="FILE:2:13: ports: \"x\" is not a port, a number from 1 to 65535"`)
-	d.reload("rules: true\nmin-port: 1024\nqueues: 2\nlog-format: json\n",
-		`reason="queues and log-format can't change while the daemon runs: restart it, or take the change back"`)
+	// What needs a restart is named each time, and what does not is applied.
+	d.reload("rules: true\nports: [21, 2121]\nmin-port: 62000\nqueues: 2\nlog-format: json\n", "msg=reloaded min-port=62000 needs_restart=queues,log-format\n")
+	d.reload("rules: true\nports: [21, 2121]\nmin-port: 61000\nqueues: 2\n", "msg=reloaded min-port=61000 needs_restart=queues\n")
 	// The command line, which names the queue, still wins.
 	d.reload("rules: true\nports: [21, 2121]\nmin-port: 61000\nqueue: 7\n", "msg=reloaded changed=nothing\n")
 	if err := os.Remove(d.file); err != nil {

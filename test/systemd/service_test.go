@@ -54,7 +54,7 @@ type machine struct {
 // rules go and come with it.
 func TestService(t *testing.T) {
 	if _, err := os.Stat("/run/job"); err != nil {
-		t.Fatal("this starts a systemd, which changes settings of the kernel: run it in the emulator, as make vm does")
+		t.Fatal("this starts a systemd, which changes settings of the kernel: run it in a virtual machine, as make test-kernels does")
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	t.Cleanup(cancel)

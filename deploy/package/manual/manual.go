@@ -33,6 +33,8 @@ type Page struct {
 	// Daemon is the command whose flags are the settings; others refer to it for those that
 	// they share with it.
 	Daemon *cobra.Command
+	// Version is the program's, for the foot of the page.
+	Version string
 	// Date is that of the version, and Example what is shown of /etc/nftables.conf.
 	Date    time.Time
 	Example string
@@ -51,6 +53,10 @@ func (p Page) write(w io.Writer, text string) error {
 
 // Day returns the date as .Dd wants it.
 func (p Page) Day() string { return p.Date.UTC().Format("January 2, 2006") }
+
+// System returns what .Os puts at the foot of the page: the version alone, since it is there twice, with the
+// date in between.
+func (p Page) System() string { return escape(p.Version) }
 
 // Synopsis returns a line for each command that does something, for the section of that name.
 func (p Page) Synopsis() string {
@@ -116,8 +122,9 @@ func (p Page) Settings() string {
 			name = f.Value.Type()
 		}
 		b.macro("It", "Ic", f.Name, ":", "Ar", name)
+		usage, value := initial(f, usage)
 		b.text(usage)
-		b.initial(f)
+		b.initial(value)
 		if !config.Live(f) {
 			b.line("A change takes a restart.")
 		}
@@ -225,8 +232,9 @@ func (p Page) flags(b *mdoc, c *cobra.Command) {
 			item = append(item, "Ar", name)
 		}
 		b.macro("It", item...)
+		usage, value := initial(f, usage)
 		b.text(usage)
-		b.initial(f)
+		b.initial(value)
 	}
 	b.macro("El")
 }

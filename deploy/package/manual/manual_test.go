@@ -2,6 +2,7 @@ package manual
 
 import (
 	"bytes"
+	"os"
 	"os/exec"
 	"regexp"
 	"strings"
@@ -31,7 +32,9 @@ func testPage() Page {
 	config.SetLive(daemon.Flags(), "wait")
 	daemon.Flags().Bool("rules", false, "apply the rules")
 	config.Group(daemon.Flags(), "Others")
-	daemon.Flags().String("config", "/etc/x", "`file` with settings")
+	daemon.Flags().String("config", "", "`file` with settings (default /etc/x, if it exists)")
+	daemon.Flags().String("name", "", "`name` of it")
+	daemon.Flags().Int("count", 0, "`number` of them, (or none) (default all)")
 	group := &cobra.Command{Use: "group", Short: "Several"}
 	group.PersistentFlags().String("wait", "1s", "how long it waits (`duration`); see --other")
 	group.AddCommand(
@@ -40,7 +43,7 @@ func testPage() Page {
 	show := &cobra.Command{Use: "show", Short: "Show what run does", Run: nothing}
 	show.Flags().AddFlagSet(daemon.Flags())
 	root.AddCommand(daemon, group, show)
-	return Page{Root: root, Daemon: daemon, Date: time.Unix(0, 0), Example: "a\n\tb\n"}
+	return Page{Root: root, Daemon: daemon, Version: "v1.2.3-5-gb544e49", Date: time.Unix(0, 0), Example: "a\n\tb\n"}
 }
 
 // render returns what a reader sees, without overstriking.
@@ -72,13 +75,15 @@ func TestProgram(t *testing.T) {
 		"           if (x) {\n               .dotted\n           }\n",
 		"     --all   .Sh is not a section.\n",
 		"     --wait duration\n             How long it waits; see --other.  Default: 1s.\n",
+		"     --config file\n             File with settings.  Default: /etc/x, if it exists.\n",
+		"     --name name\n             Name of it.  Default: none.\n",
+		"     --count number\n             Number of them, (or none).  Default: all.\n",
 		"     Flags --wait as for run.\n",
 		"     Show what run does.\n\n     Flags as for run.\n",
 		"     group read FILE [COUNT]\n             Read a file.\n",
 		"           a\n               b\n",
 		"   Kinds of events\n     tracked\n",
 		"     dropped\n             The first packet came, but a filter on this host dropped it.\n",
-		"January 1, 1970",
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("nothing of\n%s\nin\n%s", want, got)
@@ -91,8 +96,31 @@ func TestProgram(t *testing.T) {
 			}
 		}
 	}
+	wantFrame(t, page.Bytes(), "NFQ-FTPHELPER(8)", "System Manager's Manual")
 	if strings.Contains(got, "hidden") {
 		t.Errorf("a hidden command is shown:\n%s", got)
+	}
+}
+
+// wantFrame wants a page's head to name it, and its foot to have date and version, by both formatters.
+func wantFrame(t *testing.T, page []byte, title, section string) {
+	t.Helper()
+	for formatter, prefix := range map[string]string{"mandoc -Tascii": "", "man --warnings -E UTF-8 -l -Tutf8 -": "Linux "} {
+		cmd := exec.Command("sh", "-c", formatter+" | sed 's/.\x08//g'")
+		cmd.Stdin, cmd.Env = bytes.NewReader(page), append(os.Environ(), "MANWIDTH=100", "MANPAGER=cat", "MAN_KEEP_FORMATTING=")
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+		head, foot := lines[0], lines[len(lines)-1]
+		if got, want := strings.Join(strings.Fields(head), " "), title+" "+prefix+section+" "+title; strings.ReplaceAll(got, "’", "'") != want {
+			t.Errorf("%s: the head is %q, want %q", formatter, got, want)
+		}
+		const version = "v1.2.3-5-gb544e49"
+		if got, want := strings.Join(strings.Fields(foot), " "), version+" January 1, 1970 "+version; strings.ReplaceAll(got, "‐", "-") != want {
+			t.Errorf("%s: the foot is %q, want %q", formatter, got, want)
+		}
 	}
 }
 
@@ -112,6 +140,7 @@ func TestFile(t *testing.T) {
 			t.Errorf("nothing of\n%s\nin\n%s", want, got)
 		}
 	}
+	wantFrame(t, page.Bytes(), "NFQ-FTPHELPER.YAML(5)", "File Formats Manual")
 	if strings.Contains(got, "config: ") {
 		t.Errorf("the file has a setting for its own name:\n%s", got)
 	}

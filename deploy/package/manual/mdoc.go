@@ -1,7 +1,6 @@
 package manual
 
 import (
-	"fmt"
 	"regexp"
 	"strings"
 	"unicode"
@@ -132,12 +131,28 @@ func arguments(c *cobra.Command) (words []string) {
 	return words
 }
 
-// initial says what holds where a flag is not given, unless that is nothing.
-func (b *mdoc) initial(f *pflag.Flag) {
-	switch f.DefValue {
-	case "", "false", "[]":
-		return
+// usageDefault is what a flag's usage says of its default, where that is no value of the flag.
+var usageDefault = regexp.MustCompile(` \(default ([^()]+)\)$`)
+
+// initial returns what a flag is for, and separately its default: none for a flag that is true or false,
+// which is false by default.
+func initial(f *pflag.Flag, usage string) (rest, value string) {
+	if m := usageDefault.FindStringSubmatch(usage); m != nil {
+		return strings.TrimSuffix(usage, m[0]), m[1]
 	}
-	b.WriteString("\\%Default:\n") // not to be hyphenated
-	b.WriteString(fmt.Sprintf(".Cm %s .\n", escape(f.DefValue)))
+	switch {
+	case f.Value.Type() == "bool":
+		return usage, ""
+	case f.DefValue == "" || f.DefValue == "[]":
+		return usage, "none"
+	}
+	return usage, f.DefValue
+}
+
+// initial writes the default of a flag, if it has one.
+func (b *mdoc) initial(value string) {
+	if value != "" {
+		b.WriteString("\\%Default:\n") // not to be hyphenated
+		b.macro("Cm", append(strings.Fields(value), ".")...)
+	}
 }

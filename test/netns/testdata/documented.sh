@@ -101,7 +101,7 @@ nfq-ftphelper() {
 	case $1 in
 	run) serve "$program" "$@" && return ;;
 	doctor | status | flows | events | top) served || return ;;
-	explain) [[ -f $2 ]] || tcpdump -i any -s 0 -w "$2" tcp || return ;;
+	explain) [[ -f $2 ]] || tcpdump -i any -s 0 -c 100000 -w "$2" tcp || return ;;
 	esac
 	case $1 in
 	events) follow "$program" "$@" ;;
@@ -110,8 +110,8 @@ nfq-ftphelper() {
 	esac
 }
 curl() { served && command curl --fail --silent --show-error "$@"; }
-# Nobody is there to end it.
-tcpdump() { served && command tcpdump -c 40 "$@"; }
+# There is not enough traffic for 100000 packets.
+tcpdump() { served && command tcpdump "${@/#100000/40}"; }
 
 export PATH=$scratch/bin:/usr/sbin:/usr/bin:/sbin:/bin
 failed=0
