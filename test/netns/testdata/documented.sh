@@ -88,7 +88,7 @@ follow() {
 	: >"$out" # or that of the last one would do
 	"$@" >"$out" &
 	pid=$!
-	for n in {1..300}; do
+	for n in {1..900}; do
 		[[ -s $out ]] || ! kill -0 "$pid" && break
 		sleep 0.1
 	done
