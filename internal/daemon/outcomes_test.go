@@ -131,11 +131,11 @@ func TestOutcomes(t *testing.T) {
 	o.connect(1026, "203.0.113.101:5002") // an earlier daemon's
 	o.want("used: data connection from 203.0.113.101:5002 to 192.0.2.2:1026")
 
-	gone := o.announce(1027)
-	gone.Left = 0
+	removal := o.announce(1027)
+	removal.Left = 0
 	o.pass(300 * time.Second)
 	o.want()
-	o.remove(gone)
+	o.remove(removal)
 	o.pass(settleTime + 1)
 	o.want("expired timeout: 227 192.168.1.2:1027: no data connection came within 300 s")
 
@@ -156,35 +156,35 @@ func TestOutcomes(t *testing.T) {
 	o.pass(settleTime)
 	o.want("expired dropped: 227 192.168.1.2:1029: the data connection came, and a filter on this host dropped it: run nfq-ftphelper doctor")
 
-	gone = o.announce(1030)
-	gone.Left = 299
-	o.remove(gone)
-	gone = o.announce(1031)
+	removal = o.announce(1030)
+	removal.Left = 299
+	o.remove(removal)
+	removal = o.announce(1031)
 	o.now = o.now.Add(time.Second)
-	o.remove(gone)
+	o.remove(removal)
 	o.connect(1031, "203.0.113.101:5003")
 	o.pass(settleTime)
 	o.want("used: 227 192.168.1.2:1031: data connection from 203.0.113.101:5003",
 		"expired replaced: 227 192.168.1.2:1030: no data connection came before the next one was announced")
 
-	gone = o.announce(1032)
-	gone.Port = 1234
-	o.remove(gone)
+	removal = o.announce(1032)
+	removal.Port = 1234
+	o.remove(removal)
 	o.pass(settleTime + 1)
 	o.want("expired deleted: 227 192.168.1.2:1032: another program removed the expectation")
 
-	gone = o.announce(1033)
-	gone.Port = 1
-	o.remove(gone)
+	removal = o.announce(1033)
+	removal.Port = 1
+	o.remove(removal)
 	o.announce(1033) // the same place again
 	o.connect(1033, "203.0.113.101:5004")
 	o.want("expired replaced: 227 192.168.1.2:1033: no data connection came before the next one was announced",
 		"used: 227 192.168.1.2:1033: data connection from 203.0.113.101:5004")
 
-	gone = o.announce(1034)
+	removal = o.announce(1034)
 	delete(o.table.masters, o.master.Tuples[0])
 	o.take(expect.Event{Kind: expect.Destroyed, Tuples: o.master.Tuples}, o.now)
-	o.remove(gone)
+	o.remove(removal)
 	o.pass(settleTime + 1)
 	o.want("closed: 3 data connections, 1 refused",
 		"expired closed: 227 192.168.1.2:1034: no data connection came before the control connection closed")
@@ -256,8 +256,8 @@ func TestClosed(t *testing.T) {
 func TestEventsLost(t *testing.T) {
 	o := newOutcomesTest(t)
 	o.announce(1024)
-	gone := o.announce(1025)
-	delete(o.table.expected, gone.Expected.Dst)
+	removal := o.announce(1025)
+	delete(o.table.expected, removal.Expected.Dst)
 	o.lost, o.unsure = 1, true
 	o.pass(time.Second)
 	if len(o.events) != 1 || o.events[0].Missed != 1 || o.warnings != 1 || len(o.opened) != 1 {

@@ -373,7 +373,7 @@ func (m *model) detailLines() []string {
 		}
 	}
 	line("Data connections", "%d expected (%s/s), %d refused or failed", c.Expected, rate(c.rate), c.Refused)
-	if c.Last != nil && c.Last.Why != "" { // the reason needs a line of its own
+	if c.Last != nil && c.Last.Why != "" { // both together are too long for one line
 		line("Last announced", "%s port %d", c.Last.Verb, c.Last.Announced)
 		line("Not opened", "%s: %s", c.Last.Reason, c.Last.Why)
 	} else {
