@@ -181,7 +181,7 @@ var defaultFile = usualFile
 // the value of --config.
 type source struct {
 	file        string         // "" for none
-	named       bool           // by --config, or with the look for defaultFile behind us
+	named       bool           // --config names it, or find has chosen it
 	found       bool           // file is defaultFile
 	notes       io.Writer      // for the note that defaultFile is read; nil for none
 	commandLine *pflag.FlagSet // as it was parsed
@@ -261,7 +261,8 @@ func (src *source) read() (*settings, error) {
 }
 
 // keepFixed gives the settings that can't change while the daemon runs the values that they had
-// before. It returns what is different then, with the new values, and the names of those it gave back.
+// before. It returns the settings that differ after that, with the new values, and the names of those that it
+// has reset.
 func (s *settings) keepFixed(before *settings) (changed []slog.Attr, fixed []string) {
 	s.flags.VisitAll(func(flag *pflag.Flag) {
 		value, had := flag.Value.String(), before.flags.Lookup(flag.Name).Value.String()
