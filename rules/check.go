@@ -131,6 +131,9 @@ func checkMaps(conn *nftables.Conn, c Config) error {
 }
 
 func checkHelper(conn *nftables.Conn, c Config) error {
+	if c.Ruleset == Monitor {
+		return nil
+	}
 	want := carrier(table, c.helper())
 	obj, err := conn.GetObject(want)
 	if err != nil {

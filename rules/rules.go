@@ -1,6 +1,6 @@
 // Package rules installs the nftables rules that hand the packets of FTP control
-// connections to a queue. There are four rulesets: ftp-queue.nft, ftp-queue-lean.nft,
-// ftp-queue-user.nft and ftp-cthelper.nft, which Text returns for nft(8), and the same
+// connections to a queue. There are five rulesets: ftp-queue.nft, ftp-queue-lean.nft,
+// ftp-queue-user.nft, ftp-cthelper.nft and ftp-monitor.nft, which Text returns for nft(8), and the same
 // over netlink.
 //
 // Each of them is one table, inet nfq_ftphelper. Nothing outside of it is
@@ -419,6 +419,10 @@ func rules(c Config, s Statement) []rule {
 		for _, p := range spread(c, s) {
 			all = append(all, in(control, slices.Concat(matches, p)...))
 		}
+	}
+	if c.Ruleset == Monitor {
+		queue(isEstablished, hasPayload)
+		return all
 	}
 	all = append(all,
 		in(control, setHelper),

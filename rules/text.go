@@ -16,8 +16,10 @@ var (
 	ftpQueueUser string
 	//go:embed ftp-cthelper.nft
 	ftpCTHelper string
+	//go:embed ftp-monitor.nft
+	ftpMonitor string
 
-	files = map[Ruleset]string{Full: ftpQueue, Lean: ftpQueueLean, User: ftpQueueUser, CTHelper: ftpCTHelper}
+	files = map[Ruleset]string{Full: ftpQueue, Lean: ftpQueueLean, User: ftpQueueUser, CTHelper: ftpCTHelper, Monitor: ftpMonitor}
 )
 
 var (

@@ -42,6 +42,8 @@ var rulesets = []Config{
 	{Ports: example.Ports, Queue: 7, Ruleset: User},
 	{Ports: example.Ports, Queue: 7, Queues: 4, Ruleset: User, Helper: "pptp"},
 	{Ports: example.Ports, Ruleset: CTHelper},
+	{Ports: example.Ports, Queue: 7, Ruleset: Monitor},
+	{Ports: example.Ports, Queue: 7, Queues: 4, Ruleset: Monitor},
 }
 
 // goldenName is "user.4.text.golden", say.
@@ -152,6 +154,8 @@ func TestTextIsWhatApplyInstalls(t *testing.T) {
 				first = "chain read: rule 1 is not"
 			case User:
 				first = "chain control: rule 5 is not"
+			case Monitor:
+				first = "chain control: rule 1 is not"
 			}
 			wantError(t, Check(c), first)
 		}

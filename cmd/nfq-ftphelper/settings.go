@@ -56,6 +56,7 @@ func newSettings() *settings {
 	f.StringVar(&w.Name, "helper-name", "", "`name` of the carrier or cthelper (default sane or ftp)")
 	f.BoolVar(&s.KeepHelper, "keep-helper", false, "leave a cthelper registered at stop, so that rules which name it can be loaded")
 	f.Var(sequenceFlag{&w.Sequence}, "sequence", "`who` keeps TCP's sequence numbers right: auto, kernel, same-length (nobody) or user (the daemon)")
+	f.BoolVar(&w.Monitor, "monitor", false, "decide and log, and open and change nothing: no helper, no expectation, no rewritten line; with rules of its own, whatever --ruleset and --helper say")
 	config.Group(f, "How the kernel is used")
 
 	p := &s.Engine.Policy
@@ -81,14 +82,15 @@ func newSettings() *settings {
 
 	f.Var(&s.logFormat, "log-format", "log `format`: text or json, to standard error")
 	f.Var(&s.logLevel, "log-level", "log `level`: debug, info, warn or error")
+	f.BoolVar(&s.LogOpened, "log-opened", false, "log each data connection that is opened, at level info: client, server, verb, announced and advertised endpoint")
 	config.Group(f, "The log")
 
-	config.SetLive(f, "ports", "min-port", "loose", "allow", "rate", "advertise", "advertise-except", "max-connections", "hold-time", "log-level")
+	config.SetLive(f, "ports", "min-port", "loose", "allow", "rate", "advertise", "advertise-except", "max-connections", "hold-time", "log-level", "log-opened")
 	return s
 }
 
 // ruleSettings are those that say what the rules look like, and what goes with them.
-var ruleSettings = []string{"ports", "queue", "queues", "ruleset", "helper", "helper-name", "sequence"}
+var ruleSettings = []string{"ports", "queue", "queues", "ruleset", "helper", "helper-name", "sequence", "monitor"}
 
 // outOfRange is about a number with which nothing could be helped.
 type outOfRange struct{ name, text string }

@@ -25,6 +25,8 @@ const (
 	Auto     Helper = "auto"
 	Carrier  Helper = "carrier"
 	CTHelper Helper = "cthelper"
+	// None is that of a daemon which only monitors; it cannot be asked for.
+	None Helper = "none"
 )
 
 // Helpers lists them.
@@ -51,13 +53,15 @@ type Wish struct {
 	// DefaultCTHelper.
 	Name     string
 	Sequence engine.Sequence
+	// Monitor is for a daemon that opens and changes nothing: Ruleset, Helper and Name are not used.
+	Monitor bool
 }
 
 // Choice is what is to be done.
 type Choice struct {
 	// Rules are complete.
 	Rules rules.Config
-	// Helper is Carrier or CTHelper; Why says in a few words why.
+	// Helper is Carrier, CTHelper or None; Why says in a few words why.
 	Helper Helper
 	Why    string
 	// Sequence is that of the wish. With Auto, the engine decides for each connection.
@@ -108,6 +112,13 @@ func (w Wish) Validate() error {
 
 // candidates are the choices that there are, the best one first.
 func (w Wish) candidates() []Choice {
+	if w.Monitor {
+		c := w.choice(None, "", rules.Monitor)
+		if c.Sequence == engine.User {
+			c.Sequence = engine.Auto // there are no rules for it
+		}
+		return []Choice{c}
+	}
 	var all []Choice
 	if w.Helper != CTHelper {
 		for _, name := range w.names(rules.Carriers...) {
@@ -164,6 +175,8 @@ func Choose(w Wish, k Kernel) (Choice, error) {
 			continue
 		}
 		switch {
+		case w.Monitor:
+			c.Why = "as --monitor asks for"
 		case len(missing) > 0:
 			c.Why = fmt.Sprintf("%s is not there", candidates[0].Rules.Helper)
 		case w.Helper == Carrier || w.Helper == CTHelper:
@@ -177,7 +190,10 @@ func Choose(w Wish, k Kernel) (Choice, error) {
 }
 
 func (c Choice) possible(k Kernel) error {
-	if c.Helper == Carrier {
+	switch c.Helper {
+	case None:
+		return nil
+	case Carrier:
 		return k.Carrier(c.Rules.Helper)
 	}
 	return k.CTHelper()
@@ -188,6 +204,9 @@ func (c Choice) possible(k Kernel) error {
 func (w Wish) installed(k Kernel) (Choice, bool) {
 	if !w.Installed {
 		return Choice{}, false
+	}
+	if w.Monitor {
+		return Choice{}, false // there is one choice only
 	}
 	wishes := []Wish{w}
 	if w.Sequence == engine.Auto && w.Ruleset != rules.Lean {

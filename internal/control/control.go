@@ -19,7 +19,7 @@ const DefaultPath = "/run/nfq-ftphelper/control.sock"
 const (
 	PathMetrics = "/metrics"    // counters, as Prometheus reads them
 	PathLive    = "/livez"      // 200 if every queue is served
-	PathReady   = "/readyz"     // 200 if FTP is helped
+	PathReady   = "/readyz"     // 200 if FTP is helped, or monitored, if that is all that is to be done
 	PathFlows   = "/v1/flows"   // Flows
 	PathStatus  = "/v1/status"  // Status
 	PathEvents  = "/v1/events"  // lines, each an Event, as they happen; the query is that of EventsQuery
@@ -75,7 +75,7 @@ type Endpoint struct {
 	// Announced is the port announced.
 	Announced uint16 `json:"announced"`
 	// Told is the port that the other side was told, 0 if the endpoint was not opened.
-	Told uint16 `json:"told,omitempty"`
+	Told uint16 `json:"advertised,omitempty"`
 	// Reason is why it was not opened, one of Refusals, and Why the same as part of a sentence.
 	Reason string `json:"reason,omitempty"`
 	Why    string `json:"why,omitempty"`
@@ -108,8 +108,8 @@ type Event struct {
 	// Announced is the endpoint, Told what the other side is told, and Expected where conntrack
 	// expects the data connection to go.
 	Announced netip.AddrPort `json:"announced,omitzero"`
-	Told      netip.AddrPort `json:"told,omitzero"`
-	Expected  netip.AddrPort `json:"expected,omitzero"`
+	Told      netip.AddrPort `json:"advertised,omitzero"`
+	Expected  netip.AddrPort `json:"expected_at,omitzero"`
 	// From is where the data connection of a KindUsed comes from.
 	From netip.AddrPort `json:"from,omitzero"`
 	// Line is that of an "unreadable". Whoever sent it may have put any bytes into it.
@@ -118,6 +118,8 @@ type Event struct {
 	Reason string `json:"reason,omitempty"`
 	// Why is the reason, or what went wrong, as part of a sentence.
 	Why string `json:"why,omitempty"`
+	// Monitor is set if the daemon only monitors: nothing was opened or changed.
+	Monitor bool `json:"monitor,omitempty"`
 	// Again is set if the same has happened to the connection before.
 	Again bool `json:"again,omitempty"`
 	// Transfers and Refused are those of a KindClosed; see Flow.
@@ -184,4 +186,6 @@ type Queue struct {
 type Version struct {
 	Version string `json:"version"`
 	Go      string `json:"go"` // that it was built with
+	// Monitor is set if the daemon only monitors: it opens and changes nothing.
+	Monitor bool `json:"monitor,omitempty"`
 }

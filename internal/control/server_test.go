@@ -40,7 +40,7 @@ func (f *fake) Ready(ctx context.Context) error {
 	}
 	return f.err
 }
-func (f *fake) Version() Version { return Version{"v1", "go1"} }
+func (f *fake) Version() Version { return Version{Version: "v1", Go: "go1"} }
 func (f *fake) Status(context.Context) (Status, error) {
 	return Status{Version: "v1", Ready: true, Refusals: f.Refusals()}, f.err
 }

@@ -89,7 +89,7 @@ func (d *daemon) openDesk() (t *desk, err error) {
 		if !d.settings.Outcomes {
 			t.outcomesErr = errors.New("the setting outcomes is false")
 		} else if t.outcomes, t.outcomesErr = openOutcomes(); t.outcomesErr != nil {
-			t.log.Warn("used, expired and closed are not reported", "reason", t.outcomesErr)
+			t.log.Warn("used, expired and closed are not reported", "why", t.outcomesErr)
 		} else {
 			t.outcomes.publish, t.outcomes.find, t.outcomes.warn = t.events.Publish, t.find, t.log.Warn
 		}
@@ -121,12 +121,12 @@ func (t *desk) serve(f filling) {
 	var err error
 	if t.status, err = os.Open(nfq.StatusFile); err != nil {
 		t.status = nil
-		t.log.Info("metrics lack queue_waiting and queue_dropped_total, which the kernel tells root only", "reason", err)
+		t.log.Info("metrics lack queue_waiting and queue_dropped_total, which the kernel tells root only", "why", err)
 	}
 	t.filled.Store(&f)
 	t.started = time.Now()
 	t.runOutcomes()
-	counters := metrics.Handler(t, t.version)
+	counters := metrics.Handler(t, t.version, t.settings.Wish.Monitor)
 	if t.socket != nil {
 		t.servers = append(t.servers, control.Serve(t.socket, control.NewHandler(t, counters), t.log))
 	}
@@ -315,7 +315,7 @@ func (t *desk) Follow(since time.Time) (*control.Follower, error) { return t.eve
 
 // Version says what the daemon is.
 func (t *desk) Version() control.Version {
-	return control.Version{Version: t.version, Go: runtime.Version()}
+	return control.Version{Version: t.version, Go: runtime.Version(), Monitor: t.settings.Wish.Monitor}
 }
 
 // Flows calls yield for every control connection that conntrack has not forgotten. Packets wait
@@ -379,9 +379,9 @@ func flowOf(queue uint16, f *engine.Flow) control.Flow {
 		flow.ServerReachedAt = at
 	}
 	if f.Last.Announced != 0 {
-		flow.Last = &control.Endpoint{Verb: f.Last.Verb.String(), Announced: f.Last.Announced, Told: f.Last.Told}
-		if f.Last.Told == 0 {
-			flow.Last.Reason, flow.Last.Why = f.Last.Reason.Label(), f.Last.Reason.String()
+		flow.Last = &control.Endpoint{Verb: f.Last.Verb.String(), Announced: f.Last.Announced, Told: f.Last.Advertised}
+		if f.Last.Advertised == 0 {
+			flow.Last.Reason, flow.Last.Why = f.Last.Reason.String(), f.Last.Reason.Sentence()
 		}
 	}
 	return flow
@@ -390,18 +390,18 @@ func flowOf(queue uint16, f *engine.Flow) control.Flow {
 // eventOf is an event as it is told to others. It shares no memory with ev.
 func eventOf(queue uint16, ev *engine.Event) control.Event {
 	to := control.Event{
-		Time: time.Now(), Queue: queue, Kind: ev.Kind.String(), Client: ev.Master.Client(), Server: ev.Master.Server(), Again: ev.Again,
+		Time: time.Now(), Queue: queue, Kind: ev.Kind.String(), Client: ev.Master.Client(), Server: ev.Master.Server(), Again: ev.Again, Monitor: ev.Monitor,
 	}
 	switch ev.Kind {
 	case engine.Unknown:
 		to.Server = ev.Master.Tuples[expect.Original].Dst
 	case engine.Unreadable:
 		to.Verb, to.Line = ev.Verb.String(), string(ev.Line)
-	case engine.Expected, engine.Refused, engine.Failed:
-		to.Verb, to.Announced, to.Told, to.Expected = ev.Verb.String(), ev.Announced, ev.Told, ev.Expected
+	case engine.Expected, engine.WouldOpen, engine.Refused, engine.Failed:
+		to.Verb, to.Announced, to.Told, to.Expected = ev.Verb.String(), ev.Announced, ev.Advertised, ev.Expected
 	}
 	if ev.Kind == engine.Refused {
-		to.Reason, to.Why = ev.Reason.Label(), ev.Reason.String()
+		to.Reason, to.Why = ev.Reason.String(), ev.Reason.Sentence()
 	}
 	if ev.Err != nil {
 		to.Why = ev.Err.Error()

@@ -67,7 +67,7 @@ func newOutcomesTest(t *testing.T) *outcomesTest {
 // announce has the server announce a port, which conntrack expects.
 func (o *outcomesTest) announce(port uint16) (removed expect.Event) {
 	x := expect.For(o.master, expect.Reply, port)
-	ev := &engine.Event{Kind: engine.Expected, Master: o.master, Verb: engine.Verb227, Announced: netip.AddrPortFrom(o.master.Server().Addr(), port), Told: x.Dst, Expected: x.Dst}
+	ev := &engine.Event{Kind: engine.Expected, Master: o.master, Verb: engine.Verb227, Announced: netip.AddrPortFrom(o.master.Server().Addr(), port), Advertised: x.Dst, Expected: x.Dst}
 	o.table.expected[x.Dst] = 300 * time.Second
 	report := eventOf(7, ev)
 	report.Time = o.now

@@ -28,10 +28,12 @@ func (d *daemon) newWorker(number uint16) (w *worker, err error) {
 	config := d.settings.Engine
 	config.Conntrack, config.Sequence = w.conntrack, choice.Sequence
 	config.Observe = func(ev *engine.Event) {
-		ev.Log(log)
+		d.eventLog.observe(ev)
 		d.desk.observe(number, ev)
 	}
+	config.Monitor = d.settings.Wish.Monitor
 	switch choice.Rules.Ruleset {
+	case rules.Monitor: // sets no label
 	case rules.CTHelper:
 		config.PostNAT = true
 	case rules.User:
@@ -68,6 +70,9 @@ func (w *worker) logStopped(log *slog.Logger) {
 		if n > 0 {
 			log.Info("endpoints were refused", "queue", w.number, "count", n, "reason", engine.Reason(r))
 		}
+	}
+	if n := s.WouldOpen; n > 0 {
+		log.Info("data connections would have been opened", "queue", w.number, "count", n, "monitor", true)
 	}
 	log.Info("stopped", "queue", w.number, "packets", s.Packets, "unknown", s.Unknown, "changed", s.Changed, "expected", s.Expectations,
 		"failed", s.Failed, "held", s.Held, "gave_up", s.GaveUp, "overflows", w.queue.Overflows())

@@ -4,19 +4,6 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 )
 
-// State is what becomes of the text of a control connection.
-type State uint8
-
-// The states.
-const (
-	StateRead      State = iota // it is read
-	StateEncrypted              // it is encrypted, and passes unread
-	StateIgnored                // it is not FTP, or lost (see Lost), and passes unread
-)
-
-// String returns the state as one word.
-func (s State) String() string { return [...]string{"read", "encrypted", "ignored"}[s] }
-
 // Flow is what is known of a control connection that has been seen. It may be over: the engine does
 // not see ends, and forgets when it needs the room.
 type Flow struct {
@@ -25,7 +12,8 @@ type Flow struct {
 	State  State
 	// Sequence says who keeps its sequence numbers; never Auto.
 	Sequence Sequence
-	// Expected is how many of its data connections were expected.
+	// Expected is how many of its data connections were expected, or would have been, if it is
+	// monitored.
 	Expected uint32
 	// Refused is how many of its endpoints were refused, or could not be opened.
 	Refused uint32
@@ -38,8 +26,8 @@ type Last struct {
 	Verb Verb
 	// Announced is the port announced.
 	Announced uint16
-	// Told is the port that the other side was told, 0 if the endpoint was not opened.
-	Told uint16
+	// Advertised is the port that the other side reads, 0 if the endpoint was not opened.
+	Advertised uint16
 	// Reason is why it was not opened.
 	Reason Reason
 }
@@ -57,7 +45,7 @@ func (e *Engine) Find(t expect.Tuple) (Flow, bool) {
 		return Flow{}, false
 	}
 	f := e.flows.wake(i)
-	return f.public(), !f.unknown
+	return f.public(e.config.Monitor), !f.unknown
 }
 
 // AppendFlows appends tracked connections to flows, and returns them and where the next call has to
@@ -75,7 +63,7 @@ func (e *Engine) AppendFlows(flows []Flow, from uint32, n int) ([]Flow, uint32) 
 		if f.unknown {
 			continue
 		}
-		flows = append(flows, f.public())
+		flows = append(flows, f.public(e.config.Monitor))
 	}
 	if from >= places {
 		from = 0
@@ -83,13 +71,15 @@ func (e *Engine) AppendFlows(flows []Flow, from uint32, n int) ([]Flow, uint32) 
 	return flows, from
 }
 
-func (f *flow) public() Flow {
+func (f *flow) public(monitor bool) Flow {
 	state := StateRead
 	switch {
 	case f.opaque && f.auth:
 		state = StateEncrypted
 	case f.opaque:
 		state = StateIgnored
+	case monitor:
+		state = StateMonitored
 	}
 	return Flow{Tuples: f.master.Tuples, State: state, Sequence: f.sequence, Expected: f.expected, Refused: f.refused, Last: f.last}
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/config"
-	"github.com/nfq-ftphelper/nfq-ftphelper/internal/control"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 )
 
 var (
@@ -33,6 +33,8 @@ type Page struct {
 	// Daemon is the command whose flags are the settings; others refer to it for those that
 	// they share with it.
 	Daemon *cobra.Command
+	// Vocabulary are the words of the log, the events, the flows and the metrics.
+	Vocabulary []engine.Term
 	// Version is the program's, for the foot of the page.
 	Version string
 	// Date is that of the version, and Example what is shown of /etc/nftables.conf.
@@ -135,24 +137,16 @@ func (p Page) Settings() string {
 	return b.String()
 }
 
-// Values returns a subsection for each field of events and connections that has a word for its value.
-func (p Page) Values() string {
+// Words returns a subsection for each term of the log, the events, the flows and the metrics, with the
+// words that it may be.
+func (p Page) Words() string {
 	var b mdoc
-	for _, list := range [...]struct {
-		heading string
-		words   []control.Word
-	}{
-		{"Kinds of events", control.Kinds},
-		{"Reasons of refused", control.Refusals},
-		{"Reasons of expired", control.Expiries},
-		{"States of connections", control.States},
-		{"Sequence numbers", control.Sequences},
-		{"Sources of rules", control.RuleSources},
-	} {
-		b.macro("Ss", list.heading)
+	for _, term := range p.Vocabulary {
+		b.macro("Ss", term.Name)
+		b.text(term.Meaning)
 		b.macro("Bl", "-tag", "-width", "Ds")
-		for _, w := range list.words {
-			b.macro("It", "Li", w.Name)
+		for _, w := range term.Words {
+			b.macro("It", "Cm", w.Name)
 			b.text(w.Meaning)
 		}
 		b.macro("El")

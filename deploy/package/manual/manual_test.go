@@ -12,7 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/config"
-	"github.com/nfq-ftphelper/nfq-ftphelper/internal/control"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 )
 
 // testPage is of a program whose texts have all that roff(7) would take for its own.
@@ -43,7 +43,7 @@ func testPage() Page {
 	show := &cobra.Command{Use: "show", Short: "Show what run does", Run: nothing}
 	show.Flags().AddFlagSet(daemon.Flags())
 	root.AddCommand(daemon, group, show)
-	return Page{Root: root, Daemon: daemon, Version: "v1.2.3-5-gb544e49", Date: time.Unix(0, 0), Example: "a\n\tb\n"}
+	return Page{Root: root, Daemon: daemon, Version: "v1.2.3-5-gb544e49", Vocabulary: engine.Vocabulary(), Date: time.Unix(0, 0), Example: "a\n\tb\n"}
 }
 
 // render returns what a reader sees, without overstriking.
@@ -82,15 +82,16 @@ func TestProgram(t *testing.T) {
 		"     Show what run does.\n\n     Flags as for run.\n",
 		"     group read FILE [COUNT]\n             Read a file.\n",
 		"           a\n               b\n",
-		"   Kinds of events\n     tracked\n",
-		"     dropped\n             The first packet came, but a filter on this host dropped it.\n",
+		"   reason\n     Why an announced endpoint was not opened, or,",
+		"     not_peer\n             The announced address is not the sender's own (bounce protection, see --allow).\n",
+		"     would-open\n             --monitor: without it, conntrack would expect the data connection.\n",
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("nothing of\n%s\nin\n%s", want, got)
 		}
 	}
-	for _, words := range [][]control.Word{control.Kinds, control.Refusals, control.Expiries, control.States, control.Sequences, control.RuleSources} {
-		for _, w := range words {
+	for _, term := range engine.Vocabulary() {
+		for _, w := range term.Words {
 			if !regexp.MustCompile(`(?m)^     ` + w.Name + `\b`).MatchString(got) {
 				t.Errorf("%s is not listed", w.Name)
 			}
