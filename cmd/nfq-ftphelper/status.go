@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -72,9 +73,12 @@ func statusScreen(s *control.Status, now time.Time, width int, colour bool) stri
 	}
 	started := s.Started.In(now.Location())
 	line("nfq-ftphelper %s, up for %s (since %s)", s.Version, age(now.Sub(started)), started.Format(time.DateTime))
-	if s.Ready {
+	switch {
+	case s.Ready && s.Monitor:
+		line("ready      %s", paint(sgrYellow, "monitoring only: nothing is opened or changed (--monitor)"))
+	case s.Ready:
 		line("ready      %s", paint(sgrGreen, "yes"))
-	} else {
+	default:
 		line("ready      %s: %s", paint(sgrRed, "no"), s.Why)
 	}
 	rules := map[string]string{
@@ -82,7 +86,7 @@ func statusScreen(s *control.Status, now time.Time, width int, colour bool) stri
 	}[s.Rules.Source]
 	line("rules      %s, ruleset %s", rules, s.Rules.Ruleset)
 	line("ports      %s", s.Rules.Ports)
-	line("helper     %s, sequence numbers: %s", s.Rules.Helper, s.Rules.Sequence)
+	line("helper     %s, sequence numbers: %s", cmp.Or(s.Rules.Helper, "none"), s.Rules.Sequence)
 	switch {
 	case !s.Outcomes:
 		line("outcomes   %s: %s", paint(sgrYellow, "used, expired and closed are not reported"), s.OutcomesWhy)

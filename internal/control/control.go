@@ -138,7 +138,9 @@ type Status struct {
 	// Ready says that FTP is helped; if not, Why says in a sentence what is wrong.
 	Ready bool   `json:"ready"`
 	Why   string `json:"why,omitempty"`
-	Rules Rules  `json:"rules"`
+	// Monitor says that the daemon only monitors: it opens and changes nothing.
+	Monitor bool  `json:"monitor,omitempty"`
+	Rules   Rules `json:"rules"`
 	// Queues are in the order of their numbers.
 	Queues []Queue `json:"queues"`
 	// Outcomes says that the kinds "used", "expired" and "closed" are reported: the kernel has events
@@ -155,12 +157,12 @@ type Status struct {
 type Rules struct {
 	// Source is one of RuleSources.
 	Source string `json:"source"`
-	// Ruleset is "full", "lean", "cthelper" or "user".
+	// Ruleset is "full", "lean", "cthelper", "user" or "monitor".
 	Ruleset string `json:"ruleset"`
 	// Ports are the control ports in the rules, such as "21,2121-2130"; without rules, those of the
 	// settings.
 	Ports string `json:"ports"`
-	// Helper is the type of the conntrack helper, such as "sane".
+	// Helper is the type of the conntrack helper, such as "sane", or "" if the daemon only monitors.
 	Helper string `json:"helper"`
 	// Sequence is what adjusts sequence numbers: "auto", or one of Sequences.
 	Sequence string `json:"sequence"`

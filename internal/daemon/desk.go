@@ -270,7 +270,7 @@ func (t *desk) Status(ctx context.Context) (s control.Status, err error) {
 		return s, err
 	}
 	s = control.Status{
-		Version: t.version, Go: runtime.Version(), Started: t.started, Ready: true,
+		Version: t.version, Go: runtime.Version(), Started: t.started, Ready: true, Monitor: t.settings.Wish.Monitor,
 		Outcomes: t.outcomes != nil, Refusals: t.events.Refusals(),
 	}
 	if err := t.Ready(ctx); err != nil {
