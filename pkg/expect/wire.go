@@ -11,8 +11,9 @@ import (
 
 // Messages of connections (enum cntl_msg_types).
 const (
-	msgCtNew = unix.NFNL_SUBSYS_CTNETLINK<<8 + iota // IPCTNL_MSG_CT_NEW
-	msgCtGet                                        // IPCTNL_MSG_CT_GET
+	msgCtNew    = unix.NFNL_SUBSYS_CTNETLINK<<8 + iota // IPCTNL_MSG_CT_NEW
+	msgCtGet                                           // IPCTNL_MSG_CT_GET
+	msgCtDelete                                        // IPCTNL_MSG_CT_DELETE
 )
 
 // Messages of expectations (enum ctnl_exp_msg_types).
@@ -27,7 +28,9 @@ const (
 	ctaTupleOrig   = 1  // CTA_TUPLE_ORIG
 	ctaTupleReply  = 2  // CTA_TUPLE_REPLY
 	ctaStatus      = 3  // CTA_STATUS
+	ctaProtoInfo   = 4  // CTA_PROTOINFO
 	ctaHelp        = 5  // CTA_HELP
+	ctaTupleMaster = 14 // CTA_TUPLE_MASTER
 	ctaSeqAdjOrig  = 15 // CTA_SEQ_ADJ_ORIG
 	ctaSeqAdjReply = 16 // CTA_SEQ_ADJ_REPLY
 	ctaLabels      = 22 // CTA_LABELS
@@ -45,24 +48,30 @@ const (
 	ctaProtoSrcPort = 2 // CTA_PROTO_SRC_PORT
 	ctaProtoDstPort = 3 // CTA_PROTO_DST_PORT
 
+	ctaProtoInfoTCP      = 1 // CTA_PROTOINFO_TCP
+	ctaProtoInfoTCPState = 1 // CTA_PROTOINFO_TCP_STATE
+
 	ctaHelpName = 1 // CTA_HELP_NAME
 
 	ctaSeqAdjPosition = 1 // CTA_SEQADJ_CORRECTION_POS
 	ctaSeqAdjBefore   = 2 // CTA_SEQADJ_OFFSET_BEFORE
 	ctaSeqAdjAfter    = 3 // CTA_SEQADJ_OFFSET_AFTER
 
-	ctaExpectMaster = 1  // CTA_EXPECT_MASTER
-	ctaExpectTuple  = 2  // CTA_EXPECT_TUPLE
-	ctaExpectMask   = 3  // CTA_EXPECT_MASK
-	ctaExpectNAT    = 10 // CTA_EXPECT_NAT
-	ctaExpectFn     = 11 // CTA_EXPECT_FN
+	ctaExpectMaster  = 1  // CTA_EXPECT_MASTER
+	ctaExpectTuple   = 2  // CTA_EXPECT_TUPLE
+	ctaExpectMask    = 3  // CTA_EXPECT_MASK
+	ctaExpectTimeout = 4  // CTA_EXPECT_TIMEOUT
+	ctaExpectNAT     = 10 // CTA_EXPECT_NAT
+	ctaExpectFn      = 11 // CTA_EXPECT_FN
 
 	ctaExpectNATDir   = 1 // CTA_EXPECT_NAT_DIR
 	ctaExpectNATTuple = 2 // CTA_EXPECT_NAT_TUPLE
 )
 
 const (
-	ipsSeqAdjust = 1 << 6 // IPS_SEQ_ADJUST of nf_conntrack_common.h
+	ipsSeqAdjust = 1 << 6  // IPS_SEQ_ADJUST of nf_conntrack_common.h
+	ipsHelper    = 1 << 13 // IPS_HELPER: rules have attached a helper
+	tcpClose     = 8       // TCP_CONNTRACK_CLOSE, the last of the states of nf_conntrack_tcp.h
 
 	nlaTypeMask    = 0x3fff // NLA_TYPE_MASK: without the flags NLA_F_NESTED and NLA_F_NET_BYTEORDER
 	sizeofNfgenmsg = 4      // struct nfgenmsg: family, version, resource ID
@@ -263,6 +272,8 @@ func (m *Master) decode(body []byte) error {
 			var status uint32
 			status, err = decodeUint32(v)
 			m.Adjustable = status&ipsSeqAdjust != 0
+		case ctaProtoInfo:
+			m.Closing, err = decodeClosing(v)
 		case ctaHelp:
 			m.Helper, err = decodeHelper(v, known)
 		case ctaSeqAdjOrig, ctaSeqAdjReply:
