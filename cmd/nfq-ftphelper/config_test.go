@@ -210,7 +210,6 @@ ruleset: ""
 helper: auto
 helper-name: ""
 keep-helper: false
-sequence: auto
 min-port: 1024
 loose: false
 allow: []
@@ -288,7 +287,7 @@ func TestChanges(t *testing.T) {
 	before := newSettings()
 	other := map[string]string{
 		"ports": "22", "queue": "9", "queues": "2", "rules": "true", "ruleset": "lean", "helper": "cthelper", "helper-name": "x",
-		"keep-helper": "true", "sequence": "user", "min-port": "9", "loose": "true", "allow": "::1", "rate": "9", "advertise": "::1",
+		"keep-helper": "true", "min-port": "9", "loose": "true", "allow": "::1", "rate": "9", "advertise": "::1",
 		"advertise-except": "::1", "max-connections": "9", "hold-time": "9s", "control": "", "metrics": "127.0.0.1:9921",
 		"log-format": "json", "log-level": "warn",
 	}
@@ -313,7 +312,7 @@ func TestChanges(t *testing.T) {
 	if got, want := fmt.Sprint(changed), "[ports min-port loose allow rate advertise advertise-except max-connections hold-time log-level]"; got != want {
 		t.Errorf("%s can change, want %s", got, want)
 	}
-	if got, want := fmt.Sprint(fixed), "[queue queues rules ruleset helper helper-name keep-helper sequence control metrics log-format]"; got != want {
+	if got, want := fmt.Sprint(fixed), "[queue queues rules ruleset helper helper-name keep-helper control metrics log-format]"; got != want {
 		t.Errorf("%s can't change, want %s", got, want)
 	}
 

@@ -31,8 +31,8 @@ with --log-level debug also every data connection that it has conntrack expect.
 
 The rules that fill the queue are either yours (nft -f ftp-queue.nft, which "rules print"
 writes), or, with --rules, applied at start and removed at stop. While the daemon is not
-there, packets pass unread and connections that were helped go on (but for --sequence user,
-and a cthelper whose daemon was killed).
+there, packets pass unread and connections that were helped go on (but for a cthelper whose daemon
+was killed).
 
 SIGHUP has it read its configuration file again. It applies what can change while it runs, and logs
 the name of each setting that needs a restart.`,

@@ -115,7 +115,6 @@ var (
 		"-rw-r--r-- /usr/share/man/man8/nfq-ftphelper.8.gz",
 		"-rw-r--r-- /usr/share/nfq-ftphelper/ftp-cthelper.nft",
 		"-rw-r--r-- /usr/share/nfq-ftphelper/ftp-queue-lean.nft",
-		"-rw-r--r-- /usr/share/nfq-ftphelper/ftp-queue-user.nft",
 		"-rw-r--r-- /usr/share/nfq-ftphelper/ftp-queue.nft",
 		"-rwxr-xr-x /usr/sbin/nfq-ftphelper",
 		"drwxr-xr-x /etc/nfq-ftphelper",

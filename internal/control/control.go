@@ -54,7 +54,8 @@ type Flow struct {
 	ServerReachedAt netip.AddrPort `json:"server_reached_at,omitzero"`
 	// State is "read", "encrypted" or "ignored"; see engine.State.
 	State string `json:"state"`
-	// Sequence is who keeps its sequence numbers: "kernel", "same-length" (nobody) or "user".
+	// Sequence is how its sequence numbers stay right after a rewrite: "kernel" (which adjusts them) or
+	// "same-length" (lines keep their length).
 	Sequence string `json:"sequence"`
 	// Expected is how many of its data connections were expected.
 	Expected uint32 `json:"expected"`

@@ -169,15 +169,5 @@ func (d *daemon) do(ctx context.Context, f func(w *worker)) error {
 // logChoice says in one line what was chosen, and why.
 func (d *daemon) logChoice() {
 	c := d.choice
-	why := "as asked for"
-	if c.Sequence == engine.Auto {
-		why = "by the kernel where this host translates, "
-		if c.Rules.Ruleset == rules.User {
-			why += "by the daemon elsewhere"
-		} else {
-			why += "and elsewhere lines keep their length"
-		}
-	}
-	d.log.Info("back ends chosen", "helper", c.Helper, "helper_name", c.Rules.Helper, "helper_why", c.Why,
-		"sequence", c.Sequence, "sequence_why", why)
+	d.log.Info("back ends chosen", "helper", c.Helper, "helper_name", c.Rules.Helper, "helper_why", c.Why)
 }

@@ -247,8 +247,11 @@ func (t *desk) over(f *engine.Flow, deadline time.Time) (bool, error) {
 func flowOf(queue uint16, f *engine.Flow) control.Flow {
 	m := f.Master()
 	flow := control.Flow{
-		Queue: queue, Client: m.Client(), Server: m.Server(), State: f.State.String(), Sequence: f.Sequence.String(),
+		Queue: queue, Client: m.Client(), Server: m.Server(), State: f.State.String(), Sequence: "kernel",
 		Expected: f.Expected, Refused: f.Refused,
+	}
+	if f.SameLength {
+		flow.Sequence = "same-length"
 	}
 	if seen := f.Tuples[expect.Reply].Dst; seen != flow.Client {
 		flow.ClientSeenAs = seen

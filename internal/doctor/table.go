@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
-	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
@@ -78,9 +77,6 @@ func (p *patient) command(words string) string {
 	}
 	if p.wish.Name != "" {
 		line += " --helper-name " + p.wish.Name
-	}
-	if p.wish.Sequence != engine.Auto {
-		line += " --sequence " + p.wish.Sequence.String()
 	}
 	return line
 }

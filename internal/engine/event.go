@@ -30,11 +30,6 @@ const (
 	Encrypted
 	// NotFTP: what the client said first is something else, or was missed; nothing is read any more.
 	NotFTP
-	// Lost: a daemon before this one kept the sequence numbers, or this one before it forgot the
-	// connection, and nobody can any more.
-	Lost
-	// LengthKept: the sequence numbers can't be kept (Err), so lines have to keep their length.
-	LengthKept
 	// StaysQueued: packets that need not be read stay queued (Err).
 	StaysQueued
 )
@@ -53,8 +48,6 @@ var kinds = [...]struct {
 	Unreadable:  {"unreadable", slog.LevelDebug, "no endpoint in line"},
 	Encrypted:   {"encrypted", slog.LevelInfo, "control connection is encrypted from here on, its data connections cannot be helped: give the server a fixed range of passive ports and let that in"},
 	NotFTP:      {"not-ftp", slog.LevelInfo, "control connection ignored: its client has not begun with FTP"},
-	Lost:        {"lost", slog.LevelWarn, "control connection is lost: the daemon that kept its sequence numbers has stopped, or forgotten it (--max-connections); the client has to connect again"},
-	LengthKept:  {"length-kept", slog.LevelWarn, "sequence numbers can't be kept by the daemon, lines have to keep their length"},
 	StaysQueued: {"stays-queued", slog.LevelWarn, "packets that need not be read stay queued"},
 }
 

@@ -11,7 +11,7 @@ type State uint8
 const (
 	StateRead      State = iota // it is read
 	StateEncrypted              // it is encrypted, and passes unread
-	StateIgnored                // it is not FTP, or lost (see Lost), and passes unread
+	StateIgnored                // it is not FTP, and passes unread
 )
 
 // String returns the state as one word.
@@ -23,8 +23,8 @@ type Flow struct {
 	// Tuples are those of its conntrack entry.
 	Tuples [2]expect.Tuple
 	State  State
-	// Sequence says who keeps its sequence numbers; never Auto.
-	Sequence Sequence
+	// SameLength is set where the kernel adjusts no sequence numbers, so that lines keep their length.
+	SameLength bool
 	// Expected is how many of its data connections were expected.
 	Expected uint32
 	// Refused is how many of its endpoints were refused, or could not be opened.
@@ -79,5 +79,5 @@ func (f *flow) public() Flow {
 	case f.opaque:
 		state = StateIgnored
 	}
-	return Flow{Tuples: f.master.Tuples, State: state, Sequence: f.sequence, Expected: f.expected, Refused: f.refused, Last: f.last}
+	return Flow{Tuples: f.master.Tuples, State: state, SameLength: !f.mayResize, Expected: f.expected, Refused: f.refused, Last: f.last}
 }

@@ -162,7 +162,7 @@ func TestQueue(t *testing.T) {
 			if err := p.Decode(packet); err != nil || !bytes.HasPrefix(p.Payload(), []byte("old")) {
 				return append(verdicts, engine.Verdict{ID: id})
 			}
-			changed, err := p.AppendSegment(nil, p.Seq(), append([]byte("new"), p.Payload()[3:]...), nil)
+			changed, err := p.AppendSegment(nil, p.Seq(), append([]byte("new"), p.Payload()[3:]...))
 			if err != nil {
 				t.Error(err)
 			}

@@ -332,7 +332,7 @@ func (m *model) detailLines() []string {
 		lines = append(lines, faint.Render(fmt.Sprintf("%-17s", name))+fmt.Sprintf(format, args...))
 	}
 	state := map[string]string{
-		"read": "is read", "encrypted": "is encrypted: its data connections cannot be helped", "ignored": "is ignored: it is not FTP, or lost",
+		"read": "is read", "encrypted": "is encrypted: its data connections cannot be helped", "ignored": "is ignored: it is not FTP",
 	}[c.State]
 	if !c.seen.Equal(m.now) {
 		state = "is over"
@@ -340,7 +340,7 @@ func (m *model) detailLines() []string {
 	line("State", "%s, queue %d", state, c.Queue)
 	line("NAT", "%s", c.NAT())
 	line("Sequence numbers", "%s", map[string]string{
-		"kernel": "kept by the kernel", "user": "kept by the daemon", "same-length": "kept by nobody: lines keep their length",
+		"kernel": "adjusted by the kernel", "same-length": "not adjusted: lines keep their length",
 	}[c.Sequence])
 	line("Data connections", "%d expected (%s/s), %d refused or failed", c.Expected, rate(c.rate), c.Refused)
 	line("Last announced", "%s", c.Last.String())

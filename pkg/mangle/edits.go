@@ -101,11 +101,6 @@ func (e *Edits) Undo(n parse.Seq) parse.Seq {
 	return n.Add(int(-off))
 }
 
-// Shifted reports whether any number of the receiver differs from the sender's.
-func (e *Edits) Shifted() bool {
-	return e.base != 0 || slices.ContainsFunc(e.list, func(d edit) bool { return d.delta() != 0 })
-}
-
 // Adjustment returns what the kernel is to be told (struct nf_ct_seqadj of
 // include/net/netfilter/nf_conntrack_seqadj.h): numbers of the sender up to and including
 // position are off by before, later ones by after.

@@ -119,7 +119,7 @@ func TestDoctorFindings(t *testing.T) {
 		},
 		"no rules": {nft("delete table inet nfq_ftphelper"), `problem  rules +the queue rules are not installed`, `nfq-ftphelper rules apply`},
 		"a rule gone": {
-			nft("flush chain inet nfq_ftphelper prerouting"), `problem  rules +table inet nfq_ftphelper: chain prerouting: rule 1 is not "iif`, `nfq-ftphelper rules apply`,
+			nft("flush chain inet nfq_ftphelper prerouting"), `problem  rules +table inet nfq_ftphelper: chain prerouting: rule 1 is not "ct state new`, `nfq-ftphelper rules apply`,
 		},
 		"no ports": {nft("flush set inet nfq_ftphelper ports"), `problem  rules +set ports of table inet nfq_ftphelper is empty`, `nft add element inet nfq_ftphelper ports '\{ 21 \}'`},
 		"helper after NAT": {
