@@ -20,7 +20,7 @@ const (
 type Ruleset string
 
 const (
-	// Full, ftp-queue.nft, queues the packets that carry payload.
+	// Full, ftp-queue.nft, queues the packets that carry payload, and the server's SYN-ACK.
 	Full Ruleset = "full"
 
 	// Lean, ftp-queue-lean.nft, queues only what must be read, as the first bytes of a packet's

@@ -151,6 +151,7 @@ type segment struct {
 	src, dst netip.AddrPort
 	seq      uint32
 	fin      bool
+	synAck   bool
 	payload  string
 	hook     byte
 	mark     uint32
@@ -213,6 +214,7 @@ func parseSegment(b []byte) (segment, error) {
 		dst:     netip.AddrPortFrom(dst, binary.BigEndian.Uint16(b[2:])),
 		seq:     binary.BigEndian.Uint32(b[4:]),
 		fin:     b[13]&1 != 0,
+		synAck:  b[13]&0x12 == 0x12,
 		payload: string(b[int(b[12]>>4)*4:]),
 	}, nil
 }
@@ -229,8 +231,13 @@ func (q *queue) wantConversation(t *testing.T, server netip.AddrPort, clientHook
 		seq uint32
 	}
 	seen := make(map[position]bool)
+	opened := false
 	var in, out strings.Builder
 	for _, s := range q.packets {
+		if s.synAck {
+			opened = s.dst != server
+			continue
+		}
 		if s.payload == "" {
 			t.Errorf("a packet without payload was queued: %v to %v", s.src, s.dst)
 		}
@@ -245,6 +252,9 @@ func (q *queue) wantConversation(t *testing.T, server netip.AddrPort, clientHook
 			seen[p] = true
 			direction.WriteString(s.payload)
 		}
+	}
+	if !opened {
+		t.Error("the server's SYN-ACK was not queued")
 	}
 	if got, want := in.String(), strings.Join(said, ""); got != want {
 		t.Errorf("queued from the client: %q, want %q", got, want)

@@ -211,6 +211,14 @@ var (
 		&expr.Cmp{Op: expr.CmpOpGte, Register: 1, Data: []byte{0}},
 	}}
 
+	isSYNACK = part{"tcp flags & (syn | ack) == syn | ack", []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
+		&expr.Payload{Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1, DestRegister: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{0x12}, Xor: []byte{0}},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0x12}},
+	}}
+
 	isNew         = state("new", expr.CtStateBitNEW)
 	isEstablished = state("established", expr.CtStateBitESTABLISHED)
 
@@ -357,6 +365,7 @@ func rules(c Config, s Statement) []rule {
 	all := []rule{
 		in(prerouting, isNew, toControlPort, jumpTo(attach)),
 		in(output, isNew, toControlPort, jumpTo(attach)),
+		in(attach, hasPayload, leave),
 		in(attach, setHelper, setLabel(ControlLabel)),
 	}
 	if c.Ruleset == CTHelper {
@@ -371,8 +380,10 @@ func rules(c Config, s Statement) []rule {
 		return append(all, leanRules(c, s)...)
 	}
 	all = append(all, in(control, labelled(OpaqueLabel), leave))
-	for _, p := range spread(c, s) {
-		all = append(all, in(control, append([]part{isEstablished, hasPayload}, p...)...))
+	for _, matches := range [][]part{{isEstablished, hasPayload}, {isEstablished, inReply, isSYNACK}} {
+		for _, p := range spread(c, s) {
+			all = append(all, in(control, slices.Concat(matches, p)...))
+		}
 	}
 	return all
 }

@@ -69,8 +69,8 @@ func TestTextDefaults(t *testing.T) {
 // depends on its version and on whether iptables is installed.
 var (
 	textStatement   = regexp.MustCompile(`queue flags bypass to (\$queue_number|\d+)`)
-	listedStatement = regexp.MustCompile(`(?m)^(\t\tct (?:state established(?: @ih,0,8 >= 0x0)?|label 123 ct state established)(?: ` + pick + `)?` +
-		`|\t\t` + pick + `|\tchain queue\d+ \{\n\t(?:\t` + pick + `)?)( .*|\t.*)?$`)
+	listedStatement = regexp.MustCompile(`(?m)^(\t\tct state established(?: @ih,0,8 >= 0x0| ct direction reply tcp flags syn,ack / syn,ack)?(?: ` +
+		pick + `)?)( .*|\t.*)?$`)
 )
 
 // pick is what stands before the statement where there are several queues.
@@ -86,15 +86,9 @@ func listing(t *testing.T, s Statement) string {
 	return l
 }
 
-// withStatement replaces the queue statements of a listing, in rules of their own and behind matches.
+// withStatement replaces the queue statements of a listing.
 func withStatement(listing, statement string) string {
-	return listedStatement.ReplaceAllStringFunc(listing, func(rule string) string {
-		match := listedStatement.FindStringSubmatch(rule)[1]
-		if strings.HasSuffix(match, "\n\t") {
-			return match + "\t" + statement
-		}
-		return match + " " + statement
-	})
+	return listedStatement.ReplaceAllString(listing, "${1} "+statement)
 }
 
 func TestListing(t *testing.T) {

@@ -106,7 +106,7 @@ func TestSlipstream(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, natOriginal, natReply)
-			w.acked[client] = w.next[client]
+			w.open()
 			for _, u := range turns {
 				w.harmless(u.dir, u.text)
 			}

@@ -59,33 +59,30 @@ func (e *Engine) ignore(f *flow) {
 	e.tell(Event{Kind: NotFTP, Master: &f.master})
 }
 
-// start begins a stream with the packet. A connection is seen from its beginning if its first
-// packet is the server's greeting, which also tells where the client's stream begins.
+// start begins a stream with a packet of a connection that was not seen from its beginning.
 func (e *Engine) start(f *flow, dir expect.Direction) {
-	s, peer := &f.sides[dir], &f.sides[dir.Other()]
+	s := &f.sides[dir]
 	s.begin(e.pkt.Seq())
 	s.midstream = true
 	// Where the kernel adjusts already, what lies before its last change is up to it.
 	if adj := f.master.SeqAdj[dir]; adj.Before != adj.After && !parse.Seq(adj.Position).Before(s.begun) {
 		s.begun = parse.Seq(adj.Position).Add(1)
 	}
-	if dir == expect.Reply && !peer.started && isGreeting(e.pkt.Payload()) {
-		s.midstream = false
-		ack, _ := e.pkt.Ack()
-		peer.begin(ack)
-	}
 }
+
+// open begins a stream with its first byte.
+func (s *side) open(seq parse.Seq) {
+	s.begin(seq)
+	s.begun = seq
+}
+
+// opened reports whether the stream was seen from its beginning, and seq is its first byte.
+func (s *side) opened(seq parse.Seq) bool { return s.started && s.begun == seq }
 
 func (s *side) begin(seq parse.Seq) {
 	s.started, s.had = true, seq
 	s.begun, s.gone = seq.Add(-otherConnection), seq // what is sent again may begin before seq
 	s.stream.Start(seq, true)
-}
-
-// isGreeting reports whether what a server sends begins as its first reply does: 220, or 120
-// for a delay (RFC 959 section 5.4).
-func isGreeting(payload []byte) bool {
-	return bytes.HasPrefix(payload, []byte("220")) || bytes.HasPrefix(payload, []byte("120"))
 }
 
 // command takes a line from the client.

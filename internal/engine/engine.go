@@ -158,7 +158,11 @@ func (e *Engine) handle(id uint32, packet []byte, verdicts []Verdict, again bool
 		e.stats.Malformed++
 		return append(e.verdicts, Verdict{ID: id})
 	}
-	if len(e.pkt.Payload()) == 0 {
+	_, acks := e.pkt.Ack()
+	if opens := e.pkt.SYN(); opens || len(e.pkt.Payload()) == 0 {
+		if opens && acks {
+			e.open() // which may append the verdicts of a connection that is over
+		}
 		e.stats.Unchanged++
 		return append(e.verdicts, Verdict{ID: id})
 	}

@@ -159,10 +159,31 @@ func (w *world) say(dir expect.Direction, text string) string {
 	return payloads(w.t, out)
 }
 
+// open has the server accept the connection.
+func (w *world) open() {
+	w.t.Helper()
+	w.entry.Opening = true
+	w.synAck()
+	w.entry.Opening = false
+}
+
+// synAck has the server send a SYN-ACK in front of what it says next.
+func (w *world) synAck() {
+	w.t.Helper()
+	w.acked[client] = w.next[client]
+	w.id++
+	packet := w.segment(server, w.next[server]-1, "")
+	packet[len(packet)-7] |= 2 // the flag SYN; there are no options
+	w.sent[w.id] = packet
+	if out := w.leave(w.eng.Handle(w.id, packet, nil)); len(out) == 0 || !bytes.Equal(out[len(out)-1], packet) {
+		w.t.Fatal("the SYN-ACK has not passed unchanged")
+	}
+}
+
 // login says what comes before anything that matters.
 func (w *world) login() {
 	w.t.Helper()
-	w.acked[client] = w.next[client]
+	w.open()
 	for _, l := range []struct {
 		dir  expect.Direction
 		text string

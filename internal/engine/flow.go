@@ -130,6 +130,27 @@ func (e *Engine) find() (*flow, expect.Direction) {
 	return e.track(e.newFlow(m)), dir.Other()
 }
 
+// open begins a connection with the server's SYN-ACK, which has both initial sequence numbers: that
+// connection is seen from its beginning. Conntrack has to say that the handshake is under way, since a
+// server can send a SYN-ACK at any time.
+func (e *Engine) open() {
+	f, dir := e.tracked()
+	server := e.pkt.Seq().Add(1)
+	client, _ := e.pkt.Ack()
+	if f != nil && dir == expect.Reply && f.sides[expect.Reply].opened(server) && f.sides[expect.Original].opened(client) {
+		return // a retransmission
+	}
+	m, dir, err := e.config.Conntrack.Lookup(e.key())
+	if err != nil || dir != expect.Original || !m.Opening {
+		return
+	}
+	opened := e.newFlow(m)
+	opened.sides[expect.Reply].open(server)
+	opened.sides[expect.Original].open(client)
+	e.tell(Event{Kind: Tracked, Master: m})
+	e.flows.rest(e.track(opened))
+}
+
 func (e *Engine) newFlow(m *expect.Master) flow {
 	f := flow{master: *m, mayResize: m.NAT()}
 	for d := range f.sides {

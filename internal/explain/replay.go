@@ -177,6 +177,7 @@ func (r *replay) handle(id uint32, f *fed) {
 		r.read(f)
 	}
 	r.waiting[id], r.current = f, f
+	r.entries[c].Opening = f.SYN() && f.dir == expect.Reply
 	r.leave(r.engine.Handle(id, f.Bytes(), nil), false)
 	r.current = nil
 	if r.waiting[id] != nil && f.step != nil {

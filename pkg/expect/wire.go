@@ -27,6 +27,7 @@ const (
 	ctaTupleOrig   = 1  // CTA_TUPLE_ORIG
 	ctaTupleReply  = 2  // CTA_TUPLE_REPLY
 	ctaStatus      = 3  // CTA_STATUS
+	ctaProtoInfo   = 4  // CTA_PROTOINFO
 	ctaHelp        = 5  // CTA_HELP
 	ctaSeqAdjOrig  = 15 // CTA_SEQ_ADJ_ORIG
 	ctaSeqAdjReply = 16 // CTA_SEQ_ADJ_REPLY
@@ -44,6 +45,9 @@ const (
 	ctaProtoNum     = 1 // CTA_PROTO_NUM
 	ctaProtoSrcPort = 2 // CTA_PROTO_SRC_PORT
 	ctaProtoDstPort = 3 // CTA_PROTO_DST_PORT
+
+	ctaProtoInfoTCP      = 1 // CTA_PROTOINFO_TCP
+	ctaProtoInfoTCPState = 1 // CTA_PROTOINFO_TCP_STATE
 
 	ctaHelpName = 1 // CTA_HELP_NAME
 
@@ -63,6 +67,7 @@ const (
 
 const (
 	ipsSeqAdjust = 1 << 6 // IPS_SEQ_ADJUST of nf_conntrack_common.h
+	tcpSynRecv   = 2      // TCP_CONNTRACK_SYN_RECV of nf_conntrack_tcp.h
 
 	nlaTypeMask    = 0x3fff // NLA_TYPE_MASK: without the flags NLA_F_NESTED and NLA_F_NET_BYTEORDER
 	sizeofNfgenmsg = 4      // struct nfgenmsg: family, version, resource ID
@@ -263,6 +268,8 @@ func (m *Master) decode(body []byte) error {
 			var status uint32
 			status, err = decodeUint32(v)
 			m.Adjustable = status&ipsSeqAdjust != 0
+		case ctaProtoInfo:
+			m.Opening, err = decodeOpening(v)
 		case ctaHelp:
 			m.Helper, err = decodeHelper(v, known)
 		case ctaSeqAdjOrig, ctaSeqAdjReply:
@@ -319,6 +326,26 @@ func decodeAddr(v []byte) (netip.Addr, error) {
 		return a, fmt.Errorf("%w: an address of %d bytes", errMalformed, len(v))
 	}
 	return a, nil
+}
+
+// decodeOpening reports whether the state of a TCP connection is SYN_RECV.
+func decodeOpening(v attributes) (bool, error) {
+	for len(v) > 0 {
+		typ, tcp, err := v.next()
+		if err != nil {
+			return false, err
+		}
+		for tcp := attributes(tcp); typ == ctaProtoInfoTCP && len(tcp) > 0; {
+			field, state, err := tcp.next()
+			if err != nil {
+				return false, err
+			}
+			if field == ctaProtoInfoTCPState && len(state) == 1 {
+				return state[0] == tcpSynRecv, nil
+			}
+		}
+	}
+	return false, nil
 }
 
 // decodeHelper returns known, if that is the name, and a new string otherwise.
