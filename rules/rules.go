@@ -104,6 +104,7 @@ var (
 	postrouting = baseChain("postrouting", nftables.ChainHookPostrouting, 300)
 	input       = baseChain("input", nftables.ChainHookInput, 300)
 	control     = &nftables.Chain{Table: table, Name: "control"}
+	saneRequest = &nftables.Chain{Table: table, Name: "sane_request"}
 
 	commands = &nftables.Chain{Table: table, Name: "commands"}
 	replies  = &nftables.Chain{Table: table, Name: "replies"}
@@ -139,9 +140,9 @@ func chains(c Config) []*nftables.Chain {
 	case CTHelper:
 		return all
 	case Lean:
-		return append(all, postrouting, input, control, commands, replies, read)
+		return append(all, postrouting, input, saneRequest, control, commands, replies, read)
 	}
-	return append(all, postrouting, input, control)
+	return append(all, postrouting, input, saneRequest, control)
 }
 
 // elements are the members of the set. The first one is where no range has begun yet; nft(8)
@@ -206,10 +207,10 @@ var (
 	inOriginal = direction("original", 0) // IP_CT_DIR_ORIGINAL
 	inReply    = direction("reply", 1)    // IP_CT_DIR_REPLY
 
-	hasPayload = part{"@ih,0,8 >= 0x0", []expr.Any{
-		&expr.Payload{Base: unix.NFT_PAYLOAD_INNER_HEADER, Offset: 0, Len: 1, DestRegister: 1},
-		&expr.Cmp{Op: expr.CmpOpGte, Register: 1, Data: []byte{0}},
-	}}
+	hasPayload = hasByte(0)
+
+	// SANE_NET_START, the request that nf_conntrack_sane.c reacts to.
+	beginsAsSane = part{"@ih,0,32 0x00000007", begins([]byte{0, 0, 0, 7})}
 
 	isSYNACK = part{"tcp flags & (syn | ack) == syn | ack", []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
@@ -235,6 +236,14 @@ var (
 // jumpTo continues in another chain, and returns from it.
 func jumpTo(chain *nftables.Chain) part {
 	return part{"jump " + chain.Name, []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain.Name}}}
+}
+
+// hasByte matches packets whose payload has a byte number i, counted from 0, of any value.
+func hasByte(i uint32) part {
+	return part{fmt.Sprintf("@ih,%d,8 >= 0x0", 8*i), []expr.Any{
+		&expr.Payload{Base: unix.NFT_PAYLOAD_INNER_HEADER, Offset: i, Len: 1, DestRegister: 1},
+		&expr.Cmp{Op: expr.CmpOpGte, Register: 1, Data: []byte{0}},
+	}}
 }
 
 // continueIn goes on in another chain, and does not come back.
@@ -375,6 +384,9 @@ func rules(c Config, s Statement) []rule {
 		in(postrouting, labelled(ControlLabel), jumpTo(control)),
 		in(input, fromLoopback, leave),
 		in(input, labelled(ControlLabel), jumpTo(control)),
+		in(saneRequest, hasByte(8), leave),
+		in(saneRequest, hasByte(7), part{"drop", []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}}),
+		in(control, inOriginal, beginsAsSane, jumpTo(saneRequest)),
 	)
 	if c.Ruleset == Lean {
 		return append(all, leanRules(c, s)...)

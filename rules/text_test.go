@@ -138,7 +138,7 @@ func TestTextIsWhatApplyInstalls(t *testing.T) {
 				t.Errorf("Apply installs %d queue statements, the file has %d", got, statements)
 			}
 			// Check says what differs first, so everything before the first statement was right.
-			first := "chain control: rule 2 is not"
+			first := "chain control: rule 3 is not"
 			if c.Ruleset == Lean {
 				first = "chain read: rule 1 is not"
 			}
