@@ -204,6 +204,12 @@ var (
 		&expr.Lookup{SourceRegister: 1, SetName: ports.Name},
 	}}
 
+	// The daemon looks connections up in zone 0.
+	otherZone = part{"ct zone != 0", []expr.Any{
+		&expr.Ct{Key: expr.CtKeyZONE, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{0, 0}},
+	}}
+
 	inOriginal = direction("original", 0) // IP_CT_DIR_ORIGINAL
 	inReply    = direction("reply", 1)    // IP_CT_DIR_REPLY
 
@@ -374,6 +380,7 @@ func rules(c Config, s Statement) []rule {
 	all := []rule{
 		in(prerouting, isNew, toControlPort, jumpTo(attach)),
 		in(output, isNew, toControlPort, jumpTo(attach)),
+		in(attach, otherZone, leave),
 		in(attach, hasPayload, leave),
 		in(attach, setHelper, setLabel(ControlLabel)),
 	}

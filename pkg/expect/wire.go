@@ -31,6 +31,7 @@ const (
 	ctaHelp        = 5  // CTA_HELP
 	ctaSeqAdjOrig  = 15 // CTA_SEQ_ADJ_ORIG
 	ctaSeqAdjReply = 16 // CTA_SEQ_ADJ_REPLY
+	ctaZone        = 18 // CTA_ZONE
 	ctaLabels      = 22 // CTA_LABELS
 	ctaLabelsMask  = 23 // CTA_LABELS_MASK
 
@@ -58,12 +59,16 @@ const (
 	ctaExpectMaster = 1  // CTA_EXPECT_MASTER
 	ctaExpectTuple  = 2  // CTA_EXPECT_TUPLE
 	ctaExpectMask   = 3  // CTA_EXPECT_MASK
+	ctaExpectZone   = 7  // CTA_EXPECT_ZONE
 	ctaExpectNAT    = 10 // CTA_EXPECT_NAT
 	ctaExpectFn     = 11 // CTA_EXPECT_FN
 
 	ctaExpectNATDir   = 1 // CTA_EXPECT_NAT_DIR
 	ctaExpectNATTuple = 2 // CTA_EXPECT_NAT_TUPLE
 )
+
+// zone is the conntrack zone that every message names.
+const zone = 0
 
 const (
 	ipsSeqAdjust = 1 << 6 // IPS_SEQ_ADJUST of nf_conntrack_common.h
@@ -129,7 +134,7 @@ func (r *requests) uint32(typ uint16, value uint32) {
 	r.bytes(typ, b[:]...)
 }
 
-func (r *requests) port(typ uint16, value uint16) { r.bytes(typ, byte(value>>8), byte(value)) }
+func (r *requests) uint16(typ uint16, value uint16) { r.bytes(typ, byte(value>>8), byte(value)) }
 
 func (r *requests) address(typ4, typ6 uint16, a netip.Addr) {
 	if a.Is4() {
@@ -149,8 +154,8 @@ func (r *requests) tuple(typ uint16, t Tuple) {
 	r.endNest(ip)
 	proto := r.nest(ctaTupleProto)
 	r.bytes(ctaProtoNum, unix.IPPROTO_TCP)
-	r.port(ctaProtoSrcPort, t.Src.Port())
-	r.port(ctaProtoDstPort, t.Dst.Port())
+	r.uint16(ctaProtoSrcPort, t.Src.Port())
+	r.uint16(ctaProtoDstPort, t.Dst.Port())
 	r.endNest(proto)
 	r.endNest(tuple)
 }
