@@ -339,5 +339,5 @@ func (s *side) edit(line parse.Line, span parse.Span, text []byte) error {
 	if at.Before(s.gone) {
 		return errGone
 	}
-	return s.edits.Add(at, span.Len(), text)
+	return s.edits.Add(at, bytes.Clone(line.Text[span.Start:span.End]), text)
 }

@@ -12,7 +12,7 @@ const passiveLine = "227 Entering Passive Mode (192,168,1,2,195,80).\r\n"
 func passiveEdit(t testing.TB, seq parse.Seq) *Edits {
 	t.Helper()
 	var e Edits
-	if err := e.Add(seq.Add(27), len("192,168,1,2,195,80"), []byte("203,0,113,101,195,80")); err != nil {
+	if err := e.Add(seq.Add(27), []byte("192,168,1,2,195,80"), []byte("203,0,113,101,195,80")); err != nil {
 		t.Fatal(err)
 	}
 	return &e
