@@ -66,7 +66,7 @@ func TestCheckAfterCommands(t *testing.T) {
 			add chain inet nfq_ftphelper control { type filter hook input priority 0; }`, "chain control is hooked"},
 		{"insert rule inet nfq_ftphelper control accept", "chain control: rule 1 is not"},
 		{"insert rule inet nfq_ftphelper prerouting counter", "chain prerouting: rule 1 is not"},
-		{"add rule inet nfq_ftphelper output drop", "chain output has 2 rules, and should have 1"},
+		{"add rule inet nfq_ftphelper output drop", "chain output has 3 rules, and should have 2"},
 		{"flush table inet nfq_ftphelper; delete set inet nfq_ftphelper ports", "set ports is missing"},
 		{"flush table inet nfq_ftphelper; delete ct helper inet nfq_ftphelper carrier", "ct helper carrier"},
 	} {

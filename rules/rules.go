@@ -72,6 +72,10 @@ const (
 	// packets are read.
 	ControlLabel = 121
 
+	// ProxiedLabel marks connections that this host opens without a socket, in a client's name: SYNPROXY
+	// does. It takes the server's SYN-ACK itself, which must not be delayed.
+	ProxiedLabel = 123
+
 	// OpaqueLabel is for the daemon to set on connections in which there is nothing left
 	// to read: they are not queued any more. The ruleset Lean sets it too, on what is no FTP.
 	OpaqueLabel = 122
@@ -214,6 +218,12 @@ var (
 	inReply    = direction("reply", 1)    // IP_CT_DIR_REPLY
 
 	hasPayload = hasByte(0)
+
+	// No user has that number. A packet without a socket has no user to compare.
+	hasSocket = part{"meta skuid != 4294967295", []expr.Any{
+		&expr.Meta{Key: expr.MetaKeySKUID, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{0xff, 0xff, 0xff, 0xff}},
+	}}
 
 	// SANE_NET_START, the request that nf_conntrack_sane.c reacts to.
 	beginsAsSane = part{"@ih,0,32 0x00000007", begins([]byte{0, 0, 0, 7})}
@@ -379,7 +389,8 @@ func spread(c Config, s Statement) [][]part {
 func rules(c Config, s Statement) []rule {
 	all := []rule{
 		in(prerouting, isNew, toControlPort, jumpTo(attach)),
-		in(output, isNew, toControlPort, jumpTo(attach)),
+		in(output, isNew, toControlPort, hasSocket, continueIn(attach)),
+		in(output, isNew, toControlPort, setLabel(ProxiedLabel), jumpTo(attach)),
 		in(attach, otherZone, leave),
 		in(attach, hasPayload, leave),
 		in(attach, setHelper, setLabel(ControlLabel)),
@@ -399,11 +410,14 @@ func rules(c Config, s Statement) []rule {
 		return append(all, leanRules(c, s)...)
 	}
 	all = append(all, in(control, labelled(OpaqueLabel), leave))
-	for _, matches := range [][]part{{isEstablished, hasPayload}, {isEstablished, inReply, isSYNACK}} {
+	queue := func(matches ...part) {
 		for _, p := range spread(c, s) {
 			all = append(all, in(control, slices.Concat(matches, p)...))
 		}
 	}
+	queue(isEstablished, hasPayload)
+	all = append(all, in(control, labelled(ProxiedLabel), leave))
+	queue(isEstablished, inReply, isSYNACK)
 	return all
 }
 

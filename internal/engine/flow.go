@@ -113,11 +113,14 @@ func (e *Engine) find() (*flow, expect.Direction) {
 	if f != nil && !f.unknown && e.belongs(f, dir) {
 		return f, dir
 	}
+	key := e.key()
+	m, dir, err := e.config.Conntrack.Lookup(key)
+	if err == nil && f != nil && !f.unknown && e.readjusted(f, m, dir.Other()) {
+		return f, dir.Other()
+	}
 	if f != nil {
 		e.drop(f)
 	}
-	key := e.key()
-	m, dir, err := e.config.Conntrack.Lookup(key)
 	if err != nil {
 		unknown := expect.Master{Tuples: [2]expect.Tuple{{Src: key.Dst, Dst: key.Src}, key}}
 		e.tell(Event{Kind: Unknown, Master: &unknown, Err: err, Again: e.stats.Unknown > 0})
@@ -162,6 +165,28 @@ func (e *Engine) newFlow(m *expect.Master) flow {
 	return f
 }
 
+// readjusted reports whether the packet belongs to the flow after all, with the sequence adjustment that
+// its entry has now. SYNPROXY sets one after the SYN-ACK has passed, before any line does.
+func (e *Engine) readjusted(f *flow, m *expect.Master, dir expect.Direction) bool {
+	if m.Tuples != f.master.Tuples || m.SeqAdj == f.master.SeqAdj || f.sides[0].edits.Len()+f.sides[1].edits.Len() > 0 {
+		return false
+	}
+	before := f.master.SeqAdj
+	resume := func(adj [2]expect.SeqAdj) {
+		f.master.SeqAdj = adj
+		for d := range f.sides {
+			f.sides[d].edits.Resume(adj[d].After)
+		}
+	}
+	resume(m.SeqAdj)
+	if !e.belongs(f, dir) {
+		resume(before)
+		return false
+	}
+	f.master.Adjustable = m.Adjustable
+	return true
+}
+
 // belongs reports whether the packet's numbers are near those of the flow, rather than those of
 // another connection between the same ports.
 func (e *Engine) belongs(f *flow, dir expect.Direction) bool {
@@ -171,7 +196,7 @@ func (e *Engine) belongs(f *flow, dir expect.Direction) bool {
 		return false
 	}
 	ack, ok := e.pkt.Ack()
-	return !ok || !peer.started || near(ack, peer.stream.Expected())
+	return !ok || !peer.started || near(peer.edits.Undo(ack), peer.stream.Expected())
 }
 
 // key returns the tuple of the other direction: the reverse of a packet that NAT has translated is

@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 )
 
 // TestOpening says which connections are seen from their beginning: their first line may be a PORT.
@@ -57,5 +58,38 @@ func TestOpening(t *testing.T) {
 				t.Errorf("the first line is not refused as %q:\n%s", c.refused, &w.log)
 			}
 		})
+	}
+}
+
+// TestSynproxy has the sequence numbers of the server adjusted by a large offset after the engine has looked
+// the connection up, as SYNPROXY does: acknowledgements are compared after translation.
+func TestSynproxy(t *testing.T) {
+	for _, offset := range []int32{1 << 30, -1 << 31, 1<<31 - 2, 5 << 20} {
+		for _, later := range []bool{true, false} {
+			w := newWorld(t, natOriginal, natReply)
+			adjust := func() { w.entry.SeqAdj[server] = expect.SeqAdj{After: offset, Before: offset} }
+			if !later {
+				adjust()
+			}
+			w.acked[client] = w.next[client]
+			w.say(server, "220 ready\r\n")
+			adjust()
+			w.acked[server] = w.entry.Seq(server, w.next[server])
+			w.say(client, "USER me\r\n")
+			w.say(server, "230 in\r\n")
+			for range 3 {
+				if got, want := w.say(client, "PORT 203,0,113,101,200,1\r\n"), "PORT 192,168,1,1,200,1\r\n"; got != want {
+					t.Errorf("offset %d: PORT came out as %q, want %q\n%s", offset, got, want, &w.log)
+				}
+				w.say(server, "200 ok\r\n")
+				w.say(client, "PASV\r\n")
+				if got, want := w.say(server, "227 (192,168,1,2,4,1)\r\n"), "227 (192,0,2,2,4,1)\r\n"; got != want {
+					t.Errorf("offset %d: 227 came out as %q, want %q", offset, got, want)
+				}
+			}
+			if lookups := w.ct.Lookups; lookups > 2 {
+				t.Errorf("offset %d: %d look-ups", offset, lookups)
+			}
+		}
 	}
 }

@@ -124,12 +124,14 @@ func (e *Edits) Adjustment() (position parse.Seq, before, after int32) {
 		if d.delta() == 0 {
 			continue
 		}
-		before = max(before, after)
+		if after-before > 0 { // modulo 2^32
+			before = after
+		}
 		last = d.last().Add(int(after))
 		after += d.delta()
 	}
 	position = last.Add(int(-before))
-	if after > before && last.Before(position) {
+	if after-before > 0 && last.Before(position) {
 		before = after
 	}
 	return position, before, after
