@@ -18,10 +18,11 @@ SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
 DEMO_PACKAGES      := nftables curl kmod
 LAB_PACKAGES       := $(DEMO_PACKAGES) conntrack lftp tcpdump
 RACE_PACKAGES      := gcc libc6-dev
-UNIT_PACKAGES      := $(RACE_PACKAGES) netbase iproute2 procps nftables conntrack kmod libnetfilter-queue-dev systemd
+UNIT_PACKAGES      := $(RACE_PACKAGES) netbase iproute2 procps nftables iptables conntrack kmod libnetfilter-queue-dev systemd
 INSTALLED_PACKAGES := $(RACE_PACKAGES) mandoc man-db bash-completion lintian rpm systemd
 NETNS_PACKAGES     := $(LAB_PACKAGES) $(UNIT_PACKAGES) bsdutils busybox-static \
-	tnftp ncftp inetutils-ftp ftp-ssl wget aria2 rclone perl python3 python3-pyftpdlib
+	tnftp ncftp inetutils-ftp ftp-ssl wget aria2 rclone perl python3 python3-pyftpdlib \
+	ufw firewalld shorewall shorewall6 docker.io
 KUBERNETES_PACKAGES := $(LAB_PACKAGES) podman podman-compose runc catatonit
 KERNELS_PACKAGES   := $(LAB_PACKAGES) $(UNIT_PACKAGES) bsdutils $(shell cat test/vm/packages)
 SERVERS            := vsftpd pure-ftpd proftpd-core inetutils-ftpd ftpd-ssl
@@ -122,7 +123,7 @@ fuzz: ## every fuzz target for FUZZTIME
 netns: bin/test ## real clients and servers through NAT, on this kernel (root)
 	@test/install $(NETNS_PACKAGES)
 	@test/unpack $(SERVERS)
-	$(GO_TEST) -race -count 1 $(or $(PKG),./test/netns/... ./bench)
+	$(GO_TEST) -race -count 1 -timeout 20m $(or $(PKG),./test/netns/... ./bench)
 
 kubernetes: bin/test ## the manifests, rendered and run by podman, on this kernel (root)
 	@test/install $(KUBERNETES_PACKAGES)

@@ -58,7 +58,9 @@ func install(c Config, s Statement, opts []nftables.ConnOption) error {
 	if err := conn.AddSet(ports, elements(c.Ports)); err != nil {
 		return err
 	}
-	conn.AddObj(carrier(table, c.helper()))
+	if c.Ruleset != Monitor {
+		conn.AddObj(carrier(table, c.helper()))
+	}
 	for _, chain := range chains(c) {
 		conn.AddChain(chain)
 	}

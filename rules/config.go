@@ -30,6 +30,10 @@ const (
 	// CTHelper, ftp-cthelper.nft, attaches a helper of user space and queues nothing: the kernel
 	// hands the packets to that helper's queue (net/netfilter/nfnetlink_cthelper.c).
 	CTHelper Ruleset = "cthelper"
+
+	// Monitor, ftp-monitor.nft, queues what Full does, and attaches no helper and sets no label: for
+	// a daemon that opens and changes nothing.
+	Monitor Ruleset = "monitor"
 )
 
 // maxQueues is more than there is use for: a queue is for a processor.
@@ -48,7 +52,7 @@ const ftpHelper = "ftp"
 
 // Config is what can be chosen about the ruleset.
 type Config struct {
-	// Ruleset is one of the three; "" means Full.
+	// Ruleset is one of the four; "" means Full.
 	Ruleset Ruleset
 
 	// Ports are the control ports: those that clients dial, before any DNAT. At
@@ -65,7 +69,7 @@ type Config struct {
 
 	// Helper is the type of the conntrack helper that is attached to control connections: one of
 	// Carriers, or one that is registered through nfnetlink_cthelper. It has 14 bytes at most.
-	// "" means "ftp" for CTHelper, "sane" for the others.
+	// "" means "ftp" for CTHelper, "sane" for the others. Monitor attaches none.
 	Helper string
 }
 
@@ -90,8 +94,8 @@ func (c Config) helper() string {
 
 // Validate returns an error, one sentence, for a Config that can't work.
 func (c Config) Validate() error {
-	if !slices.Contains([]Ruleset{Full, Lean, CTHelper}, c.ruleset()) {
-		return fmt.Errorf("there is no ruleset %q; there are %s, %s and %s", c.Ruleset, Full, Lean, CTHelper)
+	if !slices.Contains([]Ruleset{Full, Lean, CTHelper, Monitor}, c.ruleset()) {
+		return fmt.Errorf("there is no ruleset %q; there are %s, %s, %s and %s", c.Ruleset, Full, Lean, CTHelper, Monitor)
 	}
 	if err := c.validateHelper(); err != nil {
 		return err

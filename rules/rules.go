@@ -1,8 +1,8 @@
 // Package rules installs the nftables rules that hand the packets of FTP control
-// connections to a queue. There are three rulesets: ftp-queue.nft, ftp-queue-lean.nft
-// and ftp-cthelper.nft, which Text returns for nft(8), and the same over netlink.
+// connections to a queue. There are four rulesets: ftp-queue.nft, ftp-queue-lean.nft,
+// ftp-cthelper.nft and ftp-monitor.nft, which Text returns for nft(8), and the same over netlink.
 //
-// Each attaches a conntrack helper to a new connection before NAT, and reads its packets
+// Each but the last attaches a conntrack helper to a new connection before NAT, and reads its packets
 // after routing, filtering and NAT, as the kernel's own helper does: what this host drops
 // is not read, and a packet has the addresses that it leaves with.
 //
@@ -141,6 +141,8 @@ func baseChain(name string, hook *nftables.ChainHook, priority nftables.ChainPri
 func chains(c Config) []*nftables.Chain {
 	all := []*nftables.Chain{prerouting, output, attach}
 	switch c.Ruleset {
+	case Monitor:
+		return []*nftables.Chain{postrouting, input, control}
 	case CTHelper:
 		return all
 	case Lean:
@@ -387,6 +389,9 @@ func spread(c Config, s Statement) [][]part {
 
 // rules are those of all chains, in order.
 func rules(c Config, s Statement) []rule {
+	if c.Ruleset == Monitor {
+		return monitorRules(c, s)
+	}
 	all := []rule{
 		in(prerouting, isNew, toControlPort, jumpTo(attach)),
 		in(output, isNew, toControlPort, hasSocket, continueIn(attach)),
@@ -418,6 +423,21 @@ func rules(c Config, s Statement) []rule {
 	queue(isEstablished, hasPayload)
 	all = append(all, in(control, labelled(ProxiedLabel), leave))
 	queue(isEstablished, inReply, isSYNACK)
+	return all
+}
+
+// monitorRules read what the ruleset Full reads, by port, and attach and label nothing. The SYN-ACK is not
+// queued: that of a SYNPROXY, which a label would tell apart, must not be delayed.
+func monitorRules(c Config, s Statement) []rule {
+	all := []rule{
+		in(postrouting, toControlPort, jumpTo(control)),
+		in(input, fromLoopback, leave),
+		in(input, toControlPort, jumpTo(control)),
+		in(control, otherZone, leave),
+	}
+	for _, p := range spread(c, s) {
+		all = append(all, in(control, append([]part{isEstablished, hasPayload}, p...)...))
+	}
 	return all
 }
 

@@ -14,8 +14,10 @@ var (
 	ftpQueueLean string
 	//go:embed ftp-cthelper.nft
 	ftpCTHelper string
+	//go:embed ftp-monitor.nft
+	ftpMonitor string
 
-	files = map[Ruleset]string{Full: ftpQueue, Lean: ftpQueueLean, CTHelper: ftpCTHelper}
+	files = map[Ruleset]string{Full: ftpQueue, Lean: ftpQueueLean, CTHelper: ftpCTHelper, Monitor: ftpMonitor}
 )
 
 var (

@@ -40,6 +40,8 @@ var rulesets = []Config{
 	{Ports: example.Ports, Queue: 7, Ruleset: Lean},
 	{Ports: example.Ports, Queue: 7, Queues: 4, Ruleset: Lean},
 	{Ports: example.Ports, Ruleset: CTHelper},
+	{Ports: example.Ports, Queue: 7, Ruleset: Monitor},
+	{Ports: example.Ports, Queue: 7, Queues: 4, Ruleset: Monitor},
 }
 
 // goldenName is "lean.4.text.golden", say.
@@ -139,8 +141,11 @@ func TestTextIsWhatApplyInstalls(t *testing.T) {
 			}
 			// Check says what differs first, so everything before the first statement was right.
 			first := "chain control: rule 3 is not"
-			if c.Ruleset == Lean {
+			switch c.Ruleset {
+			case Lean:
 				first = "chain read: rule 1 is not"
+			case Monitor:
+				first = "chain control: rule 2 is not"
 			}
 			wantError(t, Check(c), first)
 		}

@@ -210,6 +210,7 @@ ruleset: ""
 helper: auto
 helper-name: ""
 keep-helper: false
+monitor: false
 min-port: 1024
 loose: false
 allow: []
@@ -222,6 +223,7 @@ control: /run/nfq-ftphelper/control.sock
 metrics: ""
 log-format: text
 log-level: info
+log-opened: false
 `
 	if shown != want {
 		t.Errorf("it shows\n%s\nwant\n%s", shown, want)
@@ -289,7 +291,7 @@ func TestChanges(t *testing.T) {
 		"ports": "22", "queue": "9", "queues": "2", "rules": "true", "ruleset": "lean", "helper": "cthelper", "helper-name": "x",
 		"keep-helper": "true", "min-port": "9", "loose": "true", "allow": "::1", "rate": "9", "advertise": "::1",
 		"advertise-except": "::1", "max-connections": "9", "hold-time": "9s", "control": "", "metrics": "127.0.0.1:9921",
-		"log-format": "json", "log-level": "warn",
+		"log-format": "json", "log-level": "warn", "log-opened": "true", "monitor": "true",
 	}
 	var changed, fixed []string
 	newSettings().flags.VisitAll(func(flag *pflag.Flag) {
@@ -309,10 +311,10 @@ func TestChanges(t *testing.T) {
 			t.Errorf("%s: %v, %v, and is %q", flag.Name, live, kept, now)
 		}
 	})
-	if got, want := fmt.Sprint(changed), "[ports min-port loose allow rate advertise advertise-except max-connections hold-time log-level]"; got != want {
+	if got, want := fmt.Sprint(changed), "[ports min-port loose allow rate advertise advertise-except max-connections hold-time log-level log-opened]"; got != want {
 		t.Errorf("%s can change, want %s", got, want)
 	}
-	if got, want := fmt.Sprint(fixed), "[queue queues rules ruleset helper helper-name keep-helper control metrics log-format]"; got != want {
+	if got, want := fmt.Sprint(fixed), "[queue queues rules ruleset helper helper-name keep-helper monitor control metrics log-format]"; got != want {
 		t.Errorf("%s can't change, want %s", got, want)
 	}
 

@@ -16,16 +16,17 @@ import (
 func newDoctor() *cobra.Command {
 	var s *settings
 	var from *source
-	var asJSON bool
+	var asJSON, strict bool
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Find out why FTP connections are not helped",
 		Long: `doctor examines this host and prints a line for each subject: ok, a warning, or a problem,
-with why it matters and what mends it. It changes nothing: what it tries, it tries in a
-network namespace that it throws away.
+with why it matters and the fix. It changes nothing on this host: what it tries, it tries in
+network namespaces that end with it.
 
-Give it the --config and the flags that the daemon has. The exit code is 0 if
-there is no problem, and 1 otherwise.`,
+Give it the --config and the flags that the daemon has. The exit code is 0 if it found no
+problem, and 1 otherwise. A problem stops FTP transfers, a warning does not; with --strict
+the exit code is 1 for warnings, too.`,
 		Args: cobra.NoArgs,
 		PreRunE: func(*cobra.Command, []string) (err error) {
 			s, err = from.read()
@@ -42,17 +43,32 @@ there is no problem, and 1 otherwise.`,
 			} else {
 				err = doctor.WriteText(out, findings, isTerminal(out))
 			}
-			if n := doctor.Count(findings, doctor.Problem); err == nil && n == 1 {
-				err = errors.New("there is 1 problem")
-			} else if err == nil && n > 1 {
-				err = fmt.Errorf("there are %d problems", n)
+			if err == nil {
+				err = verdict(findings, strict)
 			}
 			return err
 		}),
 	}
 	from = addSettings(cmd.Flags(), ruleSettings...)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.Flags().BoolVar(&strict, "strict", false, "exit with 1 for warnings, too")
 	return cmd
+}
+
+// verdict returns an error if there are problems; with strict, if there are warnings.
+func verdict(findings []doctor.Finding, strict bool) error {
+	problems, warnings := doctor.Count(findings, doctor.Problem), doctor.Count(findings, doctor.Warning)
+	switch {
+	case problems == 1:
+		return errors.New("there is 1 problem")
+	case problems > 1:
+		return fmt.Errorf("there are %d problems", problems)
+	case strict && warnings == 1:
+		return errors.New("there is 1 warning, and --strict does not allow any")
+	case strict && warnings > 1:
+		return fmt.Errorf("there are %d warnings, and --strict does not allow any", warnings)
+	}
+	return nil
 }
 
 // isTerminal tells whether w shows colours to somebody who has not declined (no-color.org).

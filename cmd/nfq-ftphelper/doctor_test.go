@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/doctor"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
@@ -20,13 +21,38 @@ func TestDoctorUsage(t *testing.T) {
 	}
 }
 
-// TestDoctor examines a host without rules, and with them.
+// TestVerdict has the exit code that goes with each kind of finding.
+func TestVerdict(t *testing.T) {
+	fine, warning, problem := doctor.Finding{}, doctor.Finding{Level: doctor.Warning}, doctor.Finding{Level: doctor.Problem}
+	for _, c := range []struct {
+		findings []doctor.Finding
+		strict   bool
+		want     string
+	}{
+		{[]doctor.Finding{fine}, true, ""},
+		{[]doctor.Finding{fine, warning}, false, ""},
+		{[]doctor.Finding{fine, warning}, true, "there is 1 warning, and --strict does not allow any"},
+		{[]doctor.Finding{warning, warning}, true, "there are 2 warnings, and --strict does not allow any"},
+		{[]doctor.Finding{warning, problem}, false, "there is 1 problem"},
+		{[]doctor.Finding{problem, problem}, true, "there are 2 problems"},
+	} {
+		got := ""
+		if err := verdict(c.findings, c.strict); err != nil {
+			got = err.Error()
+		}
+		if got != c.want {
+			t.Errorf("%v, strict %t: %q, want %q", c.findings, c.strict, got, c.want)
+		}
+	}
+}
+
+// TestDoctor examines a host without rules, and with them. The daemon does not run in either case.
 func TestDoctor(t *testing.T) {
 	host := newHost(t)
 	flags := []string{"doctor", "--ports", "21,990", "--queue", "9"}
 	err := host.Do(func() error {
 		code, stdout, stderr := call(t, flags...)
-		if code != exitFailure || stderr != "nfq-ftphelper: there is 1 problem\n" || strings.Contains(stdout, "\x1b") ||
+		if code != exitFailure || stderr != "nfq-ftphelper: there are 2 problems\n" || strings.Contains(stdout, "\x1b") ||
 			!strings.Contains(stdout, "=> nfq-ftphelper rules apply --ports 21,990 --queue 9, or nfq-ftphelper run --ports 21,990 --queue 9 --rules\n") {
 			t.Errorf("without rules: exit code %d, it says\n%s%s", code, stdout, stderr)
 		}
@@ -37,12 +63,13 @@ func TestDoctor(t *testing.T) {
 			}
 			code, stdout, stderr = call(t, append(flags, "--json", "--ruleset", string(ruleset))...)
 			var report struct{ Problems, Warnings int }
-			if err := json.Unmarshal([]byte(stdout), &report); err != nil || code != 0 || stderr != "" || report.Problems != 0 || report.Warnings != 1 {
+			if err := json.Unmarshal([]byte(stdout), &report); err != nil || code != exitFailure || report.Problems != 1 || report.Warnings != 0 ||
+				stderr != "nfq-ftphelper: there is 1 problem\n" || !strings.Contains(stdout, "no program serves queue 9") {
 				t.Errorf("with rules: exit code %d, %v, it says\n%s%s", code, err, stdout, stderr)
 			}
 		}
 		code, stdout, _ = call(t, flags...)
-		if code != 0 || !strings.Contains(stdout, "table inet nfq_ftphelper is in place") {
+		if code != exitFailure || !strings.Contains(stdout, "table inet nfq_ftphelper is in place") {
 			t.Errorf("with the rules that are in place: exit code %d, it says\n%s", code, stdout)
 		}
 		code, stdout, _ = call(t, append(flags, "--ruleset", "full")...)

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/deploy/package/manual"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 )
 
 func init() { extra = append(extra, newManual()) }
@@ -38,7 +39,7 @@ func newManual() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			page := manual.Page{Root: cmd.Root(), Daemon: daemon, Version: version, Date: time.Unix(date, 0), Example: string(text)}
+			page := manual.Page{Root: cmd.Root(), Daemon: daemon, Version: version, Vocabulary: engine.Vocabulary(), Date: time.Unix(date, 0), Example: string(text)}
 			if args[0] == "5" {
 				return page.File(cmd.OutOrStdout())
 			}

@@ -21,7 +21,8 @@ func newRules() *cobra.Command {
 		Short: "Print, apply, check or remove the rules that fill the queue",
 		Long: `The rules are one table of nftables, inet nfq_ftphelper, and touch nothing else. They
 give FTP control connections a conntrack helper and queue those of their packets that
-carry text, or, with --ruleset lean, only those that must be read.`,
+carry text, or, with --ruleset lean, only those that must be read. With --monitor they only
+queue.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}

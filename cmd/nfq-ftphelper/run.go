@@ -27,7 +27,8 @@ func newRun() *cobra.Command {
 		Use:   "run",
 		Short: "Help FTP connections until stopped",
 		Long: `run serves the queue until it gets SIGTERM or SIGINT. It logs what it refuses and cannot do;
-with --log-level debug also every data connection that it has conntrack expect.
+with --log-opened also every data connection that it has conntrack expect. With --monitor it
+logs what it would do, and opens and changes nothing.
 
 The rules that fill the queue are either yours (nft -f ftp-queue.nft, which "rules print"
 writes), or, with --rules, applied at start and removed at stop. While the daemon is not
@@ -35,9 +36,11 @@ there, packets pass unread and connections that were helped go on (but for a cth
 was killed).
 
 SIGHUP has it read its configuration file again. It applies what can change while it runs, and logs
-the name of each setting that needs a restart.`,
+the name of each setting that needs a restart. Its own rules it applies again if
+something removes them.`,
 		Example: `  nfq-ftphelper run --rules                       FTP on port 21
   nfq-ftphelper run --rules --ports 21,2121-2130  on other ports too
+  nfq-ftphelper run --rules --monitor             only log what would be opened
   nfq-ftphelper run --queue 7                     with rules of your own that queue to 7
   nfq-ftphelper run --config ./lab.yaml           with the settings of another file`,
 		Args: cobra.NoArgs,
@@ -91,7 +94,8 @@ func foldersOf(file string) []string {
 func (src *source) reader(inForce *settings, level *slog.LevelVar) func() (daemon.Change, error) {
 	return func() (daemon.Change, error) {
 		if src.file == "" {
-			return daemon.Change{}, errors.New("there is nothing to read again: the daemon was started without --config")
+			nothing := []slog.Attr{slog.String("changed", "nothing: the daemon has no configuration file")}
+			return daemon.Change{Settings: inForce.Settings, Changed: nothing, InForce: func() {}}, nil
 		}
 		s, err := src.read()
 		if errors.Is(err, fs.ErrPermission) {

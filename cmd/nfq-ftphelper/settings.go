@@ -55,6 +55,7 @@ func newSettings() *settings {
 	f.Var(oneOf[backend.Helper]{&w.Helper, backend.Helpers}, "helper", "the `way` in which connections get a conntrack helper: carrier (one of the kernel's that does nothing with FTP), cthelper (one that the daemon registers), or auto (a carrier)")
 	f.StringVar(&w.Name, "helper-name", "", "`name` of the carrier or cthelper (default sane or ftp)")
 	f.BoolVar(&s.KeepHelper, "keep-helper", false, "leave a cthelper registered at stop, so that rules which name it can be loaded")
+	f.BoolVar(&w.Monitor, "monitor", false, "decide and log, and open and change nothing: no helper, no expectation, no rewritten line; with rules of its own, whatever --ruleset and --helper say")
 	config.Group(f, "How the kernel is used")
 
 	p := &s.Engine.Policy
@@ -79,14 +80,15 @@ func newSettings() *settings {
 
 	f.Var(&s.logFormat, "log-format", "log `format`: text or json, to standard error")
 	f.Var(&s.logLevel, "log-level", "log `level`: debug, info, warn or error")
+	f.BoolVar(&s.LogOpened, "log-opened", false, "log each data connection that is opened, at level info: client, server, verb, announced and advertised endpoint")
 	config.Group(f, "The log")
 
-	config.SetLive(f, "ports", "min-port", "loose", "allow", "rate", "advertise", "advertise-except", "max-connections", "hold-time", "log-level")
+	config.SetLive(f, "ports", "min-port", "loose", "allow", "rate", "advertise", "advertise-except", "max-connections", "hold-time", "log-level", "log-opened")
 	return s
 }
 
 // ruleSettings are those that say what the rules look like, and what goes with them.
-var ruleSettings = []string{"ports", "queue", "queues", "ruleset", "helper", "helper-name"}
+var ruleSettings = []string{"ports", "queue", "queues", "ruleset", "helper", "helper-name", "monitor"}
 
 // outOfRange is about a number with which nothing could be helped.
 type outOfRange struct{ name, text string }
@@ -179,7 +181,7 @@ var defaultFile = usualFile
 // the value of --config.
 type source struct {
 	file        string         // "" for none
-	named       bool           // by --config, or with the look for defaultFile behind us
+	named       bool           // --config names it, or find has chosen it
 	found       bool           // file is defaultFile
 	notes       io.Writer      // for the note that defaultFile is read; nil for none
 	commandLine *pflag.FlagSet // as it was parsed
@@ -259,7 +261,8 @@ func (src *source) read() (*settings, error) {
 }
 
 // keepFixed gives the settings that can't change while the daemon runs the values that they had
-// before. It returns what is different then, with the new values, and the names of those it gave back.
+// before. It returns the settings that differ after that, with the new values, and the names of those that it
+// has reset.
 func (s *settings) keepFixed(before *settings) (changed []slog.Attr, fixed []string) {
 	s.flags.VisitAll(func(flag *pflag.Flag) {
 		value, had := flag.Value.String(), before.flags.Lookup(flag.Name).Value.String()

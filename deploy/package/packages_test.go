@@ -114,6 +114,7 @@ var (
 		"-rw-r--r-- /usr/share/man/man5/nfq-ftphelper.yaml.5.gz",
 		"-rw-r--r-- /usr/share/man/man8/nfq-ftphelper.8.gz",
 		"-rw-r--r-- /usr/share/nfq-ftphelper/ftp-cthelper.nft",
+		"-rw-r--r-- /usr/share/nfq-ftphelper/ftp-monitor.nft",
 		"-rw-r--r-- /usr/share/nfq-ftphelper/ftp-queue-lean.nft",
 		"-rw-r--r-- /usr/share/nfq-ftphelper/ftp-queue.nft",
 		"-rwxr-xr-x /usr/sbin/nfq-ftphelper",

@@ -24,6 +24,8 @@ const (
 	Auto     Helper = "auto"
 	Carrier  Helper = "carrier"
 	CTHelper Helper = "cthelper"
+	// None is that of a daemon which only monitors; it cannot be asked for.
+	None Helper = "none"
 )
 
 // Helpers lists them.
@@ -49,13 +51,15 @@ type Wish struct {
 	// Name is that of the helper to attach; "" for the first carrier that the kernel has, or
 	// DefaultCTHelper.
 	Name string
+	// Monitor is for a daemon that opens and changes nothing: Ruleset, Helper and Name are not used.
+	Monitor bool
 }
 
 // Choice is what is to be done.
 type Choice struct {
 	// Rules are complete.
 	Rules rules.Config
-	// Helper is Carrier or CTHelper; Why says in a few words why.
+	// Helper is Carrier, CTHelper or None; Why says in a few words why.
 	Helper Helper
 	Why    string
 }
@@ -102,6 +106,9 @@ func (w Wish) Validate() error {
 
 // candidates are the choices that there are, the best one first.
 func (w Wish) candidates() []Choice {
+	if w.Monitor {
+		return []Choice{w.choice(None, "", rules.Monitor)}
+	}
 	if w.Helper == CTHelper {
 		return []Choice{w.choice(CTHelper, w.names(DefaultCTHelper)[0], rules.CTHelper)}
 	}
@@ -150,6 +157,8 @@ func Choose(w Wish, k Kernel) (Choice, error) {
 			continue
 		}
 		switch {
+		case w.Monitor:
+			c.Why = "as --monitor asks for"
 		case len(missing) > 0:
 			c.Why = fmt.Sprintf("%s is not there", candidates[0].Rules.Helper)
 		case w.Helper == Carrier || w.Helper == CTHelper:
@@ -166,7 +175,10 @@ func Choose(w Wish, k Kernel) (Choice, error) {
 }
 
 func (c Choice) possible(k Kernel) error {
-	if c.Helper == Carrier {
+	switch c.Helper {
+	case None:
+		return nil
+	case Carrier:
 		return k.Carrier(c.Rules.Helper)
 	}
 	return k.CTHelper()
@@ -177,6 +189,9 @@ func (c Choice) possible(k Kernel) error {
 func (w Wish) installed(k Kernel) (Choice, bool) {
 	if !w.Installed {
 		return Choice{}, false
+	}
+	if w.Monitor {
+		return Choice{}, false // there is one choice only
 	}
 	wishes := []Wish{w}
 	lean := w

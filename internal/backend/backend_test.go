@@ -64,6 +64,8 @@ func TestChoose(t *testing.T) {
 		{"lean, one carrier", Wish{Ruleset: rules.Lean, Helper: Carrier, Name: "pptp"}, full, "carrier pptp lean"},
 		{"lean, no carrier", Wish{Ruleset: rules.Lean}, kernel{cthelper: true}, "no sane\nno pptp"},
 		{"full by name", Wish{Ruleset: rules.Full, Helper: CTHelper}, full, "cthelper ftp cthelper"},
+		{"monitor", Wish{Monitor: true}, kernel{}, "none  monitor"},
+		{"monitor, whatever is set", Wish{Monitor: true, Ruleset: rules.Lean, Helper: Carrier, Name: "pptp", Installed: true}, full, "none  monitor"},
 		{"nothing in place yet", Wish{Installed: true}, full, "carrier sane full"},
 		{"nothing in place yet, nor possible", Wish{Installed: true}, kernel{}, "no sane\nno pptp"},
 		{"in place", Wish{Installed: true}, kernel{installed: rules.Config{Ruleset: rules.Full, Helper: "pptp"}}, "carrier pptp full"},

@@ -19,7 +19,7 @@ const DefaultPath = "/run/nfq-ftphelper/control.sock"
 const (
 	PathMetrics = "/metrics"    // counters, as Prometheus reads them
 	PathLive    = "/livez"      // 200 if every queue is served
-	PathReady   = "/readyz"     // 200 if FTP is helped
+	PathReady   = "/readyz"     // 200 if FTP is helped, or monitored, if that is all that is to be done
 	PathFlows   = "/v1/flows"   // Flows
 	PathEvents  = "/v1/events"  // lines, each an Event, as they happen
 	PathVersion = "/v1/version" // Version
@@ -52,7 +52,7 @@ type Flow struct {
 	ClientSeenAs netip.AddrPort `json:"client_seen_as,omitzero"`
 	// ServerReachedAt is what the client takes for the server, if that is translated.
 	ServerReachedAt netip.AddrPort `json:"server_reached_at,omitzero"`
-	// State is "read", "encrypted" or "ignored"; see engine.State.
+	// State is "read", "monitored" (read, and nothing opened or changed), "encrypted" or "ignored"; see engine.State.
 	State string `json:"state"`
 	// Sequence is how its sequence numbers stay right after a rewrite: "kernel" (which adjusts them) or
 	// "same-length" (lines keep their length).
@@ -72,7 +72,7 @@ type Endpoint struct {
 	// Announced is the port announced.
 	Announced uint16 `json:"announced"`
 	// Told is the port that the other side was told, 0 if the endpoint was not opened.
-	Told uint16 `json:"told,omitempty"`
+	Told uint16 `json:"advertised,omitempty"`
 }
 
 // Flows are all control connections.
@@ -100,14 +100,16 @@ type Event struct {
 	// Announced is the endpoint, Told what the other side is told, and Expected where conntrack
 	// expects the data connection to go.
 	Announced netip.AddrPort `json:"announced,omitzero"`
-	Told      netip.AddrPort `json:"told,omitzero"`
-	Expected  netip.AddrPort `json:"expected,omitzero"`
+	Told      netip.AddrPort `json:"advertised,omitzero"`
+	Expected  netip.AddrPort `json:"expected_at,omitzero"`
 	// Line is that of an "unreadable". Whoever sent it may have put any bytes into it.
 	Line string `json:"line,omitempty"`
 	// Reason is why an endpoint is refused, as one word; see engine.Reason.
 	Reason string `json:"reason,omitempty"`
 	// Why is why something is refused, or went wrong, in words.
 	Why string `json:"why,omitempty"`
+	// Monitor is set if the daemon only monitors: nothing was opened or changed.
+	Monitor bool `json:"monitor,omitempty"`
 	// Again is set if the same has happened to the connection before.
 	Again bool `json:"again,omitempty"`
 	// Missed is how many events are missing in the place of a KindMissed, since what follows the
@@ -119,4 +121,6 @@ type Event struct {
 type Version struct {
 	Version string `json:"version"`
 	Go      string `json:"go"` // that it was built with
+	// Monitor is set if the daemon only monitors: it opens and changes nothing.
+	Monitor bool `json:"monitor,omitempty"`
 }

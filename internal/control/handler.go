@@ -31,8 +31,8 @@ func NewHealthHandler(d Daemon, metrics http.Handler) http.Handler { return heal
 func healthPaths(d Daemon, metrics http.Handler) paths {
 	return paths{
 		PathMetrics: metrics.ServeHTTP,
-		PathLive:    health(d.Live),
-		PathReady:   health(d.Ready),
+		PathLive:    health(d, d.Live),
+		PathReady:   health(d, d.Ready),
 	}
 }
 
@@ -50,7 +50,7 @@ func (p paths) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // health answers "ok", or says what is wrong.
-func health(check func(context.Context) error) http.HandlerFunc {
+func health(d Daemon, check func(context.Context) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), healthTimeout)
 		defer cancel()
@@ -59,7 +59,11 @@ func health(check func(context.Context) error) http.HandlerFunc {
 			return
 		}
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		fmt.Fprintln(w, "ok")
+		answer := "ok"
+		if d.Version().Monitor {
+			answer = "ok, monitoring only: nothing is opened or changed"
+		}
+		fmt.Fprintln(w, answer)
 	}
 }
 

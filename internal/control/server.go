@@ -62,7 +62,7 @@ func Serve(l net.Listener, h http.Handler, log *slog.Logger) *Server {
 		defer close(s.stopped)
 		err := s.http.Serve(&listener{Listener: l, done: ctx.Done()})
 		if ctx.Err() == nil {
-			log.Error("requests are not answered any more", "address", l.Addr(), "reason", err)
+			log.Error("requests are not answered any more", "address", l.Addr(), "why", err)
 		}
 	}()
 	return s

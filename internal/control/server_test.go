@@ -40,7 +40,7 @@ func (f *fake) Ready(ctx context.Context) error {
 	}
 	return f.err
 }
-func (f *fake) Version() Version { return Version{"v1", "go1"} }
+func (f *fake) Version() Version { return Version{Version: "v1", Go: "go1"} }
 func (f *fake) Flows(_ context.Context, yield func(Flow) error) (int, error) {
 	for _, flow := range f.flows {
 		if err := yield(flow); err != nil {

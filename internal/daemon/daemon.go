@@ -20,6 +20,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/confine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/doctor"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfq"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/notify"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
@@ -35,6 +36,8 @@ type Settings struct {
 	// Confine are the folders that the whole process needs from now on: it gives up the rest for
 	// good (confine.Self). Without them it stays as it is.
 	Confine *confine.Paths
+	// LogOpened has a line at info level logged for each data connection that is opened.
+	LogOpened bool
 	// Control is the path of the control socket, empty for none; see package control.
 	Control string
 	// Metrics is where Prometheus can ask over TCP, not valid for nowhere.
@@ -51,8 +54,10 @@ type daemon struct {
 	settings Settings
 	choice   backend.Choice
 	log      *slog.Logger
+	eventLog *eventLog
 	workers  []*worker
 	desk     *desk
+	watch    ruleWatch
 	// ownPorts are those in the set of the rules that the daemon has put there.
 	ownPorts []rules.PortRange
 }
@@ -75,12 +80,18 @@ func Run(ctx context.Context, s Settings, reload Reload, log *slog.Logger) (err 
 	if err != nil {
 		return fmt.Errorf("no connection could be helped: %w", err)
 	}
-	d := &daemon{settings: s, choice: choice, log: log, ownPorts: choice.Rules.Ports}
+	d := &daemon{settings: s, choice: choice, log: log, eventLog: newEventLog(log), ownPorts: choice.Rules.Ports}
+	d.eventLog.opened.Store(s.LogOpened)
 	d.logChoice()
 	d.desk, err = d.openDesk()
 	defer func() { err = errors.Join(err, d.desk.close()) }()
 	if err != nil {
 		return err
+	}
+	for i := range choice.Rules.Queues {
+		if err := nfq.Free(choice.Rules.Queue + i); err != nil { // later, other processes cannot be seen
+			return err
+		}
 	}
 	if err := d.confine(); err != nil {
 		return err
@@ -114,6 +125,8 @@ func Run(ctx context.Context, s Settings, reload Reload, log *slog.Logger) (err 
 		}
 	}
 
+	d.watchRules()
+	defer func() { err = errors.Join(err, d.closeWatch()) }()
 	whose, checked, err := d.fill()
 	if err != nil {
 		stopQueues()
@@ -133,6 +146,12 @@ func Run(ctx context.Context, s Settings, reload Reload, log *slog.Logger) (err 
 			d.tell(manager.Reloading())
 			d.reload(ctx, reload.Read)
 			d.tell(manager.Ready(d.status()))
+		case <-d.watch.ownChanged():
+			d.rulesChanged()
+		case <-d.watch.anyChanged():
+			d.tablesChanged()
+		case <-d.watch.calm.C:
+			d.settleRules()
 		case <-ctx.Done():
 			working = false
 		case <-lost.Done():
@@ -144,6 +163,7 @@ func Run(ctx context.Context, s Settings, reload Reload, log *slog.Logger) (err 
 	err = d.disable()
 	stopQueues()
 	err = errors.Join(err, served.Wait(), d.unfill())
+	d.eventLog.flush()
 	for _, w := range d.workers {
 		w.logStopped(log)
 	}
@@ -169,5 +189,9 @@ func (d *daemon) do(ctx context.Context, f func(w *worker)) error {
 // logChoice says in one line what was chosen, and why.
 func (d *daemon) logChoice() {
 	c := d.choice
+	if d.settings.Wish.Monitor {
+		d.log.Warn("monitoring only: nothing is opened or changed (--monitor)", "monitor", true)
+		return
+	}
 	d.log.Info("back ends chosen", "helper", c.Helper, "helper_name", c.Rules.Helper, "helper_why", c.Why)
 }

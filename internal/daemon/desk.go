@@ -95,10 +95,10 @@ func (t *desk) serve(f filling) {
 	var err error
 	if t.status, err = os.Open(nfq.StatusFile); err != nil {
 		t.status = nil
-		t.log.Info("metrics lack queue_waiting and queue_dropped_total, which the kernel tells root only", "reason", err)
+		t.log.Info("metrics lack queue_waiting and queue_dropped_total, which the kernel tells root only", "why", err)
 	}
 	t.filled.Store(&f)
-	counters := metrics.Handler(t, t.version)
+	counters := metrics.Handler(t, t.version, t.settings.Wish.Monitor)
 	if t.socket != nil {
 		t.servers = append(t.servers, control.Serve(t.socket, control.NewHandler(t, counters), t.log))
 	}
@@ -196,7 +196,7 @@ func (t *desk) Follow() (*control.Follower, error) { return t.events.Follow() }
 
 // Version says what the daemon is.
 func (t *desk) Version() control.Version {
-	return control.Version{Version: t.version, Go: runtime.Version()}
+	return control.Version{Version: t.version, Go: runtime.Version(), Monitor: t.settings.Wish.Monitor}
 }
 
 // Flows calls yield for every control connection that conntrack has not forgotten. Packets wait
@@ -247,11 +247,8 @@ func (t *desk) over(f *engine.Flow, deadline time.Time) (bool, error) {
 func flowOf(queue uint16, f *engine.Flow) control.Flow {
 	m := f.Master()
 	flow := control.Flow{
-		Queue: queue, Client: m.Client(), Server: m.Server(), State: f.State.String(), Sequence: "kernel",
+		Queue: queue, Client: m.Client(), Server: m.Server(), State: f.State.String(), Sequence: f.Sequence.String(),
 		Expected: f.Expected, Refused: f.Refused,
-	}
-	if f.SameLength {
-		flow.Sequence = "same-length"
 	}
 	if seen := f.Tuples[expect.Reply].Dst; seen != flow.Client {
 		flow.ClientSeenAs = seen
@@ -260,7 +257,7 @@ func flowOf(queue uint16, f *engine.Flow) control.Flow {
 		flow.ServerReachedAt = at
 	}
 	if f.Last.Announced != 0 {
-		flow.Last = &control.Endpoint{Verb: f.Last.Verb.String(), Announced: f.Last.Announced, Told: f.Last.Told}
+		flow.Last = &control.Endpoint{Verb: f.Last.Verb.String(), Announced: f.Last.Announced, Told: f.Last.Advertised}
 	}
 	return flow
 }
@@ -268,18 +265,18 @@ func flowOf(queue uint16, f *engine.Flow) control.Flow {
 // eventOf is an event as it is told to others. It shares no memory with ev.
 func eventOf(queue uint16, ev *engine.Event) control.Event {
 	to := control.Event{
-		Time: time.Now(), Queue: queue, Kind: ev.Kind.String(), Client: ev.Master.Client(), Server: ev.Master.Server(), Again: ev.Again,
+		Time: time.Now(), Queue: queue, Kind: ev.Kind.String(), Client: ev.Master.Client(), Server: ev.Master.Server(), Again: ev.Again, Monitor: ev.Monitor,
 	}
 	switch ev.Kind {
 	case engine.Unknown:
 		to.Server = ev.Master.Tuples[expect.Original].Dst
 	case engine.Unreadable:
 		to.Verb, to.Line = ev.Verb.String(), string(ev.Line)
-	case engine.Expected, engine.Refused, engine.Failed:
-		to.Verb, to.Announced, to.Told, to.Expected = ev.Verb.String(), ev.Announced, ev.Told, ev.Expected
+	case engine.Expected, engine.WouldOpen, engine.Refused, engine.Failed:
+		to.Verb, to.Announced, to.Told, to.Expected = ev.Verb.String(), ev.Announced, ev.Advertised, ev.Expected
 	}
 	if ev.Kind == engine.Refused {
-		to.Reason, to.Why = ev.Reason.Label(), ev.Reason.String()
+		to.Reason, to.Why = ev.Reason.String(), ev.Reason.Sentence()
 	}
 	if ev.Err != nil {
 		to.Why = ev.Err.Error()

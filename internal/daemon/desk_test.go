@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"log/slog"
@@ -147,6 +148,45 @@ func TestObserve(t *testing.T) {
 		t.Errorf("%d of 9999 events are there or missed", n)
 	}
 	f.Close()
+}
+
+// TestEventWords parses all events as JSON, and compares each value with the list of words.
+func TestEventWords(t *testing.T) {
+	at := netip.MustParseAddrPort
+	master := &expect.Master{Tuples: [2]expect.Tuple{
+		{Src: at("203.0.113.101:40000"), Dst: at("192.0.2.2:21")}, {Src: at("192.168.1.2:21"), Dst: at("203.0.113.101:40000")},
+	}}
+	check := func(ev control.Event) {
+		text, err := json.Marshal(ev)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var fields map[string]any
+		if err := json.Unmarshal(text, &fields); err != nil {
+			t.Fatal(err)
+		}
+		for key, value := range fields {
+			if word, ok := value.(string); ok {
+				if err := engine.IsWord(key, word); err != nil {
+					t.Errorf("%v: %s", err, text)
+				}
+			} else if engine.IsWord(key, "") != nil {
+				t.Errorf("%s is no word: %s", key, text)
+			}
+		}
+		if fields["kind"] == nil {
+			t.Errorf("no kind: %s", text)
+		}
+	}
+	for kind := engine.Tracked; kind <= engine.Missed; kind++ {
+		for verb := range engine.NumVerbs {
+			for _, reason := range engine.Reasons() {
+				check(eventOf(7, &engine.Event{Kind: kind, Master: master, Verb: verb, Line: []byte("x"), Announced: at("192.168.1.2:30000"),
+					Advertised: at("192.0.2.2:30000"), Expected: at("192.0.2.2:30000"), Reason: reason, Err: errors.New("x")}))
+			}
+		}
+	}
+	check(control.Event{Kind: control.KindMissed, Missed: 3})
 }
 
 // TestListenAnywhere listens at addresses that no host has.

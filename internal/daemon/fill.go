@@ -41,7 +41,7 @@ func (d *daemon) unregister() error {
 	}
 	err := cthelper.Unregister(d.choice.Rules.Helper)
 	if errors.Is(err, cthelper.ErrInUse) {
-		d.log.Warn("the helper is left in place, disabled", "reason", err)
+		d.log.Warn("the helper is left in place, disabled", "why", err)
 		return nil
 	}
 	return err
@@ -85,14 +85,18 @@ func (d *daemon) ensureRules() (whose string, checked bool, err error) {
 // warnOfRules says that the rules are not those that the daemon works with, if so: somebody else's, or
 // its own that somebody has changed.
 func (d *daemon) warnOfRules(err error) {
+	d.watch.wrong = textOf(err)
 	if err == nil {
 		return
 	}
 	mend := "put them there with \"nfq-ftphelper rules apply\", or use --rules"
+	if d.settings.Wish.Monitor {
+		mend = "put them there with \"nfq-ftphelper rules apply --monitor\", or use --rules"
+	}
 	if d.settings.ApplyRules {
 		mend = "somebody has changed them; delete the table and reload, or restart the daemon"
 	}
-	d.log.Warn("the rules are not as the settings say, the queue may stay empty: "+mend, "reason", err)
+	d.log.Warn("the rules are not as the settings say, the queue may stay empty: "+mend, "why", err)
 }
 
 // removeRules removes the rules that were applied, unless they are somebody else's by now.
@@ -101,7 +105,7 @@ func (d *daemon) removeRules() error {
 	case errors.Is(err, rules.ErrMissing):
 		return nil
 	case err != nil:
-		d.log.Warn("the rules are left in place: they are not those that were applied", "reason", err)
+		d.log.Warn("the rules are left in place: they are not those that were applied", "why", err)
 		return nil
 	}
 	return rules.Remove()

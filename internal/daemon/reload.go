@@ -26,7 +26,7 @@ type Reload struct {
 
 // Change is what Reload reads.
 type Change struct {
-	// Settings are all of them. Their Engine and the ports of their Wish are put in force; the rest
+	// Settings are all of them. Their Engine, LogOpened and the ports of their Wish are put in force; the rest
 	// stays as it was.
 	Settings Settings
 	// Changed are the settings that differ from those in force, with their new values, for the log.
@@ -49,7 +49,7 @@ func (d *daemon) reload(ctx context.Context, read func() (Change, error)) {
 	}
 	if err != nil {
 		if ctx.Err() == nil { // or it makes no difference any more
-			d.log.Error("reload refused, the settings stay as they are", "reason", err)
+			d.log.Error("reload refused, the settings stay as they are", "why", err)
 		}
 		return
 	}
@@ -74,6 +74,7 @@ func (d *daemon) change(ctx context.Context, s Settings) error {
 		return errors.Join(err, d.configure(context.WithoutCancel(ctx), d.settings.Engine))
 	}
 	d.settings.Engine = s.Engine
+	d.eventLog.opened.Store(s.LogOpened)
 	return nil
 }
 

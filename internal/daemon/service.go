@@ -21,16 +21,19 @@ func (d *daemon) confine() error {
 
 // status is a line for people.
 func (d *daemon) status() string {
-	c := d.choice.Rules
-	if c.Queues == 1 {
-		return fmt.Sprintf("serving queue %d, helper %s", c.Queue, c.Helper)
+	c, with := d.choice.Rules, "helper "+d.choice.Rules.Helper
+	if d.settings.Wish.Monitor {
+		with = "monitoring only"
 	}
-	return fmt.Sprintf("serving queues %d to %d, helper %s", c.Queue, c.Queue+c.Queues-1, c.Helper)
+	if c.Queues == 1 {
+		return fmt.Sprintf("serving queue %d, %s", c.Queue, with)
+	}
+	return fmt.Sprintf("serving queues %d to %d, %s", c.Queue, c.Queue+c.Queues-1, with)
 }
 
 // tell logs what the service manager could not be told: that must not end the daemon.
 func (d *daemon) tell(err error) {
 	if err != nil {
-		d.log.Warn("the service manager does not know how the daemon fares", "reason", err)
+		d.log.Warn("the service manager does not know how the daemon fares", "why", err)
 	}
 }

@@ -26,9 +26,10 @@ func (d *daemon) newWorker(number uint16) (w *worker, err error) {
 	config := d.settings.Engine
 	config.Conntrack, config.OpaqueLabel = w.conntrack, rules.OpaqueLabel
 	config.Observe = func(ev *engine.Event) {
-		ev.Log(log)
+		d.eventLog.observe(ev)
 		d.desk.observe(number, ev)
 	}
+	config.Monitor = d.settings.Wish.Monitor
 	if choice.Rules.Ruleset == rules.Lean {
 		config.AskedLabel, config.EditedLabel = rules.AskedLabel, rules.EditedLabel
 	}
@@ -49,6 +50,9 @@ func (w *worker) logStopped(log *slog.Logger) {
 		if n > 0 {
 			log.Info("endpoints were refused", "queue", w.number, "count", n, "reason", engine.Reason(r))
 		}
+	}
+	if n := s.WouldOpen; n > 0 {
+		log.Info("data connections would have been opened", "queue", w.number, "count", n, "monitor", true)
 	}
 	log.Info("stopped", "queue", w.number, "packets", s.Packets, "unknown", s.Unknown, "changed", s.Changed, "expected", s.Expectations,
 		"failed", s.Failed, "held", s.Held, "gave_up", s.GaveUp, "overflows", w.queue.Overflows())

@@ -37,15 +37,20 @@ func checkExpectationFill(p *patient) []Finding {
 	return p.fill(count, "expectations", expectMax, "no data connection is expected any more when the table is full")
 }
 
-// fill judges how full a table is: from 80 % on it is worth a warning.
+// fill judges how full a table is: a full one is a problem, one that is 80 % full a warning.
 func (p *patient) fill(count int, of, setting, why string) []Finding {
 	limit, err := p.number(setting)
 	if err != nil {
 		return unread("the limit of "+of, err)
 	}
 	what := fmt.Sprintf("%d of %d %s", count, limit, of)
-	if limit > 0 && count >= limit*8/10 { // 0 is no limit
-		return warning(what, why, fmt.Sprintf("sysctl -w net.netfilter.%s=%d", setting, 2*limit))
+	fix := fmt.Sprintf("sysctl -w net.netfilter.%s=%d", setting, 2*limit)
+	switch {
+	case limit == 0: // no limit
+	case count >= limit:
+		return problem(what, why, fix)
+	case count >= limit*8/10:
+		return warning(what, why, fix)
 	}
 	return ok("%s", what)
 }

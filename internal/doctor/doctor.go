@@ -53,6 +53,11 @@ type Finding struct {
 	Why string `json:"why,omitempty"`
 	// Mend is the command, or the line of a file, that mends it, if there is one.
 	Mend string `json:"mend,omitempty"`
+	// AfterReboot says what becomes of the fix when the host starts again, and what keeps it.
+	AfterReboot string `json:"after_reboot,omitempty"`
+
+	rule *rule  // the rule at fault, if there is one
+	base *chain // the base chain that drops connections, if one does
 }
 
 // Examine examines the network namespace of the calling thread, to which the goroutine must
@@ -88,9 +93,13 @@ type patient struct {
 	config   rules.Config // of the choice, or else of the wish
 
 	asked struct { // for what has been asked already
-		ruleset  *ruleset
-		err      error
-		answered bool
+		ruleset   *ruleset
+		err       error
+		answered  bool
+		legacy    []string // tables of iptables-legacy
+		legacyErr error
+		added     *[]rules.PortRange // to our set of ports
+		tested    *tested
 	}
 }
 
@@ -124,11 +133,15 @@ var checks = append(needed[:len(needed):len(needed)],
 	check{"expectation table", true, checkExpectationFill},
 	check{"rules", true, checkRules},
 	check{"queue", false, checkQueues},
+	check{"iptables", true, checkLegacy}, // first: iptables can't change a table that it can't read
 	check{"other helpers", true, checkHelpers},
-	check{"related", true, checkRelated},
-	check{"iptables", false, checkLegacy},
+	check{"notrack", true, checkNotrack},
+	check{"related", true, func(p *patient) []Finding { return p.confirm(checkRelated(p)) }},
+	check{"transfer", true, checkTransfers},
 	check{"forwarding", false, checkForwarding},
 )
+
+const savedBySysctl = "lost, unless a file in /etc/sysctl.d sets it, or the firewall (ufw: /etc/ufw/sysctl.conf; Shorewall: shorewall.conf)"
 
 func examine(p *patient, checks []check) []Finding {
 	admin, _ := p.netAdmin()
@@ -143,6 +156,9 @@ func examine(p *patient, checks []check) []Finding {
 			if f.Check == "" {
 				f.Check = c.name
 			}
+			if strings.HasPrefix(f.Mend, "sysctl -w ") {
+				f.AfterReboot = savedBySysctl
+			}
 			found = append(found, f)
 		}
 	}
@@ -153,11 +169,16 @@ func examine(p *patient, checks []check) []Finding {
 	return found
 }
 
-// rulesetOnce reads the rules of the host's own tables once.
+// rulesetOnce reads the rules of the host's own tables once, those of iptables-legacy among them.
 func (p *patient) rulesetOnce() (*ruleset, error) {
 	if a := &p.asked; !a.answered {
 		a.ruleset, a.err = p.ruleset()
 		a.answered = true
+		if a.err != nil {
+			_, a.legacyErr = p.addLegacy(&ruleset{})
+		} else {
+			a.legacy, a.legacyErr = p.addLegacy(a.ruleset)
+		}
 	}
 	return p.asked.ruleset, p.asked.err
 }

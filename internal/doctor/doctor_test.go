@@ -20,7 +20,7 @@ type fake struct {
 	version    string
 	admin      bool
 	files      map[string]string
-	owners     map[uint32]owner
+	owners     map[uint32]nfq.Owner
 	noOwner    error
 	interfaces map[string][]netip.Addr
 	noLookup   error
@@ -29,9 +29,12 @@ type fake struct {
 	noCTHelper error
 	trial      trial
 	noTrial    error
+	tests      transfers
+	noTests    error
 	rules      error
 	rs         *ruleset
-	broken     error // of everything
+	programs   map[string]string // what they print
+	broken     error             // of everything
 }
 
 func (f *fake) release() (string, error) { return f.version, f.broken }
@@ -46,9 +49,9 @@ func (f *fake) readFile(name string) ([]byte, error) {
 	}
 	return []byte(text), nil
 }
-func (f *fake) owner(portid uint32) (owner, error) {
+func (f *fake) owner(portid uint32) (nfq.Owner, error) {
 	if f.noOwner != nil {
-		return owner{}, f.noOwner
+		return nfq.Owner{}, f.noOwner
 	}
 	return f.owners[portid], nil
 }
@@ -73,9 +76,19 @@ func (f *fake) cthelper(name string) (cthelper.Helper, bool, error) {
 func (f *fake) CTHelper() error                   { return f.noCTHelper }
 func (f *fake) Installed(rules.Config) error      { return rules.ErrMissing }
 func (f *fake) try(backend.Choice) (trial, error) { return f.trial, errors.Join(f.broken, f.noTrial) }
-func (f *fake) checkRules(rules.Config) error     { return errors.Join(f.broken, f.rules) }
-func (f *fake) ruleset() (*ruleset, error)        { return f.rs, f.broken }
-func (f *fake) set(name, text string)             { f.files[name] = text }
+func (f *fake) transfers(backend.Choice) (transfers, error) {
+	return f.tests, errors.Join(f.broken, f.noTests)
+}
+func (f *fake) checkRules(rules.Config) error { return errors.Join(f.broken, f.rules) }
+func (f *fake) ruleset() (*ruleset, error)    { return f.rs, f.broken }
+func (f *fake) run(program string, args ...string) (string, error) {
+	text, ok := f.programs[strings.Join(append([]string{program}, args...), " ")]
+	if !ok {
+		return "", fs.ErrNotExist
+	}
+	return text, f.broken
+}
+func (f *fake) set(name, text string) { f.files[name] = text }
 func (f *fake) setting(name string, number int) {
 	f.set("/proc/sys/net/netfilter/"+name, fmt.Sprintln(number))
 }
@@ -86,7 +99,8 @@ func (f *fake) examine(c rules.Config) []Finding { return f.examineWish(backend.
 func (f *fake) examineWish(w backend.Wish) []Finding {
 	return examine(newPatient(f, w), checks)
 }
-func (f *fake) wantFinding(t *testing.T, w want)      { t.Helper(); wantFinding(t, f.examine(ftp), w) }
+func (f *fake) wantFinding(t *testing.T, w want) { t.Helper(); wantFinding(t, f.examine(ftp), w) }
+
 func noElements(tableName, string) ([]element, error) { return nil, nil }
 
 var ftp = rules.Config{Ports: []rules.PortRange{{First: 21, Last: 21}}, Queue: rules.DefaultQueue}
@@ -96,7 +110,7 @@ func healthy() *fake {
 		version: "6.12.0",
 		admin:   true,
 		files:   map[string]string{"/proc/sys/net/ipv4/ip_forward": "1\n", "/proc/sys/net/ipv6/conf/all/forwarding": "1\n"},
-		owners:  map[uint32]owner{77: {pid: 7, name: program}},
+		owners:  map[uint32]nfq.Owner{77: {PID: 7, Name: program}},
 		interfaces: map[string][]netip.Addr{
 			"eth0": {netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")},
 			"eth1": {netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")},
@@ -104,6 +118,7 @@ func healthy() *fake {
 		},
 		carriers: "sane pptp",
 		trial:    trial{helper: "sane", translated: true},
+		noTests:  errNoInterface,
 		rs:       &ruleset{elements: noElements},
 	}
 	f.setting(conntrackCount, 10)
@@ -171,19 +186,28 @@ func TestFindings(t *testing.T) {
 		"no adjustment":    {func(f *fake) { f.trial.adjust = expect.ErrNoSeqAdj }, want{Problem, "sequence adjustment", "does not adjust", "later kernel"}},
 		"no NAT":           {func(f *fake) { f.trial.translate = errors.New("no nft_nat") }, want{Warning, "sequence adjustment", "no nft_nat", ""}},
 		"NAT did nothing":  {func(f *fake) { f.trial.translated = false }, want{Warning, "sequence adjustment", "not translated", ""}},
+		"no test transfer": {func(f *fake) { f.noTests = errors.New("a VRF") }, want{Warning, "transfer", "the rules have only been read: this host cannot be copied: a VRF", ""}},
+		"no way for FTP":   {func(f *fake) { f.noTests = nil }, want{Warning, "transfer", "no control connection passed", ""}},
+		"lost somewhere": {func(f *fake) {
+			f.noTests, f.tests.paths = nil, []transferPath{{from: "eth0", to: "eth1", passive: &loss{}}}
+		}, want{Problem, "transfer", "passive data connections of test transfers did not pass: eth0 to eth1 (IPv4)", ""}},
+		"no expectation": {func(f *fake) {
+			f.noTests, f.tests.paths = nil, []transferPath{{from: "eth0", to: "eth1", helper: expect.ErrNoHelper}}
+		}, want{Warning, "transfer", "no conntrack helper is attached", ""}},
+		"conntrack full":   {func(f *fake) { f.setting(conntrackCount, 100) }, want{Problem, "conntrack table", "100 of 100", "nf_conntrack_max=200"}},
 		"conntrack 80 %":   {func(f *fake) { f.setting(conntrackCount, 80) }, want{Warning, "conntrack table", "80 of 100", "nf_conntrack_max=200"}},
 		"no conntrack max": {func(f *fake) { delete(f.files, "/proc/sys/net/netfilter/"+conntrackMax) }, want{Warning, "conntrack table", "can't be read", ""}},
 		"expectations":     {func(f *fake) { f.expected = 80 }, want{Warning, "expectation table", "80 of 100", "nf_conntrack_expect_max=200"}},
 		"rules missing":    {func(f *fake) { f.rules = rules.ErrMissing }, want{Problem, "rules", "not installed", "nfq-ftphelper rules apply, or"}},
-		"no queue file":    {func(f *fake) { delete(f.files, nfq.StatusFile) }, want{Warning, "queue", "nobody serves queue 2121", "nfq-ftphelper run"}},
-		"queue unbound":    {func(f *fake) { f.queue(" 7 77 0 2 65535 0 0 123 1") }, want{Warning, "queue", "nobody serves queue 2121", "nfq-ftphelper run"}},
+		"no queue file":    {func(f *fake) { delete(f.files, nfq.StatusFile) }, want{Problem, "queue", "no program serves queue 2121", "nfq-ftphelper run"}},
+		"queue unbound":    {func(f *fake) { f.queue(" 7 77 0 2 65535 0 0 123 1") }, want{Problem, "queue", "no program serves queue 2121", "nfq-ftphelper run"}},
 		"odd queue file":   {func(f *fake) { f.queue("nonsense") }, want{Warning, "queue", "can't be read", ""}},
-		"dead peer":        {func(f *fake) { f.noOwner = errNoSocket }, want{Problem, "queue", "socket 77, which is gone", "run"}},
-		"hidden peer":      {func(f *fake) { f.noOwner = errNoOwner }, want{Warning, "queue", "by whom can't be seen", ""}},
+		"dead peer":        {func(f *fake) { f.noOwner = nfq.ErrNoSocket }, want{Problem, "queue", "socket 77, which is gone", "run"}},
+		"hidden peer":      {func(f *fake) { f.noOwner = nfq.ErrNoOwner }, want{Warning, "queue", "by whom can't be seen", ""}},
 		"unknown peer":     {func(f *fake) { f.noOwner = errors.New("EIO") }, want{Warning, "queue", "EIO", ""}},
-		"another program":  {func(f *fake) { f.owners[77] = owner{pid: 8, name: "suricata"} }, want{Problem, "queue", "suricata, process 8", "--queue NUMBER"}},
-		"stopped":          {func(f *fake) { f.owners[77] = owner{pid: 7, name: program, stopped: true} }, want{Problem, "queue", "is stopped", "kill -CONT 7"}},
-		"socket overflow":  {func(f *fake) { f.owners[77] = owner{pid: 7, name: program, lost: 3} }, want{Warning, "queue", "3 packets did not fit", "--queues 2"}},
+		"another program":  {func(f *fake) { f.owners[77] = nfq.Owner{PID: 8, Name: "suricata"} }, want{Problem, "queue", "suricata, process 8", "--queue NUMBER"}},
+		"stopped":          {func(f *fake) { f.owners[77] = nfq.Owner{PID: 7, Name: program, Stopped: true} }, want{Problem, "queue", "is stopped", "kill -CONT 7"}},
+		"socket overflow":  {func(f *fake) { f.owners[77] = nfq.Owner{PID: 7, Name: program, Lost: 3} }, want{Warning, "queue", "3 packets did not fit", "--queues 2"}},
 		"queue full":       {func(f *fake) { f.queue("2121 77 0 2 65535 4 0 123 1") }, want{Warning, "queue", "dropped 4", "run"}},
 		"queue lost":       {func(f *fake) { f.queue("2121 77 0 2 65535 0 5 123 1") }, want{Warning, "queue", "dropped 5", "run"}},
 		"many waiting":     {func(f *fake) { f.queue("2121 77 256 2 65535 0 0 123 1") }, want{Warning, "queue", "256 packets wait", "run --rules --queues 2"}},
@@ -207,7 +231,7 @@ func TestCTHelper(t *testing.T) {
 		want  want
 	}{
 		"missing":       {func(f *fake) { f.noCTHelper = errors.New("no nfnetlink_cthelper") }, want{Problem, "helper", "no nfnetlink_cthelper", "modprobe nfnetlink_cthelper"}},
-		"not served":    {func(f *fake) { delete(f.files, nfq.StatusFile) }, want{Problem, "queue", "nobody serves queue 2121", "nfq-ftphelper run --helper cthelper"}},
+		"not served":    {func(f *fake) { delete(f.files, nfq.StatusFile) }, want{Problem, "queue", "no program serves queue 2121", "nfq-ftphelper run --helper cthelper"}},
 		"no helper yet": {func(f *fake) { f.trial.noHelper = "no carrier" }, want{Warning, "expectations", "can't be tried: no carrier", "nfq-ftphelper run --helper cthelper"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -230,8 +254,8 @@ func TestNothingKnown(t *testing.T) {
 				t.Errorf("%+v", finding)
 			}
 		}
-		// Without a helper there is no trial.
-		if want := map[bool]int{true: len(checks) - 1, false: 7}[admin]; len(findings) != want {
+		// Without a helper there is no trial and no test transfer.
+		if want := map[bool]int{true: len(checks) - 2, false: 6}[admin]; len(findings) != want {
 			t.Errorf("%d findings, want %d:\n%s", len(findings), want, text(findings))
 		}
 	}
@@ -253,7 +277,7 @@ func TestSeveralQueues(t *testing.T) {
 	f.queue("2121 77 0 2 65535 0 0 1 1\n2123 77 0 2 65535 0 0 1 1")
 	c := ftp
 	c.Queues = 3
-	wantFinding(t, f.examine(c), want{Warning, "queue", "nobody serves queue 2122", "nfq-ftphelper run --queues 3"})
+	wantFinding(t, f.examine(c), want{Problem, "queue", "no program serves queue 2122", "nfq-ftphelper run --queues 3"})
 }
 
 func TestCommand(t *testing.T) {
@@ -272,18 +296,16 @@ func TestCommand(t *testing.T) {
 	}
 }
 
-func TestFindSocket(t *testing.T) {
-	const file = `sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode
-00000000802e1415 0   4711       00000000 0        0        0     2        0        4
-0000000040de3550 12  4711       00000000 0        0        0     2        6        1584
-0000000040de3551 12  4294963201 00000000 0        0        0     2        0        1585
-`
-	for portid, want := range map[uint32]netlinkSocket{4711: {"1584", 6}, 4294963201: {"1585", 0}} {
-		if got, err := findSocket(file, portid); err != nil || got != want {
-			t.Errorf("%d: %+v, %v", portid, got, err)
+// TestStatement reads which statement queues packets, and what is said of the .nft files.
+func TestStatement(t *testing.T) {
+	for statement, want := range map[rules.Statement]string{
+		rules.Native: "packets are queued by nftables' queue statement",
+		rules.Compat: "the .nft files cannot be loaded: use nfq-ftphelper rules apply",
+	} {
+		f := healthy()
+		f.trial.statement = statement
+		if s := text(f.examine(ftp)); !strings.Contains(s, want) {
+			t.Errorf("%s: want %q in\n%s", statement, want, s)
 		}
-	}
-	if _, err := findSocket(file, 1); !errors.Is(err, errNoSocket) {
-		t.Error(err)
 	}
 }

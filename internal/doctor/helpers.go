@@ -20,6 +20,9 @@ const (
 // checkHelpers looks for rules that attach a helper to control connections, besides ours, and
 // for one that is attached too early or too late.
 func checkHelpers(p *patient) []Finding {
+	if p.wish.Monitor {
+		return ok("another one may work beside a daemon that only monitors")
+	}
 	var found []Finding
 	// Kernels before 6.0: helpers attached by port, without a rule.
 	if value, err := p.readFile("/proc/sys/net/netfilter/nf_conntrack_helper"); err == nil && strings.TrimSpace(string(value)) != "0" {
@@ -31,11 +34,11 @@ func checkHelpers(p *patient) []Finding {
 		return append(found, unread("the ruleset", err)...)
 	}
 	for _, c := range rs.chains {
-		if !c.base || c.table == (tableName{familyInet, ownTable}) {
+		if !c.base || c.table == (tableName{family: familyInet, name: ownTable}) {
 			continue
 		}
 		rs.walk(c, func(r *rule, a action) {
-			if a.helper == nil || !a.helper.tcp || a.match.notTCP || !overlap(a.match.ports, p.config.Ports) {
+			if a.helper == nil || !a.helper.tcp || a.match.notTCP || !overlap(a.match.ports, p.controlPorts()) {
 				return
 			}
 			f, bad := p.judgeHelper(c, r, a)
@@ -45,7 +48,7 @@ func checkHelpers(p *patient) []Finding {
 		})
 	}
 	if len(found) == 0 {
-		return ok("no other rule attaches one to port %s", rules.FormatPorts(p.config.Ports, ","))
+		return ok("no other rule attaches one to port %s", rules.FormatPorts(p.controlPorts(), ","))
 	}
 	return found
 }
@@ -67,10 +70,11 @@ func (p *patient) judgeHelper(c chain, r *rule, a action) (f Finding, bad bool) 
 		when += ", before conntrack"
 	}
 	f = Finding{Level: Problem, What: fmt.Sprintf("table %s, chain %s (%s): helper %q for %s", r.table, r.chain, when, a.helper.kind, ports)}
-	remove := fmt.Sprintf("nft delete rule %s %s handle %d", r.table, r.chain, r.handle)
+	fix := p.removing(c, r, a)
+	f.Mend, f.AfterReboot = fix.command, fix.afterReboot
 	switch {
 	case a.helper.kind != p.config.Helper && !slices.Contains(rules.Carriers, a.helper.kind):
-		f.Why, f.Mend = oneHelper, remove
+		f.Why = oneHelper
 		if late {
 			f.Why += ", and attached after NAT it breaks connections"
 		}
@@ -80,14 +84,9 @@ func (p *patient) judgeHelper(c chain, r *rule, a action) (f Finding, bad bool) 
 	case late:
 		f.Check = "helper priority"
 		f.Why = "attached after NAT, a connection has no room for sequence adjustment, and breaks at the first rewrite"
-		f.Mend = fmt.Sprintf("in chain %s: type filter hook prerouting priority %d;", c.name, helperPriority)
-		if c.hook == unix.NF_INET_LOCAL_OUT {
-			f.Mend = strings.Replace(f.Mend, "prerouting", "output", 1)
-		}
-	case early:
+	case early && !a.helper.template:
 		f.Check = "helper priority"
 		f.Why = "before conntrack there is no connection to attach it to"
-		f.Mend = fmt.Sprintf("in chain %s: type filter hook %s priority %d;", c.name, hookName(c.hook), helperPriority)
 	default:
 		return Finding{}, false
 	}
@@ -99,8 +98,7 @@ func (c chain) late() bool {
 	return c.hook != unix.NF_INET_PRE_ROUTING && c.hook != unix.NF_INET_LOCAL_OUT || c.priority >= natPriority
 }
 
-// early tells whether conntrack does not know the connection yet. iptables' table raw may do
-// it there nevertheless.
+// early reports whether conntrack does not know the connection yet.
 func (c chain) early() bool { return !c.late() && c.priority <= conntrackPriority }
 
 func hookName(hook uint32) string {

@@ -248,35 +248,6 @@ func TestFullExpectationTable(t *testing.T) {
 		fmt.Sprintf("%d of %d expectations", count, limit), fmt.Sprintf("sysctl -w net.netfilter.nf_conntrack_expect_max=%d", 2*limit)})
 }
 
-// TestOwner finds this process behind sockets, of which the first may have its number.
-func TestOwner(t *testing.T) {
-	do(t, newHost(t), func() error {
-		for range 2 {
-			fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
-			if err != nil {
-				return err
-			}
-			defer unix.Close(fd)
-			if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-				return err
-			}
-			at, err := unix.Getsockname(fd)
-			if err != nil {
-				return err
-			}
-			portid := at.(*unix.SockaddrNetlink).Pid
-			o, err := host{}.owner(portid)
-			if err != nil || o.pid != os.Getpid() || o.name != "doctor.test" || o.stopped || o.lost != 0 {
-				t.Errorf("port id %d: %+v, %v", portid, o, err)
-			}
-		}
-		if o, err := (host{}).owner(1); !errors.Is(err, errNoSocket) {
-			t.Errorf("%+v, %v", o, err)
-		}
-		return nil
-	})
-}
-
 // TestAddresses leaves out loopback.
 func TestAddresses(t *testing.T) {
 	h := newHost(t)

@@ -49,6 +49,10 @@ func checkChoice(p *patient) []Finding {
 			"modprobe "+module)
 	}
 	c := p.choice
+	if p.wish.Monitor {
+		return warning("the daemon only monitors (--monitor): connections get no helper from it",
+			"it logs what it would do, and opens and changes nothing", "")
+	}
 	what := fmt.Sprintf("%s %s, %s", c.Helper, c.Rules.Helper, c.Why)
 	if c.Helper == backend.Carrier && c.Rules.Helper != rules.Carriers[0] && p.wish.Name == "" {
 		return warning(what, "it is for IPv4 only, so FTP over IPv6 is not helped", "modprobe nf_conntrack_"+rules.Carriers[0])

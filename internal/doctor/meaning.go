@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"slices"
 
@@ -14,8 +15,10 @@ import (
 // match is the part of a rule's conditions, and of the jumps that lead to it, that matters
 // here. The zero value of a field but for states is "whatever it is".
 type match struct {
-	// ports are the destination ports.
-	ports []rules.PortRange
+	// ports are the destination ports, sources the source ports.
+	ports, sources []rules.PortRange
+	// in and out are the interfaces; a "*" at the end stands for any rest of the name.
+	in, out, notIn, notOut string
 	// states are those of conntrack, as bits; stated says that there is such a condition.
 	states uint32
 	stated bool
@@ -34,9 +37,12 @@ func (m match) and(n match) match {
 	if n.ports == nil {
 		n.ports = m.ports
 	}
-	if n.helper == "" {
-		n.helper = m.helper
+	if n.sources == nil {
+		n.sources = m.sources
 	}
+	n.helper = cmp.Or(n.helper, m.helper)
+	n.in, n.out = cmp.Or(n.in, m.in), cmp.Or(n.out, m.out)
+	n.notIn, n.notOut = cmp.Or(n.notIn, m.notIn), cmp.Or(n.notOut, m.notOut)
 	n.states &= m.states
 	n.stated = n.stated || m.stated
 	n.notTCP = n.notTCP || m.notTCP
@@ -49,6 +55,8 @@ type action struct {
 	match   match
 	verdict *verdict
 	reject  bool
+	queue   bool      // to a program, which decides
+	notrack bool      // conntrack does not see the packet
 	helper  *ctHelper // attached to the connection
 }
 
@@ -58,8 +66,7 @@ type reading struct {
 	rule    *rule
 	match   match
 	loaded  map[uint32]value
-	low     uint16 // of the range of ports that comparisons leave
-	high    uint16
+	between map[loaded]rules.PortRange // what comparisons leave of ports
 	actions []action
 }
 
@@ -76,16 +83,25 @@ const (
 	ctState
 	ctHelperName
 	destinationPort
+	sourcePort
 	protocol
+	family
+	inInterface
+	outInterface
+	inIndex
 )
 
 // actions reads a rule.
 func (rs *ruleset) actions(r *rule) []action {
-	d := &reading{rs: rs, rule: r, match: anything, loaded: make(map[uint32]value), high: 65535}
+	if r.known != nil {
+		return r.known
+	}
+	d := &reading{rs: rs, rule: r, match: anything, loaded: make(map[uint32]value), between: make(map[loaded]rules.PortRange)}
 	for _, e := range r.exprs {
 		d.read(e)
 	}
-	return d.actions
+	r.known = append([]action{}, d.actions...) // not nil, so that it is read once
+	return r.known
 }
 
 func (d *reading) act(a action) {
@@ -100,16 +116,25 @@ func (d *reading) read(e expression) {
 	case "payload":
 		const base, offset, length, dreg = unix.NFTA_PAYLOAD_BASE, unix.NFTA_PAYLOAD_OFFSET, unix.NFTA_PAYLOAD_LEN, unix.NFTA_PAYLOAD_DREG
 		v := value{}
-		if a.number(base) == unix.NFT_PAYLOAD_TRANSPORT_HEADER && a.number(offset) == 2 && a.number(length) == 2 {
+		switch [3]uint32{a.number(base), a.number(offset), a.number(length)} {
+		case [3]uint32{unix.NFT_PAYLOAD_TRANSPORT_HEADER, 0, 2}:
+			v.what = sourcePort
+		case [3]uint32{unix.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2}:
 			v.what = destinationPort
+		case [3]uint32{unix.NFT_PAYLOAD_NETWORK_HEADER, 9, 1}: // of IPv4
+			v.what = protocol
+		case [3]uint32{unix.NFT_PAYLOAD_NETWORK_HEADER, 6, 1}: // of IPv6
+			v.what = protocol
 		}
 		d.load(a, dreg, v)
 	case "meta":
-		v := value{}
-		if a.number(unix.NFTA_META_KEY) == unix.NFT_META_L4PROTO {
-			v.what = protocol
-		}
-		d.load(a, unix.NFTA_META_DREG, v)
+		d.load(a, unix.NFTA_META_DREG, value{what: map[uint32]loaded{
+			unix.NFT_META_L4PROTO: protocol,
+			unix.NFT_META_NFPROTO: family,
+			unix.NFT_META_IIF:     inIndex,
+			unix.NFT_META_IIFNAME: inInterface,
+			unix.NFT_META_OIFNAME: outInterface,
+		}[a.number(unix.NFTA_META_KEY)]})
 	case "bitwise":
 		v := d.loaded[a.number(unix.NFTA_BITWISE_SREG)]
 		mask := parse(a.find(unix.NFTA_BITWISE_MASK)).find(unix.NFTA_DATA_VALUE)
@@ -122,6 +147,8 @@ func (d *reading) read(e expression) {
 	case "cmp":
 		d.compare(d.loaded[a.number(unix.NFTA_CMP_SREG)], expr.CmpOp(a.number(unix.NFTA_CMP_OP)),
 			parse(a.find(unix.NFTA_CMP_DATA)).find(unix.NFTA_DATA_VALUE))
+	case "range":
+		d.inRange(a)
 	case "lookup":
 		d.lookup(a)
 	case "match":
@@ -137,7 +164,11 @@ func (d *reading) read(e expression) {
 		d.target(a)
 	case "reject":
 		d.act(action{match: anything, reject: true})
-	case "byteorder", "counter", "exthdr", "fib", "hash", "log", "masq", "nat", "notrack", "numgen", "redir", "rt", "socket":
+	case "queue":
+		d.act(action{match: anything, queue: true})
+	case "notrack":
+		d.act(action{match: anything, notrack: true})
+	case "byteorder", "counter", "exthdr", "fib", "hash", "log", "masq", "nat", "numgen", "redir", "rt", "socket":
 		// These change registers that nothing of interest is in, or are no condition.
 	default:
 		d.match.other = true
@@ -183,32 +214,96 @@ func (d *reading) compare(v value, op expr.CmpOp, data []byte) {
 		d.match.helper = string(bytes.TrimRight(data, "\x00"))
 	case v.what == protocol && op == expr.CmpOpEq && len(data) == 1:
 		d.match.notTCP = data[0] != unix.IPPROTO_TCP
-	case v.what == destinationPort && op != expr.CmpOpNeq && len(data) == 2:
-		d.comparePort(op, binary.BigEndian.Uint16(data))
+	case v.what == protocol && op == expr.CmpOpNeq && len(data) == 1 && data[0] == unix.IPPROTO_TCP:
+		d.match.notTCP = true
+	case (v.what == destinationPort || v.what == sourcePort) && op != expr.CmpOpNeq && len(data) == 2:
+		d.comparePort(v.what, op, binary.BigEndian.Uint16(data))
+	case v.what == family && op == expr.CmpOpEq:
+		// A rule for IPv4 or IPv6 alone is taken for one for both.
+	case (v.what == inInterface || v.what == outInterface) && (op == expr.CmpOpEq || op == expr.CmpOpNeq):
+		d.match.onInterface(v.what, interfaceName(data), op == expr.CmpOpNeq)
+	case v.what == inIndex && op == expr.CmpOpEq && len(data) == 4 && binary.NativeEndian.Uint32(data) == 1:
+		d.match.in = loopback // which is always the first interface
 	default:
 		d.match.other = true
 	}
 }
 
-func (d *reading) comparePort(op expr.CmpOp, port uint16) {
+func (d *reading) comparePort(what loaded, op expr.CmpOp, port uint16) {
+	r, ok := d.between[what]
+	if !ok {
+		r.Last = 65535
+	}
 	switch op {
 	case expr.CmpOpEq:
-		d.low, d.high = port, port
+		r.First, r.Last = port, port
 	case expr.CmpOpGte, expr.CmpOpGt: // one more or less does not matter
-		d.low = max(d.low, port)
+		r.First = max(r.First, port)
 	case expr.CmpOpLte, expr.CmpOpLt:
-		d.high = min(d.high, port)
+		r.Last = min(r.Last, port)
 	}
-	d.match.ports = []rules.PortRange{{First: d.low, Last: d.high}}
+	d.between[what] = r
+	d.match.onPorts(what, []rules.PortRange{r})
 }
 
-// lookup reads sets of states and of ports, and maps of verdicts.
+func (m *match) onPorts(what loaded, ports []rules.PortRange) {
+	if what == sourcePort {
+		m.sources = ports
+	} else {
+		m.ports = ports
+	}
+}
+
+// loopback is the name of its interface.
+const loopback = "lo"
+
+// interfaceName reads a name of IFNAMSIZ bytes, or the shorter beginning of names.
+func interfaceName(data []byte) string {
+	name, _, whole := bytes.Cut(data, []byte{0})
+	if whole {
+		return string(name)
+	}
+	return string(name) + "*"
+}
+
+func (m *match) onInterface(what loaded, name string, not bool) {
+	switch {
+	case what == inInterface && not:
+		m.notIn = name
+	case what == inInterface:
+		m.in = name
+	case not:
+		m.notOut = name
+	default:
+		m.out = name
+	}
+}
+
+// inRange reads a comparison with both ends of a range.
+func (d *reading) inRange(a attributes) {
+	v := d.loaded[a.number(unix.NFTA_RANGE_SREG)]
+	first := parse(a.find(unix.NFTA_RANGE_FROM_DATA)).find(unix.NFTA_DATA_VALUE)
+	last := parse(a.find(unix.NFTA_RANGE_TO_DATA)).find(unix.NFTA_DATA_VALUE)
+	if a.number(unix.NFTA_RANGE_OP) != unix.NFT_RANGE_EQ || len(first) != 2 || len(last) != 2 {
+		d.match.other = true
+		return
+	}
+	ports := []rules.PortRange{{First: binary.BigEndian.Uint16(first), Last: binary.BigEndian.Uint16(last)}}
+	if v.what != destinationPort && v.what != sourcePort {
+		d.match.other = true
+		return
+	}
+	d.match.onPorts(v.what, ports)
+}
+
+// lookup reads sets of states, of protocols and of ports, and maps of verdicts.
 func (d *reading) lookup(a attributes) {
 	v := d.loaded[a.number(unix.NFTA_LOOKUP_SREG)]
 	toRegister := a.find(unix.NFTA_LOOKUP_DREG) != nil
 	verdicts := toRegister && a.number(unix.NFTA_LOOKUP_DREG) == unix.NFT_REG_VERDICT
 	inverted := a.number(unix.NFTA_LOOKUP_FLAGS) != 0
-	if !verdicts && (v.what != ctState && v.what != destinationPort || inverted || toRegister) {
+	read := v.what == ctState || v.what == destinationPort || v.what == sourcePort || v.what == protocol
+	if !verdicts && (!read || inverted || toRegister) {
 		d.match.other = true
 		return
 	}
@@ -226,8 +321,10 @@ func (d *reading) lookup(a attributes) {
 		return
 	}
 	switch {
-	case v.what == destinationPort && allHave(elements, 2):
-		d.match.ports = portRanges(elements)
+	case (v.what == destinationPort || v.what == sourcePort) && allHave(elements, 2):
+		d.match.onPorts(v.what, portRanges(elements))
+	case v.what == protocol && allHave(elements, 1):
+		d.match.notTCP = !slices.ContainsFunc(elements, func(e element) bool { return e.key[0] == unix.IPPROTO_TCP })
 	case v.what == ctState && allHave(elements, 4):
 		var states uint32
 		for _, e := range elements {
@@ -248,6 +345,10 @@ func keyMatch(v value, e element) match {
 	case v.what == destinationPort && len(e.key) == 2 && !e.end:
 		port := binary.BigEndian.Uint16(e.key)
 		m.ports = []rules.PortRange{{First: port, Last: port}}
+	case v.what == protocol && len(e.key) == 1:
+		m.notTCP = e.key[0] != unix.IPPROTO_TCP
+	case (v.what == inInterface || v.what == outInterface) && len(e.key) == unix.IFNAMSIZ:
+		m.onInterface(v.what, interfaceName(e.key), false)
 	default:
 		m.other = true
 	}
@@ -285,26 +386,95 @@ func portRanges(elements []element) []rules.PortRange {
 	return ranges
 }
 
-// matchXtables reads the states of iptables' matches conntrack and state. They have the same
-// bits (xt_conntrack.h).
+// matchXtables reads those matches of iptables that matter here (xt_conntrack.h, xt_state.h,
+// xt_tcpudp.h, xt_multiport.h, xt_helper.h).
 func (d *reading) matchXtables(a attributes) {
-	const offset = 150 // of state_mask in struct xt_conntrack_mtinfo1, 2 and 3
 	info := a.find(unix.NFTA_MATCH_INFO)
 	revision := a.number(unix.NFTA_MATCH_REV)
-	var states uint32
 	switch name := a.text(unix.NFTA_MATCH_NAME); {
-	case name == "conntrack" && revision == 1 && len(info) > offset:
-		states = uint32(info[offset])
-	case name == "conntrack" && revision > 1 && len(info) > offset+1:
-		states = uint32(binary.NativeEndian.Uint16(info[offset:]))
+	case name == "comment":
+	case name == "conntrack" && revision >= 1:
+		d.matchConntrack(info, revision)
 	case name == "state" && len(info) >= 4:
-		states = binary.NativeEndian.Uint32(info)
+		d.match = d.match.and(match{states: binary.NativeEndian.Uint32(info), stated: true})
+	case name == "helper" && len(info) >= 5 && binary.NativeEndian.Uint32(info) == 0:
+		helper, _, _ := bytes.Cut(info[4:], []byte{0})
+		d.match.helper = string(helper)
+	case name == "tcp" && len(info) >= 12:
+		d.matchTCP(info)
+	case name == "multiport" && revision == 1:
+		d.matchMultiport(info)
+	default:
+		d.match.other = true
 	}
-	if states == 0 {
+}
+
+// matchConntrack reads the states of struct xt_conntrack_mtinfo1, 2 or 3, whose bits are those of nftables.
+func (d *reading) matchConntrack(info []byte, revision uint32) {
+	const flags, inverted, mask, onState = 146, 148, 150, 1
+	if len(info) < mask+2 {
 		d.match.other = true
 		return
 	}
+	matched, not := binary.NativeEndian.Uint16(info[flags:]), binary.NativeEndian.Uint16(info[inverted:])
+	states := uint32(binary.NativeEndian.Uint16(info[mask:]))
+	if revision == 1 {
+		states = uint32(info[mask])
+	}
+	if matched != onState {
+		d.match.other = true
+	}
+	if matched&onState == 0 {
+		return
+	}
+	if not&onState != 0 {
+		states = ^states
+	}
 	d.match = d.match.and(match{states: states, stated: true})
+}
+
+// matchTCP reads struct xt_tcp: ranges of source and destination ports, the option, flags, what is inverted.
+func (d *reading) matchTCP(info []byte) {
+	read := func(at int) []rules.PortRange {
+		r := rules.PortRange{First: binary.NativeEndian.Uint16(info[at:]), Last: binary.NativeEndian.Uint16(info[at+2:])}
+		if r.First == 0 && r.Last == 65535 {
+			return nil
+		}
+		return []rules.PortRange{r}
+	}
+	if option, flags, inverted := info[8], info[9], info[11]; option != 0 || flags != 0 || inverted != 0 {
+		d.match.other = true
+		return
+	}
+	d.match.sources, d.match.ports = read(0), read(4)
+}
+
+// matchMultiport reads struct xt_multiport_v1. A port whose flag is set begins a range.
+func (d *reading) matchMultiport(info []byte) {
+	const most = 15
+	const source, destination = 0, 1
+	if len(info) < 2+2*most+most+1 || info[1] > most {
+		d.match.other = true
+		return
+	}
+	var ports []rules.PortRange
+	for i := 0; i < int(info[1]); i++ {
+		r := rules.PortRange{First: binary.NativeEndian.Uint16(info[2+2*i:])}
+		r.Last = r.First
+		if info[2+2*most+i] != 0 && i+1 < int(info[1]) {
+			i++
+			r.Last = binary.NativeEndian.Uint16(info[2+2*i:])
+		}
+		ports = append(ports, r)
+	}
+	switch inverted := info[2+2*most+most]; {
+	case inverted == 0 && info[0] == source:
+		d.match.sources = ports
+	case inverted == 0 && info[0] == destination:
+		d.match.ports = ports
+	default:
+		d.match.other = true
+	}
 }
 
 // attach reads "ct helper set", of one helper or out of a map.
@@ -333,17 +503,24 @@ func (d *reading) attachObject(name string, m match) {
 	}
 }
 
-// target reads the helper of iptables' target CT (struct xt_ct_target_info_v1, xt_CT.h), and
-// the targets of verdicts, which iptables-nft writes as nftables' own.
+// target reads what iptables' target CT sets (struct xt_ct_target_info_v1, xt_CT.h), and the targets of
+// verdicts, which iptables-nft writes as nftables' own.
 func (d *reading) target(a attributes) {
-	const from, to = 12, 28
+	const noTrack, from, to = 1, 12, 28
 	info := a.find(unix.NFTA_TARGET_INFO)
 	switch name := a.text(unix.NFTA_TARGET_NAME); {
 	case name == "CT" && len(info) >= to:
 		helper, _, _ := bytes.Cut(info[from:to], []byte{0})
 		if len(helper) > 0 {
-			d.act(action{match: anything, helper: &ctHelper{kind: string(helper), tcp: true}})
+			d.act(action{match: anything, helper: &ctHelper{kind: string(helper), tcp: true, template: true}})
 		}
+		if binary.NativeEndian.Uint16(info)&noTrack != 0 {
+			d.act(action{match: anything, notrack: true})
+		}
+	case name == "NOTRACK":
+		d.act(action{match: anything, notrack: true})
+	case name == "NFQUEUE":
+		d.act(action{match: anything, queue: true})
 	case name == "REJECT":
 		d.act(action{match: anything, reject: true})
 	}

@@ -57,6 +57,9 @@ func WriteText(w io.Writer, findings []Finding, colour bool) error {
 		if f.Mend != "" {
 			fmt.Fprintf(&b, "%s=> %s\n", indent, f.Mend)
 		}
+		if f.AfterReboot != "" {
+			fmt.Fprintf(&b, "%safter a reboot: %s\n", indent, f.AfterReboot)
+		}
 	}
 	_, err := io.WriteString(w, b.String())
 	return err

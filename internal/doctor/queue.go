@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"strconv"
-	"strings"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfq"
 )
@@ -27,14 +25,14 @@ func checkQueues(p *patient) []Finding {
 		number := p.config.Queue + i
 		line, bound := lines[number]
 		if !bound && p.enabled() {
-			found = append(found, problem(fmt.Sprintf("nobody serves queue %d", number),
+			found = append(found, problem(fmt.Sprintf("no program serves queue %d", number),
 				fmt.Sprintf("the helper %s makes the kernel queue FTP's packets, and do nothing with them: no connection can be opened", p.config.Helper),
 				p.command("run"))...)
 			continue
 		}
 		if !bound {
-			found = append(found, warning(fmt.Sprintf("nobody serves queue %d", number),
-				"the daemon is not running, and packets pass unread", p.command("run"))...)
+			found = append(found, problem(fmt.Sprintf("no program serves queue %d", number),
+				"the daemon is not running: control connections pass unread, and no data connection is expected", p.command("run"))...)
 			continue
 		}
 		found = append(found, p.judgeOwner(line)...)
@@ -55,42 +53,29 @@ func (p *patient) enabled() bool {
 // program is the name of this program's file.
 const program = "nfq-ftphelper"
 
-// owner is the program that has bound a queue.
-type owner struct {
-	pid     int
-	name    string
-	stopped bool // by SIGSTOP or a debugger
-	lost    int  // messages that did not fit into its socket
-}
-
-var (
-	errNoSocket = errors.New("there is no such socket")
-	errNoOwner  = errors.New("no program that can be seen from here has it")
-)
-
 func (p *patient) judgeOwner(line nfq.Status) []Finding {
 	o, err := p.owner(line.Portid)
 	switch {
-	case errors.Is(err, errNoSocket):
+	case errors.Is(err, nfq.ErrNoSocket):
 		return problem(fmt.Sprintf("queue %d is bound to netlink socket %d, which is gone", line.Number, line.Portid),
 			"packets wait for a program that is dead", p.command("run"))
-	case errors.Is(err, errNoOwner):
+	case errors.Is(err, nfq.ErrNoOwner):
 		return warning(fmt.Sprintf("queue %d is bound, but by whom can't be seen", line.Number),
 			"it may be another program than "+program+"; in a container, look from the host", "")
 	case err != nil:
 		return unread(fmt.Sprintf("who serves queue %d", line.Number), err)
-	case o.name != program:
-		return problem(fmt.Sprintf("queue %d is bound by another program: %s, process %d", line.Number, o.name, o.pid),
+	case o.Name != program:
+		return problem(fmt.Sprintf("queue %d is bound by another program: %s, process %d", line.Number, o.Name, o.PID),
 			"the daemon can't have that queue, and FTP packets go to that program",
-			fmt.Sprintf("%s run --rules --queue NUMBER, or stop process %d", program, o.pid))
-	case o.stopped:
-		return problem(fmt.Sprintf("queue %d: %s, process %d, is stopped", line.Number, o.name, o.pid),
-			"packets wait for it, and FTP connections hang", fmt.Sprintf("kill -CONT %d", o.pid))
-	case o.lost > 0:
-		return warning(fmt.Sprintf("queue %d: %d packets did not fit into the socket of %s, process %d", line.Number, o.lost, o.name, o.pid),
+			fmt.Sprintf("%s run --rules --queue NUMBER, or stop process %d", program, o.PID))
+	case o.Stopped:
+		return problem(fmt.Sprintf("queue %d: %s, process %d, is stopped", line.Number, o.Name, o.PID),
+			"packets wait for it, and FTP connections hang", fmt.Sprintf("kill -CONT %d", o.PID))
+	case o.Lost > 0:
+		return warning(fmt.Sprintf("queue %d: %d packets did not fit into the socket of %s, process %d", line.Number, o.Lost, o.Name, o.PID),
 			"they passed unread; more queues use more processors", p.moreQueues())
 	}
-	return ok("queue %d is served by %s, process %d", line.Number, o.name, o.pid)
+	return ok("queue %d is served by %s, process %d", line.Number, o.Name, o.PID)
 }
 
 func (p *patient) judgeFill(line nfq.Status) []Finding {
@@ -111,27 +96,4 @@ func (p *patient) moreQueues() string {
 	more := *p
 	more.config.Queues = 2 * max(p.config.Queues, 1)
 	return more.command("run --rules")
-}
-
-// netlinkSocket is a line of /proc/net/netlink.
-type netlinkSocket struct {
-	inode string
-	drops int
-}
-
-const netfilterProtocol = "12" // NETLINK_NETFILTER
-
-// findSocket finds the netfilter socket with a port id in the text of /proc/net/netlink
-// (netlink_native_seq_show of net/netlink/af_netlink.c).
-func findSocket(text string, portid uint32) (netlinkSocket, error) {
-	const columns = 10 // sk Eth Pid Groups Rmem Wmem Dump Locks Drops Inode
-	for row := range strings.Lines(text) {
-		f := strings.Fields(row)
-		if len(f) < columns || f[1] != netfilterProtocol || f[2] != strconv.FormatUint(uint64(portid), 10) {
-			continue
-		}
-		drops, err := strconv.Atoi(f[8])
-		return netlinkSocket{inode: f[9], drops: drops}, err
-	}
-	return netlinkSocket{}, errNoSocket
 }

@@ -1,110 +1,244 @@
 package doctor
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
+	"maps"
 	"slices"
 	"strings"
 
-	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
-
-	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
-// checkRelated looks for chains that drop what no rule accepts, and that have no rule for
-// related connections. There may be other rules that let data connections through, so it
-// is a warning.
+// mostInterfaces is up to how many interfaces rules are read for each pair; with more, conditions on
+// interfaces are taken for conditions that can't be judged.
+const mostInterfaces = 16
+
+// checkRelated looks for chains that drop related connections, as the data connections are that a helper
+// makes conntrack expect.
 func checkRelated(p *patient) []Finding {
 	rs, err := p.rulesetOnce()
 	if err != nil {
 		return unread("the ruleset", err)
 	}
+	interfaces := []string{""}
+	if found, err := p.addresses(); err == nil && len(found) > 0 && len(found) <= mostInterfaces {
+		interfaces = slices.Sorted(maps.Keys(found))
+	}
+	filters := &filters{patient: p, rs: rs, interfaces: interfaces, passes: make(map[way]bool)}
+	for _, c := range rs.chains {
+		if c.base && (c.kind == "filter" || c.kind == "route") && filtersTCP[c.hook] && c.table.name != ownTable {
+			filters.chains = append(filters.chains, c)
+		}
+	}
 	var found []Finding
 	var fine []string
-	for _, c := range rs.chains {
-		filters := c.hook == unix.NF_INET_LOCAL_IN || c.hook == unix.NF_INET_FORWARD || c.hook == unix.NF_INET_LOCAL_OUT
-		if !c.base || c.kind != "filter" || !filters || !rs.refuses(c) {
-			continue
-		}
-		accepted, onlyHelper := rs.acceptsRelated(c, p.config.Helper)
-		if accepted {
+	for _, c := range filters.chains {
+		f, dropping := filters.examine(c)
+		switch {
+		case f.Level != OK:
+			found = append(found, f)
+		case dropping:
 			fine = append(fine, c.name)
-			continue
 		}
-		what := fmt.Sprintf("table %s, chain %s drops, and has no rule that accepts related connections", c.table, c.name)
-		if onlyHelper != "" {
-			what = fmt.Sprintf("table %s, chain %s accepts related connections of the helper %q only; ours is %q", c.table, c.name, onlyHelper, p.config.Helper)
-		}
-		found = append(found, Finding{Level: Warning, What: what, Why: "data connections that are expected are dropped all the same",
-			Mend: fmt.Sprintf("nft insert rule %s %s ct state established,related accept", c.table, c.name)})
 	}
 	switch {
 	case len(found) > 0:
 		return found
 	case len(fine) == 0:
-		return ok("no chain of nftables drops all that is not accepted")
+		return ok("no chain drops data connections")
 	}
 	return ok("accepted where all else is dropped: %s", strings.Join(fine, ", "))
 }
 
-// refuses tells whether a base chain drops what none of its rules accepts: by its policy, or
-// by a rule without a condition.
-func (rs *ruleset) refuses(c chain) bool {
-	return c.drops || slices.ContainsFunc(rs.rules, func(r rule) bool {
-		return r.table == c.table && r.chain == c.name && slices.ContainsFunc(rs.actions(&r), func(a action) bool {
-			return (a.reject || a.verdict != nil && a.verdict.code == verdictDrop) && a.match.unconditional()
-		})
-	})
+var filtersTCP = map[uint32]bool{unix.NF_INET_LOCAL_IN: true, unix.NF_INET_FORWARD: true, unix.NF_INET_LOCAL_OUT: true}
+
+// noState is a bit of no state that a rule can name.
+const noState = 1 << 31
+
+// filters are the base chains that may drop packets of FTP.
+type filters struct {
+	*patient
+	rs         *ruleset
+	chains     []chain
+	interfaces []string // "" if unknown
+	passes     map[way]bool
 }
 
-func (m match) unconditional() bool {
-	return !m.other && !m.stated && !m.notTCP && m.helper == "" && m.ports == nil
+// way is a path of a family through a hook.
+type way struct {
+	hook   uint32
+	family byte
+	path   path
 }
 
-// forData tells whether the match is for data connections: these are not on single ports.
-func (m match) forData() bool {
-	return m.ports == nil || slices.ContainsFunc(m.ports, func(r rules.PortRange) bool { return r.First < r.Last })
+// A path is a way through a hook, from an interface to another one; "" is none, or unknown.
+type path struct{ in, out string }
+
+// String is empty if the interfaces are unknown.
+func (w path) String() string {
+	switch {
+	case w.in != "" && w.out != "":
+		return w.in + " to " + w.out
+	case w.in != "":
+		return "from " + w.in
+	case w.out != "":
+		return "to " + w.out
+	}
+	return ""
 }
 
-// acceptsRelated tells whether a rule accepts related connections of TCP. If it does so for
-// another helper than ours only, that is onlyHelper.
-func (rs *ruleset) acceptsRelated(c chain, ours string) (accepted bool, onlyHelper string) {
-	rs.walk(c, func(_ *rule, a action) {
-		m := a.match
-		switch {
-		case a.verdict == nil || a.verdict.code != verdictAccept, m.notTCP, m.states&expr.CtStateBitRELATED == 0:
-		case !m.stated && !m.unconditional(), !m.forData():
-		case m.helper != "" && m.helper != ours:
-			onlyHelper = m.helper
+func (f *filters) paths(hook uint32) []path {
+	var all []path
+	for _, in := range f.interfaces {
+		switch hook {
+		case unix.NF_INET_LOCAL_IN:
+			all = append(all, path{in: in})
+		case unix.NF_INET_LOCAL_OUT:
+			all = append(all, path{out: in})
 		default:
-			accepted = true
-		}
-	})
-	return accepted, onlyHelper
-}
-
-// checkLegacy says when there are rules of the old iptables, which nobody can read but it.
-func checkLegacy(p *patient) []Finding {
-	var tables []string
-	for _, file := range []string{"ip_tables_names", "ip6_tables_names"} {
-		text, err := p.readFile("/proc/thread-self/net/" + file)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // the kernel has not got it, or has not loaded it
-		}
-		if err != nil {
-			return unread("the list of iptables' tables", err)
-		}
-		for _, name := range strings.Fields(string(text)) {
-			if (name == "filter" || name == "raw") && !slices.Contains(tables, name) {
-				tables = append(tables, name)
+			for _, out := range f.interfaces {
+				if in != out || in == "" {
+					all = append(all, path{in, out})
+				}
 			}
 		}
 	}
-	if len(tables) == 0 {
-		return nil
+	if len(all) == 0 { // forwarded, but through one interface
+		all = append(all, path{f.interfaces[0], f.interfaces[0]})
 	}
-	return warning("there may be rules of iptables-legacy, which can't be read, in table "+strings.Join(tables, " and "),
-		"see for yourself that they accept RELATED, and attach no helper to FTP", "iptables-legacy-save; ip6tables-legacy-save")
+	return all
+}
+
+// lets reports whether control connections may pass all chains of a hook, over IPv4 or IPv6 where the family
+// is both.
+func (f *filters) lets(hook uint32, family byte, w path) bool {
+	if family == familyInet {
+		return f.lets(hook, familyIPv4, w) || f.lets(hook, familyIPv6, w)
+	}
+	at := way{hook, family, w}
+	passes, known := f.passes[at]
+	if !known {
+		passes = !slices.ContainsFunc(f.chains, func(c chain) bool {
+			return c.hook == hook && (c.table.family == family || c.table.family == familyInet) &&
+				!f.rs.fate(c, controlPacket(f.controlPorts(), w.in, w.out)).passes()
+		})
+		f.passes[at] = passes
+	}
+	return passes
+}
+
+// closed reports whether control connections pass nowhere: neither to this host nor through it.
+func (f *filters) closed(family byte) bool {
+	for _, hook := range []uint32{unix.NF_INET_LOCAL_IN, unix.NF_INET_FORWARD} {
+		if slices.ContainsFunc(f.paths(hook), func(w path) bool { return f.lets(hook, family, w) }) {
+			return false
+		}
+	}
+	return true
+}
+
+// examine says how a chain drops data connections, if it does. It is dropping if it drops anything
+// that no rule accepts.
+func (f *filters) examine(c chain) (found Finding, dropping bool) {
+	var lost, maybe, passive []path // on which control connections pass
+	var worst, perhaps, shut, active fate
+	for _, w := range f.paths(c.hook) {
+		data := f.rs.fate(c, dataPacket(f.config.Helper, w.in, w.out))
+		dropping = dropping || f.rs.fate(c, packet{state: noState, ports: highPorts, in: w.in, out: w.out}).dropped
+		if !data.dropped && data.perhaps == nil {
+			continue
+		}
+		// A passive data connection goes the way of the control connection, an active one the other way.
+		back := path{w.out, w.in}
+		lets := f.lets(c.hook, c.table.family, w) || c.hook == unix.NF_INET_FORWARD && f.lets(c.hook, c.table.family, back) ||
+			c.hook == unix.NF_INET_LOCAL_OUT && f.lets(unix.NF_INET_LOCAL_IN, c.table.family, path{in: w.out})
+		switch {
+		case data.dropped && f.rs.fate(c, controlPacket(f.controlPorts(), w.in, w.out)).asWell(data):
+			if other := f.rs.fate(c, dataPacket(f.config.Helper, back.in, back.out)); c.hook == unix.NF_INET_FORWARD && other.dropped {
+				passive, active = append(passive, w), other
+			}
+		case data.dropped && lets:
+			lost, worst = append(lost, w), data
+		case data.dropped:
+			shut.dropped, shut.by, shut.otherHelper = true, data.by, data.otherHelper
+		case lets:
+			maybe, perhaps = append(maybe, w), data
+		}
+	}
+	switch {
+	case len(lost) > 0:
+		return f.dropsRelated(c, worst, lost), dropping
+	case len(passive) > 0:
+		found := f.dropsRelated(c, active, passive)
+		found.Level = Warning
+		found.Why = "active FTP fails: the chain accepts connections from some addresses, but not the data connections in the other direction"
+		return found, dropping
+	case len(maybe) > 0:
+		fix := f.accepting(c, perhaps.perhaps)
+		return Finding{Level: Warning,
+			What: fmt.Sprintf("table %s, chain %s drops related connections under a condition that can't be judged: %s", c.table, c.name, f.text(perhaps.perhaps)),
+			Why:  "a data connection that meets the condition is dropped, even though the helper has made conntrack expect it",
+			Mend: fix.command, AfterReboot: fix.afterReboot, rule: perhaps.perhaps, base: &c}, dropping
+	case shut.dropped:
+		found := f.dropsRelated(c, shut, nil)
+		if !f.closed(c.table.family) {
+			found.Level = Warning
+		}
+		found.Why = fmt.Sprintf("FTP can't go through this chain: it drops new connections to %s as well. If it is to go there, accept both", portsText(f.controlPorts()))
+		return found, dropping
+	}
+	return Finding{}, dropping
+}
+
+// dropsRelated is the finding about a chain that drops the data connections of some paths, of all if there
+// is none.
+func (f *filters) dropsRelated(c chain, by fate, lost []path) Finding {
+	what := fmt.Sprintf("table %s, chain %s drops", c.table, c.name)
+	const most = 3
+	if names := pathNames(lost); len(names) > 0 && len(lost) < len(f.paths(c.hook)) {
+		more := ""
+		if len(names) > most {
+			names, more = names[:most], fmt.Sprintf(" and %d more", len(names)-most)
+		}
+		what = fmt.Sprintf("table %s, chain %s (%s%s) drops", c.table, c.name, strings.Join(names, ", "), more)
+	}
+	switch {
+	case by.otherHelper != "":
+		what = fmt.Sprintf("table %s, chain %s accepts related connections of the helper %q only; ours is %q", c.table, c.name, by.otherHelper, f.config.Helper)
+	case by.by != nil && f.names(by.by):
+		what += " related connections: " + f.text(by.by)
+	default:
+		what += ", and has no rule that accepts related connections"
+	}
+	fix := f.accepting(c, by.by)
+	return Finding{Level: Problem, What: what,
+		Why:  "FTP transfers fail: the chain drops the data connections that the helper makes conntrack expect",
+		Mend: fix.command, AfterReboot: fix.afterReboot, rule: by.by, base: &c}
+}
+
+func pathNames(paths []path) []string {
+	var names []string
+	for _, w := range paths {
+		if s := w.String(); s != "" {
+			names = append(names, s)
+		}
+	}
+	return names
+}
+
+// names reports whether a rule names states, and so drops related connections on purpose.
+func (f *filters) names(r *rule) bool {
+	return slices.ContainsFunc(f.rs.actions(r), func(a action) bool { return a.match.stated })
+}
+
+// text names a rule so that its firewall's program finds it.
+func (f *filters) text(r *rule) string {
+	if f.rs.ofIptables(r.table) {
+		spec := f.spec(r)
+		if strings.HasPrefix(spec, "-") || strings.HasPrefix(spec, "!") {
+			return fmt.Sprintf("-A %s %s", r.chain, spec)
+		}
+		return fmt.Sprintf("rule %s of chain %s", spec, r.chain)
+	}
+	return fmt.Sprintf("the rule with handle %d of chain %s", r.handle, r.chain)
 }

@@ -25,12 +25,17 @@ const (
 type tableName struct {
 	family byte
 	name   string
+	legacy bool // of iptables-legacy, which nftables does not see
 }
 
 // String returns "inet filter", say.
 func (t tableName) String() string {
 	families := map[byte]string{familyInet: "inet", familyIPv4: "ip", familyIPv6: "ip6"}
-	return families[t.family] + " " + t.name
+	name := families[t.family] + " " + t.name
+	if t.legacy {
+		name += " (iptables-legacy)"
+	}
+	return name
 }
 
 // chain is a chain, with what its hook line says if it has one.
@@ -50,6 +55,10 @@ type rule struct {
 	chain  string
 	handle uint64
 	exprs  []expression
+	// known is what the rule does, once it was read.
+	known []action
+	// spec is how iptables writes the rule, "" if unknown.
+	spec string
 }
 
 type expression struct {
@@ -61,6 +70,8 @@ type expression struct {
 type ctHelper struct {
 	kind string // of the kernel's helper, such as "ftp"
 	tcp  bool
+	// template says that conntrack attaches it later, so that it may be set before conntrack.
+	template bool
 }
 
 type objectName struct {
@@ -88,6 +99,7 @@ const (
 	verdictAccept = 1
 	verdictJump   = -3
 	verdictGoto   = -4
+	verdictReturn = -5
 )
 
 // ruleset is what is in nftables. The order of rules is that in their chains.
@@ -96,6 +108,8 @@ type ruleset struct {
 	rules    []rule
 	helpers  map[objectName]ctHelper
 	elements func(of tableName, set string) ([]element, error)
+
+	byChain map[objectName][]*rule // of chainRules
 }
 
 // ruleset implements system.
@@ -113,7 +127,7 @@ func (host) ruleset() (*ruleset, error) {
 	}{
 		{unix.NFT_MSG_GETTABLE, func(family byte, a attributes) {
 			const dormant = 1 // NFT_TABLE_F_DORMANT
-			asleep[tableName{family, a.text(unix.NFTA_TABLE_NAME)}] = a.number(unix.NFTA_TABLE_FLAGS)&dormant != 0
+			asleep[tableName{family: family, name: a.text(unix.NFTA_TABLE_NAME)}] = a.number(unix.NFTA_TABLE_FLAGS)&dormant != 0
 		}},
 		{unix.NFT_MSG_GETCHAIN, func(family byte, a attributes) { rs.chains = append(rs.chains, newChain(family, a)) }},
 		{unix.NFT_MSG_GETRULE, func(family byte, a attributes) { rs.rules = append(rs.rules, newRule(family, a)) }},
@@ -154,7 +168,7 @@ func dump(nl *netlink.Conn, message netlink.HeaderType, family byte, query []byt
 
 func newChain(family byte, a attributes) chain {
 	c := chain{
-		table: tableName{family, a.text(unix.NFTA_CHAIN_TABLE)},
+		table: tableName{family: family, name: a.text(unix.NFTA_CHAIN_TABLE)},
 		name:  a.text(unix.NFTA_CHAIN_NAME),
 		kind:  a.text(unix.NFTA_CHAIN_TYPE),
 	}
@@ -167,7 +181,7 @@ func newChain(family byte, a attributes) chain {
 }
 
 func newRule(family byte, a attributes) rule {
-	r := rule{table: tableName{family, a.text(unix.NFTA_RULE_TABLE)}, chain: a.text(unix.NFTA_RULE_CHAIN)}
+	r := rule{table: tableName{family: family, name: a.text(unix.NFTA_RULE_TABLE)}, chain: a.text(unix.NFTA_RULE_CHAIN)}
 	if handle := a.find(unix.NFTA_RULE_HANDLE); len(handle) == 8 {
 		r.handle = binary.BigEndian.Uint64(handle)
 	}
@@ -184,7 +198,7 @@ func (rs *ruleset) addObject(family byte, a attributes) {
 	}
 	data := parse(a.find(unix.NFTA_OBJ_DATA))
 	proto := data.find(unix.NFTA_CT_HELPER_L4PROTO)
-	rs.helpers[objectName{tableName{family, a.text(unix.NFTA_OBJ_TABLE)}, a.text(unix.NFTA_OBJ_NAME)}] = ctHelper{
+	rs.helpers[objectName{tableName{family: family, name: a.text(unix.NFTA_OBJ_TABLE)}, a.text(unix.NFTA_OBJ_NAME)}] = ctHelper{
 		kind: data.text(unix.NFTA_CT_HELPER_NAME),
 		tcp:  bytes.Equal(proto, []byte{unix.IPPROTO_TCP}),
 	}

@@ -1,16 +1,25 @@
 package doctor
 
 import (
+	"bytes"
+	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
 
 	"github.com/ti-mo/conntrack"
 	"golang.org/x/sys/unix"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/cthelper"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfq"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
@@ -23,7 +32,7 @@ type system interface {
 	// readFile reads a file of /proc, whose "net" is that of the calling thread.
 	readFile(name string) ([]byte, error)
 	// owner finds the program behind a netlink socket of the netfilter protocol.
-	owner(portid uint32) (owner, error)
+	owner(portid uint32) (nfq.Owner, error)
 	// addresses are those of each interface that is up, but for loopback.
 	addresses() (map[string][]netip.Addr, error)
 
@@ -37,8 +46,15 @@ type system interface {
 	// can't be had.
 	try(backend.Choice) (trial, error)
 
+	// transfers has test transfers in a copy of this network namespace. The error is why there is no copy,
+	// errNoInterface if there is nothing to copy.
+	transfers(backend.Choice) (transfers, error)
+
 	checkRules(rules.Config) error
 	ruleset() (*ruleset, error)
+	// run runs a program that changes nothing, in the network namespace of the calling thread, and returns
+	// what it prints. The error is fs.ErrNotExist if the program is missing.
+	run(program string, args ...string) (string, error)
 }
 
 // host is the system that the program runs on.
@@ -63,6 +79,29 @@ func (host) netAdmin() (bool, error) {
 
 func (host) readFile(name string) ([]byte, error) { return os.ReadFile(name) }
 
+func (host) run(program string, args ...string) (string, error) {
+	path := program
+	for _, dir := range []string{"/usr/sbin", "/sbin", "/usr/bin", "/bin"} {
+		if _, err := os.Stat(filepath.Join(dir, program)); err == nil {
+			path = filepath.Join(dir, program)
+			break
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, path, args...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if errors.Is(err, exec.ErrNotFound) {
+		return "", fmt.Errorf("%s: %w", program, fs.ErrNotExist)
+	}
+	if err != nil {
+		return "", fmt.Errorf("%s: %w: %s", program, err, strings.TrimSpace(stderr.String()))
+	}
+	return string(out), nil
+}
+
 func (host) addresses() (map[string][]netip.Addr, error) {
 	interfaces, err := net.Interfaces()
 	if err != nil {
@@ -85,6 +124,8 @@ func (host) addresses() (map[string][]netip.Addr, error) {
 	}
 	return found, nil
 }
+
+func (host) owner(portid uint32) (nfq.Owner, error) { return nfq.FindOwner(portid) }
 
 func (host) choose(w backend.Wish) (backend.Choice, error) { return backend.Choose(w, backend.Host{}) }
 

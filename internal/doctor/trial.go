@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"runtime"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/nftables"
@@ -37,14 +38,23 @@ func checkTrial(p *patient) []Finding {
 	if p.noChoice != nil {
 		return nil // checkChoice has said so
 	}
-	t, err := p.try(p.choice)
+	choice := p.choice
+	if p.wish.Monitor { // what matters is whether the daemon could help
+		w := p.wish
+		w.Monitor = false
+		var err error
+		if choice, err = p.choose(w); err != nil {
+			return problem(strings.ReplaceAll(err.Error(), "\n", "; "), "without --monitor, the daemon could help no connection", "")
+		}
+	}
+	t, err := p.try(choice)
 	if err != nil {
 		return warning(fmt.Sprintf("nothing can be tried: %v", err),
 			"whether the kernel can queue, expect and adjust is unknown",
 			"run it with CAP_SYS_ADMIN, which root has outside of containers: sudo nfq-ftphelper doctor")
 	}
 	var found []Finding
-	if !p.choice.Enabled() {
+	if !choice.Enabled() {
 		found = named("queue statement", judgeStatement(t))
 	}
 	switch {
@@ -69,7 +79,10 @@ func judgeStatement(t trial) []Finding {
 		return problem(t.noStatement.Error(), "without it no packet reaches the daemon",
 			"modprobe nft_queue || modprobe -a nft_compat xt_NFQUEUE")
 	}
-	return ok("packets are queued by nftables' %s", t.statement)
+	if t.statement == rules.Compat {
+		return ok("packets are queued by iptables' NFQUEUE target; without CONFIG_NFT_QUEUE in the kernel the .nft files cannot be loaded: use %s rules apply, or run --rules", program)
+	}
+	return ok("packets are queued by nftables' queue statement")
 }
 
 func judgeExpectation(t trial) []Finding {

@@ -155,7 +155,7 @@ func (e *Engine) label(f *flow) {
 		}
 	}
 	f.labelled = true
-	if e.config.OpaqueLabel == 0 {
+	if e.config.OpaqueLabel == 0 || e.config.Monitor {
 		return
 	}
 	if err := e.config.Conntrack.Update(&f.master, expect.Update{SetLabel: e.config.OpaqueLabel}); err != nil {
@@ -200,10 +200,14 @@ func (e *Engine) announced(f *flow, a announcement, err error) {
 	if !e.vouches(f, a.dir, a.at.Addr()) {
 		x = expect.Elsewhere(&f.master, a.dir, a.at)
 	}
-	err = e.install(f, a, x)
+	install := e.install
+	if e.config.Monitor {
+		install = e.wouldInstall
+	}
+	err = install(f, a, x)
 	for try := 1; errors.Is(err, expect.ErrPortTaken) && x.NAT && try < expect.MaxTries; try++ {
 		x = x.WithAnyPort()
-		err = e.install(f, a, x)
+		err = install(f, a, x)
 	}
 	if err != nil {
 		e.stats.Failed++
@@ -212,10 +216,15 @@ func (e *Engine) announced(f *flow, a announcement, err error) {
 		e.tell(ev)
 		return
 	}
-	e.stats.Expectations++
+	ev.Kind, ev.Advertised, ev.Expected = Expected, e.told(f, a, x), x.Dst
+	if e.config.Monitor {
+		e.stats.WouldOpen++
+		ev.Kind = WouldOpen
+	} else {
+		e.stats.Expectations++
+	}
 	f.expected++
-	ev.Kind, ev.Told, ev.Expected = Expected, e.told(f, a, x), x.Dst
-	f.last.Told = ev.Told.Port()
+	f.last.Advertised = ev.Advertised.Port()
 	e.tell(ev)
 }
 
@@ -270,6 +279,14 @@ func (e *Engine) install(f *flow, a announcement, x expect.Expectation) error {
 		}
 		f.mayResize = false
 	}
+}
+
+// wouldInstall returns the error that install would return before it calls conntrack: the line cannot be
+// edited. It changes nothing.
+func (e *Engine) wouldInstall(f *flow, a announcement, x expect.Expectation) error {
+	s := side{held: f.sides[a.dir].held, gone: a.line.Seq}
+	_, err := e.edit(&s, a, e.told(f, a, x), f.mayResize)
+	return err
 }
 
 // update returns what conntrack has to know of the line, which was edited, and changed its length,

@@ -45,6 +45,10 @@ type Config struct {
 	// OpaqueLabel is the bit of the conntrack label that makes the rules queue nothing more of
 	// a connection, 1 to 127. 0 means that there is none.
 	OpaqueLabel int
+	// Monitor has the engine decide as usual, and open and change nothing: every packet passes
+	// unchanged and at once, and of conntrack only Lookup is called. What it would have opened are
+	// WouldOpen events.
+	Monitor bool
 	// HoldTime is for how long a packet waits at most for the rest of a line that may have
 	// to be rewritten. 0 means DefaultHoldTime.
 	HoldTime time.Duration
@@ -81,11 +85,12 @@ type Stats struct {
 	Endpoints    [NumVerbs]uint64 // read
 	Expectations uint64           // of these, installed
 	Edits        uint64           // lines rewritten
+	WouldOpen    uint64           // of these, allowed by an engine that only monitors
 	Failed       uint64           // endpoints that were allowed, but could not be installed or rewritten
 	Held         uint64           // packets that had to wait for others
 	GaveUp       uint64           // times that they waited in vain
 	// Refused counts the endpoints that were read, but not allowed; the index is the Reason.
-	Refused [len(reasonTexts)]uint64
+	Refused [numReasons]uint64
 }
 
 // Engine handles the packets of one queue.
@@ -193,7 +198,7 @@ func (e *Engine) begin(verdicts []Verdict) {
 // acknowledge takes note of what the packet acknowledges.
 func (e *Engine) acknowledge(f *flow, dir expect.Direction) {
 	ack, ok := e.pkt.Ack()
-	if !ok {
+	if !ok || e.config.Monitor { // it may count the bytes of another helper's rewrites
 		return
 	}
 	dir = dir.Other()
@@ -257,7 +262,7 @@ func (e *Engine) countUnchanged(v Verdict) {
 // render returns the packet as the other side is to see it, or nil if it is to stay as it is.
 func (e *Engine) render(p *mangle.Packet, f *flow, dir expect.Direction) []byte {
 	s, kernel := &f.sides[dir], f.master.SeqAdj[dir]
-	if s.edits.Len() == 0 && kernel.Before == kernel.After || p.Seq().Before(s.begun) {
+	if e.config.Monitor || s.edits.Len() == 0 && kernel.Before == kernel.After || p.Seq().Before(s.begun) {
 		return nil
 	}
 	first, payload, changed := s.edits.Render(e.payload[:0], p.Seq(), p.Payload())

@@ -61,8 +61,14 @@ func (w *world) restart(change ...func(*engine.Config)) {
 	log := slog.New(slog.NewTextHandler(&w.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	c := engine.Config{
 		Conntrack: w.ct,
-		Observe:   func(ev *engine.Event) { ev.Log(log) },
-		Now:       func() time.Time { return w.now },
+		Observe: func(ev *engine.Event) {
+			level := ev.Kind.Level()
+			if ev.Again {
+				level = slog.LevelDebug
+			}
+			ev.Log(log, level)
+		},
+		Now: func() time.Time { return w.now },
 	}
 	for _, f := range change {
 		f(&c)
@@ -574,7 +580,7 @@ func TestEncrypted(t *testing.T) {
 			t.Errorf("%q came out as %q", text, got)
 		}
 	}
-	if w.ct.Installed != nil || w.logged("encrypted") != 1 || len(labels(w.entry)) != 1 {
+	if w.ct.Installed != nil || w.logged("kind=encrypted") != 1 || len(labels(w.entry)) != 1 {
 		t.Errorf("expected %v, log:\n%s", w.ct.Installed, &w.log)
 	}
 }

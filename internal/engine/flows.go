@@ -4,28 +4,16 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 )
 
-// State is what becomes of the text of a control connection.
-type State uint8
-
-// The states.
-const (
-	StateRead      State = iota // it is read
-	StateEncrypted              // it is encrypted, and passes unread
-	StateIgnored                // it is not FTP, and passes unread
-)
-
-// String returns the state as one word.
-func (s State) String() string { return [...]string{"read", "encrypted", "ignored"}[s] }
-
 // Flow is what is known of a control connection that has been seen. It may be over: the engine does
 // not see ends, and forgets when it needs the room.
 type Flow struct {
 	// Tuples are those of its conntrack entry.
 	Tuples [2]expect.Tuple
 	State  State
-	// SameLength is set where the kernel adjusts no sequence numbers, so that lines keep their length.
-	SameLength bool
-	// Expected is how many of its data connections were expected.
+	// Sequence says what keeps its sequence numbers right.
+	Sequence Sequence
+	// Expected is how many of its data connections were expected, or would have been, if it is
+	// monitored.
 	Expected uint32
 	// Refused is how many of its endpoints were refused, or could not be opened.
 	Refused uint32
@@ -38,8 +26,8 @@ type Last struct {
 	Verb Verb
 	// Announced is the port announced.
 	Announced uint16
-	// Told is the port that the other side was told, 0 if the endpoint was not opened.
-	Told uint16
+	// Advertised is the port that the other side reads, 0 if the endpoint was not opened.
+	Advertised uint16
 }
 
 // Master returns the control connection of the flow.
@@ -63,7 +51,7 @@ func (e *Engine) AppendFlows(flows []Flow, from uint32, n int) ([]Flow, uint32) 
 		if f.unknown {
 			continue
 		}
-		flows = append(flows, f.public())
+		flows = append(flows, f.public(e.config.Monitor))
 	}
 	if from >= places {
 		from = 0
@@ -71,13 +59,19 @@ func (e *Engine) AppendFlows(flows []Flow, from uint32, n int) ([]Flow, uint32) 
 	return flows, from
 }
 
-func (f *flow) public() Flow {
+func (f *flow) public(monitor bool) Flow {
 	state := StateRead
 	switch {
 	case f.opaque && f.auth:
 		state = StateEncrypted
 	case f.opaque:
 		state = StateIgnored
+	case monitor:
+		state = StateMonitored
 	}
-	return Flow{Tuples: f.master.Tuples, State: state, SameLength: !f.mayResize, Expected: f.expected, Refused: f.refused, Last: f.last}
+	sequence := SameLength
+	if f.mayResize {
+		sequence = Kernel
+	}
+	return Flow{Tuples: f.master.Tuples, State: state, Sequence: sequence, Expected: f.expected, Refused: f.refused, Last: f.last}
 }

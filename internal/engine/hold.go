@@ -44,7 +44,7 @@ func (e *Engine) barrier(f *flow, dir expect.Direction) parse.Seq {
 	s := &f.sides[dir]
 	expected := s.stream.Expected()
 	line := s.stream.Pending()
-	if len(line.Text) == 0 {
+	if len(line.Text) == 0 || e.config.Monitor {
 		return expected
 	}
 	at := len(line.Text)
@@ -94,7 +94,7 @@ func (e *Engine) hold(id uint32, f *flow, dir expect.Direction) {
 		s.deadline = e.config.Now().Add(e.config.HoldTime)
 		e.waiting = append(e.waiting, waiting{f.number, dir, s.deadline})
 	}
-	h := heldPacket{id: id, left: !e.rewrites(f)}
+	h := heldPacket{id: id, left: e.config.Monitor || !e.rewrites(f)}
 	if h.left {
 		e.letGo(id, &e.pkt, f, dir)
 	}

@@ -42,45 +42,6 @@ func (p Policy) allows(a netip.Addr) bool {
 	return p.Loose || slices.ContainsFunc(p.Allowed, func(n netip.Prefix) bool { return n.Contains(a) })
 }
 
-// Reason is why an announced endpoint is not opened. Its line is let go as it is.
-type Reason uint8
-
-// The reasons, in the order in which they are looked for.
-const (
-	allowed      Reason = iota
-	Unasked             // a 227 or 229 without a PASV or EPSV
-	NotGreeted          // a PORT or EPRT before the server has greeted
-	Midstream           // a PORT or EPRT where no line may begin
-	AfterEPSVALL        // a PORT or EPRT after EPSV ALL
-	NotPeer             // somebody else's address
-	LowPort             // a port below Policy.MinPort
-	TooMany             // more than Policy.Rate
-	failed              // allowed, but the kernel did not do it
-)
-
-var reasonTexts = [...]struct{ label, text string }{
-	allowed:      {"allowed", "allowed"},
-	Unasked:      {"unasked", "no PASV or EPSV asked for it"},
-	NotGreeted:   {"not_greeted", "the server has not greeted yet"},
-	Midstream:    {"midstream", "it is not certain that a line begins there: the connection was not seen from its beginning"},
-	AfterEPSVALL: {"after_epsv_all", "the client has promised to use nothing but EPSV (EPSV ALL)"},
-	NotPeer:      {"not_peer", "the address is not that of the one who announces it"},
-	LowPort:      {"low_port", "the port is below the lowest one allowed"},
-	TooMany:      {"too_many", "too many data connections have been announced for this client within a second"},
-	failed:       {"failed", "failed"},
-}
-
-// String returns the reason as part of a sentence.
-func (r Reason) String() string { return reasonTexts[r].text }
-
-// Label returns the reason as one word.
-func (r Reason) Label() string { return reasonTexts[r].label }
-
-// Reasons returns all reasons for which an endpoint is refused.
-func Reasons() []Reason {
-	return []Reason{Unasked, NotGreeted, Midstream, AfterEPSVALL, NotPeer, LowPort, TooMany}
-}
-
 // judge decides whether the endpoint that is announced may be opened: RFC 2577 on bounce attacks, RFC 2428 section 4 on EPSV ALL, and that the line is
 // what it seems to be.
 func (e *Engine) judge(f *flow, a announcement) Reason {

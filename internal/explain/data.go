@@ -135,7 +135,7 @@ func (c *Connection) announced(port uint16, before time.Duration) *Line {
 			if l.event == nil || l.event.Kind == engine.Unreadable || l.step.at > before {
 				continue
 			}
-			if (l.event.Announced.Port() == port || l.event.Told.Port() == port) && (last == nil || last.step.at < l.step.at) {
+			if (l.event.Announced.Port() == port || l.event.Advertised.Port() == port) && (last == nil || last.step.at < l.step.at) {
 				last = l
 			}
 		}
@@ -171,7 +171,7 @@ func (d *Data) diagnose(r *Report) {
 	l := c.announced(dst.Port(), d.at)
 	switch {
 	case l != nil && l.event.Kind == engine.Refused:
-		d.diagnosis = fmt.Sprintf("%s announced it, and was refused: %s", l.name(), l.event.Reason)
+		d.diagnosis = fmt.Sprintf("%s announced it, and was refused: %s", l.name(), l.event.Reason.Sentence())
 		d.mend = mend(l, c)
 	case l != nil && l.event.Kind == engine.Failed:
 		d.diagnosis = fmt.Sprintf("%s announced it, but could not be helped: %v", l.name(), l.event.Err)

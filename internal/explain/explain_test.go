@@ -641,9 +641,14 @@ func FuzzExplain(f *testing.F) {
 			}
 			return
 		}
-		if err := r.WriteText(io.Discard); err != nil {
+		if err := errors.Join(r.WriteText(io.Discard), r.WriteJSON(io.Discard)); err != nil {
 			t.Error(err)
 		}
+		all, err := r.Ladder(0)
+		if err != nil {
+			t.Error(err)
+		}
+		wantXML(t, all)
 		for i := range r.Connections {
 			drawn, err := r.Ladder(i + 1)
 			if err != nil {

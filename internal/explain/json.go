@@ -169,7 +169,7 @@ func (c *Connection) jsonLine(l *Line, text string) jsonLine {
 			j.Announced = &e.Announced
 		}
 		if e.Kind == engine.Refused {
-			j.Reason, j.Why, j.Fix = e.Reason.Label(), e.Reason.String(), mend(l, c)
+			j.Reason, j.Why, j.Fix = e.Reason.String(), e.Reason.Sentence(), mend(l, c)
 		} else if e.Err != nil {
 			j.Why = e.Err.Error()
 		}

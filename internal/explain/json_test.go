@@ -84,7 +84,7 @@ func TestSchema(t *testing.T) {
 	}
 	var reasons []string
 	for _, r := range engine.Reasons() {
-		reasons = append(reasons, r.Label())
+		reasons = append(reasons, r.String())
 	}
 	if documented := words["connections[].lines[].reason"]; !slices.Equal(slices.Sorted(slices.Values(documented)), slices.Sorted(slices.Values(reasons))) {
 		t.Errorf("documented are the reasons %q, and there are %q", documented, reasons)

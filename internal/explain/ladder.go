@@ -364,7 +364,7 @@ func (d *drawing) lineNotes(l *Line) {
 		if d.c.would {
 			refused = "would be refused"
 		}
-		d.note(fmt.Sprintf("%s %s: %s", l.event.Announced, refused, l.event.Reason), lostInk)
+		d.note(fmt.Sprintf("%s %s: %s", l.event.Announced, refused, l.event.Reason.Sentence()), lostInk)
 	case engine.Failed:
 		d.note(fmt.Sprintf("%s cannot be helped: %v", l.event.Announced, l.event.Err), lostInk)
 	case engine.Unreadable:

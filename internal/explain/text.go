@@ -217,7 +217,7 @@ func (c *Connection) outcome(l *Line) []string {
 	}
 	switch l.event.Kind {
 	case engine.Refused:
-		says = append(says, fmt.Sprintf("%s %s: %s", c.verb("refuses"), l.event.Announced, l.event.Reason))
+		says = append(says, fmt.Sprintf("%s %s: %s", c.verb("refuses"), l.event.Announced, l.event.Reason.Sentence()))
 		if m := mend(l, c); m != "" {
 			says = append(says, "=> "+m)
 		}

@@ -50,7 +50,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 var (
 	packets      = desc("packets_total", "Packets that were read and let go: accepted as they came, changed, or unread, since conntrack did not know their connection or they were no whole TCP packets.", "queue", "verdict")
 	endpoints    = desc("endpoints_total", "Addresses and ports for data connections that were announced, by the command (PORT, EPRT) or the answer (227, 229) that did.", "verb")
-	expectations = desc("expectations_total", "Data connections that were allowed: installed in conntrack as expected, or failed.", "result")
+	expectations = desc("expectations_total", "Data connections that were allowed: expected by conntrack, failed, or, with --monitor, not opened.", "result")
 	refusals     = desc("refusals_total", "Announced addresses and ports that were not allowed, by the reason.", "reason")
 	edits        = desc("edits_total", "Control lines in which an address or port was rewritten.")
 	holds        = desc("holds_total", "Packets that had to wait for others, such as for the rest of a line.")
@@ -61,12 +61,13 @@ var (
 	handling     = desc("packet_handling_seconds", "How long packets took from their receipt to their verdict, or until they had to wait.", "queue")
 	tracked      = desc("tracked_connections", "Control connections in the table. Some of them may be over, or unknown to conntrack.", "queue")
 	ready        = desc("ready", "1 if all queues are served, and the rules, if they were as expected at the start, still are.")
+	monitor      = desc("monitor", "1 if the daemon only monitors (--monitor): it opens and changes nothing.")
 	buildInfo    = desc("build_info", "Always 1. The labels say what was built.", "version", "goversion")
 )
 
 // Handler returns what serves the metrics of a daemon, in the format that the client asks for. A
-// daemon that does not answer in time fails the request.
-func Handler(d Daemon, version string) http.Handler {
+// daemon that does not answer in time fails the request. Monitors says that it opens and changes nothing.
+func Handler(d Daemon, version string, monitors bool) http.Handler {
 	process := prometheus.NewRegistry()
 	process.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -78,7 +79,7 @@ func Handler(d Daemon, version string) http.Handler {
 			return
 		}
 		now := prometheus.NewRegistry()
-		now.MustRegister(snapshot{queues, d.Ready(ctx) == nil, version})
+		now.MustRegister(snapshot{queues, d.Ready(ctx) == nil, monitors, version})
 		// Compression would take more memory than all the rest of the daemon.
 		promhttp.HandlerFor(prometheus.Gatherers{now, process}, promhttp.HandlerOpts{DisableCompression: true}).ServeHTTP(w, r)
 	})
@@ -86,9 +87,10 @@ func Handler(d Daemon, version string) http.Handler {
 
 // snapshot is what a daemon has said of itself.
 type snapshot struct {
-	queues  []Queue
-	ready   bool
-	version string
+	queues   []Queue
+	ready    bool
+	monitors bool
+	version  string
 }
 
 // Describe implements prometheus.Collector.
@@ -104,9 +106,9 @@ func (s snapshot) Collect(to chan<- prometheus.Metric) {
 	}
 	for _, q := range s.queues {
 		number := strconv.Itoa(int(q.Number))
-		count(packets, q.Unchanged, number, "accepted")
-		count(packets, q.Changed, number, "changed")
-		count(packets, q.Unknown+q.Malformed, number, "unread")
+		count(packets, q.Unchanged, number, engine.Accepted.String())
+		count(packets, q.Changed, number, engine.Changed.String())
+		count(packets, q.Unknown+q.Malformed, number, engine.Unread.String())
 		count(overflows, q.Overflows, number)
 		if k := q.Kernel; k != nil {
 			metric(waiting, prometheus.GaugeValue, float64(k.Waiting), number)
@@ -120,16 +122,21 @@ func (s snapshot) Collect(to chan<- prometheus.Metric) {
 		count(endpoints, all.Endpoints[v], v.String())
 	}
 	for _, r := range engine.Reasons() {
-		count(refusals, all.Refused[r], r.Label())
+		count(refusals, all.Refused[r], r.String())
 	}
-	count(expectations, all.Expectations, "installed")
-	count(expectations, all.Failed, "failed")
+	count(expectations, all.Expectations, engine.Expected.String())
+	count(expectations, all.WouldOpen, engine.WouldOpen.String())
+	count(expectations, all.Failed, engine.Failed.String())
 	count(edits, all.Edits)
 	count(holds, all.Held)
 	count(gaveUp, all.GaveUp)
-	metric(ready, prometheus.GaugeValue, map[bool]float64{true: 1}[s.ready])
+	metric(ready, prometheus.GaugeValue, truth[s.ready])
+	metric(monitor, prometheus.GaugeValue, truth[s.monitors])
 	metric(buildInfo, prometheus.GaugeValue, 1, s.version, runtime.Version())
 }
+
+// truth is how a gauge says yes.
+var truth = map[bool]float64{true: 1}
 
 // sum adds up what is told of all queues together.
 func sum(queues []Queue) (all engine.Stats) {
@@ -141,6 +148,7 @@ func sum(queues []Queue) (all engine.Stats) {
 			all.Refused[r] += q.Refused[r]
 		}
 		all.Expectations += q.Expectations
+		all.WouldOpen += q.WouldOpen
 		all.Failed += q.Failed
 		all.Edits += q.Edits
 		all.Held += q.Held

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -28,14 +29,14 @@ func (f fake) Ready(context.Context) error             { return f.sleeps }
 func ask(t *testing.T, d fake) *httptest.ResponseRecorder {
 	t.Helper()
 	w := httptest.NewRecorder()
-	Handler(d, "v1.2.3").ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
+	Handler(d, "v1.2.3", true).ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
 	return w
 }
 
 // TestHandler wants numbers of one queue to be by queue, and others to be summed up.
 func TestHandler(t *testing.T) {
 	first := Queue{Number: 7, Tracked: 3, Overflows: 4, Kernel: &nfq.Status{Waiting: 5, Full: 6, Lost: 1}}
-	first.Stats = engine.Stats{Packets: 100, Unknown: 1, Malformed: 2, Changed: 10, Unchanged: 80, Expectations: 11, Failed: 12, Edits: 13, Held: 14, GaveUp: 15}
+	first.Stats = engine.Stats{Packets: 100, Unknown: 1, Malformed: 2, Changed: 10, Unchanged: 80, Expectations: 11, Failed: 12, WouldOpen: 19, Edits: 13, Held: 14, GaveUp: 15}
 	first.Endpoints[engine.Verb229], first.Refused[engine.NotPeer] = 16, 17
 	first.Handling.Sum = 1500 * time.Millisecond
 	for i := range first.Handling.Counts {
@@ -49,13 +50,13 @@ func TestHandler(t *testing.T) {
 		`packets_total{queue="7",verdict="accepted"} 80`, `packets_total{queue="7",verdict="changed"} 10`, `packets_total{queue="7",verdict="unread"} 3`,
 		`packets_total{queue="8",verdict="accepted"} 1`, `tracked_connections{queue="7"} 3`, `queue_overflows_total{queue="7"} 4`,
 		`queue_waiting{queue="7"} 5`, `queue_dropped_total{queue="7"} 7`,
-		`expectations_total{result="installed"} 12`, `expectations_total{result="failed"} 13`, `edits_total 14`, `holds_total 15`, `holds_gave_up_total 16`,
+		`expectations_total{result="expected"} 12`, `expectations_total{result="failed"} 13`, `expectations_total{result="would-open"} 19`, `edits_total 14`, `holds_total 15`, `holds_gave_up_total 16`,
 		`endpoints_total{verb="229"} 17`, `endpoints_total{verb="PORT"} 0`, `refusals_total{reason="not_peer"} 18`, `refusals_total{reason="unasked"} 0`,
 		// Less than 1024 ns, less than 2048 ns, less than 1024 ns << 15, and all.
 		`packet_handling_seconds_bucket{queue="7",le="1.024e-06"} 1`, `packet_handling_seconds_bucket{queue="7",le="2.048e-06"} 3`,
 		`packet_handling_seconds_bucket{queue="7",le="0.033554432"} 65535`, `packet_handling_seconds_bucket{queue="7",le="+Inf"} 131071`,
 		`packet_handling_seconds_sum{queue="7"} 1.5`, `packet_handling_seconds_count{queue="7"} 131071`,
-		`ready 1`,
+		`ready 1`, `monitor 1`,
 	} {
 		if !strings.Contains(text, "\n"+prefix+line+"\n") {
 			t.Errorf("there is no %s in\n%s", line, text)
@@ -66,6 +67,11 @@ func TestHandler(t *testing.T) {
 	}
 	if !strings.Contains(text, `",version="v1.2.3"} 1`+"\n") {
 		t.Error("there is no version")
+	}
+	for _, label := range regexp.MustCompile(`(\w+)="([^"]*)"`).FindAllStringSubmatch(text, -1) {
+		if err := engine.IsWord(label[1], label[2]); err != nil {
+			t.Error(err)
+		}
 	}
 	problems, err := promlint.New(strings.NewReader(text)).Lint()
 	if err != nil || len(problems) > 0 {

@@ -225,7 +225,7 @@ func (q *Queue) wake() {
 		return
 	}
 	if err := unix.Send(q.fd, noop, 0); err != nil {
-		q.log.Error("receiving cannot be interrupted", "queue", q.num, "reason", err)
+		q.log.Error("receiving cannot be interrupted", "queue", q.num, "why", err)
 	}
 }
 
@@ -334,7 +334,7 @@ func (q *Queue) answer(m message) error {
 	case m.sequence == bindSequence:
 		q.bound = true
 		if q.small != nil {
-			q.log.Warn("receive buffer of the queue stays at the system's default", "queue", q.num, "reason", q.small)
+			q.log.Warn("receive buffer of the queue stays at the system's default", "queue", q.num, "why", q.small)
 		}
 		close(q.ready)
 	}
@@ -411,18 +411,29 @@ func (q *Queue) due() error {
 
 // bindError says why the queue could not be had. The kernel says EPERM for two reasons.
 func (q *Queue) bindError(err error) error {
-	switch {
-	case !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EBUSY):
+	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EBUSY) {
 		return fmt.Errorf("bind %s: %w", q, err)
-	case q.taken():
-		return fmt.Errorf("bind %s: another program is bound to it (second column of /proc/net/netfilter/nfnetlink_queue): stop that or choose another number with --queue", q)
+	}
+	if taken := Free(q.num); taken != nil {
+		return taken
+	}
+	if _, err := ReadStatus(); err != nil {
+		return fmt.Errorf("bind %s: not permitted: another program is bound to it, which cannot be seen from here, or CAP_NET_ADMIN is missing: see the first two columns of /proc/net/netfilter/nfnetlink_queue as root", q)
 	}
 	return fmt.Errorf("bind %s: not permitted: run as root or with CAP_NET_ADMIN", q)
 }
 
-// taken looks the queue up in the kernel's list of those that are bound.
-func (q *Queue) taken() bool {
+// Free returns an error that names the program which has bound the queue, as far as it can be seen. It
+// returns nil if no program has, or if that cannot be seen either.
+func Free(number uint16) error {
 	bound, err := ReadStatus()
-	_, taken := bound[q.num]
-	return err == nil && taken
+	status, taken := bound[number]
+	if err != nil || !taken {
+		return nil
+	}
+	who := fmt.Sprintf("which cannot be seen from here (netlink port %d, see /proc/net/netlink)", status.Portid)
+	if o, err := FindOwner(status.Portid); err == nil {
+		who = fmt.Sprintf("%s (process %d)", o.Name, o.PID)
+	}
+	return fmt.Errorf("bind queue %d: another program is bound to it, %s: stop that, or choose another number with --queue", number, who)
 }

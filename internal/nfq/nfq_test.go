@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"regexp"
 	"strconv"
 	"strings"
@@ -15,6 +17,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfq"
@@ -371,14 +375,53 @@ func TestLater(t *testing.T) {
 	}
 }
 
+// TestOwner finds this process behind sockets, of which the first may have its number.
+func TestOwner(t *testing.T) {
+	err := newLab(t).host.Do(func() error {
+		for range 2 {
+			fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(fd)
+			if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+				return err
+			}
+			at, err := unix.Getsockname(fd)
+			if err != nil {
+				return err
+			}
+			portid := at.(*unix.SockaddrNetlink).Pid
+			o, err := nfq.FindOwner(portid)
+			if err != nil || o.PID != os.Getpid() || o.Name != "nfq.test" || o.Stopped || o.Lost != 0 {
+				t.Errorf("port id %d: %+v, %v", portid, o, err)
+			}
+		}
+		if o, err := nfq.FindOwner(1); !errors.Is(err, nfq.ErrNoSocket) {
+			t.Errorf("%+v, %v", o, err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
 // TestTaken says what a second program on the same queue is told.
 func TestTaken(t *testing.T) {
 	l := newLab(t)
 	stop, _ := l.serve(&handler{})
 	second := nfq.New(7, &handler{}, slog.New(slog.DiscardHandler))
 	err := l.host.Do(func() error { return second.Run(t.Context()) })
-	if err == nil || !strings.Contains(err.Error(), "another program is bound to it") {
+	want := fmt.Sprintf("bind queue 7: another program is bound to it, nfq.test (process %d): stop that, or choose another number with --queue", os.Getpid())
+	if err == nil || err.Error() != want {
 		t.Errorf("the second one got %v", err)
+	}
+	if err := l.host.Do(func() error { return nfq.Free(7) }); err == nil || err.Error() != want {
+		t.Errorf("it is not free: %v", err)
+	}
+	if err := l.host.Do(func() error { return nfq.Free(8) }); err != nil {
+		t.Errorf("another one is free: %v", err)
 	}
 	// The first one is unharmed.
 	client, server := l.connect("127.0.0.1")

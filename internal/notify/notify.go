@@ -97,7 +97,7 @@ func (m *Manager) Watch(ctx context.Context, answer func(context.Context) error,
 	defer tick.Stop()
 	for {
 		if err := m.watch(ctx, answer, period/2); err != nil && ctx.Err() == nil {
-			log.Error("no sign of life is given to the service manager, which will soon end the daemon", "reason", err)
+			log.Error("no sign of life is given to the service manager, which will soon end the daemon", "why", err)
 		}
 		select {
 		case <-ctx.Done():

@@ -34,7 +34,7 @@ nfq_ftphelper_packets_total{queue="100",verdict="accepted"} %d
 nfq_ftphelper_packets_total{queue="101",verdict="changed"} %d
 nfq_ftphelper_packets_total{queue="101",verdict="unread"} 0
 # TYPE nfq_ftphelper_expectations_total counter
-nfq_ftphelper_expectations_total{result="installed"} %d
+nfq_ftphelper_expectations_total{result="expected"} %d
 nfq_ftphelper_expectations_total{result="failed"} 3
 # TYPE nfq_ftphelper_refusals_total counter
 nfq_ftphelper_refusals_total{reason="low_port"} %d

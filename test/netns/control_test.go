@@ -102,13 +102,13 @@ func TestMetrics(t *testing.T) {
 		want[fmt.Sprintf("endpoints_total{verb=%q}", verb)] = 0
 	}
 	for _, r := range engine.Reasons() {
-		want[fmt.Sprintf("refusals_total{reason=%q}", r.Label())] = 0
+		want[fmt.Sprintf("refusals_total{reason=%q}", r)] = 0
 	}
 	for _, series := range []string{
 		ofQueue("packets_total", accepted), ofQueue("packets_total", changed), ofQueue("packets_total", unread),
 		ofQueue("packet_handling_seconds"), ofQueue("tracked_connections"),
 		ofQueue("queue_waiting"), ofQueue("queue_dropped_total"), ofQueue("queue_overflows_total"),
-		`expectations_total{result="installed"}`, `expectations_total{result="failed"}`,
+		`expectations_total{result="expected"}`, `expectations_total{result="failed"}`, `expectations_total{result="would-open"}`, "monitor",
 		"edits_total", "holds_total", "holds_gave_up_total",
 	} {
 		want[series] = 0
@@ -144,7 +144,7 @@ func TestMetrics(t *testing.T) {
 	for series, n := range map[string]float64{
 		`endpoints_total{verb="PORT"}`: rounds + 4, `endpoints_total{verb="EPRT"}`: rounds, `endpoints_total{verb="227"}`: rounds, `endpoints_total{verb="229"}`: rounds,
 		`refusals_total{reason="low_port"}`: 1, `refusals_total{reason="not_peer"}`: 2,
-		`expectations_total{result="installed"}`: 4*rounds + 1, "edits_total": rewritten, "holds_total": 1,
+		`expectations_total{result="expected"}`: 4*rounds + 1, "edits_total": rewritten, "holds_total": 1,
 		ofQueue("packets_total", accepted): float64(packets - rewritten), ofQueue("packets_total", changed): rewritten,
 		ofQueue("packet_handling_seconds"): float64(packets), ofQueue("tracked_connections"): 1,
 	} {
@@ -200,7 +200,7 @@ func TestMetrics(t *testing.T) {
 	if err := d.Ready(ctx); err != nil {
 		t.Error(err)
 	}
-	if _, err := router.Run(ctx, "", "nft", "delete", "table", "inet", "nfq_ftphelper"); err != nil {
+	if _, err := router.Run(ctx, "", "nft", "flush", "chain", "inet", "nfq_ftphelper", "control"); err != nil {
 		t.Fatal(err)
 	}
 	if err := d.Ready(ctx); err == nil || !strings.Contains(err.Error(), "the daemon says: ") {

@@ -101,6 +101,24 @@ func TestDaemonGone(t *testing.T) {
 	}
 }
 
+// TestQueueTaken starts a second daemon on the same queue: it names the first one.
+func TestQueueTaken(t *testing.T) {
+	t.Parallel()
+	host := newRouter(t, "host", Ours, 21)
+	queues, err := host.QueuedByQueue()
+	if err != nil || len(queues) != 1 {
+		t.Fatalf("%v, queues %v", err, queues)
+	}
+	for number := range queues {
+		want := fmt.Sprintf("nfq-ftphelper: bind queue %d: another program is bound to it, nfq-ftphelper (process %d): stop that, or choose another number with --queue",
+			number, host.DaemonProcess().Pid())
+		output, err := host.Run(testContext(t, 20*time.Second), "", host.daemon.Binary, "run", "--rules", "--queue", strconv.Itoa(number), "--control", "")
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v\n%s\nwant %s", err, output, want)
+		}
+	}
+}
+
 var countInLog = regexp.MustCompile(`\b(\w+)=(\d+)\b`)
 
 // stopAndCount stops a router's daemon and returns what it has counted in all queues, by the

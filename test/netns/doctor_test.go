@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -111,7 +113,7 @@ func TestDoctorFindings(t *testing.T) {
 					t.Fatal(err)
 				}
 			},
-			`warning  queue +nobody serves queue \d+`, `nfq-ftphelper run`,
+			`problem  queue +no program serves queue \d+`, `nfq-ftphelper run`,
 		},
 		"daemon stopped": {stopDaemon, `problem  queue +queue \d+: nfq-ftphelper, process \d+, is stopped`, `kill -CONT \d+`},
 		"another program": {
@@ -126,7 +128,7 @@ func TestDoctorFindings(t *testing.T) {
 		"helper after NAT": {
 			nft(`table inet mine { ct helper h { type "sane" protocol tcp; }; chain pre { type filter hook prerouting priority 0; tcp dport 21 ct helper set "h"; }; }`),
 			`problem  helper priority +table inet mine, chain pre \(prerouting priority 0, after NAT\): helper "sane" for port 21`,
-			`in chain pre: type filter hook prerouting priority -150;`,
+			`nft delete rule inet mine pre handle \d+`,
 		},
 		"kernel's helper": {
 			nft(`table ip mine { ct helper h { type "ftp" protocol tcp; }; chain pre { type filter hook prerouting priority -160; tcp dport 21 ct helper set "h"; }; }`),
@@ -135,7 +137,11 @@ func TestDoctorFindings(t *testing.T) {
 		},
 		"no related": {
 			nft(`flush chain inet filter forward; add rule inet filter forward ct state established accept; add rule inet filter forward ct state new tcp dport @ftp accept`),
-			`warning  related +table inet filter, chain forward drops`, `nft insert rule inet filter forward ct state established,related accept`,
+			`problem  related +table inet filter, chain forward drops`, `nft insert rule inet filter forward ct state established,related accept`,
+		},
+		"not tracked": {
+			nft(`table inet mine { chain pre { type filter hook prerouting priority raw; tcp dport 21 notrack; }; }`),
+			`problem  notrack +table inet mine, chain pre hides connections to port 21 from conntrack`, `nft delete rule inet mine pre handle \d+`,
 		},
 		"not forwarding": {
 			func(t *testing.T, lab *Lab) {
@@ -159,14 +165,145 @@ func TestDoctorFindings(t *testing.T) {
 			if code != wantCode {
 				t.Errorf("exit code %d, want %d", code, wantCode)
 			}
-			if bad := regexp.MustCompile(`(?m)^(warning|problem)`).FindAllString(report, -1); len(bad) != 1 {
+			if bad := regexp.MustCompile(`(?m)^(warning|problem)`).FindAllString(strings.ReplaceAll(report, "warning  transfer             no test transfer", ""), -1); len(bad) != 1 {
 				t.Errorf("want one thing to be wrong, it says\n%s", report)
 			}
 		})
 	}
 }
 
-// wantLine wants a finding, and what mends it two lines below.
+// TestDoctorExitCode compares doctor's exit code with transfers through the router, passive and active: it is
+// 0 only where these work.
+func TestDoctorExitCode(t *testing.T) {
+	t.Parallel()
+	sh := func(script string) func(*testing.T, *Lab) {
+		return func(t *testing.T, lab *Lab) {
+			t.Helper()
+			if _, err := lab.ServerRouter().Run(testContext(t, 20*time.Second), "", "sh", "-ec", script); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	kill := func(t *testing.T, lab *Lab) {
+		t.Helper()
+		if err := lab.ServerRouter().KillDaemon(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	chain := func(rules string) func(*testing.T, *Lab) {
+		return sh("nft 'flush chain inet filter forward; " + rules + "'")
+	}
+	filter := func(program string) func(*testing.T, *Lab) {
+		return sh(fmt.Sprintf("%[1]s -P FORWARD DROP; %[1]s -A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT; %[1]s -A FORWARD -p tcp --dport 21 -j ACCEPT", program))
+	}
+	const open = "chain inet filter forward { policy accept; }; add rule inet filter forward "
+	for name, c := range map[string]struct {
+		state  func(*testing.T, *Lab)
+		strict bool
+		works  bool
+		code   int
+		line   string
+	}{
+		"healthy":            {sh(":"), false, true, 0, `ok +transfer +test transfers passed in a copy of this host: .*eth0 to eth1 \(IPv4\)`},
+		"healthy, strict":    {sh(":"), true, true, 0, `ok +transfer`},
+		"daemon dead":        {kill, false, false, 1, `problem +queue +no program serves queue`},
+		"daemon and no rule": {func(t *testing.T, lab *Lab) { kill(t, lab); sh("nft delete table inet nfq_ftphelper")(t, lab) }, false, false, 1, `problem +queue +no program serves queue`},
+		"rules missing":      {sh("nft delete table inet nfq_ftphelper"), false, false, 1, `problem +rules +the queue rules are not installed`},
+		"no related": {
+			chain("add rule inet filter forward ct state established accept; add rule inet filter forward tcp dport 21 accept"), false, false, 1,
+			`problem +related +table inet filter, chain forward drops, and has no rule`,
+		},
+		"related dropped":   {chain(open + "ct state related drop"), false, false, 1, `problem +related +table inet filter, chain forward drops`},
+		"high ports":        {chain(open + "tcp dport 1024-65535 ct state != established drop"), false, false, 1, `problem +related +table inet filter, chain forward drops`},
+		"reject at the end": {chain(open + "tcp dport 21 accept; add rule inet filter forward ct state established accept; add rule inet filter forward reject"), false, false, 1, `problem +related +table inet filter, chain forward drops`},
+		"iptables-nft":      {filter("iptables-nft"), false, false, 1, `problem +related +table ip filter, chain FORWARD drops`},
+		"iptables-legacy":   {filter("iptables-legacy"), false, false, 1, `problem +related +table ip filter \(iptables-legacy\), chain FORWARD drops`},
+		"a warning": {
+			sh("nft 'table inet mine { chain input { type filter hook input priority 10; ct state related drop; }; }'"), false, true, 0,
+			`warning +related +table inet mine, chain input drops`,
+		},
+		"a warning, strict": {
+			sh("nft 'table inet mine { chain input { type filter hook input priority 10; ct state related drop; }; }'"), true, true, 1,
+			`warning +related +table inet mine, chain input drops`,
+		},
+		"ports by hand": {sh("nft 'add element inet nfq_ftphelper ports { 2100 }'"), false, true, 0, `ok +rules +.*port 21, and with port 2100`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			lab := newLab(t, Config{Situation: DNAT, Family: IPv4, Helper: Ours})
+			site := startSite(t, lab.Server, IPv4, SiteOptions{})
+			c.state(t, lab)
+			var flags []string
+			if c.strict {
+				flags = append(flags, "--strict")
+			}
+			report, code := doctor(t, lab.ServerRouter(), flags...)
+			if code != c.code || !regexp.MustCompile(`(?m)^`+c.line).MatchString(report) {
+				t.Errorf("exit code %d, want %d and %s in\n%s", code, c.code, c.line, report)
+			}
+			asJSON, code := doctor(t, lab.ServerRouter(), append(flags, "--json")...)
+			var counts struct{ Problems, Warnings int }
+			if err := json.Unmarshal([]byte(asJSON), &counts); err != nil {
+				t.Fatalf("%v in\n%s", err, asJSON)
+			}
+			if bad := counts.Problems > 0 || c.strict && counts.Warnings > 0; code != c.code || bad != (code == 1) {
+				t.Errorf("exit code %d, want %d, of\n%s", code, c.code, asJSON)
+			}
+			timeout := workingTimeout
+			if !c.works {
+				timeout = failingTimeout
+			}
+			outcomes := make([]Outcome, 2)
+			var tries sync.WaitGroup
+			for i, verb := range []Verb{PASV, PORT} {
+				tries.Go(func() {
+					outcomes[i] = cell{DNAT, IPv4, verb, Download, Curl}.transfer(lab, site, timeout).Run(testContext(t, time.Minute), lab.Client)
+				})
+			}
+			tries.Wait()
+			if works := outcomes[0].Err == nil && outcomes[1].Err == nil; works != c.works {
+				t.Errorf("want transfers to work: %t; passive: %v, active: %v\n%s\n%s", c.works,
+					outcomes[0].Err, outcomes[1].Err, outcomes[0].Transcript, outcomes[1].Transcript)
+			}
+		})
+	}
+}
+
+// TestDoctorOnlyReads has doctor run without CAP_SYS_ADMIN, as in most containers: it makes no network namespace, says
+// that it has only read the rules, and its exit code is what these say.
+func TestDoctorOnlyReads(t *testing.T) {
+	t.Parallel()
+	lab := newLab(t, Config{Situation: DNAT, Family: IPv4, Helper: Ours})
+	router := lab.ServerRouter()
+	examine := func() (report string, code int) {
+		t.Helper()
+		d := daemon(t, BackEnd{})
+		report, err := router.Run(testContext(t, 20*time.Second), "", "setpriv", "--bounding-set", "-sys_admin",
+			d.Binary, "doctor", "--queue", strconv.Itoa(int(doctorsQueue(t))))
+		var exit *exec.ExitError
+		if err != nil && !errors.As(err, &exit) {
+			t.Fatal(err)
+		}
+		if exit != nil {
+			code = exit.ExitCode()
+		}
+		if !regexp.MustCompile(`(?m)^warning  transfer +no test transfer, the rules have only been read: this host cannot be copied: no network namespace can be made: operation not permitted$`).MatchString(report) {
+			t.Errorf("it says\n%s", report)
+		}
+		return report, code
+	}
+	if report, code := examine(); code != 0 {
+		t.Errorf("exit code %d\n%s", code, report)
+	}
+	if err := router.Nft(testContext(t, 20*time.Second), "flush chain inet filter forward; add rule inet filter forward ct state established accept; add rule inet filter forward tcp dport 21 accept"); err != nil {
+		t.Fatal(err)
+	}
+	if report, code := examine(); code != 1 || !regexp.MustCompile(`(?m)^problem  related +table inet filter, chain forward drops`).MatchString(report) {
+		t.Errorf("exit code %d\n%s", code, report)
+	}
+}
+
+// wantLine wants a finding, and its fix two lines below.
 func wantLine(t *testing.T, report, line, mend string) {
 	t.Helper()
 	if !regexp.MustCompile(`(?m)^` + line + `.*\n .*\n +=> .*` + mend).MatchString(report) {

@@ -15,7 +15,7 @@ import (
 // WatchEvents starts "conntrack -E" with arguments such as "expect", and waits
 // until it has subscribed, so that no later event is missed.
 func (h *Host) WatchEvents(ctx context.Context, args ...string) (*Process, error) {
-	path, err := findProgram("conntrack")
+	path, err := FindProgram("conntrack")
 	if err != nil {
 		return nil, err
 	}

@@ -91,7 +91,7 @@ func TestExplain(t *testing.T) {
 			lab := newLab(t, Config{Situation: c.situation, Family: c.family, Helper: c.helper})
 			site := startSite(t, lab.Server, c.family, SiteOptions{})
 			router := lab.ServerRouter()
-			path, err := findProgram("tcpdump")
+			path, err := FindProgram("tcpdump")
 			if err != nil {
 				t.Fatal(err)
 			}

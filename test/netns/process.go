@@ -28,7 +28,7 @@ var debianPackages = map[string]string{
 func CheckPrograms(names ...string) error {
 	var packages, others []string
 	for _, name := range names {
-		switch _, err := findProgram(name); {
+		switch _, err := FindProgram(name); {
 		case err == nil:
 		case debianPackages[name] != "":
 			packages = append(packages, debianPackages[name])
@@ -46,9 +46,9 @@ func CheckPrograms(names ...string) error {
 	return errors.Join(errs...)
 }
 
-// findProgram looks where root's programs are, too, which not every PATH has, and among the servers that
-// test/unpack has unpacked.
-func findProgram(name string) (string, error) {
+// FindProgram returns the path of a program. It looks where root's programs are, too, which not every PATH has, and
+// among the servers that test/unpack has unpacked. It returns an error that names the program if it is in none of these.
+func FindProgram(name string) (string, error) {
 	if path, err := exec.LookPath(name); err == nil {
 		return path, nil
 	}
@@ -64,7 +64,7 @@ func findProgram(name string) (string, error) {
 func unpackedServers() []string {
 	cache, err := os.UserCacheDir()
 	if err != nil {
-		return nil // no home: findProgram's error names what is missing
+		return nil // no home: FindProgram's error names what is missing
 	}
 	folders, _ := filepath.Glob(filepath.Join(cache, "nfq-ftphelper/servers/*/usr/sbin")) // the pattern is well-formed
 	return folders
@@ -134,7 +134,7 @@ func (h *Host) Start(cmd *exec.Cmd) (*Process, error) {
 // Run runs a program on the host to its end and returns its standard output. The
 // error holds what it printed on standard error.
 func (h *Host) Run(ctx context.Context, stdin, name string, args ...string) (string, error) {
-	path, err := findProgram(name)
+	path, err := FindProgram(name)
 	if err != nil {
 		return "", err
 	}

@@ -134,7 +134,7 @@ func TestReload(t *testing.T) {
 
 	// What is refused changes nothing.
 	d.reload("rules: true\nports: [21, x]\nmin-port: 1024\n",
-		`reason="FILE:2:13: ports: \"x\" is not a port, a number from 1 to 65535"`)
+		`why="FILE:2:13: ports: \"x\" is not a port, a number from 1 to 65535"`)
 	// What needs a restart is named each time, and what does not is applied.
 	d.reload("rules: true\nports: [21, 2121]\nmin-port: 62000\nqueues: 2\nlog-format: json\n", "msg=reloaded min-port=62000 needs_restart=queues,log-format\n")
 	d.reload("rules: true\nports: [21, 2121]\nmin-port: 61000\nqueues: 2\n", "msg=reloaded min-port=61000 needs_restart=queues\n")
@@ -288,12 +288,12 @@ func TestReloadLink(t *testing.T) {
 	}
 }
 
-// TestReloadWithoutFile says that there is nothing to reload.
+// TestReloadWithoutFile has a daemon without a file reload: that changes nothing, and is no error.
 func TestReloadWithoutFile(t *testing.T) {
 	t.Parallel()
 	host := newRouter(t, "host", Ours, 21)
 	d := &configuredDaemon{t: t, router: host}
-	const want = `reason="there is nothing to read again: the daemon was started without --config"`
+	const want = `level=INFO msg=reloaded changed="nothing: the daemon has no configuration file"`
 	if got := d.again(); !strings.Contains(got, want) {
 		t.Errorf("the daemon says %s", got)
 	}

@@ -140,7 +140,7 @@ type clientFiles struct {
 }
 
 func (t Transfer) run(ctx context.Context, from *Host, files clientFiles, args []string) (string, error) {
-	path, err := findProgram(string(t.Program))
+	path, err := FindProgram(string(t.Program))
 	if err != nil {
 		return "", err
 	}
@@ -227,7 +227,7 @@ func (t Transfer) lftp(files clientFiles) []string {
 		{"net:max-retries", "1"},
 		{"net:persist-retries", "0"},
 		{"xfer:clobber", "yes"},
-		{"dns:fatal-timeout", "1"},
+		{"dns:fatal-timeout", "60"},
 	}
 	var script strings.Builder
 	for _, setting := range settings {

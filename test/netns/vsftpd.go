@@ -104,7 +104,7 @@ func (s *Site) start(ctx context.Context, h *Host, family Family, settings []str
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return err
 	}
-	path, err := findProgram("vsftpd")
+	path, err := FindProgram("vsftpd")
 	if err != nil {
 		return err
 	}

@@ -109,7 +109,11 @@ var library = regexp.MustCompile(`/\S+`)
 // buildServer builds an image with vsftpd, the libraries that it needs, and one file to download.
 func (m *machine) buildServer(t *testing.T, tag string, content []byte) {
 	t.Helper()
-	vsftpd, catatonit := "/usr/sbin/vsftpd", "/usr/bin/catatonit"
+	const catatonit = "/usr/bin/catatonit"
+	vsftpd, err := netns.FindProgram("vsftpd")
+	if err != nil {
+		t.Fatal(err)
+	}
 	linked, err := exec.Command("ldd", vsftpd).Output()
 	if err != nil {
 		t.Fatalf("the libraries of %s: %v", vsftpd, err)

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/config"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 )
 
 var (
@@ -32,6 +33,8 @@ type Page struct {
 	// Daemon is the command whose flags are the settings; others refer to it for those that
 	// they share with it.
 	Daemon *cobra.Command
+	// Vocabulary are the words of the log, the events, the flows and the metrics.
+	Vocabulary []engine.Term
 	// Version is the program's, for the foot of the page.
 	Version string
 	// Date is that of the version, and Example what is shown of /etc/nftables.conf.
@@ -129,6 +132,23 @@ func (p Page) Settings() string {
 		}
 	})
 	if begun {
+		b.macro("El")
+	}
+	return b.String()
+}
+
+// Words returns a subsection for each term of the log, the events, the flows and the metrics, with the
+// words that it may be.
+func (p Page) Words() string {
+	var b mdoc
+	for _, term := range p.Vocabulary {
+		b.macro("Ss", term.Name)
+		b.text(term.Meaning)
+		b.macro("Bl", "-tag", "-width", "Ds")
+		for _, w := range term.Words {
+			b.macro("It", "Cm", w.Name)
+			b.text(w.Meaning)
+		}
 		b.macro("El")
 	}
 	return b.String()

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/config"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 )
 
 // testPage is of a program whose texts have all that roff(7) would take for its own.
@@ -41,7 +42,7 @@ func testPage() Page {
 	show := &cobra.Command{Use: "show", Short: "Show what run does", Run: nothing}
 	show.Flags().AddFlagSet(daemon.Flags())
 	root.AddCommand(daemon, group, show)
-	return Page{Root: root, Daemon: daemon, Version: "v1.2.3-5-gb544e49", Date: time.Unix(0, 0), Example: "a\n\tb\n"}
+	return Page{Root: root, Daemon: daemon, Version: "v1.2.3-5-gb544e49", Vocabulary: engine.Vocabulary(), Date: time.Unix(0, 0), Example: "a\n\tb\n"}
 }
 
 // render returns what a reader sees, without overstriking.
@@ -80,6 +81,9 @@ func TestProgram(t *testing.T) {
 		"     Show what run does.\n\n     Flags as for run.\n",
 		"     group read FILE [COUNT]\n             Read a file.\n",
 		"           a\n               b\n",
+		"   reason\n     Why an announced endpoint is refused.\n",
+		"     not_peer\n             The address is not that of the one who announces it.\n",
+		"     would-open\n             --monitor: without it, conntrack would expect the data connection.\n",
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("nothing of\n%s\nin\n%s", want, got)

@@ -1,0 +1,122 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
+)
+
+const (
+	// repeatTime is the period after which repeated events are logged as a count.
+	repeatTime = time.Minute
+	// maxLines is the number of lines that one kind of event may have in a period. Further ones are
+	// counted.
+	maxLines = 60
+	// maxRepeats is the number of different repeats that are counted apart in a period. Further ones
+	// are counted without their client.
+	maxRepeats = 100
+)
+
+// eventLog writes the events of all engines to the log. What has happened to a connection before, and what
+// happens too often to many, is counted, and logged once a period. At debug level every event has a line.
+type eventLog struct {
+	log    *slog.Logger
+	opened atomic.Bool // a line at info level for each opened data connection (--log-opened)
+	period time.Duration
+
+	mu      sync.Mutex
+	monitor bool
+	began   time.Time // of the period; zero if there is none
+	timer   *time.Timer
+	lines   map[engine.Kind]int
+	counts  map[repeat]uint64
+}
+
+// repeat is what is counted together.
+type repeat struct {
+	kind   engine.Kind
+	reason engine.Reason
+	client netip.Addr // invalid: several, or not known
+}
+
+func newEventLog(log *slog.Logger) *eventLog {
+	return &eventLog{log: log, period: repeatTime, lines: make(map[engine.Kind]int), counts: make(map[repeat]uint64)}
+}
+
+// observe logs an event, or counts it. It can be called from any goroutine.
+func (l *eventLog) observe(ev *engine.Event) {
+	level := ev.Kind.Level()
+	switch {
+	case ev.Kind == engine.Expected && l.opened.Load():
+		level = slog.LevelInfo
+	case ev.Kind == engine.Expected, ev.Kind == engine.WouldOpen: // all, or none
+	case level >= slog.LevelInfo && l.repeated(ev):
+		level = slog.LevelDebug
+	}
+	ev.Log(l.log, level)
+}
+
+// repeated reports whether the event has been counted, in place of a line.
+func (l *eventLog) repeated(ev *engine.Event) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.began.IsZero() {
+		l.began = time.Now()
+		l.timer = time.AfterFunc(l.period, l.flush)
+	}
+	if !ev.Again && l.lines[ev.Kind] < maxLines {
+		l.lines[ev.Kind]++
+		return false
+	}
+	r := repeat{kind: ev.Kind, reason: ev.Reason}
+	if ev.Kind != engine.Unknown { // its source may be forged
+		r.client = ev.Master.Client().Addr()
+	}
+	if _, ok := l.counts[r]; !ok && len(l.counts) >= maxRepeats {
+		r.client = netip.Addr{}
+	}
+	l.counts[r]++
+	l.monitor = ev.Monitor
+	return true
+}
+
+// flush logs what was counted, and ends the period.
+func (l *eventLog) flush() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.began.IsZero() {
+		return
+	}
+	l.timer.Stop()
+	period := "minute"
+	if took := max(time.Since(l.began).Round(time.Second), time.Second); took != time.Minute {
+		period = took.String()
+	}
+	for _, r := range slices.SortedFunc(maps.Keys(l.counts), func(a, b repeat) int {
+		return cmp.Or(cmp.Compare(a.kind, b.kind), cmp.Compare(a.reason, b.reason), a.client.Compare(b.client))
+	}) {
+		args := []any{"kind", r.kind, "count", l.counts[r]}
+		if r.kind == engine.Refused {
+			args = append(args, "reason", r.reason)
+		}
+		if r.client.IsValid() {
+			args = append(args, "client_address", r.client)
+		}
+		if l.monitor {
+			args = append(args, "monitor", true)
+		}
+		l.log.Log(context.Background(), r.kind.Level(), fmt.Sprintf("%s: %d more in the last %s", r.kind.Text(l.monitor), l.counts[r], period), args...)
+	}
+	l.began = time.Time{}
+	clear(l.lines)
+	clear(l.counts)
+}

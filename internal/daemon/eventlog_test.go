@@ -1,0 +1,174 @@
+package daemon
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
+)
+
+// line is a line of a JSON log.
+type line struct {
+	Level, Msg, Kind, Reason, Client, Server string
+	Verb, Announced, Advertised              string
+	Expected                                 string `json:"expected_at"`
+	Address                                  string `json:"client_address"`
+	Count                                    int
+	Monitor                                  bool
+}
+
+// logged has an eventLog at info level observe events, and returns the lines that it writes at once, and
+// those at the end of the period.
+func logged(t *testing.T, opened bool, events []engine.Event) (now, later []line) {
+	t.Helper()
+	var text bytes.Buffer
+	l := newEventLog(slog.New(slog.NewJSONHandler(&text, nil)))
+	l.opened.Store(opened)
+	parse := func() (all []line) {
+		for row := range strings.Lines(text.String()) {
+			var fields map[string]any
+			var one line
+			if err := json.Unmarshal([]byte(row), &fields); err != nil {
+				t.Fatal(err)
+			}
+			for key, value := range fields {
+				if word, ok := value.(string); ok {
+					if err := engine.IsWord(key, word); err != nil {
+						t.Errorf("%v: %s", err, row)
+					}
+				} else if engine.IsWord(key, "") != nil {
+					t.Errorf("%s is no word: %s", key, row)
+				}
+			}
+			if err := json.Unmarshal([]byte(row), &one); err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, one)
+		}
+		text.Reset()
+		return all
+	}
+	for i := range events {
+		l.observe(&events[i])
+	}
+	now = parse()
+	l.flush()
+	later = parse()
+	l.flush()
+	if again := parse(); again != nil {
+		t.Errorf("it has counted the same twice: %v", again)
+	}
+	return now, later
+}
+
+// TestPeriod has repeats be logged without anything else happening, once a period.
+func TestPeriod(t *testing.T) {
+	r, w := io.Pipe()
+	l := newEventLog(slog.New(slog.NewJSONHandler(w, nil)))
+	l.period = 10 * time.Millisecond
+	m := master("203.0.113.101:40000")
+	go func() {
+		for range 2 {
+			for range 3 {
+				l.observe(&engine.Event{Kind: engine.Refused, Master: m, Reason: engine.LowPort, Again: true})
+			}
+		}
+	}()
+	counted := 0
+	for lines := json.NewDecoder(r); counted < 6; {
+		var one line
+		if err := lines.Decode(&one); err != nil {
+			t.Fatal(err)
+		}
+		if one.Count == 0 || one.Kind != "refused" || !strings.Contains(one.Msg, " more in the last ") {
+			t.Fatalf("%+v", one)
+		}
+		counted += one.Count
+	}
+	if counted != 6 {
+		t.Errorf("%d of 6 are counted", counted)
+	}
+}
+
+func master(client string) *expect.Master {
+	at := netip.MustParseAddrPort
+	return &expect.Master{Tuples: [2]expect.Tuple{
+		{Src: at(client), Dst: at("192.0.2.2:21")}, {Src: at("192.168.1.2:21"), Dst: at(client)},
+	}}
+}
+
+// TestRepeats has an event happen to one connection again and again: the first one has a line, and the
+// others are counted.
+func TestRepeats(t *testing.T) {
+	m := master("203.0.113.101:40000")
+	events := []engine.Event{{Kind: engine.Refused, Master: m, Verb: engine.VerbPORT, Reason: engine.LowPort}}
+	for range 5 {
+		events = append(events, engine.Event{Kind: engine.Refused, Master: m, Verb: engine.VerbPORT, Reason: engine.LowPort, Again: true})
+	}
+	events = append(events,
+		engine.Event{Kind: engine.Refused, Master: m, Reason: engine.NotPeer},
+		engine.Event{Kind: engine.Unknown, Master: m, Again: true}, engine.Event{Kind: engine.Unknown, Master: master("192.0.2.9:1"), Again: true})
+	now, later := logged(t, false, events)
+	if len(now) != 2 || now[0].Reason != "low_port" || now[0].Verb != "PORT" || now[1].Reason != "not_peer" {
+		t.Errorf("at once: %+v", now)
+	}
+	want := []line{
+		{Level: "WARN", Msg: "packet passed unread: 2 more in the last 1s", Kind: "unknown", Count: 2},
+		{Level: "WARN", Msg: "endpoint refused: 5 more in the last 1s", Kind: "refused", Reason: "low_port", Address: "203.0.113.101", Count: 5},
+	}
+	if fmt.Sprint(later) != fmt.Sprint(want) {
+		t.Errorf("later:\n%+v\nwant\n%+v", later, want)
+	}
+}
+
+// TestFlood has an event happen to more connections than have lines, from more clients than are counted
+// apart: none is lost.
+func TestFlood(t *testing.T) {
+	var events []engine.Event
+	const n = 3 * (maxLines + maxRepeats)
+	for i := range n {
+		events = append(events, engine.Event{Kind: engine.NotFTP, Master: master(fmt.Sprintf("203.0.%d.%d:40000", i/256, i%256)), Monitor: true})
+	}
+	now, later := logged(t, false, events)
+	counted := 0
+	for _, l := range later {
+		if l.Kind != "not-ftp" || !l.Monitor {
+			t.Errorf("%+v", l)
+		}
+		counted += l.Count
+	}
+	if len(now) != maxLines || len(later) != maxRepeats+1 || len(now)+counted != n {
+		t.Errorf("%d lines at once, %d later, which count %d of %d", len(now), len(later), counted, n)
+	}
+}
+
+// TestLogOpened wants a line for each data connection with --log-opened, and none without.
+func TestLogOpened(t *testing.T) {
+	at := netip.MustParseAddrPort
+	ev := engine.Event{Kind: engine.Expected, Master: master("203.0.113.101:40000"), Verb: engine.Verb227,
+		Announced: at("192.168.1.2:30000"), Advertised: at("192.0.2.2:30000"), Expected: at("192.0.2.2:30000")}
+	var events []engine.Event
+	for range 2 * maxLines {
+		events = append(events, ev)
+	}
+	if now, later := logged(t, false, events); now != nil || later != nil {
+		t.Errorf("without --log-opened: %v, %v", now, later)
+	}
+	now, later := logged(t, true, events)
+	if len(now) != len(events) || later != nil {
+		t.Fatalf("%d lines, and later %v", len(now), later)
+	}
+	want := line{Level: "INFO", Msg: "data connection expected", Kind: "expected", Client: "203.0.113.101:40000", Server: "192.168.1.2:21",
+		Verb: "227", Announced: "192.168.1.2:30000", Advertised: "192.0.2.2:30000", Expected: "192.0.2.2:30000"}
+	if now[0] != want {
+		t.Errorf("got  %+v\nwant %+v", now[0], want)
+	}
+}

@@ -1,0 +1,525 @@
+package doctor
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/google/gopacket"
+	"github.com/google/gopacket/layers"
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
+	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+)
+
+// A replica is a snapshot that is rebuilt, and what follows packets through it. All its calls are
+// made on the thread that built it.
+type replica struct {
+	*snapshot
+	packets  int // socket in the namespace at the other ends of all interfaces
+	trace    *netlink.Conn
+	route    *netlink.Conn
+	ct       *expect.Client
+	sockets  []int                   // of connections from and to the replica itself
+	handles  map[objectName][]uint64 // of the rules of each chain here, in order
+	ports    map[netip.AddrPort]bool // that are listened on
+	nextPort uint16
+}
+
+// inReplica rebuilds a snapshot in a network namespace, with the rules that c is about, and calls do there.
+func inReplica(s *snapshot, c rules.Config, do func(*replica) error) error {
+	return inNewNamespace(func() error {
+		// Packets of one processor are handled in their order.
+		undo, err := useOneProcessor()
+		if err != nil {
+			return err
+		}
+		defer undo()
+		far, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(far)
+		for _, silent := range []string{"ipv6/conf/default/disable_ipv6", "ipv6/conf/all/disable_ipv6"} {
+			if err := (setting{silent, "1"}).write(); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
+		}
+		r := &replica{snapshot: s, ports: make(map[netip.AddrPort]bool), nextPort: 40000}
+		if r.packets, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0); err != nil {
+			return err
+		}
+		defer unix.Close(r.packets)
+		farRoute, err := netlink.Dial(unix.NETLINK_ROUTE, nil)
+		if err != nil {
+			return err
+		}
+		defer farRoute.Close()
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		if err := loopbackUp(); err != nil {
+			return err
+		}
+		if err := s.rebuildNetwork(far, farRoute); err != nil {
+			return err
+		}
+		for _, t := range s.legacy {
+			if err := t.rebuild(); err != nil {
+				return fmt.Errorf("%s: %w", t, err)
+			}
+		}
+		if err := s.rebuildNFT(); err != nil {
+			return err
+		}
+		if _, err := rules.Apply(c); err != nil {
+			return err
+		}
+		defer r.close()
+		if err := r.open(); err != nil {
+			return err
+		}
+		return do(r)
+	})
+}
+
+// useOneProcessor binds the calling thread to one processor until it calls undo.
+func useOneProcessor() (undo func(), err error) {
+	var all, one unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &all); err != nil {
+		return nil, err
+	}
+	i := 0
+	for !all.IsSet(i) {
+		i++
+	}
+	one.Set(i)
+	return func() { _ = unix.SchedSetaffinity(0, &all) }, unix.SchedSetaffinity(0, &one)
+}
+
+func (r *replica) open() (err error) {
+	if err := addTrace(); err != nil {
+		return fmt.Errorf("the rules that trace packets: %w", err)
+	}
+	here := &snapshot{}
+	if err := here.readNFT(); err != nil {
+		return err
+	}
+	r.handles, r.bases = here.handles, here.bases
+	if r.ct, err = expect.Dial(); err != nil {
+		return err
+	}
+	if r.route, err = netlink.Dial(unix.NETLINK_ROUTE, nil); err != nil {
+		return err
+	}
+	if r.trace, err = netlink.Dial(unix.NETLINK_NETFILTER, nil); err != nil {
+		return err
+	}
+	if err := r.trace.SetReadBuffer(1 << 20); err != nil {
+		return err
+	}
+	if err := r.trace.JoinGroup(unix.NFNLGRP_NFTRACE); err != nil {
+		return err
+	}
+	// Links have their hardware addresses now.
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return err
+	}
+	for _, i := range interfaces {
+		for j := range r.links {
+			if int(r.links[j].index) == i.Index {
+				r.links[j].hardware = i.HardwareAddr
+			}
+		}
+	}
+	return nil
+}
+
+func (r *replica) close() {
+	for _, fd := range r.sockets {
+		unix.Close(fd)
+	}
+	if r.ct != nil {
+		r.ct.Close()
+	}
+	for _, c := range []*netlink.Conn{r.route, r.trace} {
+		if c != nil {
+			c.Close()
+		}
+	}
+}
+
+// The table that traces packets. Markers are dropped there: when the trace of one has come, all
+// packets that were sent before it have been handled. Resets are dropped, too: the replica sends them
+// where no program listens, and conntrack would forget the connection.
+const (
+	traceTable     = "nfq_ftphelper_trace"
+	markerChain    = "prerouting"
+	resetChain     = "output"
+	markerProtocol = 253 // for experiments, RFC 3692
+)
+
+func addTrace() error {
+	conn, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	table := conn.AddTable(&nftables.Table{Name: traceTable, Family: nftables.TableFamilyINet})
+	first := nftables.ChainPriority(-1 << 31)
+	protocol := func(number byte) []expr.Any {
+		return []expr.Any{
+			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{number}},
+		}
+	}
+	traced := []expr.Any{
+		&expr.Immediate{Register: 1, Data: []byte{1}},
+		&expr.Meta{Key: expr.MetaKeyNFTRACE, SourceRegister: true, Register: 1},
+	}
+	const flags, rst = 13, 4 // of the header of TCP
+	reset := []expr.Any{
+		&expr.Payload{Base: expr.PayloadBaseTransportHeader, Offset: flags, Len: 1, DestRegister: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{rst}, Xor: []byte{0}},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{0}},
+	}
+	in := conn.AddChain(&nftables.Chain{Table: table, Name: markerChain, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: &first})
+	out := conn.AddChain(&nftables.Chain{Table: table, Name: resetChain, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookOutput, Priority: &first})
+	for chain, all := range map[*nftables.Chain][][]expr.Any{
+		in: {
+			slices.Concat(protocol(unix.IPPROTO_TCP), traced),
+			slices.Concat(protocol(markerProtocol), traced, []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}),
+		},
+		out: {
+			slices.Concat(protocol(unix.IPPROTO_TCP), reset, []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}),
+			slices.Concat(protocol(unix.IPPROTO_TCP), traced),
+		},
+	} {
+		for _, exprs := range all {
+			conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: exprs})
+		}
+	}
+	return conn.Flush()
+}
+
+// place is where on the host a packet was dropped.
+type place struct {
+	base objectName // the base chain
+	// chain is the chain of the rule: the base chain, or one to which it leads.
+	chain string
+	// handle is that of nftables' rule, number that of iptables-legacy's, from 1. Both are 0 for the
+	// policy of the base chain.
+	handle uint64
+	number int
+}
+
+// dropEvent is a message about a packet that a rule or a policy has dropped.
+type dropEvent struct {
+	packet uint32
+	at     place
+}
+
+// settle waits until all packets that were sent have been handled. It returns the id and the sequence
+// number of the first one, and all drops. Other packets are the replica's own answers.
+func (r *replica) settle() (first, seq uint32, drops []dropEvent, err error) {
+	if err := r.send(r.links[0], unix.ETH_P_IP, marker()); err != nil {
+		return 0, 0, nil, err
+	}
+	if err := r.trace.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		return 0, 0, nil, err
+	}
+	bases := make(map[uint32]objectName) // in which each packet is
+	for {
+		messages, err := r.trace.Receive()
+		if err != nil {
+			return 0, 0, nil, fmt.Errorf("read the trace of packets: %w", err)
+		}
+		for _, m := range messages {
+			if len(m.Data) < nfgenmsg || m.Header.Type != unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_TRACE {
+				continue
+			}
+			a := parse(m.Data[nfgenmsg:])
+			at := objectName{tableName{family: m.Data[0], name: a.text(unix.NFTA_TRACE_TABLE)}, a.text(unix.NFTA_TRACE_CHAIN)}
+			dropped := int32(parse(a.find(unix.NFTA_TRACE_VERDICT)).number(unix.NFTA_VERDICT_CODE)) == verdictDrop
+			var handle uint64
+			switch a.number(unix.NFTA_TRACE_TYPE) {
+			case unix.NFT_TRACETYPE_POLICY:
+				dropped = a.find(unix.NFTA_TRACE_POLICY) != nil && a.number(unix.NFTA_TRACE_POLICY) == verdictDrop
+			case unix.NFT_TRACETYPE_RULE:
+				dropped = dropped && a.find(unix.NFTA_TRACE_VERDICT) != nil
+				if h := a.find(unix.NFTA_TRACE_RULE_HANDLE); len(h) == 8 {
+					handle = binary.BigEndian.Uint64(h)
+				}
+			default:
+				dropped = false
+			}
+			packet := a.number(unix.NFTA_TRACE_ID)
+			switch {
+			case at.table.name == traceTable && dropped:
+				return first, seq, drops, nil
+			case at.table.name == traceTable && first == 0:
+				first = packet
+				if tcp := a.find(unix.NFTA_TRACE_TRANSPORT_HEADER); len(tcp) >= 8 {
+					seq = binary.BigEndian.Uint32(tcp[4:])
+				}
+			case r.bases[at]:
+				bases[packet] = at
+			}
+			if dropped {
+				drops = append(drops, dropEvent{packet, place{base: bases[packet], chain: at.name, handle: r.onHost(at, handle)}})
+			}
+		}
+	}
+}
+
+// onHost returns the handle on the host of a rule of the replica.
+func (r *replica) onHost(chain objectName, handle uint64) uint64 {
+	i := slices.Index(r.handles[chain], handle)
+	if onHost := r.snapshot.handles[chain]; 0 <= i && i < len(onHost) {
+		return onHost[i]
+	}
+	return handle
+}
+
+// send sends a packet into an interface of the replica.
+func (r *replica) send(l link, protocol uint16, packet []byte) error {
+	target := make(net.HardwareAddr, 6)
+	copy(target, l.hardware)
+	frame := slices.Concat(target, net.HardwareAddr{2, 0, 0, 0, 0, 1}, []byte{byte(protocol >> 8), byte(protocol)}, packet)
+	return unix.Sendto(r.packets, frame, 0, &unix.SockaddrLinklayer{Ifindex: int(l.index), Protocol: protocol<<8 | protocol>>8})
+}
+
+func marker() []byte {
+	ip := &layers.IPv4{Version: 4, TTL: 64, Protocol: markerProtocol, SrcIP: net.IPv4(192, 0, 2, 1), DstIP: net.IPv4(192, 0, 2, 2)}
+	return serialize(ip)
+}
+
+// segment returns the first packet of a connection or, if it acknowledges seq, the answer to it.
+func segment(src, dst netip.AddrPort, acknowledges bool, seq uint32) (protocol uint16, packet []byte) {
+	tcp := &layers.TCP{SrcPort: layers.TCPPort(src.Port()), DstPort: layers.TCPPort(dst.Port()), Seq: 1000, SYN: true, Window: 65535}
+	if acknowledges {
+		tcp.ACK, tcp.Ack = true, seq+1
+	}
+	if src.Addr().Is4() {
+		ip := &layers.IPv4{Version: 4, TTL: 64, Protocol: layers.IPProtocolTCP, SrcIP: src.Addr().AsSlice(), DstIP: dst.Addr().AsSlice()}
+		_ = tcp.SetNetworkLayerForChecksum(ip)
+		return unix.ETH_P_IP, serialize(ip, tcp)
+	}
+	ip := &layers.IPv6{Version: 6, HopLimit: 64, NextHeader: layers.IPProtocolTCP, SrcIP: src.Addr().AsSlice(), DstIP: dst.Addr().AsSlice()}
+	_ = tcp.SetNetworkLayerForChecksum(ip)
+	return unix.ETH_P_IPV6, serialize(ip, tcp)
+}
+
+func serialize(l ...gopacket.SerializableLayer) []byte {
+	b := gopacket.NewSerializeBuffer()
+	_ = gopacket.SerializeLayers(b, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}, l...)
+	return b.Bytes()
+}
+
+// way returns the interface by which an address is reached; it is local if that is the replica.
+func (r *replica) way(to netip.Addr) (l link, local bool, err error) {
+	header := make([]byte, lenRoute)
+	header[0], header[1] = unix.AF_INET, byte(to.BitLen())
+	if to.Is6() {
+		header[0] = unix.AF_INET6
+	}
+	attrs, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: unix.RTA_DST, Data: to.AsSlice()}})
+	if err != nil {
+		return link{}, false, err
+	}
+	answers, err := r.route.Execute(netlink.Message{
+		Header: netlink.Header{Type: unix.RTM_GETROUTE, Flags: netlink.Request}, Data: append(header, attrs...),
+	})
+	if err != nil {
+		return link{}, false, err
+	}
+	for _, m := range answers {
+		if len(m.Data) < lenRoute {
+			continue
+		}
+		const typ = 7
+		if m.Data[typ] == unix.RTN_LOCAL {
+			return link{}, true, nil
+		}
+		out := parse(m.Data[lenRoute:]).native(unix.RTA_OIF)
+		if i := slices.IndexFunc(r.links, func(l link) bool { return uint32(l.index) == out }); m.Data[typ] == unix.RTN_UNICAST && i >= 0 {
+			return r.links[i], false, nil
+		}
+	}
+	return link{}, false, unix.ENETUNREACH
+}
+
+// crossing is what became of a segment.
+type crossing struct {
+	master *expect.Master // of the connection, if the segment passed
+	at     *place         // that dropped it, if that is known
+	answer *place         // that dropped the replica's own answer
+	seq    uint32         // the segment's sequence number
+}
+
+// connect sends the first segment of a connection. It passes if conntrack confirms the connection,
+// which it does after the last rule.
+func (r *replica) connect(src, dst netip.AddrPort) (crossing, error) {
+	in, local, err := r.way(src.Addr())
+	if err != nil {
+		return crossing{}, err
+	}
+	return r.follow(src, dst, segmentKind{local: local}, func() error {
+		if local {
+			return r.dial(src, dst)
+		}
+		protocol, packet := segment(src, dst, false, 0)
+		return r.send(in, protocol, packet)
+	})
+}
+
+// accept sends the answer to the first segment of a connection, which has the number seq.
+func (r *replica) accept(src, dst netip.AddrPort, seq uint32) (crossing, error) {
+	in, local, err := r.way(src.Addr())
+	if err != nil || local { // the replica itself has answered
+		return crossing{}, err
+	}
+	return r.follow(src, dst, segmentKind{answers: true}, func() error {
+		protocol, packet := segment(src, dst, true, seq)
+		return r.send(in, protocol, packet)
+	})
+}
+
+// segmentKind says where a segment comes from: the replica itself or an interface, and whether it answers one.
+type segmentKind struct{ local, answers bool }
+
+func (r *replica) follow(src, dst netip.AddrPort, kind segmentKind, send func() error) (crossing, error) {
+	before, err := r.legacyRules()
+	if err != nil {
+		return crossing{}, err
+	}
+	if err := send(); err != nil {
+		return crossing{}, err
+	}
+	first, seq, drops, err := r.settle()
+	if err != nil {
+		return crossing{}, err
+	}
+	o := crossing{seq: seq}
+	for _, d := range drops {
+		switch at := d.at; {
+		case d.packet == first && o.at == nil:
+			o.at = &at
+		case d.packet != first && o.answer == nil:
+			o.answer = &at
+		}
+	}
+	m, _, err := r.ct.Lookup(expect.Tuple{Src: src, Dst: dst})
+	if err != nil && !errors.Is(err, expect.ErrNoEntry) {
+		return crossing{}, err
+	}
+	if err == nil {
+		o.master = m
+	}
+	if o.at == nil && o.answer == nil {
+		// A segment that has passed was not dropped, so it was the replica's own answer.
+		passed := o.master != nil && !kind.answers
+		at, err := r.legacyDrop(before, kind.local || passed)
+		if err != nil {
+			return crossing{}, err
+		}
+		if passed {
+			o.answer = at
+		} else {
+			o.at = at
+		}
+	}
+	return o, nil
+}
+
+// legacyRules reads the counters of the tables of iptables-legacy.
+func (r *replica) legacyRules() ([][]xtRule, error) {
+	var all [][]xtRule
+	for i := range r.legacy {
+		now := xtable{family: r.legacy[i].family}
+		now.info.name = r.legacy[i].info.name
+		if err := now.read(); err != nil {
+			return nil, err
+		}
+		all = append(all, now.rules())
+	}
+	return all, nil
+}
+
+// legacyDrop returns where iptables-legacy has dropped a packet since then, one that the replica itself sent
+// or one that came in.
+func (r *replica) legacyDrop(before [][]xtRule, sent bool) (*place, error) {
+	for i := range r.legacy {
+		now := xtable{family: r.legacy[i].family}
+		now.info.name = r.legacy[i].info.name
+		if err := now.read(); err != nil {
+			return nil, err
+		}
+		if at, ok := now.dropped(before[i], sent); ok {
+			return &at, nil
+		}
+	}
+	return nil, nil
+}
+
+// dial sends the first segment of a connection from the replica itself.
+func (r *replica) dial(src, dst netip.AddrPort) error {
+	fd, err := r.socket(src)
+	if err != nil {
+		return err
+	}
+	// Where this fails, by a rule or for want of a route, conntrack has no connection afterwards.
+	_ = unix.Connect(fd, sockaddr(dst))
+	return nil
+}
+
+// listen has the replica answer connections to a port of its own.
+func (r *replica) listen(at netip.AddrPort) error {
+	if r.ports[at] {
+		return nil
+	}
+	fd, err := r.socket(at)
+	if err != nil {
+		return err
+	}
+	r.ports[at] = true
+	return unix.Listen(fd, 16)
+}
+
+func (r *replica) socket(at netip.AddrPort) (int, error) {
+	family := unix.AF_INET
+	if at.Addr().Is6() {
+		family = unix.AF_INET6
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, err
+	}
+	r.sockets = append(r.sockets, fd)
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+		return 0, err
+	}
+	return fd, unix.Bind(fd, sockaddr(at))
+}
+
+func sockaddr(a netip.AddrPort) unix.Sockaddr {
+	if a.Addr().Is4() {
+		return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
+	}
+	return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
+}
+
+// port returns one that no connection has used yet.
+func (r *replica) port() uint16 {
+	r.nextPort++
+	return r.nextPort
+}

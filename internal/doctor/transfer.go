@@ -1,0 +1,689 @@
+package doctor
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
+	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+)
+
+// transfers are the test transfers in a replica of the host.
+type transfers struct {
+	paths []transferPath
+	// refused is where control connections were dropped, on the ways where none passed.
+	refused []place
+	// left lists what was not tried, and what the replica does not have.
+	left []string
+}
+
+// transferPath is a way through the host on which a control connection passes.
+type transferPath struct {
+	from, to string // interfaces, or thisHost
+	ipv6     bool
+	// reply is where the server's answer on the control connection was dropped.
+	reply *place
+	// helper is why no expectation could be installed.
+	helper error
+	// passive and active are where the data connection was dropped.
+	passive, active *loss
+}
+
+// loss says that a data connection did not pass, and where it was dropped if that is known.
+type loss struct{ at *place }
+
+const thisHost = "this host"
+
+// String returns "eth0 to eth1, IPv4", say.
+func (p transferPath) String() string {
+	family := "IPv4"
+	if p.ipv6 {
+		family = "IPv6"
+	}
+	return fmt.Sprintf("%s to %s, %s", p.from, p.to, family)
+}
+
+// rank is 0 for paths through the host, 1 for those to it, 2 for those from it.
+func (p transferPath) rank() int {
+	switch thisHost {
+	case p.to:
+		return 1
+	case p.from:
+		return 2
+	}
+	return 0
+}
+
+// maxAttempts is how many control connections are tried.
+const maxAttempts = 1000
+
+var errNoInterface = errors.New("no interface is up but loopback")
+
+// transfers implements system.
+func (host) transfers(c backend.Choice) (t transfers, err error) {
+	s, err := takeSnapshot()
+	if err != nil {
+		return transfers{}, err
+	}
+	if len(s.links) == 0 {
+		return transfers{}, errNoInterface
+	}
+	if c.Helper == backend.CTHelper {
+		if s.matchesHelper() {
+			return transfers{}, fmt.Errorf("its rules match the helper %s, which a copy cannot have", c.Rules.Helper)
+		}
+		var standIn trial
+		if err := standIn.substitute(&c); err != nil {
+			return transfers{}, err
+		}
+		if standIn.noHelper != "" {
+			return transfers{}, errors.New(standIn.noHelper)
+		}
+	}
+	err = inReplica(s, c.Rules, func(r *replica) error { return r.transfers(c.Rules.Ports, &t) })
+	t.left = s.left
+	return t, err
+}
+
+// transfers finds the ways on which a control connection passes, and tries the data connections of
+// one control connection on each.
+func (r *replica) transfers(ports []rules.PortRange, t *transfers) error {
+	ends := r.ends()
+	attempts := 0
+	for _, client := range ends {
+		for _, server := range ends {
+			if client.addr.Is6() != server.addr.Is6() || client.way == server.way {
+				continue
+			}
+			for _, p := range ports {
+				// An address of this host may lead elsewhere by NAT.
+				if server.way != thisHost && t.has(client.way, server.way, client.addr.Is6()) {
+					break
+				}
+				if attempts++; attempts > maxAttempts {
+					return nil
+				}
+				if err := r.transfer(client, netip.AddrPortFrom(server.addr, p.First), t); err != nil {
+					return fmt.Errorf("from %s to %s: %w", client.addr, server.addr, err)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// has reports whether a control connection has passed on a path.
+func (t *transfers) has(from, to string, ipv6 bool) bool {
+	return slices.ContainsFunc(t.paths, func(p transferPath) bool { return p.from == from && p.to == to && p.ipv6 == ipv6 })
+}
+
+// transfer tries one control connection and, if it passes on a new path, its data connections.
+func (r *replica) transfer(client end, server netip.AddrPort, t *transfers) error {
+	if _, local, err := r.way(server.Addr()); err == nil && local {
+		if err := r.listen(server); err != nil {
+			return err
+		}
+	}
+	control, err := r.connect(netip.AddrPortFrom(client.addr, r.port()), server)
+	if err != nil {
+		return err
+	}
+	m := control.master
+	if m == nil {
+		if control.at != nil && !slices.Contains(t.refused, *control.at) {
+			t.refused = append(t.refused, *control.at)
+		}
+		return nil
+	}
+	p := transferPath{from: client.way, to: thisHost, ipv6: client.addr.Is6()}
+	out, serverHere, err := r.way(m.Server().Addr())
+	if err != nil {
+		return nil // NAT to an address that has no route
+	}
+	if !serverHere {
+		p.to = out.name
+	}
+	if p.from == p.to || t.has(p.from, p.to, p.ipv6) {
+		return nil
+	}
+	if err := r.data(m, control, &p); err != nil {
+		return err
+	}
+	t.paths = append(t.paths, p)
+	return nil
+}
+
+// data does what server and daemon do after the client's first segment: the answer, an expectation for a
+// passive transfer and its data connection, and the same for an active one.
+func (r *replica) data(m *expect.Master, control crossing, p *transferPath) error {
+	reply := m.Tuples[expect.Reply]
+	answer, err := r.accept(reply.Src, reply.Dst, control.seq)
+	if err != nil {
+		return err
+	}
+	p.reply = answer.at
+	if p.reply == nil {
+		p.reply = control.answer
+	}
+	if p.reply != nil {
+		return nil
+	}
+	const serverData = 20 // RFC 959 section 5.2
+	for _, try := range []struct {
+		announcedBy expect.Direction
+		source      uint16
+		lost        **loss
+	}{{expect.Reply, r.port(), &p.passive}, {expect.Original, serverData, &p.active}} {
+		e := expect.For(m, try.announcedBy, r.port())
+		if p.helper = r.ct.Announce(m, e, expect.Update{}); p.helper != nil {
+			return nil
+		}
+		o, err := r.connect(netip.AddrPortFrom(e.Src, try.source), e.Dst)
+		if err != nil {
+			return err
+		}
+		if o.master == nil {
+			*try.lost = &loss{o.at}
+		}
+	}
+	return nil
+}
+
+// outside are addresses of the Internet for the ways by a default route: root name server a. Lists of
+// addresses that no packet may come from do not have them. No packet leaves the replica.
+var outside = []netip.Addr{netip.MustParseAddr("198.41.0.4"), netip.MustParseAddr("2001:503:ba3e::2:30")}
+
+// end is an address of a client or a server.
+type end struct {
+	addr netip.Addr
+	way  string // the interface by which it is reached, or thisHost
+}
+
+// maxEnds is how many addresses of a family are tried of each kind.
+const maxEnds = 16
+
+// ends returns addresses that are reached: first those of rules, as a filter may accept FTP for one server
+// only, then a neighbour in each network, one outside, and the replica's own.
+func (r *replica) ends() []end {
+	own, near := r.addrs()
+	var all []end
+	untried := 0
+	for _, kind := range [][]netip.Addr{r.constants(), near, outside, own} {
+		tried := make(map[bool]int)
+		for _, a := range kind {
+			if slices.ContainsFunc(all, func(e end) bool { return e.addr == a }) {
+				continue
+			}
+			if tried[a.Is6()]++; tried[a.Is6()] > maxEnds {
+				untried++
+				continue
+			}
+			l, local, err := r.way(a)
+			switch {
+			case err != nil: // without a route
+			case local:
+				all = append(all, end{a, thisHost})
+			default:
+				all = append(all, end{a, l.name})
+			}
+		}
+	}
+	if untried > 0 {
+		r.left = append(r.left, fmt.Sprintf("%d addresses", untried))
+	}
+	return all
+}
+
+// addrs returns the replica's own addresses, and a neighbour in each of its networks.
+func (r *replica) addrs() (own, near []netip.Addr) {
+	for _, a := range r.addresses {
+		addr, ok := netip.AddrFromSlice(a.attributes.find(unix.IFA_LOCAL))
+		if !ok {
+			addr, ok = netip.AddrFromSlice(a.attributes.find(unix.IFA_ADDRESS))
+		}
+		if !ok || addr.IsLoopback() || addr.IsLinkLocalUnicast() || !r.has(a.index()) {
+			continue
+		}
+		own = append(own, addr)
+		near = append(near, neighbour(netip.PrefixFrom(addr, int(a.header[1]))))
+	}
+	for _, route := range r.routes {
+		to, ok := netip.AddrFromSlice(route.attributes.find(unix.RTA_DST))
+		if ok && r.rebuildable(route) && !to.IsLinkLocalUnicast() && !to.IsMulticast() {
+			near = append(near, neighbour(netip.PrefixFrom(to, int(route.header[1]))))
+		}
+	}
+	return own, near
+}
+
+// neighbour returns another address of a network, or the address itself if there is no other.
+func neighbour(p netip.Prefix) netip.Addr {
+	first := p.Masked().Addr()
+	for a := first.Next().Next(); a.IsValid() && p.Contains(a); a = a.Next() {
+		if a != p.Addr() {
+			return a
+		}
+	}
+	return p.Addr()
+}
+
+// constants returns addresses to which rules compare those of packets, some of each set.
+func (r *replica) constants() []netip.Addr {
+	const perSet = 4
+	var compared, inSets []netip.Addr
+	for _, m := range r.nft {
+		if m.typ != unix.NFT_MSG_NEWRULE {
+			continue
+		}
+		length, masked := 0, false // of the address in the register
+		for _, e := range newRule(m.family, m.attrs).exprs {
+			switch e.name {
+			case "payload":
+				length, masked = e.addressLength(), false
+			case "bitwise":
+				masked = true
+			case "cmp":
+				data := parse(e.attrs.find(unix.NFTA_CMP_DATA)).find(unix.NFTA_DATA_VALUE)
+				if length > 0 && len(data) <= length {
+					compared = appendAddr(compared, within(data, length, masked))
+				}
+			case "lookup":
+				if length == 0 {
+					continue
+				}
+				set := e.attrs.text(unix.NFTA_LOOKUP_SET)
+				for _, key := range r.keys(tableName{family: m.family, name: m.attrs.text(unix.NFTA_RULE_TABLE)}, set, perSet) {
+					if len(key) == length {
+						inSets = appendAddr(inSets, key)
+					}
+				}
+			}
+		}
+	}
+	for _, t := range r.legacy {
+		for _, a := range t.addresses() {
+			compared = appendAddr(compared, a)
+		}
+	}
+	return slices.Concat(compared, inSets)
+}
+
+// appendAddr appends an address that a client or server can have, up to maxEnds of each family.
+func appendAddr(all []netip.Addr, data []byte) []netip.Addr {
+	a, ok := netip.AddrFromSlice(data)
+	if !ok || a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast() {
+		return all
+	}
+	count := 0
+	for _, b := range all {
+		if a == b {
+			return all
+		}
+		if a.Is6() == b.Is6() {
+			count++
+		}
+	}
+	if count == maxEnds {
+		return all
+	}
+	return append(all, a)
+}
+
+// addressLength returns 4 or 16 if a payload expression loads an address of IPv4 or IPv6, or its
+// first bytes, and 0 otherwise.
+func (e expression) addressLength() int {
+	if e.attrs.number(unix.NFTA_PAYLOAD_BASE) != unix.NFT_PAYLOAD_NETWORK_HEADER {
+		return 0
+	}
+	length := e.attrs.number(unix.NFTA_PAYLOAD_LEN)
+	switch e.attrs.number(unix.NFTA_PAYLOAD_OFFSET) {
+	case 12, 16:
+		if length <= 4 {
+			return 4
+		}
+	case 8, 24:
+		if length <= 16 {
+			return 16
+		}
+	}
+	return 0
+}
+
+// within returns an address of the network that begins with prefix.
+func within(prefix []byte, length int, masked bool) []byte {
+	a := make([]byte, length)
+	copy(a, prefix)
+	if masked || len(prefix) < length {
+		a[length-1] |= 5
+	}
+	return a
+}
+
+// keys returns the first keys of a set, but not where an interval ends.
+func (s *snapshot) keys(table tableName, set string, most int) [][]byte {
+	var all [][]byte
+	for _, m := range s.nft {
+		if m.typ != unix.NFT_MSG_NEWSETELEM || m.family != table.family ||
+			m.attrs.text(unix.NFTA_SET_ELEM_LIST_TABLE) != table.name || m.attrs.text(unix.NFTA_SET_ELEM_LIST_SET) != set {
+			continue
+		}
+		for _, x := range parse(m.attrs.find(unix.NFTA_SET_ELEM_LIST_ELEMENTS)) {
+			if key, end := interval(x); !end && len(all) < most {
+				all = append(all, key)
+			}
+		}
+	}
+	return all
+}
+
+// matchesHelper reports whether a rule has a condition on the name of a connection's helper.
+func (s *snapshot) matchesHelper() bool {
+	for _, m := range s.nft {
+		if m.typ != unix.NFT_MSG_NEWRULE {
+			continue
+		}
+		for _, e := range newRule(m.family, m.attrs).exprs {
+			if e.name == "ct" && expr.CtKey(e.attrs.number(unix.NFTA_CT_KEY)) == expr.CtKeyHELPER ||
+				e.name == "match" && e.attrs.text(unix.NFTA_MATCH_NAME) == "helper" {
+				return true
+			}
+		}
+	}
+	return slices.ContainsFunc(s.legacy, func(t xtable) bool { return t.matches("helper") })
+}
+
+// tested is what came of the test transfers.
+type tested struct {
+	transfers
+	err   error // why there are none
+	drops []*dropped
+}
+
+// testedOnce has test transfers in a copy of this host.
+func (p *patient) testedOnce() *tested {
+	if p.asked.tested != nil {
+		return p.asked.tested
+	}
+	t := &tested{err: p.noChoice}
+	p.asked.tested = t
+	if t.err != nil {
+		return t
+	}
+	c := p.choice
+	if c.Rules.Ports, t.err = rules.ParsePorts(rules.FormatPorts(p.controlPorts(), ",")); t.err != nil {
+		return t
+	}
+	t.transfers, t.err = p.transfers(c)
+	slices.SortStableFunc(t.paths, func(a, b transferPath) int {
+		if a.ipv6 != b.ipv6 && a.rank() == b.rank() {
+			return map[bool]int{false: -1, true: 1}[a.ipv6]
+		}
+		return cmp.Compare(a.rank(), b.rank())
+	})
+	t.drops = p.findDrops(t.transfers)
+	return t
+}
+
+// checkTransfers reports the test transfers, but for what confirm has reported.
+func checkTransfers(p *patient) []Finding {
+	const onlyRead = "the rules have only been read"
+	t := p.testedOnce()
+	switch {
+	case p.noChoice != nil:
+		return nil // checkChoice has reported it
+	case errors.Is(t.err, errNoInterface):
+		return ok("no test transfer, %s: %v", onlyRead, t.err)
+	case t.err != nil:
+		return warning(fmt.Sprintf("no test transfer, %s: this host cannot be copied: %v", onlyRead, t.err),
+			"a filter may treat a data connection in another way than reading its rules suggests", "")
+	case len(t.paths) == 0:
+		what := "no test transfer, " + onlyRead + ": no control connection passed"
+		if len(t.refused) > 0 {
+			what += fmt.Sprintf("; table %s, chain %s drops it", t.refused[0].base.table, t.refused[0].base.name)
+		}
+		return warning(what, "the filter accepts FTP from no address that was tried, or from none at all", "")
+	}
+	var found []Finding
+	for _, way := range t.paths {
+		if way.helper != nil {
+			found = append(found, warning(fmt.Sprintf("no test transfer from %s: %v", way, way.helper),
+				"whether a filter drops its data connections is not known", "")...)
+		}
+	}
+	for _, d := range t.drops {
+		if !d.reported {
+			found = append(found, p.judgeDropped(d))
+		}
+	}
+	if len(found) > 0 || len(t.drops) > 0 {
+		return found
+	}
+	what := "test transfers passed in a copy of this host: " + pathList(t.paths)
+	if len(t.left) > 0 {
+		what += "; not in the test: " + strings.Join(t.left, ", ")
+	}
+	return ok("%s", what)
+}
+
+// pathList names paths, each with the families for which it was tested.
+func pathList(paths []transferPath) string {
+	const most = 4
+	var names []string
+	families := make(map[string][]string)
+	for _, p := range paths {
+		name := p.from + " to " + p.to
+		if len(families[name]) == 0 {
+			names = append(names, name)
+		}
+		families[name] = append(families[name], map[bool]string{false: "IPv4", true: "IPv6"}[p.ipv6])
+	}
+	for i, name := range names {
+		names[i] = fmt.Sprintf("%s (%s)", name, strings.Join(families[name], ", "))
+	}
+	if len(names) > most {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
+	}
+	return strings.Join(names, ", ")
+}
+
+// dropped are the test connections that one rule or policy has dropped.
+type dropped struct {
+	at              *place // nil if unknown
+	reply           bool   // these are answers on control connections
+	passive, active bool   // these are data connections
+	ways            []transferPath
+	level           Level
+	base            *chain // of the place, nil if unknown
+	by              *rule  // nil for its policy
+	reported        bool   // by confirm
+}
+
+// findDrops collects the test connections by the place where they were dropped.
+func (p *patient) findDrops(t transfers) []*dropped {
+	var all []*dropped
+	add := func(way transferPath, at *place, reply bool) *dropped {
+		i := slices.IndexFunc(all, func(d *dropped) bool {
+			return d.reply == reply && (d.at == nil && at == nil || d.at != nil && at != nil && *d.at == *at)
+		})
+		if i < 0 {
+			i = len(all)
+			all = append(all, &dropped{at: at, reply: reply, level: Warning})
+		}
+		d := all[i]
+		if !slices.Contains(d.ways, way) {
+			d.ways = append(d.ways, way)
+		}
+		if p.matters(t, way) {
+			d.level = Problem
+		}
+		return d
+	}
+	for _, way := range t.paths {
+		if way.reply != nil {
+			add(way, way.reply, true)
+		}
+		if way.passive != nil {
+			add(way, way.passive.at, false).passive = true
+		}
+		if way.active != nil {
+			add(way, way.active.at, false).active = true
+		}
+	}
+	rs, err := p.rulesetOnce()
+	if err != nil {
+		return all
+	}
+	for _, d := range all {
+		if d.at == nil {
+			continue
+		}
+		if i := slices.IndexFunc(rs.chains, func(c chain) bool { return objectName{c.table, c.name} == d.at.base }); i >= 0 {
+			d.base, d.by = &rs.chains[i], rs.at(*d.at)
+		}
+	}
+	return all
+}
+
+// what names the connections.
+func (d *dropped) what() string {
+	switch {
+	case d.reply:
+		return "the servers' answers on control connections"
+	case !d.active:
+		return "passive data connections"
+	case !d.passive:
+		return "active data connections"
+	}
+	return "data connections"
+}
+
+// why says what follows for FTP.
+func (d *dropped) why() string {
+	if d.reply {
+		return "no FTP session can begin: in a copy of this host a test connection was dropped there"
+	}
+	return "FTP transfers fail: in a copy of this host a test connection was dropped there, although conntrack expected it"
+}
+
+// judgeDropped is the finding about one place.
+func (p *patient) judgeDropped(d *dropped) Finding {
+	f := Finding{Level: d.level, Why: d.why()}
+	if d.at == nil {
+		f.What = fmt.Sprintf("%s of test transfers did not pass: %s", d.what(), pathList(d.ways))
+		f.Why = "FTP transfers fail in a copy of this host; no rule drops them, so it is routing, rp_filter, or a part of the firewall that was not copied"
+		return f
+	}
+	f.What = fmt.Sprintf("table %s, chain %s drops %s: test transfer from %s", d.at.base.table, d.at.base.name, d.what(), pathList(d.ways))
+	if d.base == nil {
+		return f
+	}
+	by := "its policy"
+	if d.by != nil {
+		by = (&filters{patient: p, rs: p.asked.ruleset}).text(d.by)
+	}
+	f.What += "; " + by
+	fix := p.accepting(*d.base, d.by)
+	f.Mend, f.AfterReboot = fix.command, fix.afterReboot
+	return f
+}
+
+// at returns the rule of a place, nil for a policy.
+func (rs *ruleset) at(where place) *rule {
+	in := rs.chainRules(objectName{where.base.table, where.chain})
+	if where.number > 0 && where.number <= len(in) {
+		return in[where.number-1]
+	}
+	for _, r := range in {
+		if where.handle != 0 && r.handle == where.handle {
+			return r
+		}
+	}
+	return nil
+}
+
+// matters reports whether this host is for transfers on a path: through it always, to it if a server
+// listens here, from it if there is nothing else.
+func (p *patient) matters(t transfers, way transferPath) bool {
+	switch way.rank() {
+	case 0:
+		return true
+	case 1:
+		return p.listens()
+	}
+	return !p.listens() && !slices.ContainsFunc(t.paths, func(w transferPath) bool { return w.rank() == 0 })
+}
+
+// listens reports whether a program on this host listens on a control port.
+func (p *patient) listens() bool {
+	for _, file := range []string{"/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"} {
+		text, err := p.readFile(file)
+		if err != nil {
+			continue
+		}
+		for line := range strings.Lines(string(text)) {
+			const local, state, listening = 1, 3, "0A" // TCP_LISTEN, include/net/tcp_states.h
+			f := strings.Fields(line)
+			if len(f) <= state || f[state] != listening {
+				continue
+			}
+			_, hex, _ := strings.Cut(f[local], ":")
+			port, err := strconv.ParseUint(hex, 16, 16)
+			if err == nil && overlap([]rules.PortRange{{First: uint16(port), Last: uint16(port)}}, p.controlPorts()) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// confirm compares what reading the rules has found with the test transfers, which know better.
+func (p *patient) confirm(read []Finding) []Finding {
+	t := p.testedOnce()
+	var found []Finding
+	for _, f := range read {
+		if f.base == nil {
+			if f.Level != OK || len(t.drops) == 0 {
+				found = append(found, f)
+			}
+			continue
+		}
+		here, same := 0, (*dropped)(nil)
+		for _, d := range t.drops {
+			if d.base == nil || d.base.table != f.base.table || d.base.name != f.base.name || d.reply {
+				continue
+			}
+			here++
+			if d.by == f.rule {
+				same = d
+			}
+		}
+		switch {
+		case same != nil:
+			same.reported = true
+			f.Level, f.Why = same.level, fmt.Sprintf("%s: %s of FTP from %s", same.why(), same.what(), pathList(same.ways))
+		case here > 0:
+			continue // checkTransfers reports the rule that has dropped them
+		case f.Level == Problem && t.passed(*f.base):
+			f.Level, f.Why = Warning, "the test transfers passed, those of other addresses may not: "+f.Why
+		}
+		found = append(found, f)
+	}
+	return found
+}
+
+// passed reports whether test transfers went through the hook of a base chain, in its family.
+func (t transfers) passed(c chain) bool {
+	return slices.ContainsFunc(t.paths, func(way transferPath) bool {
+		return (way.rank() == 0) == (c.hook == unix.NF_INET_FORWARD) && way.helper == nil &&
+			(c.table.family == familyInet || way.ipv6 == (c.table.family == familyIPv6))
+	})
+}

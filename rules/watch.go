@@ -1,0 +1,93 @@
+package rules
+
+import (
+	"errors"
+	"fmt"
+	"sync/atomic"
+
+	"github.com/google/nftables"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Watch reports changes of the rules in a network namespace, as the kernel announces them
+// (nf_tables_commit of net/netfilter/nf_tables_api.c).
+type Watch struct {
+	conn   *netlink.Conn
+	closed atomic.Bool
+	own    chan struct{}
+	any    chan struct{}
+}
+
+// NewWatch subscribes to the changes from now on. It needs CAP_NET_ADMIN.
+func NewWatch() (*Watch, error) {
+	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return nil, fmt.Errorf("watch the rules: %w", err)
+	}
+	if err := conn.JoinGroup(unix.NFNLGRP_NFTABLES); err != nil {
+		return nil, errors.Join(fmt.Errorf("watch the rules: %w", err), conn.Close())
+	}
+	return &Watch{conn: conn, own: make(chan struct{}, 1), any: make(chan struct{}, 1)}, nil
+}
+
+// Own has a value after table inet nfq_ftphelper may have changed; several changes may be one value.
+func (w *Watch) Own() <-chan struct{} { return w.own }
+
+// Any is the same for all tables.
+func (w *Watch) Any() <-chan struct{} { return w.any }
+
+// Run receives until the Watch is closed, and returns nil then, or the error after which it receives
+// nothing more.
+func (w *Watch) Run() error {
+	for {
+		changes, err := w.conn.Receive()
+		switch {
+		case err != nil && w.closed.Load():
+			return nil
+		case errors.Is(err, unix.ENOBUFS): // changes were lost
+			signal(w.own)
+		case err != nil:
+			return fmt.Errorf("watch the rules: %w", err)
+		}
+		for _, c := range changes {
+			if isOwn(c) {
+				signal(w.own)
+			}
+		}
+		signal(w.any)
+	}
+}
+
+// Close ends the subscription, and Run.
+func (w *Watch) Close() error {
+	w.closed.Store(true)
+	return w.conn.Close()
+}
+
+// signal puts a value into a channel, unless there is one.
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// isOwn reports whether a change is one of the table. The first attribute of tables, chains, rules, sets,
+// elements and objects has the table's name.
+func isOwn(m netlink.Message) bool {
+	const header, nameOfTable = 4, unix.NFTA_TABLE_NAME // struct nfgenmsg
+	if len(m.Data) < header || nftables.TableFamily(m.Data[0]) != table.Family {
+		return false
+	}
+	attributes, err := netlink.NewAttributeDecoder(m.Data[header:])
+	if err != nil {
+		return true
+	}
+	for attributes.Next() {
+		if attributes.Type() == nameOfTable && attributes.String() == table.Name {
+			return true
+		}
+	}
+	return attributes.Err() != nil
+}

@@ -1,0 +1,61 @@
+package rules
+
+import (
+	"testing"
+	"time"
+)
+
+// TestWatch changes the table and another one: each change is reported, and of the right table.
+func TestWatch(t *testing.T) {
+	newNamespace(t)
+	w, err := NewWatch()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- w.Run() }()
+	reported := func(what string, c <-chan struct{}) {
+		t.Helper()
+		select {
+		case <-c:
+		case <-time.After(20 * time.Second):
+			t.Fatalf("%s was not reported", what)
+		}
+	}
+	quiet := func() {
+		t.Helper()
+		select {
+		case <-w.Own():
+			t.Fatal("a change of another table is reported as one of this")
+		default:
+		}
+	}
+	nft(t, "table inet other { set ports { type inet_service; }; chain nfq_ftphelper { }; }")
+	reported("another table", w.Any())
+	nft(t, "table ip nfq_ftphelper { }")
+	reported("another family", w.Any())
+	quiet()
+	apply(t, example)
+	reported("the table", w.Own())
+	reported("the table", w.Any())
+	for _, change := range []string{
+		"add element inet nfq_ftphelper ports { 2122 }", "add rule inet nfq_ftphelper prerouting accept",
+		"flush chain inet nfq_ftphelper control", "delete table inet nfq_ftphelper",
+	} {
+		for len(w.Own())+len(w.Any()) > 0 { // of the change before
+			select {
+			case <-w.Own():
+			case <-w.Any():
+			}
+		}
+		nft(t, change)
+		reported(change, w.Own())
+		reported(change, w.Any())
+	}
+	if err := w.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}

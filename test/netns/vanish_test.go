@@ -1,0 +1,144 @@
+package netns
+
+import (
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/control"
+)
+
+// What the daemon says of its rules.
+const (
+	saysRemoved  = "the rules have been removed: new FTP connections are not helped"
+	saysRestored = "the rules had been removed, and are applied again"
+	saysStay     = "the rules have been removed again, and stay so"
+	saysChanged  = "the rules are not as the settings say"
+	saysBack     = "the rules are in place again"
+)
+
+// said waits until the daemon has said something n times.
+func said(t *testing.T, r *Router, text string, n int) {
+	t.Helper()
+	err := r.DaemonProcess().WaitOutput(testContext(t, 20*time.Second), func(log string) bool { return strings.Count(log, text) >= n })
+	if got := strings.Count(r.DaemonProcess().Output(), text); err != nil || got != n {
+		t.Fatalf("the daemon has said %d times, and not %d times, %q: %v", got, n, text, err)
+	}
+}
+
+// TestRulesVanish removes the daemon's own rules while it runs, as the restart of a firewall does: it warns
+// at once, and puts them back, once.
+func TestRulesVanish(t *testing.T) {
+	t.Parallel()
+	lab := newLab(t, Config{Situation: DNAT, Family: IPv4, Helper: None, Ports: []uint16{21, 2121}})
+	router, ctx := lab.ServerRouter(), testContext(t, 2*time.Minute)
+	c := startConfigured(t, router, BackEnd{}, "rules: true\nports: 2121\n")
+	c.reload("rules: true\nports: 21\n", "msg=reloaded ports=21\n")
+	startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{})
+	n := 0
+	helped := func() {
+		t.Helper()
+		client := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
+		client.login()
+		n++
+		name := fmt.Sprint("file-", n)
+		wantContent(t, name, client.fetchBy(PASV, name, lab.ServerAddress), fileContent(name))
+		client.quit()
+	}
+	helped()
+	if log := router.DaemonProcess().Output(); strings.Contains(log, "level=WARN") {
+		t.Errorf("of its start and a reload the daemon says\n%s", log)
+	}
+	// The firewall's own rules come back behind the flush, one by one.
+	saved, err := router.Run(ctx, "", "sh", "-c", "nft -s list ruleset | sed '/^table inet nfq_ftphelper {/,/^}/d'")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := router.Nft(ctx, "flush ruleset"); err != nil {
+		t.Fatal(err)
+	}
+	said(t, router, saysRemoved, 1)
+	if err := router.Nft(ctx, saved); err != nil {
+		t.Fatal(err)
+	}
+	said(t, router, saysRestored, 1)
+	if err := control.NewClient(router.Control()).Ready(ctx); err != nil {
+		t.Error(err)
+	}
+	helped()
+
+	// Something keeps removing them: that is not fought.
+	if err := router.Nft(ctx, "delete table inet nfq_ftphelper"); err != nil {
+		t.Fatal(err)
+	}
+	said(t, router, saysRemoved, 2)
+	said(t, router, saysStay, 1)
+	if err := control.NewClient(router.Control()).Ready(ctx); err == nil {
+		t.Error("without its rules the daemon is ready")
+	}
+	c.reload("rules: true\nports: 21\n", "msg=reloaded changed=nothing\n")
+	helped()
+
+	// Rules that were changed stay so.
+	if err := router.Nft(ctx, "flush chain inet nfq_ftphelper prerouting"); err != nil {
+		t.Fatal(err)
+	}
+	said(t, router, saysChanged, 1)
+
+	if err := router.StopDaemon(ctx); err != nil {
+		t.Fatal(err)
+	}
+	log := router.DaemonProcess().Output()
+	for text, n := range map[string]int{saysRemoved: 2, saysRestored: 2, saysStay: 1, saysChanged: 1} {
+		if got := strings.Count(log, text); got != n {
+			t.Errorf("it has said %d times, and not %d times, %q", got, n, text)
+		}
+	}
+}
+
+// TestOthersRulesVanish removes rules that are not the daemon's: it warns, and does not put them back.
+func TestOthersRulesVanish(t *testing.T) {
+	t.Parallel()
+	host := newRouter(t, "host", None, 21)
+	path, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := testContext(t, time.Minute)
+	apply := func() {
+		t.Helper()
+		if _, err := host.Run(ctx, "", path, "rules", "apply"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	apply()
+	if host.process, err = host.Start(exec.Command(path, "run", "--control", filepath.Join(t.TempDir(), "control.sock"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := host.process.WaitOutput(ctx, func(log string) bool { return strings.Contains(log, "msg=ready") }); err != nil {
+		t.Fatal(err)
+	}
+	apply() // the same again, which is no change
+	for n := range 5 {
+		if err := host.Nft(ctx, "delete table inet nfq_ftphelper"); err != nil {
+			t.Fatal(err)
+		}
+		said(t, host, saysRemoved, n+1)
+		apply()
+		said(t, host, saysBack, n+1)
+	}
+	if err := host.Nft(ctx, "delete element inet nfq_ftphelper ports { 21 }"); err != nil {
+		t.Fatal(err)
+	}
+	said(t, host, saysChanged, 1)
+	if err := host.StopDaemon(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if log := host.DaemonProcess().Output(); strings.Contains(log, saysRestored) {
+		t.Errorf("it has applied rules that are not its own:\n%s", log)
+	}
+}
