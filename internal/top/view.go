@@ -356,7 +356,7 @@ func (m *model) detailLines() []string {
 		switch ev.Kind {
 		case "refused", "encrypted", "not-ftp":
 			kind = warning.Render(kind)
-		case "failed", "lost":
+		case "failed":
 			kind = bad.Render(kind)
 		}
 		lines = append(lines, fmt.Sprintf("%s  %s  %s", faint.Render(local(ev).Format("15:04:05.000")), kind, ev.Words()))
