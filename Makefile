@@ -22,8 +22,8 @@ UNIT_PACKAGES      := $(RACE_PACKAGES) netbase iproute2 procps nftables iptables
 INSTALLED_PACKAGES := $(RACE_PACKAGES) mandoc man-db bash-completion lintian rpm systemd
 NETNS_PACKAGES     := $(LAB_PACKAGES) $(UNIT_PACKAGES) bsdutils busybox-static \
 	tnftp ncftp inetutils-ftp ftp-ssl wget aria2 rclone perl python3 python3-pyftpdlib \
-	ufw firewalld shorewall shorewall6 docker.io
-KUBERNETES_PACKAGES := $(LAB_PACKAGES) podman podman-compose runc catatonit
+	ufw firewalld shorewall shorewall6 docker.io:dockerd
+KUBERNETES_PACKAGES := $(LAB_PACKAGES) podman podman-compose runc:runc catatonit
 KERNELS_PACKAGES   := $(LAB_PACKAGES) $(UNIT_PACKAGES) bsdutils $(shell cat test/vm/packages)
 SERVERS            := vsftpd pure-ftpd proftpd-core inetutils-ftpd ftpd-ssl
 BENCH_PACKAGES     := nftables conntrack kmod gcc libc6-dev libnetfilter-queue-dev

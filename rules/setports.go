@@ -2,6 +2,7 @@ package rules
 
 import (
 	"errors"
+	"slices"
 
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
@@ -68,6 +69,30 @@ func SetPorts(own, want []PortRange, opts ...nftables.ConnOption) ([]PortRange, 
 		return nil, explain("changing the control ports", err)
 	}
 	return keep, nil
+}
+
+// Ports returns the control ports that are in place, whoever has put them there, sorted and merged. It
+// returns ErrMissing, or why the set could not be read, in one sentence.
+func Ports(opts ...nftables.ConnOption) ([]PortRange, error) {
+	conn, err := nftables.New(opts...)
+	if err != nil {
+		return nil, unread(err)
+	}
+	if err := checkTable(conn, Config{}); err != nil {
+		return nil, err
+	}
+	set, err := portSet(conn)
+	if err != nil {
+		return nil, err
+	}
+	elems, err := conn.GetSetElements(set)
+	if err != nil {
+		return nil, unread(err)
+	}
+	if slices.ContainsFunc(elems, catchAll) {
+		return []PortRange{{First: 1, Last: 65535}}, nil
+	}
+	return merge(intervals(elems)), nil
 }
 
 // maxElements keeps a list of ranges within one netlink attribute.

@@ -80,9 +80,18 @@ func TestSetPorts(t *testing.T) {
 		if set := inSet(t); set != step.set {
 			t.Errorf("%s: the set has %s, want %s", step.want, set, step.set)
 		}
+		if got, err := Ports(); err != nil || !reflect.DeepEqual(got, merge(parse(t, step.set))) {
+			t.Errorf("%s: Ports returns %v, %v", step.want, got, err)
+		}
 		if err := Check(c); err != nil {
 			t.Errorf("%s: %v", step.want, err)
 		}
+	}
+	if err := Remove(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Ports(); !errors.Is(err, ErrMissing) {
+		t.Errorf("without rules: %v, %v", got, err)
 	}
 }
 
@@ -122,6 +131,9 @@ func TestCatchAll(t *testing.T) {
 	}
 	if err := checkPorts(conn, Config{Ports: own}); err != nil {
 		t.Error(err)
+	}
+	if got, err := Ports(); err != nil || !reflect.DeepEqual(got, parse(t, "1-65535")) {
+		t.Errorf("Ports returns %v, %v", got, err)
 	}
 }
 

@@ -5,10 +5,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"slices"
 	"strings"
 	"time"
 
+	"github.com/charmbracelet/x/ansi"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/control"
 )
@@ -17,54 +23,143 @@ func newEvents() *cobra.Command {
 	var from *source
 	var s *settings
 	var asJSON bool
+	var selected eventFilter
+	var query control.EventsQuery
 	cmd := &cobra.Command{
 		Use:   "events",
 		Short: "Follow what happens to FTP control connections",
-		Long: `events writes a line for everything that happens from now on, until it is stopped: connections
-that are tracked, data connections that are expected, what is refused and why, what fails.`,
+		Long: `events writes a line for everything that happens from now on, until it is stopped: control
+connections that are tracked and closed, data connections that are expected, used and
+expired, what is refused and why, what fails.
+
+The daemon keeps the last 4096 events: --since begins with those that have happened already.
+On a terminal a line is as long as the terminal is wide; elsewhere nothing is left out.`,
+		Example: `  nfq-ftphelper events --kind expired,refused      what does not work
+  nfq-ftphelper events --client 203.0.113.0/24 --since 10m
+  nfq-ftphelper events --since 1h --no-follow --json`,
 		Args: cobra.NoArgs,
 		PreRunE: func(*cobra.Command, []string) (err error) {
+			if query.Once && query.Since.IsZero() {
+				return errors.New("--no-follow goes with --since: it ends after the events that have happened already")
+			}
 			s, err = from.read()
 			return err
 		},
 		RunE: asking(func(ctx context.Context, cmd *cobra.Command) error {
 			out := cmd.OutOrStdout()
-			var lines eventLines
-			err := control.NewClient(s.Control).Events(ctx, func() {}, func(line []byte) error {
+			lines := eventLines{colour: isTerminal(out)}
+			err := control.NewClient(s.Control).Events(ctx, query, func() {}, func(line []byte) error {
+				var ev control.Event
+				if err := json.Unmarshal(line, &ev); err != nil {
+					return fmt.Errorf("the daemon's answer is no event: is it another version? (%w)", err)
+				}
+				if !selected.matches(&ev) {
+					return nil
+				}
 				if asJSON {
 					_, err := fmt.Fprintf(out, "%s\n", line)
 					return err
 				}
-				var ev control.Event
-				if err := json.Unmarshal(line, &ev); err != nil {
-					return fmt.Errorf("the daemon says what is no event: is it another version? (%w)", err)
-				}
-				_, err := fmt.Fprint(out, lines.line(&ev, time.Local))
+				lines.today = time.Now()
+				_, err := io.WriteString(out, lines.line(&ev, time.Local, widthOf(out)))
 				return err
 			})
-			if err == nil {
+			if err == nil && !query.Once {
 				err = errors.New("the daemon has stopped")
 			}
 			return err
 		}),
 	}
 	from = addSettings(cmd.Flags(), "control")
+	cmd.Flags().Var(prefixesFlag{&selected.clients}, "client", "show only events of clients with these `addresses`, such as 203.0.113.7,2001:db8::/64")
+	cmd.Flags().Var(kindsFlag{&selected.kinds}, "kind", "show only events of these `kinds`, such as refused,expired; see events in nfq-ftphelper(8)")
+	cmd.Flags().Var(sinceFlag{&query.Since, time.Now}, "since", "begin with the events since this `time`: a duration such as 10m, 15:04, or 2006-01-02T15:04:05Z")
+	cmd.Flags().BoolVar(&query.Once, "no-follow", false, "end after the events that have happened already")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, one object for each line")
 	return cmd
 }
 
-// eventLines writes events below each other: as wide as the widest so far.
-type eventLines struct{ client, server int }
+// eventFilter selects events. The zero eventFilter selects all.
+type eventFilter struct {
+	clients []netip.Prefix
+	kinds   []string
+}
+
+// matches reports whether an event is selected. One that stands for missing events always is.
+func (f *eventFilter) matches(ev *control.Event) bool {
+	if ev.Kind == control.KindMissed {
+		return true
+	}
+	of := func(n netip.Prefix) bool { return n.Contains(ev.Client.Addr()) }
+	return (len(f.kinds) == 0 || slices.Contains(f.kinds, ev.Kind)) && (len(f.clients) == 0 || slices.ContainsFunc(f.clients, of))
+}
+
+// eventLines writes events below each other.
+type eventLines struct {
+	colour         bool
+	today          time.Time // events of other days have a date; zero for none
+	client, server int       // the widest so far
+}
 
 const (
 	kindWidth    = len("stays-queued")
 	addressWidth = len("255.255.255.255:65535")
+	// wide is from how many columns on all there is to say has room, as a rule.
+	wide = 120
 )
 
-func (l *eventLines) line(ev *control.Event, zone *time.Location) string {
+// Escape sequences of a terminal (ECMA-48, SGR).
+const (
+	sgrReset  = "\x1b[0m"
+	sgrFaint  = "\x1b[2m"
+	sgrRed    = "\x1b[31m"
+	sgrGreen  = "\x1b[32m"
+	sgrYellow = "\x1b[33m"
+)
+
+// kindColours are those of the kinds that have one.
+var kindColours = map[string]string{
+	"used": sgrGreen, "expired": sgrYellow, "refused": sgrYellow, "encrypted": sgrYellow, "not-ftp": sgrYellow, "unreadable": sgrYellow,
+	"failed": sgrRed, "lost": sgrRed, "unknown": sgrRed, control.KindMissed: sgrRed,
+	"tracked": sgrFaint, "closed": sgrFaint,
+}
+
+// line writes an event in one line of so many columns at most, or without a limit if width is 0.
+func (l *eventLines) line(ev *control.Event, zone *time.Location, width int) string {
+	paint := func(sgr, text string) string {
+		if !l.colour || sgr == "" {
+			return text
+		}
+		return sgr + text + sgrReset
+	}
+	kind := paint(kindColours[ev.Kind], fmt.Sprintf("%-*s", kindWidth, ev.Kind))
 	client, server := ev.Ends()
-	l.client, l.server = max(l.client, len(client), addressWidth), max(l.server, len(server), addressWidth)
-	line := fmt.Sprintf("%s  %-*s  %-*s  %-*s  %s",
-		ev.Time.In(zone).Format("15:04:05.000"), kindWidth, ev.Kind, l.client, client, l.server, server, ev.Words())
-	return strings.TrimRight(line, " ") + "\n"
+	at, date, line := ev.Time.In(zone), "", ""
+	if today := l.today.In(zone); !l.today.IsZero() && (at.YearDay() != today.YearDay() || at.Year() != today.Year()) {
+		date = "2006-01-02 "
+	}
+	if width > 0 && width < wide {
+		l.client = max(l.client, len(client), len("255.255.255.255"))
+		line = fmt.Sprintf("%s %s %-*s %s", paint(sgrFaint, at.Format(date+"15:04:05")), kind, l.client, client, ev.Short())
+	} else {
+		l.client, l.server = max(l.client, len(client), addressWidth), max(l.server, len(server), addressWidth)
+		line = fmt.Sprintf("%s  %s  %-*s  %-*s  %s", paint(sgrFaint, at.Format(date+"15:04:05.000")), kind, l.client, client, l.server, server, ev.Words())
+	}
+	if line = strings.TrimRight(line, " "); width > 0 {
+		line = ansi.Truncate(line, width, "…")
+	}
+	return line + "\n"
+}
+
+// widthOf returns how many columns a terminal has, 0 for what is none.
+func widthOf(out io.Writer) int {
+	f, ok := out.(*os.File)
+	if !ok {
+		return 0
+	}
+	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
+	if err != nil {
+		return 0
+	}
+	return int(size.Col)
 }

@@ -94,7 +94,7 @@ The quickest way, as root: nfq-ftphelper run --rules`,
 		},
 	}
 	root.SetFlagErrorFunc(suggestFlag)
-	root.AddCommand(newRun(), newRules(), newDoctor(), newConfig(), newExplain(), newFlows(), newEvents(), newTop(), newVersion())
+	root.AddCommand(newRun(), newRules(), newDoctor(), newConfig(), newExplain(), newStatus(), newFlows(), newEvents(), newTop(), newVersion())
 	root.AddCommand(extra...)
 	completeValues(root)
 	return root

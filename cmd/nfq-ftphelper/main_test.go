@@ -84,6 +84,13 @@ func TestUsage(t *testing.T) {
 		{[]string{"run", "--metrics", ":9921"}, `":9921" has no address: write 127.0.0.1:9921 for this host only`},
 		{[]string{"run", "--metrics", "localhost:9921"}, `"localhost" is not an address`},
 		{[]string{"run", "--metrics", "127.0.0.1:99999"}, `"99999" is not a port`},
+		{[]string{"flows", "--sort", "age"}, "it can be client, server, state, transfers or refused"},
+		{[]string{"flows", "--filter", "port=21"}, `there is no field "port": there are client, server, nat`},
+		{[]string{"events", "--kind", "refused,denied"}, `"denied" is not a kind of event: it can be tracked, expected, would-open, used`},
+		{[]string{"events", "--client", "ftp.example"}, "neither an address nor a network"},
+		{[]string{"events", "--since", "yesterday"}, "it must be a duration such as 10m"},
+		{[]string{"events", "--no-follow"}, "--no-follow goes with --since"},
+		{[]string{"status", "now"}, `unknown command "now"`},
 		{[]string{"flows", "21"}, `unknown command "21"`},
 		{[]string{"version", "--long"}, "unknown flag: --long"},
 		{[]string{"run", "--port", "21"}, "unknown flag --port; did you mean --ports?"},
@@ -98,7 +105,7 @@ func TestUsage(t *testing.T) {
 }
 
 func TestHelp(t *testing.T) {
-	for _, args := range [][]string{{"--help"}, {"run", "--help"}, {"rules", "--help"}, {"rules", "apply", "--help"}, {"explain", "--help"}, {"flows", "--help"}, {"events", "--help"}, {"top", "--help"}, {"rules"}} {
+	for _, args := range [][]string{{"--help"}, {"run", "--help"}, {"rules", "--help"}, {"rules", "apply", "--help"}, {"explain", "--help"}, {"flows", "--help"}, {"events", "--help"}, {"status", "--help"}, {"top", "--help"}, {"rules"}} {
 		code, stdout, stderr := call(t, args...)
 		if code != 0 || !strings.Contains(stdout, "Usage:") || stderr != "" {
 			t.Errorf("%q: exit code %d, it says\n%s%s", args, code, stdout, stderr)

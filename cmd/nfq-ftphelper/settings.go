@@ -74,7 +74,8 @@ func newSettings() *settings {
 	f.DurationVar(&s.Engine.HoldTime, "hold-time", engine.DefaultHoldTime, "`duration` that a packet waits at most for the rest of a line")
 	config.Group(f, "Limits")
 
-	f.StringVar(&s.Control, "control", control.DefaultPath, "`path` of the control socket, through which flows, events and top ask the daemon; \"\" for none")
+	f.StringVar(&s.Control, "control", control.DefaultPath, "`path` of the control socket, through which status, flows, events and top ask the daemon; \"\" for none")
+	f.BoolVar(&s.Outcomes, "outcomes", true, "report whether expected data connections come (events used, expired and closed); the kernel takes about 4 µs for each connection of this host")
 	f.Var(addrPortFlag{&s.Metrics}, "metrics", "TCP `address` at which Prometheus can ask, such as 127.0.0.1:9921 (default none)")
 	config.Group(f, "Who can ask the daemon")
 

@@ -15,12 +15,13 @@ func newTop() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "top",
 		Short: "Watch the FTP control connections, the busiest first",
-		Long: `top fills the terminal with the control connections that the daemon helps, the busiest first, and
-with how much it has to do. q ends it, the arrows select a connection and Enter shows what
-has happened to it; s sorts, / filters, p pauses.
+		Long: `top fills the terminal with the open control connections that the daemon helps, the busiest first,
+and with how much it has to do. q ends it, the arrows select a connection and Enter shows its
+details and events, those from before top was started too. s sorts by the next column, / filters
+as "flows --filter" does, c shows closing connections, p pauses, ? shows all keys.
 
-A /s is a second's data connections over the last ten seconds; AGO is when something was
-announced last, as far as top has seen it.`,
+A /s is a second's data connections over the last ten seconds; LAST SEEN is the time since the
+last event. "status --json" and "flows --json" have the same for programs.`,
 		Args: cobra.NoArgs,
 		PreRunE: func(*cobra.Command, []string) (err error) {
 			s, err = from.read()

@@ -8,7 +8,9 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/control"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
@@ -258,4 +260,87 @@ func (l *logLevel) Set(s string) error {
 		return errors.New("it must be debug, info, warn or error")
 	}
 	return nil
+}
+
+// kindsFlag is a flag that takes kinds of events.
+type kindsFlag struct{ kinds *[]string }
+
+// String implements pflag.Value.
+func (f kindsFlag) String() string {
+	if f.kinds == nil {
+		return ""
+	}
+	return strings.Join(*f.kinds, ",")
+}
+
+// Type implements pflag.Value.
+func (f kindsFlag) Type() string { return "kinds" }
+
+// Completions returns the kinds.
+func (f kindsFlag) Completions() []string {
+	var all []string
+	for _, w := range control.Kinds {
+		all = append(all, w.Name)
+	}
+	return all
+}
+
+// Set implements pflag.Value.
+func (f kindsFlag) Set(s string) error {
+	kinds := split(s)
+	for _, k := range kinds {
+		if all := f.Completions(); !slices.Contains(all, k) {
+			return fmt.Errorf("%q is not a kind of event: it can be %s", k, enumerate(all, "or"))
+		}
+	}
+	*f.kinds = kinds
+	return nil
+}
+
+// sinceFlag is a flag that takes a moment in the past.
+type sinceFlag struct {
+	at  *time.Time
+	now func() time.Time
+}
+
+// String implements pflag.Value.
+func (f sinceFlag) String() string {
+	if f.at == nil || f.at.IsZero() {
+		return ""
+	}
+	return f.at.Format(time.RFC3339)
+}
+
+// Type implements pflag.Value.
+func (f sinceFlag) Type() string { return "time" }
+
+// Set implements pflag.Value. A time of day is today's, or yesterday's if it is still to come.
+func (f sinceFlag) Set(s string) error {
+	now := f.now()
+	if d, err := time.ParseDuration(s); err == nil && d >= 0 {
+		*f.at = now.Add(-d)
+		return nil
+	}
+	for _, layout := range []string{time.RFC3339, time.DateTime, time.DateOnly} {
+		if at, err := time.ParseInLocation(layout, s, now.Location()); err == nil {
+			*f.at = at
+			return nil
+		}
+	}
+	for _, layout := range []string{time.TimeOnly, "15:04"} {
+		of, err := time.Parse(layout, s)
+		if err != nil {
+			continue
+		}
+		day := now
+		for {
+			at := time.Date(day.Year(), day.Month(), day.Day(), of.Hour(), of.Minute(), of.Second(), 0, now.Location())
+			if !at.After(now) {
+				*f.at = at
+				return nil
+			}
+			day = day.AddDate(0, 0, -1)
+		}
+	}
+	return errors.New("it must be a duration such as 10m, a time of day such as 15:04, or a time such as 2006-01-02T15:04:05Z")
 }

@@ -65,6 +65,14 @@ func (c *Client) Version(ctx context.Context) (v Version, err error) {
 	return v, err
 }
 
+// Status says how the daemon is.
+func (c *Client) Status(ctx context.Context) (s Status, err error) {
+	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
+	defer cancel()
+	err = c.get(ctx, PathStatus, c.decode(&s))
+	return s, err
+}
+
 // Metrics hands the daemon's counters, in Prometheus' text format, to read.
 func (c *Client) Metrics(ctx context.Context, read func(io.Reader) error) error {
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
@@ -79,11 +87,11 @@ func (c *Client) Ready(ctx context.Context) error {
 	return c.get(ctx, PathReady, func(io.Reader) error { return nil })
 }
 
-// Events calls following when the daemon is about to tell, and then each for every line of its
-// events, until ctx is done or a function returns an error; it returns that. It returns nil when
-// the daemon stops.
-func (c *Client) Events(ctx context.Context, following func(), each func(line []byte) error) error {
-	return c.get(ctx, PathEvents, func(body io.Reader) error {
+// Events calls following when the daemon answers, and then each for every line of its events, until
+// ctx is done or a function returns an error; it returns that. It returns nil when the daemon stops,
+// or has sent all that q asks for.
+func (c *Client) Events(ctx context.Context, q EventsQuery, following func(), each func(line []byte) error) error {
+	return c.get(ctx, PathEvents+"?"+q.Values().Encode(), func(body io.Reader) error {
 		following()
 		lines := bufio.NewScanner(body)
 		lines.Buffer(nil, maxEvent)

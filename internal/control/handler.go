@@ -8,19 +8,25 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
 )
 
-// healthTimeout is how long the daemon has to say how it is.
-const healthTimeout = 2 * time.Second
+// healthTimeout is how long the daemon has to say whether it is well, and statusTimeout for all else
+// that it knows of itself.
+const (
+	healthTimeout = 2 * time.Second
+	statusTimeout = 5 * time.Second
+)
 
 // NewHandler serves all paths of the control socket. Metrics is what serves PathMetrics.
 func NewHandler(d Daemon, metrics http.Handler) http.Handler {
 	p := healthPaths(d, metrics)
 	p[PathFlows] = func(w http.ResponseWriter, r *http.Request) { serveFlows(w, r, d) }
 	p[PathEvents] = func(w http.ResponseWriter, r *http.Request) { serveEvents(w, r, d) }
+	p[PathStatus] = func(w http.ResponseWriter, r *http.Request) { serveStatus(w, r, d) }
 	p[PathVersion] = func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, d.Version()) }
 	return p
 }
@@ -78,9 +84,12 @@ func serveFlows(w http.ResponseWriter, r *http.Request, d Daemon) {
 			out.WriteString(`{"flows":[`)
 		}
 	}
-	separator := "\n"
+	separator, closing := "\n", 0
 	unchecked, err := d.Flows(r.Context(), func(f Flow) error {
 		begin()
+		if !f.Live() {
+			closing++
+		}
 		text, err := json.Marshal(f)
 		if err != nil {
 			return err
@@ -95,7 +104,7 @@ func serveFlows(w http.ResponseWriter, r *http.Request, d Daemon) {
 		return
 	}
 	begin()
-	fmt.Fprintf(out, "\n],\"unchecked\":%d", unchecked)
+	fmt.Fprintf(out, "\n],\"closing\":%d,\"unchecked\":%d", closing, unchecked)
 	if err != nil { // it is too late for another status
 		text, _ := json.Marshal(err.Error())
 		fmt.Fprintf(out, ",\"error\":%s", text)
@@ -104,10 +113,67 @@ func serveFlows(w http.ResponseWriter, r *http.Request, d Daemon) {
 	out.Flush()
 }
 
+func serveStatus(w http.ResponseWriter, r *http.Request, d Daemon) {
+	ctx, cancel := context.WithTimeout(r.Context(), statusTimeout)
+	defer cancel()
+	s, err := d.Status(ctx)
+	if err != nil {
+		WriteError(w, http.StatusServiceUnavailable, err)
+		return
+	}
+	writeJSON(w, http.StatusOK, s)
+}
+
+// EventsQuery is the query of PathEvents.
+type EventsQuery struct {
+	// Since is from when on events are wanted that have happened already; none if it is zero.
+	Since time.Time
+	// Once ends the answer after those.
+	Once bool
+}
+
+// Values returns the query as it is written in a URL: "since" is a time as in RFC 3339, "follow" can be
+// "no".
+func (q EventsQuery) Values() url.Values {
+	v := make(url.Values)
+	if !q.Since.IsZero() {
+		v.Set("since", q.Since.Format(time.RFC3339Nano))
+	}
+	if q.Once {
+		v.Set("follow", "no")
+	}
+	return v
+}
+
+// parseEventsQuery is the inverse of Values.
+func parseEventsQuery(v url.Values) (q EventsQuery, err error) {
+	if since := v.Get("since"); since != "" {
+		if q.Since, err = time.Parse(time.RFC3339Nano, since); err != nil {
+			return q, fmt.Errorf("since=%.50q is not a time such as 2006-01-02T15:04:05Z", since)
+		}
+	}
+	switch follow := v.Get("follow"); follow {
+	case "", "yes":
+	case "no":
+		q.Once = true
+	default:
+		return q, fmt.Errorf("follow=%.50q is neither yes nor no", follow)
+	}
+	return q, nil
+}
+
 // serveEvents writes events until the client or the daemon has had enough. A client that does not
 // read keeps its connection, and misses events.
 func serveEvents(w http.ResponseWriter, r *http.Request, d Daemon) {
-	f, err := d.Follow()
+	q, err := parseEventsQuery(r.URL.Query())
+	if err != nil {
+		WriteError(w, http.StatusBadRequest, err)
+		return
+	}
+	if q.Since.IsZero() {
+		q.Since = time.Now()
+	}
+	f, err := d.Follow(q.Since)
 	if err != nil {
 		WriteError(w, http.StatusServiceUnavailable, err)
 		return
@@ -125,6 +191,14 @@ func serveEvents(w http.ResponseWriter, r *http.Request, d Daemon) {
 			return nil
 		}
 		return lines.Encode(Event{Time: time.Now(), Kind: KindMissed, Missed: n})
+	}
+	for _, ev := range f.Backlog() {
+		if lines.Encode(ev) != nil {
+			return
+		}
+	}
+	if q.Once {
+		return
 	}
 	for {
 		if len(f.Events()) == 0 && errors.Join(missed(f.Missed()), c.Flush()) != nil {

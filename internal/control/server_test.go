@@ -41,6 +41,9 @@ func (f *fake) Ready(ctx context.Context) error {
 	return f.err
 }
 func (f *fake) Version() Version { return Version{Version: "v1", Go: "go1"} }
+func (f *fake) Status(context.Context) (Status, error) {
+	return Status{Version: "v1", Ready: true, Refusals: f.Refusals()}, f.err
+}
 func (f *fake) Flows(_ context.Context, yield func(Flow) error) (int, error) {
 	for _, flow := range f.flows {
 		if err := yield(flow); err != nil {
@@ -102,9 +105,12 @@ func TestRequests(t *testing.T) {
 		{"GET /livez" + end + "\r\n", "200 OK"},
 		{"GET /readyz" + end + "\r\n", "\r\nok\n"},
 		{"GET /metrics" + end + "\r\n", "numbers\n"},
+		{"GET /v1/status" + end + "\r\n", `{"version":"v1","go":"","started":"0001-01-01T00:00:00Z","ready":true,`},
+		{"GET /v1/events?since=yesterday" + end + "\r\n", `{"error":"since=\"yesterday\" is not a time such as 2006-01-02T15:04:05Z"}`},
+		{"GET /v1/events?follow=perhaps" + end + "\r\n", `{"error":"follow=\"perhaps\" is neither yes nor no"}`},
 		{"GET /v1/version" + end + "\r\n", `{"version":"v1","go":"go1"}`},
-		{"GET /v1/flows" + end + "\r\n", `],"unchecked":3}`},
-		{"GET /v2" + end + "\r\n", `{"error":"there is no \"/v2\" here: there are /livez, /metrics, /readyz, /v1/events, /v1/flows, /v1/version"}`},
+		{"GET /v1/flows" + end + "\r\n", `],"closing":0,"unchecked":3}`},
+		{"GET /v2" + end + "\r\n", `{"error":"there is no \"/v2\" here: there are /livez, /metrics, /readyz, /v1/events, /v1/flows, /v1/status, /v1/version"}`},
 		{"POST /livez" + end + "\r\n", `405 Method Not Allowed`},
 		{"OPTIONS *" + end + "\r\n", `405 Method Not Allowed`},
 		{"DELETE /livez" + end + "\r\n", `{"error":"the method \"DELETE\" is not served: use GET"}`},
@@ -317,10 +323,7 @@ func TestEvents(t *testing.T) {
 	t.Parallel()
 	d := &fake{}
 	path := start(t, d)
-	if d.Followed() {
-		t.Fatal("somebody follows already")
-	}
-	d.Publish(Event{Kind: "tracked"}) // which nobody sees
+	d.Publish(Event{Kind: "tracked"}) // is over before anybody follows
 
 	slow, err := net.Dial("unix", path)
 	if err != nil {
@@ -338,7 +341,7 @@ func TestEvents(t *testing.T) {
 	defer stop()
 	go func() {
 		n := 0
-		err := NewClient(path).Events(ctx, func() { close(following) }, func(line []byte) error {
+		err := NewClient(path).Events(ctx, EventsQuery{}, func() { close(following) }, func(line []byte) error {
 			var ev Event
 			if err := json.Unmarshal(line, &ev); err != nil {
 				return err
@@ -395,13 +398,13 @@ func TestFollowers(t *testing.T) {
 	path := start(t, d)
 	var all []*Follower
 	for range maxFollowers {
-		f, err := d.Follow()
+		f, err := d.Follow(time.Now())
 		if err != nil {
 			t.Fatal(err)
 		}
 		all = append(all, f)
 	}
-	err := NewClient(path).Events(t.Context(), func() {}, func([]byte) error { return nil })
+	err := NewClient(path).Events(t.Context(), EventsQuery{}, func() {}, func([]byte) error { return nil })
 	if err == nil || err.Error() != "the daemon says: "+ErrFollowers.Error() {
 		t.Errorf("one more: %v", err)
 	}
@@ -409,8 +412,8 @@ func TestFollowers(t *testing.T) {
 		f.Close()
 		f.Close()
 	}
-	if d.Followed() {
-		t.Error("somebody still follows")
+	if n := len(d.followers); n > 0 {
+		t.Errorf("%d still follow", n)
 	}
 	if n := testing.AllocsPerRun(100, func() { d.Publish(Event{Kind: "tracked"}) }); n > 0 {
 		t.Errorf("%v allocations without a follower", n)
@@ -435,5 +438,78 @@ func TestFlows(t *testing.T) {
 	d.err = errors.New("queue 7 sleeps")
 	if _, err := NewClient(path).Flows(t.Context()); err == nil || err.Error() != "the daemon could not list all: queue 7 sleeps" {
 		t.Errorf("one that fails midway: %v", err)
+	}
+}
+
+// TestBacklog asks for events that have happened: all, those from a moment on, and more than are kept.
+func TestBacklog(t *testing.T) {
+	t.Parallel()
+	d := &fake{}
+	client := NewClient(start(t, d))
+	begin := time.Date(2024, 5, 4, 12, 0, 0, 0, time.UTC)
+	at := func(i int) time.Time { return begin.Add(time.Duration(i) * time.Second) }
+	ask := func(since time.Time) (all []Event) {
+		t.Helper()
+		err := client.Events(t.Context(), EventsQuery{Since: since, Once: true}, func() {}, func(line []byte) error {
+			var ev Event
+			err := json.Unmarshal(line, &ev)
+			all = append(all, ev)
+			return err
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		return all
+	}
+	publish := func(from, to int) {
+		for i := from; i < to; i++ {
+			d.Publish(Event{Time: at(i), Kind: map[bool]string{true: "refused", false: "tracked"}[i%100 == 0]})
+		}
+	}
+	publish(0, 10)
+	if all := ask(time.Time{}); len(all) != 0 {
+		t.Errorf("without a time: %v", all)
+	}
+	if all := ask(begin); len(all) != 10 || !all[0].Time.Equal(begin) {
+		t.Errorf("all: %v", all)
+	}
+	if all := ask(at(7).Add(1)); len(all) != 2 || !all[0].Time.Equal(at(8)) {
+		t.Errorf("two: %v", all)
+	}
+	publish(10, maxBacklog+10)
+	all := ask(begin)
+	if len(all) != maxBacklog+1 || all[0].Kind != KindMissed || !strings.Contains(all[0].Words(), "keeps the last 4096") || !all[1].Time.Equal(at(10)) {
+		t.Errorf("of more than are kept: %d, %+v", len(all), all[:2])
+	}
+	if all := ask(at(10)); len(all) != maxBacklog || all[0].Kind != "tracked" {
+		t.Errorf("those that are kept: %d, %+v", len(all), all[0])
+	}
+	refused := d.Refusals()
+	if len(refused) != maxRefusals || !refused[0].Time.Equal(at(3200)) || !refused[maxRefusals-1].Time.Equal(at(4100)) {
+		t.Errorf("the last refusals: %+v", refused)
+	}
+
+	// The rest comes as it happens.
+	followed := make(chan Event, 1)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- client.Events(ctx, EventsQuery{Since: at(maxBacklog + 9)}, func() {}, func(line []byte) error {
+			var ev Event
+			err := json.Unmarshal(line, &ev)
+			followed <- ev
+			return err
+		})
+	}()
+	if ev := <-followed; !ev.Time.Equal(at(maxBacklog + 9)) {
+		t.Errorf("the last one: %+v", ev)
+	}
+	d.Publish(Event{Time: time.Now(), Kind: "encrypted"})
+	if ev := <-followed; ev.Kind != "encrypted" {
+		t.Errorf("the next one: %+v", ev)
+	}
+	stop()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Error(err)
 	}
 }

@@ -40,6 +40,8 @@ type Settings struct {
 	LogOpened bool
 	// Control is the path of the control socket, empty for none; see package control.
 	Control string
+	// Outcomes has what becomes of data connections reported on the control socket.
+	Outcomes bool
 	// Metrics is where Prometheus can ask over TCP, not valid for nowhere.
 	Metrics netip.AddrPort
 	// Version is what the daemon says that it is.

@@ -48,12 +48,31 @@ type desk struct {
 
 	asking    sync.Mutex // for conntrack
 	conntrack *expect.Client
+
+	// outcomes are nil without a control socket, and where conntrack has no events: outcomesErr says why.
+	outcomes      *outcomes
+	outcomesErr   error
+	outcomesEnded chan error // nil before they run
+	stopOutcomes  context.CancelFunc
+
+	started time.Time
 }
 
 // filling says what fills the queues.
 type filling struct {
 	rules   rules.Config
 	checked bool // they were as they should be
+}
+
+// source returns where the rules come from.
+func (d *daemon) source(f *filling) string {
+	switch {
+	case d.settings.ApplyRules:
+		return control.RulesApplied
+	case f.checked:
+		return control.RulesInPlace
+	}
+	return control.RulesDifferent
 }
 
 // openDesk takes the places where the daemon is to tell of itself. It has to be closed, whether
@@ -66,6 +85,13 @@ func (d *daemon) openDesk() (t *desk, err error) {
 	if path := d.settings.Control; path != "" {
 		if t.socket, err = control.Listen(path); err != nil {
 			return t, err
+		}
+		if !d.settings.Outcomes {
+			t.outcomesErr = errors.New("the setting outcomes is false")
+		} else if t.outcomes, t.outcomesErr = openOutcomes(); t.outcomesErr != nil {
+			t.log.Warn("used, expired and closed are not reported", "why", t.outcomesErr)
+		} else {
+			t.outcomes.publish, t.outcomes.find, t.outcomes.warn = t.events.Publish, t.find, t.log.Warn
 		}
 	}
 	if at := d.settings.Metrics; at.IsValid() {
@@ -98,6 +124,8 @@ func (t *desk) serve(f filling) {
 		t.log.Info("metrics lack queue_waiting and queue_dropped_total, which the kernel tells root only", "why", err)
 	}
 	t.filled.Store(&f)
+	t.started = time.Now()
+	t.runOutcomes()
 	counters := metrics.Handler(t, t.version, t.settings.Wish.Monitor)
 	if t.socket != nil {
 		t.servers = append(t.servers, control.Serve(t.socket, control.NewHandler(t, counters), t.log))
@@ -108,6 +136,40 @@ func (t *desk) serve(f filling) {
 	}
 }
 
+// runOutcomes begins to report outcomes, where there are any.
+func (t *desk) runOutcomes() {
+	if t.outcomes == nil {
+		return
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	t.stopOutcomes, t.outcomesEnded = stop, make(chan error, 1)
+	go func() { t.outcomesEnded <- t.outcomes.run(ctx) }()
+}
+
+// closeOutcomes ends that.
+func (t *desk) closeOutcomes() error {
+	switch {
+	case t.outcomesEnded != nil:
+		t.stopOutcomes()
+		return <-t.outcomesEnded
+	case t.outcomes != nil:
+		return t.outcomes.close()
+	}
+	return nil
+}
+
+// find returns the control connection that has that tuple, if an engine tracks it.
+func (t *desk) find(tuple expect.Tuple) (queue uint16, f engine.Flow, ok bool) {
+	ctx, cancel := context.WithTimeout(context.Background(), findTime)
+	defer cancel()
+	for _, w := range t.workers {
+		if err := w.queue.Do(ctx, func() { f, ok = w.engine.Find(tuple) }); err == nil && ok {
+			return w.number, f, true
+		}
+	}
+	return 0, f, false
+}
+
 // close ends telling.
 func (t *desk) close() error {
 	t.filled.Store(nil)
@@ -115,6 +177,7 @@ func (t *desk) close() error {
 	for _, s := range t.servers {
 		errs = append(errs, s.Close())
 	}
+	errs = append(errs, t.closeOutcomes())
 	if t.socket != nil {
 		errs = append(errs, t.socket.Close())
 	}
@@ -134,10 +197,19 @@ func (t *desk) close() error {
 	return errors.Join(errs...)
 }
 
-// observe hands an event of a queue's engine to those who follow the events.
+// observe publishes an event of a queue's engine.
 func (t *desk) observe(queue uint16, ev *engine.Event) {
-	if t.events.Followed() {
-		t.events.Publish(eventOf(queue, ev))
+	if t.socket == nil {
+		return
+	}
+	report := eventOf(queue, ev)
+	t.events.Publish(report)
+	switch {
+	case t.outcomes == nil:
+	case ev.Kind == engine.Tracked:
+		t.outcomes.tracked(ev)
+	case ev.Kind == engine.Expected:
+		t.outcomes.announced(ev, report)
 	}
 }
 
@@ -191,8 +263,55 @@ func (t *desk) Queues(ctx context.Context) ([]metrics.Queue, error) {
 	return queues, err
 }
 
+// Status says how the daemon is.
+func (t *desk) Status(ctx context.Context) (s control.Status, err error) {
+	queues, err := t.Queues(ctx)
+	if err != nil {
+		return s, err
+	}
+	s = control.Status{
+		Version: t.version, Go: runtime.Version(), Started: t.started, Ready: true, Monitor: t.settings.Wish.Monitor,
+		Outcomes: t.outcomes != nil, Refusals: t.events.Refusals(),
+	}
+	if err := t.Ready(ctx); err != nil {
+		s.Ready, s.Why = false, err.Error()
+	}
+	if t.outcomes != nil {
+		s.OutcomesLost = t.outcomes.losses()
+	} else if t.outcomesErr != nil {
+		s.OutcomesWhy = t.outcomesErr.Error()
+	}
+	if f := t.filled.Load(); f != nil {
+		ports, err := rules.Ports() // some may have been added by hand
+		if err != nil {
+			ports = f.rules.Ports
+		}
+		s.Rules = control.Rules{
+			Source: t.source(f), Ruleset: string(f.rules.Ruleset), Ports: rules.FormatPorts(ports, ","),
+			Helper: f.rules.Helper,
+		}
+	}
+	for _, q := range queues {
+		to := control.Queue{
+			Number: q.Number, Packets: q.Packets, Connections: q.Tracked, Transfers: q.Expectations, Failed: q.Failed, Overflows: q.Overflows,
+		}
+		for _, n := range q.Refused {
+			to.Refused += n
+		}
+		if k := q.Kernel; k != nil {
+			waiting, dropped := uint64(k.Waiting), uint64(k.Full+k.Lost)
+			to.Waiting, to.Dropped = &waiting, &dropped
+		}
+		s.Queues = append(s.Queues, to)
+	}
+	if s.Refusals == nil {
+		s.Refusals = []control.Event{}
+	}
+	return s, nil
+}
+
 // Follow returns a new follower of the events.
-func (t *desk) Follow() (*control.Follower, error) { return t.events.Follow() }
+func (t *desk) Follow(since time.Time) (*control.Follower, error) { return t.events.Follow(since) }
 
 // Version says what the daemon is.
 func (t *desk) Version() control.Version {
@@ -211,13 +330,16 @@ func (t *desk) Flows(ctx context.Context, yield func(control.Flow) error) (unche
 				return unchecked, fmt.Errorf("%s: %w", w.queue, err)
 			}
 			for i := range flows {
-				switch over, err := t.over(&flows[i], deadline); {
-				case over:
+				flow := flowOf(w.number, &flows[i])
+				switch m, err := t.lookup(&flows[i], deadline); {
+				case errors.Is(err, expect.ErrNoEntry):
 					continue
 				case err != nil:
 					unchecked++
+				case m.Closing:
+					flow.State = control.StateClosing
 				}
-				if err := yield(flowOf(w.number, &flows[i])); err != nil {
+				if err := yield(flow); err != nil {
 					return unchecked, err
 				}
 			}
@@ -229,18 +351,18 @@ func (t *desk) Flows(ctx context.Context, yield func(control.Flow) error) (unche
 // errNoTime is returned where there is no time to ask conntrack.
 var errNoTime = errors.New("no time")
 
-// over reports whether conntrack does not know a connection any more.
-func (t *desk) over(f *engine.Flow, deadline time.Time) (bool, error) {
+// lookup returns what conntrack has of a connection: ErrNoEntry if it is over.
+func (t *desk) lookup(f *engine.Flow, deadline time.Time) (*expect.Master, error) {
 	if time.Now().After(deadline) {
-		return false, errNoTime
+		return nil, errNoTime
 	}
 	t.asking.Lock()
 	defer t.asking.Unlock()
 	m, _, err := t.conntrack.Lookup(f.Tuples[expect.Original])
-	if errors.Is(err, expect.ErrNoEntry) || err == nil && m.Tuples != f.Tuples {
-		return true, nil
+	if err == nil && m.Tuples != f.Tuples {
+		return nil, expect.ErrNoEntry // another one has its ports
 	}
-	return false, err
+	return m, err
 }
 
 // flowOf is a connection as it is told to others.
@@ -258,6 +380,9 @@ func flowOf(queue uint16, f *engine.Flow) control.Flow {
 	}
 	if f.Last.Announced != 0 {
 		flow.Last = &control.Endpoint{Verb: f.Last.Verb.String(), Announced: f.Last.Announced, Told: f.Last.Advertised}
+		if f.Last.Advertised == 0 {
+			flow.Last.Reason, flow.Last.Why = f.Last.Reason.String(), f.Last.Reason.Sentence()
+		}
 	}
 	return flow
 }

@@ -98,14 +98,14 @@ func TestHang(t *testing.T) {
 	}
 }
 
-// TestOver asks conntrack for a connection, which it does not have, and does not ask when there is
+// TestLookup asks conntrack for a connection, which it does not have, and does not ask when there is
 // no time.
-func TestOver(t *testing.T) {
+func TestLookup(t *testing.T) {
 	at := netip.MustParseAddrPort
 	f := &engine.Flow{Tuples: [2]expect.Tuple{{Src: at("203.0.113.101:40000"), Dst: at("192.0.2.2:21")}, {Src: at("192.168.1.2:21"), Dst: at("203.0.113.101:40000")}}}
 	var d desk
-	if over, err := d.over(f, time.Now().Add(-time.Second)); over || !errors.Is(err, errNoTime) {
-		t.Errorf("without time: %v, %v", over, err)
+	if _, err := d.lookup(f, time.Now().Add(-time.Second)); !errors.Is(err, errNoTime) {
+		t.Errorf("without time: %v", err)
 	}
 	ct, err := expect.Dial()
 	if err != nil {
@@ -113,23 +113,19 @@ func TestOver(t *testing.T) {
 	}
 	defer ct.Close()
 	d.conntrack = ct
-	if over, err := d.over(f, time.Now().Add(time.Minute)); !over || err != nil {
-		t.Errorf("with time: %v, %v", over, err)
+	if _, err := d.lookup(f, time.Now().Add(time.Minute)); !errors.Is(err, expect.ErrNoEntry) {
+		t.Errorf("with time: %v", err)
 	}
 }
 
-// TestObserve says that events cost nothing while nobody follows them, and never wait for one who
-// does not read.
+// TestObserve says that events never wait for a follower who does not read.
 func TestObserve(t *testing.T) {
-	var d desk
+	d := desk{socket: &control.Socket{}}
 	at := netip.MustParseAddrPort
 	client, server, public := at("203.0.113.101:40000"), at("192.168.1.2:21"), at("192.0.2.2:21")
 	master := &expect.Master{Tuples: [2]expect.Tuple{{Src: client, Dst: public}, {Src: server, Dst: client}}}
 	ev := &engine.Event{Kind: engine.Refused, Master: master, Verb: engine.VerbPORT, Announced: at("203.0.113.101:20"), Reason: engine.LowPort}
-	if n := testing.AllocsPerRun(100, func() { d.observe(7, ev) }); n > 0 {
-		t.Errorf("%v allocations while nobody follows", n)
-	}
-	f, err := d.Follow()
+	f, err := d.Follow(time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -148,6 +144,14 @@ func TestObserve(t *testing.T) {
 		t.Errorf("%d of 9999 events are there or missed", n)
 	}
 	f.Close()
+	if n := testing.AllocsPerRun(100, func() { d.observe(7, ev) }); n > 0 {
+		t.Errorf("%v allocations for an event", n)
+	}
+	without := desk{}
+	without.observe(7, ev)
+	if len(without.events.Refusals()) > 0 {
+		t.Error("events are kept without a control socket")
+	}
 }
 
 // TestEventWords parses all events as JSON, and compares each value with the list of words.

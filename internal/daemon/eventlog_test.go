@@ -121,8 +121,8 @@ func TestRepeats(t *testing.T) {
 		t.Errorf("at once: %+v", now)
 	}
 	want := []line{
-		{Level: "WARN", Msg: "packet passed unread: 2 more in the last 1s", Kind: "unknown", Count: 2},
 		{Level: "WARN", Msg: "endpoint refused: 5 more in the last 1s", Kind: "refused", Reason: "low_port", Address: "203.0.113.101", Count: 5},
+		{Level: "WARN", Msg: "packet passed unread: 2 more in the last 1s", Kind: "unknown", Count: 2},
 	}
 	if fmt.Sprint(later) != fmt.Sprint(want) {
 		t.Errorf("later:\n%+v\nwant\n%+v", later, want)

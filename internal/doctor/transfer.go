@@ -36,6 +36,8 @@ type transferPath struct {
 	helper error
 	// passive and active are where the data connection was dropped.
 	passive, active *loss
+	// chosen says that the filter accepts FTP to this host, and not connections to any port.
+	chosen bool
 }
 
 // loss says that a data connection did not pass, and where it was dropped if that is known.
@@ -157,6 +159,13 @@ func (r *replica) transfer(client end, server netip.AddrPort, t *transfers) erro
 	}
 	if err := r.data(m, control, &p); err != nil {
 		return err
+	}
+	if serverHere {
+		other, err := r.connect(netip.AddrPortFrom(client.addr, r.port()), netip.AddrPortFrom(server.Addr(), r.port()))
+		if err != nil {
+			return err
+		}
+		p.chosen = other.master == nil
 	}
 	t.paths = append(t.paths, p)
 	return nil
@@ -611,13 +620,13 @@ func (rs *ruleset) at(where place) *rule {
 }
 
 // matters reports whether this host is for transfers on a path: through it always, to it if a server
-// listens here, from it if there is nothing else.
+// listens here or the filter has been opened for FTP, from it if there is nothing else.
 func (p *patient) matters(t transfers, way transferPath) bool {
 	switch way.rank() {
 	case 0:
 		return true
 	case 1:
-		return p.listens()
+		return way.chosen || p.listens()
 	}
 	return !p.listens() && !slices.ContainsFunc(t.paths, func(w transferPath) bool { return w.rank() == 0 })
 }

@@ -159,6 +159,10 @@ func TestTransfers(t *testing.T) {
 		"strict rp_filter": {"sysctl -q -w net.ipv4.conf.all.rp_filter=1", want{what: "passed", rule: bothWays}},
 		"to this host": {
 			input + established + port + end,
+			want{Problem, "table inet filter, chain input drops", "eth0 to this host (IPv4, IPv6)", "nft insert rule inet filter input", ""},
+		},
+		"related to this host": {
+			"nft 'table inet filter { chain input { type filter hook input priority 0; ct state related drop; }; }'",
 			want{Warning, "table inet filter, chain input drops", "eth0 to this host (IPv4, IPv6)", "nft insert rule inet filter input", ""},
 		},
 		"from this host": {
@@ -207,7 +211,7 @@ func TestTransfers(t *testing.T) {
 			script string
 			want   want
 		}{iptables(variant, "-P INPUT DROP", strings.ReplaceAll(estab, "FORWARD", "INPUT"), strings.ReplaceAll(control, "FORWARD", "INPUT")),
-			want{Warning, strings.ReplaceAll(chain, "FORWARD", "INPUT"), "eth0 to this host", fix, ""}}
+			want{Problem, strings.ReplaceAll(chain, "FORWARD", "INPUT"), "eth0 to this host", fix, ""}}
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -243,7 +247,7 @@ func TestTransfers(t *testing.T) {
 func TestTransferToListener(t *testing.T) {
 	t.Parallel()
 	r := newTestRouter(t)
-	r.sh(t, "nft 'table inet filter { chain input { type filter hook input priority 0; policy drop; ct state established accept; tcp dport 21 accept; }; }'")
+	r.sh(t, "nft 'table inet filter { chain input { type filter hook input priority 0; ct state related drop; }; }'")
 	listener, err := r.Listen(t.Context(), netip.MustParseAddrPort("0.0.0.0:21"))
 	if err != nil {
 		t.Fatal(err)

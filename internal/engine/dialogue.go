@@ -192,6 +192,7 @@ func (e *Engine) announced(f *flow, a announcement, err error) {
 	if r := e.judge(f, a); r != allowed {
 		e.stats.Refused[r]++
 		f.refused++
+		f.last.Reason = r
 		ev.Kind, ev.Reason, ev.Again = Refused, r, f.again(r)
 		e.tell(ev)
 		return
@@ -212,6 +213,7 @@ func (e *Engine) announced(f *flow, a announcement, err error) {
 	if err != nil {
 		e.stats.Failed++
 		f.refused++
+		f.last.Reason = failed
 		ev.Kind, ev.Err, ev.Again = Failed, err, f.again(failed)
 		e.tell(ev)
 		return

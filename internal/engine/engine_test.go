@@ -668,10 +668,20 @@ func TestFlows(t *testing.T) {
 			t.Fatal("there is no end")
 		}
 	}
-	want := engine.Flow{Tuples: w.entry.Tuples, State: engine.StateRead, Expected: 1, Refused: 1,
-		Last: engine.Last{Verb: engine.Verb227, Announced: 145*256 + 38}}
+	want := engine.Flow{Tuples: w.entry.Tuples, State: engine.StateRead, Sequence: engine.Kernel, Expected: 1, Refused: 1,
+		Last: engine.Last{Verb: engine.Verb227, Announced: 145*256 + 38, Reason: engine.Unasked}}
 	if len(got) != 1 || got[0] != want {
 		t.Errorf("%+v\nwant %+v", got, want)
+	}
+	for _, tuple := range w.entry.Tuples {
+		if f, ok := w.eng.Find(tuple); !ok || f != want {
+			t.Errorf("found by %v: %v, %+v", tuple, ok, f)
+		}
+	}
+	other := w.entry.Tuples[0]
+	other.Src = other.Dst
+	if f, ok := w.eng.Find(other); ok {
+		t.Errorf("found by %v: %+v", other, f)
 	}
 }
 

@@ -28,6 +28,8 @@ type Last struct {
 	Announced uint16
 	// Advertised is the port that the other side reads, 0 if the endpoint was not opened.
 	Advertised uint16
+	// Reason is why it was not opened.
+	Reason Reason
 }
 
 // Master returns the control connection of the flow.
@@ -35,6 +37,16 @@ func (f *Flow) Master() *expect.Master { return &expect.Master{Tuples: f.Tuples}
 
 // Tracked returns how many control connections are tracked.
 func (e *Engine) Tracked() int { return e.flows.count }
+
+// Find returns the control connection that has t for one of its tuples, if it is tracked.
+func (e *Engine) Find(t expect.Tuple) (Flow, bool) {
+	i, _ := e.flows.lookup(t)
+	if i == 0 {
+		return Flow{}, false
+	}
+	f := e.flows.wake(i)
+	return f.public(e.config.Monitor), !f.unknown
+}
 
 // AppendFlows appends tracked connections to flows, and returns them and where the next call has to
 // go on, 0 at the end; from is 0 at first. It looks at n places for one at most, since packets

@@ -24,12 +24,23 @@ func Vocabulary() []Term {
 	return []Term{
 		{"kind", "what an event is about", list(kinds[:], func(k kindWord) Word { return k.Word })},
 		{"verb", "the command or the reply code that announces an endpoint", verbs[:]},
-		{"reason", "why an announced endpoint is refused", list(Reasons(), func(r Reason) Word { return reasons[r] })},
+		{"reason", "why an announced endpoint was not opened, or, of an expired event, why the data connection did not come", slices.Concat(Refusals(), Expiries())},
 		{"state", "what happens to the text of a control connection", states[:]},
 		{"sequence", "what adjusts the sequence numbers after a line whose length has changed", sequences[:]},
 		{"result", "of expectations: what became of an endpoint that the policy allows", list(Results(), func(k Kind) Word { return kinds[k].Word })},
+		{"source", "where the rules come from that queue packets to the daemon", sources},
 		{"verdict", "of packets: what became of one that was queued", outcomes[:]},
 	}
+}
+
+// Words returns the words of a term, nil if there is no such term.
+func Words(term string) []Word {
+	for _, t := range Vocabulary() {
+		if t.Name == term {
+			return t.Words
+		}
+	}
+	return nil
 }
 
 func list[T any](of []T, word func(T) Word) []Word {
@@ -47,13 +58,15 @@ type Kind uint8
 const (
 	// Tracked: conntrack has the connection, and its lines are read from now on.
 	Tracked Kind = iota
-	// Unknown: a packet passes unread, since conntrack does not say what it belongs to (Err).
-	// The Master has the packet's own tuple and nothing else.
-	Unknown
 	// Expected: the data connection of an announced endpoint is expected.
 	Expected
 	// WouldOpen: as Expected, but the engine only monitors, and conntrack expects nothing.
 	WouldOpen
+	// Used: the data connection of an Expected was opened. The engine does not see it; conntrack's
+	// events do.
+	Used
+	// Expired: the data connection of an Expected was not opened in time. From conntrack's events.
+	Expired
 	// Refused: an announced endpoint is not opened, for the Reason.
 	Refused
 	// Failed: an announced endpoint is allowed, but could not be opened or rewritten (Err).
@@ -66,11 +79,9 @@ const (
 	NotFTP
 	// StaysQueued: packets that need not be read stay queued (Err).
 	StaysQueued
-	// Used: the data connection of an Expected was opened. The engine does not see it; conntrack's
-	// events do.
-	Used
-	// Expired: the data connection of an Expected was not opened in time. From conntrack's events.
-	Expired
+	// Unknown: a packet passes unread, since conntrack does not say what it belongs to (Err).
+	// The Master has the packet's own tuple and nothing else.
+	Unknown
 	// Closed: the control connection is over. From conntrack's events.
 	Closed
 	// Missed stands for events that a reader lost, since it was too slow.
@@ -89,19 +100,19 @@ type kindWord struct {
 
 var kinds = [numKinds]kindWord{
 	Tracked:     {Word{"tracked", "conntrack has the connection, and its lines are read"}, slog.LevelDebug, "control connection tracked", ""},
-	Unknown:     {Word{"unknown", "a packet passed unread: conntrack does not know its connection"}, slog.LevelWarn, "packet passed unread", ""},
 	Expected:    {Word{"expected", "conntrack expects the data connection of the announced endpoint"}, slog.LevelDebug, "data connection expected", ""},
 	WouldOpen:   {Word{"would-open", "--monitor: without it, conntrack would expect the data connection"}, slog.LevelInfo, "would open data connection", ""},
+	Used:        {Word{"used", "an expected data connection came and passed this host's filter"}, slog.LevelDebug, "expected data connection opened", ""},
+	Expired:     {Word{"expired", "an expected data connection did not come, for the reason given"}, slog.LevelInfo, "expected data connection was not opened", ""},
 	Refused:     {Word{"refused", "the policy does not allow the announced endpoint; the line passed unchanged"}, slog.LevelWarn, "endpoint refused", "would refuse endpoint"},
 	Failed:      {Word{"failed", "the policy allows the announced endpoint, but it could not be opened or rewritten"}, slog.LevelWarn, "data connection cannot be helped", "could not help data connection"},
 	Unreadable:  {Word{"unreadable", "a line that should announce an endpoint has none"}, slog.LevelDebug, "no endpoint in line", ""},
 	Encrypted:   {Word{"encrypted", "the client and the server have switched to TLS; nothing is read any more"}, slog.LevelInfo, "control connection is encrypted from here on, its data connections cannot be helped: give the server a fixed range of passive ports and accept new connections to it", ""},
 	NotFTP:      {Word{"not-ftp", "the client does not speak FTP, or its first line was not seen; nothing is read any more"}, slog.LevelInfo, "control connection ignored: its client has not begun with FTP", ""},
 	StaysQueued: {Word{"stays-queued", "packets that need not be read stay queued"}, slog.LevelWarn, "packets that need not be read stay queued", ""},
-	Used:        {Word{"used", "the expected data connection was opened"}, slog.LevelDebug, "expected data connection opened", ""},
-	Expired:     {Word{"expired", "the expected data connection was not opened in time"}, slog.LevelInfo, "expected data connection was not opened", ""},
-	Closed:      {Word{"closed", "the control connection is over"}, slog.LevelDebug, "control connection closed", ""},
-	Missed:      {Word{"missed", "events are missing here: they came faster than they were read"}, slog.LevelWarn, "events are missing", ""},
+	Unknown:     {Word{"unknown", "a packet passed unread: conntrack does not know its connection"}, slog.LevelWarn, "packet passed unread", ""},
+	Closed:      {Word{"closed", "one end has closed or reset the control connection, or conntrack has removed it"}, slog.LevelDebug, "control connection closed", ""},
+	Missed:      {Word{"missed", "events are missing here"}, slog.LevelWarn, "events are missing", ""},
 }
 
 // String returns the kind as one word.
@@ -167,17 +178,36 @@ const (
 	numReasons
 )
 
-// reasons have a sentence for people as their meaning.
-var reasons = [numReasons]Word{
-	allowed:      {"allowed", "allowed"},
-	Unasked:      {"unasked", "no PASV or EPSV asked for it"},
-	NotGreeted:   {"not_greeted", "the server has not greeted yet"},
-	Midstream:    {"midstream", "it is not certain that a line begins there: the connection was not seen from its beginning"},
-	AfterEPSVALL: {"after_epsv_all", "the client has promised to use nothing but EPSV (EPSV ALL)"},
-	NotPeer:      {"not_peer", "the address is not that of the one who announces it"},
-	LowPort:      {"low_port", "the port is below the lowest one allowed"},
-	TooMany:      {"too_many", "too many data connections have been announced for this client within a second"},
-	failed:       {"failed", "failed"},
+// reasons have, besides the word, the reason as part of a sentence.
+var reasons = [numReasons]struct {
+	Word
+	sentence string
+}{
+	allowed:      {Word{"allowed", "it is opened"}, "allowed"},
+	Unasked:      {Word{"unasked", "a 227 or 229 without a PASV or EPSV before it"}, "no PASV or EPSV asked for it"},
+	NotGreeted:   {Word{"not_greeted", "a PORT or EPRT before the server's greeting"}, "the server has not greeted yet"},
+	Midstream:    {Word{"midstream", "a PORT or EPRT where no line is certain to begin: the connection was not seen from its start"}, "it is not certain that a line begins there: the connection was not seen from its beginning"},
+	AfterEPSVALL: {Word{"after_epsv_all", "a PORT or EPRT after EPSV ALL"}, "the client has promised to use nothing but EPSV (EPSV ALL)"},
+	NotPeer:      {Word{"not_peer", "the announced address is not the sender's own (bounce protection, see --allow)"}, "the address is not that of the one who announces it"},
+	LowPort:      {Word{"low_port", "the announced port is below --min-port"}, "the port is below the lowest one allowed"},
+	TooMany:      {Word{"too_many", "the client announced more than --rate data connections within a second"}, "too many data connections have been announced for this client within a second"},
+	failed:       {Word{"failed", "allowed, but conntrack or the rewrite refused it"}, "conntrack or the rewrite refused it"},
+}
+
+// expiries are the reasons of an Expired: package control has the names as constants.
+var expiries = []Word{
+	{"timeout", "no data connection came before the kernel's time-out"},
+	{"dropped", "the first packet came, but a filter on this host dropped it"},
+	{"replaced", "the connection announced another data connection first"},
+	{"closed", "the control connection closed first"},
+	{"deleted", "another program removed the expectation"},
+}
+
+// sources are where rules come from: package control has the names as constants.
+var sources = []Word{
+	{"applied", "the daemon has applied them, and removes them at its stop"},
+	{"in-place", "they were in place at the start and are as the settings say"},
+	{"different", "they were missing or differed from the settings at the start"},
 }
 
 // String returns the reason as one word.
@@ -187,7 +217,7 @@ func (r Reason) String() string { return reasons[r].Name }
 func (r Reason) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
 
 // Sentence returns the reason as part of a sentence.
-func (r Reason) Sentence() string { return reasons[r].Meaning }
+func (r Reason) Sentence() string { return reasons[r].sentence }
 
 // Reasons returns all reasons for which an endpoint is refused.
 func Reasons() []Reason {
@@ -203,14 +233,16 @@ const (
 	StateMonitored              // it is read, and the engine only monitors
 	StateEncrypted              // it is encrypted, and passes unread
 	StateIgnored                // it is not FTP, and passes unread
+	StateClosing                // one end has closed or reset it; conntrack says so, not an engine
 	numStates
 )
 
 var states = [numStates]Word{
-	StateRead:      {"read", "its lines are read, and its data connections are helped"},
-	StateMonitored: {"monitored", "--monitor: its lines are read, and nothing is opened or changed"},
-	StateEncrypted: {"encrypted", "it is encrypted, and passes unread"},
+	StateRead:      {"read", "the daemon reads it"},
+	StateMonitored: {"monitored", "the daemon reads it, and opens and changes nothing (--monitor)"},
+	StateEncrypted: {"encrypted", "it uses TLS and passes unread"},
 	StateIgnored:   {"ignored", "it is not FTP, and passes unread"},
+	StateClosing:   {"closing", "one end has closed or reset it"},
 }
 
 // String returns the state as one word.
@@ -250,20 +282,27 @@ const (
 )
 
 var sequences = [numSequences]Word{
-	Kernel:     {"kernel", "conntrack adjusts them (nf_conntrack_seqadj.c)"},
-	SameLength: {"same-length", "nothing adjusts them: a reply is rewritten in the same length"},
+	Kernel:     {"kernel", "the kernel adjusts sequence numbers"},
+	SameLength: {"same-length", "nothing does: rewritten lines keep their length"},
 }
 
 // String returns the way as one word.
 func (s Sequence) String() string { return sequences[s].Name }
 
+// Refusals returns the words for why an announced endpoint was not opened.
+func Refusals() []Word {
+	return list(append(Reasons(), failed), func(r Reason) Word { return reasons[r].Word })
+}
+
+// Expiries returns the words for why an expected data connection did not come.
+func Expiries() []Word { return expiries }
+
 // IsWord returns an error if a term of Vocabulary does not have the word; nil for a name that is no
 // term, whose values are free.
 func IsWord(term, word string) error {
-	for _, t := range Vocabulary() {
-		if t.Name == term && !slices.ContainsFunc(t.Words, func(w Word) bool { return w.Name == word }) {
-			return fmt.Errorf("%q is no %s", word, term)
-		}
+	words := Words(term)
+	if words != nil && !slices.ContainsFunc(words, func(w Word) bool { return w.Name == word }) {
+		return fmt.Errorf("%q is no %s", word, term)
 	}
 	return nil
 }

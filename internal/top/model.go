@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	tea "charm.land/bubbletea/v2"
@@ -35,18 +34,11 @@ type connection struct {
 	events    []control.Event
 }
 
-// order is by what connections are sorted.
-type order int
+// byActivity is the order of top alone: by the data connections in a second, and what happened last.
+const byActivity control.Order = "activity"
 
-const (
-	byActivity order = iota
-	byTransfers
-	byRefused
-	byClient
-	orders
-)
-
-func (o order) String() string { return [...]string{"activity", "transfers", "refused", "client"}[o] }
+// orders are those that the key s goes through.
+var orders = append([]control.Order{byActivity}, control.Orders...)
 
 // model is what is shown. It changes by messages only: answer, happened, keys, and sizes.
 type model struct {
@@ -56,14 +48,19 @@ type model struct {
 	answers     []answer // the last window of them, without their flows
 	connections map[ends]*connection
 	shown       []*connection // sorted and filtered
+	closing     int           // how many are not shown because of that
 	unchecked   int
 	err         error     // of the last time that the daemon was asked
 	now         time.Time // of the last answer
 	clock       time.Time // of that or the last event
 
-	order     order
-	filter    string
-	filtering bool // the filter is being typed
+	order     control.Order
+	filter    string // as it is typed
+	selects   control.Filter
+	filterErr error // of the filter as it is typed; selects stays the one before
+	filtering bool  // the filter is being typed
+	all       bool  // closing connections are shown
+	help      bool  // keys are
 	paused    bool
 	selected  ends
 	top       int  // the first line of the list on the screen
@@ -71,7 +68,7 @@ type model struct {
 }
 
 func newModel(version string) *model {
-	return &model{version: version, width: 80, height: 24, connections: make(map[ends]*connection)}
+	return &model{version: version, width: 80, height: 24, order: byActivity, connections: make(map[ends]*connection)}
 }
 
 // Init implements tea.Model.
@@ -169,31 +166,33 @@ func (m *model) note(events happened) {
 
 // sort puts those connections that are listed in their order.
 func (m *model) sort() {
-	m.shown = m.shown[:0]
+	m.shown, m.closing = m.shown[:0], 0
 	for _, c := range m.connections {
-		if c.seen.Equal(m.now) && c.matches(m.filter) {
+		switch {
+		case !c.seen.Equal(m.now) || !m.selects.Matches(&c.Flow):
+		case !c.Live() && !m.all:
+			m.closing++
+		default:
 			m.shown = append(m.shown, c)
 		}
 	}
 	slices.SortFunc(m.shown, func(a, b *connection) int {
-		var first int
-		switch m.order {
-		case byActivity:
+		first := 0
+		if m.order == byActivity {
 			first = cmp.Or(cmp.Compare(b.rate, a.rate), b.active.Compare(a.active))
-		case byTransfers:
-			first = cmp.Compare(b.Expected, a.Expected)
-		case byRefused:
-			first = cmp.Compare(b.Refused, a.Refused)
 		}
-		return cmp.Or(first, a.Client.Compare(b.Client), a.Server.Compare(b.Server))
+		return cmp.Or(first, m.order.Compare(&a.Flow, &b.Flow))
 	})
 }
 
-// matches tells whether what is shown of a connection has the text in it.
-func (c *connection) matches(text string) bool {
-	return text == "" || strings.Contains(strings.ToLower(strings.Join([]string{
-		c.Client.String(), c.Server.String(), c.NAT(), c.State, c.Last.String(),
-	}, " ")), strings.ToLower(text))
+// setFilter has connections filtered by a text, if it is a filter.
+func (m *model) setFilter(text string) {
+	m.filter = text
+	selects, err := control.ParseFilter(text)
+	if m.filterErr = err; err == nil {
+		m.selects = selects
+	}
+	m.sort()
 }
 
 // key does what a key is for.
@@ -205,8 +204,12 @@ func (m *model) key(press tea.KeyPressMsg) tea.Cmd {
 	switch {
 	case m.filtering:
 		m.typed(name, press.Text)
+	case m.help:
+		m.help = false
 	case name == "q":
 		return tea.Quit
+	case name == "?":
+		m.help = true
 	case m.detail:
 		m.detail = name != "esc" && name != "enter" && name != "left"
 	default:
@@ -220,17 +223,17 @@ func (m *model) key(press tea.KeyPressMsg) tea.Cmd {
 func (m *model) typed(name, text string) {
 	switch name {
 	case "enter":
-		m.filtering = false
+		m.filtering = m.filterErr != nil
 	case "esc":
-		m.filtering, m.filter = false, ""
+		m.filtering = false
+		m.setFilter("")
 	case "backspace":
 		if runes := []rune(m.filter); len(runes) > 0 {
-			m.filter = string(runes[:len(runes)-1])
+			m.setFilter(string(runes[:len(runes)-1]))
 		}
 	default:
-		m.filter += text
+		m.setFilter(m.filter + text)
 	}
-	m.sort()
 }
 
 // command does what a key is for in the list.
@@ -251,13 +254,15 @@ func (m *model) command(name string) {
 	case "enter", "right":
 		m.detail = m.place() >= 0
 	case "s":
-		m.order = (m.order + 1) % orders
+		m.order = orders[(slices.Index(orders, m.order)+1)%len(orders)]
+		m.sort()
+	case "c":
+		m.all = !m.all
 		m.sort()
 	case "/":
 		m.filtering = true
 	case "esc":
-		m.filter = ""
-		m.sort()
+		m.setFilter("")
 	case "p":
 		m.paused = !m.paused
 	}

@@ -87,16 +87,20 @@ func wait(ctx context.Context, d time.Duration) {
 // happened are events, oldest first.
 type happened []control.Event
 
-// follow follows the daemon's events, and begins anew when it has stopped.
+// follow follows the daemon's events, with those that it has kept, and begins anew when it has stopped.
 func follow(ctx context.Context, client *control.Client, send func(tea.Msg)) {
 	events := make(chan control.Event, maxGather)
 	go func() {
+		since := time.Unix(0, 0)
 		for ctx.Err() == nil {
-			// The reason why there are none is told by poll.
-			_ = client.Events(ctx, func() {}, func(line []byte) error {
+			// The reason why there are none is poll's to show.
+			_ = client.Events(ctx, control.EventsQuery{Since: since}, func() {}, func(line []byte) error {
 				var ev control.Event
 				if err := json.Unmarshal(line, &ev); err != nil {
 					return err
+				}
+				if ev.Time.After(since) {
+					since = ev.Time.Add(1)
 				}
 				select {
 				case events <- ev:

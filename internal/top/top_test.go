@@ -65,7 +65,9 @@ func flowsAt(second int) []control.Flow {
 			Expected: 150_000, Last: &control.Endpoint{Verb: "EPRT", Announced: 41000, Told: 41000}},
 		{Queue: 100, Client: at("10.11.12.13:65535"), Server: at("198.51.100.2:2121"), ClientSeenAs: at("192.0.2.2:65535"), State: "encrypted", Sequence: "kernel"},
 		{Queue: 100, Client: at("203.0.113.7:1024"), Server: at("192.168.1.2:21"), ServerReachedAt: at("192.0.2.2:21"), State: "read", Sequence: "kernel",
-			Expected: 1, Refused: uint32(second), Last: &control.Endpoint{Verb: "PORT", Announced: 20}},
+			Expected: 1, Refused: uint32(second), Last: &control.Endpoint{Verb: "PORT", Announced: 20, Reason: "low_port", Why: "the port is below the lowest one allowed"}},
+		{Queue: 100, Client: at("203.0.113.8:1024"), Server: at("192.168.1.2:21"), State: control.StateClosing, Sequence: "kernel", Expected: 9},
+		{Queue: 100, Client: at("203.0.113.9:1024"), Server: at("192.168.1.2:21"), State: control.StateClosing, Sequence: "kernel", Expected: 8},
 	}
 	for i := range 40 {
 		flows = append(flows, control.Flow{
@@ -136,7 +138,12 @@ func TestScreen(t *testing.T) {
 		"80x24":    {80, 24, nil},
 		"120x40":   {120, 40, []string{"down", "down"}},
 		"detail":   {80, 24, []string{"down", "enter"}},
-		"end":      {80, 24, []string{"s", "end"}},
+		"200x50":   {200, 50, []string{"s", "s", "s", "s", "s"}},
+		"end":      {80, 24, []string{"s", "s", "s", "s", "end"}},
+		"help":     {80, 24, []string{"?"}},
+		"closing":  {80, 24, []string{"c", "/", "c", "l", "i", "e", "n", "t", "=", "2", "0", "3", ".", "0", ".", "1", "1", "3", ".", "0", "/", "2", "4", "enter"}},
+		"field":    {80, 24, []string{"/", "f", "d", "enter", "/", "x", "=", "enter"}},
+		"refused":  {80, 24, []string{"/", "1", "1", "3", ".", "7", "enter", "down", "enter"}},
 		"filter":   {80, 24, []string{"/", "e", "n", "c", "x", "backspace", "p"}},
 		"filtered": {80, 24, []string{"/", "f", "d", "0", "0", "enter", "p"}},
 		"none":     {80, 24, []string{"/", "@", "enter"}},
@@ -162,7 +169,7 @@ func TestScreen(t *testing.T) {
 func TestSizes(t *testing.T) {
 	m := watched(t)
 	random := rand.New(rand.NewPCG(1, 2))
-	keys := []string{"down", "end", "enter", "esc", "s", "/", "p", "1", "g", "k"}
+	keys := []string{"down", "end", "enter", "esc", "s", "/", "p", "1", "g", "k", "?", "c"}
 	for width := 1; width < 200; width += 3 {
 		for _, height := range []int{1, 2, 5, 6, 24, 70} {
 			press(m, keys[random.IntN(len(keys))])
@@ -206,7 +213,7 @@ func TestUnknown(t *testing.T) {
 	}
 	m := newModel("v1.2.3")
 	m.Update(answer{at: begin, counters: c})
-	if got, want := screen(t, m, 80, 24), "queue – waiting   – dropped   0 overflows"; !strings.Contains(got, want) {
+	if got, want := screen(t, m, 80, 24), "waiting – · dropped – · overflows 0"; !strings.Contains(got, want) {
 		t.Errorf("there is no %q in\n%s", want, got)
 	}
 }

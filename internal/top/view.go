@@ -37,9 +37,12 @@ func (m *model) rows() int { return max(1, m.height-headLines-footLines) }
 // View implements tea.Model.
 func (m *model) View() tea.View {
 	lines := m.head()
-	if m.detail {
+	switch {
+	case m.help:
+		lines = append(lines, m.helpLines()...)
+	case m.detail:
 		lines = append(lines, m.detailLines()...)
-	} else {
+	default:
 		lines = append(lines, m.listLines()...)
 	}
 	for len(lines) < m.height-footLines {
@@ -96,7 +99,7 @@ func (m *model) head() []string {
 		if n == 0 {
 			style = plain
 		}
-		return fmt.Sprintf("%s %s", style.Render(value), faint.Render(name))
+		return fmt.Sprintf("%s %s", faint.Render(name), style.Render(value))
 	}
 	handling := "–"
 	if len(m.answers) > 1 {
@@ -113,10 +116,9 @@ func (m *model) head() []string {
 			per("refused", c.refused, before.refused, warning), per("failed", c.failed, before.failed, bad),
 		}, "   "),
 		strings.Join([]string{
-			faint.Render("queue") + " " + much("waiting", c.waiting, c.inKernel, warning),
-			much("dropped", c.dropped, c.inKernel, bad), much("overflows", c.overflows, len(m.answers) > 0, bad),
-			faint.Render("handling ") + handling,
-		}, "   "),
+			much("waiting", c.waiting, c.inKernel, warning), much("dropped", c.dropped, c.inKernel, bad),
+			much("overflows", c.overflows, len(m.answers) > 0, bad), faint.Render("time per packet ") + handling,
+		}, " · "),
 	}
 }
 
@@ -138,14 +140,18 @@ func (m *model) foot() string {
 		return b.String()
 	}
 	switch {
+	case m.filtering && m.filterErr != nil:
+		return bold.Render("filter: ") + m.filter + "▏  " + warning.Render(m.filterErr.Error())
 	case m.filtering:
 		return bold.Render("filter: ") + m.filter + "▏" + faint.Render("  enter to keep, esc for none")
 	case m.err != nil:
 		return bad.Render(m.err.Error())
+	case m.help:
+		return keys("any key", "back")
 	case m.detail:
-		return keys("esc", "back", "p", "pause", "q", "quit")
+		return keys("esc", "back", "p", "pause", "q", "quit", "?", "help")
 	}
-	return keys("q", "quit", "↑↓", "select", "⏎", "details", "s", "sort: "+m.order.String(), "/", "filter", "p", "pause")
+	return keys("q", "quit", "↑↓", "select", "⏎", "details", "s", "sort: "+string(m.order), "/", "filter", "p", "pause", "?", "help")
 }
 
 // count says how many connections there are.
@@ -156,6 +162,9 @@ func (m *model) count() string {
 	text := fmt.Sprintf("%d connections", len(m.shown))
 	if len(m.shown) == 1 {
 		text = "1 connection"
+	}
+	if m.closing > 0 {
+		text += fmt.Sprintf(", %d closing", m.closing)
 	}
 	switch {
 	case m.filter != "":
@@ -169,8 +178,9 @@ func (m *model) count() string {
 // column is one of the list's.
 type column struct {
 	title string
-	right bool // aligned
-	tail  bool // of a text that is too long the end is shown
+	order control.Order // that sorts by it
+	right bool          // aligned
+	tail  bool          // of a text that is too long the end is shown
 	text  func(c *connection) string
 	width int
 }
@@ -180,8 +190,14 @@ func (m *model) columns(shown []*connection) []column {
 	var columns []column
 	room := m.width + 1
 	add := func(c column) {
+		if c.order == m.order && c.order != "" {
+			c.title += "▼"
+			if c.order != byActivity && c.order != control.ByTransfers && c.order != control.ByRefused {
+				c.title = strings.TrimSuffix(c.title, "▼") + "▲"
+			}
+		}
 		if c.width == 0 {
-			c.width = len(c.title)
+			c.width = lipgloss.Width(c.title)
 			for _, conn := range shown {
 				c.width = max(c.width, lipgloss.Width(c.text(conn)))
 			}
@@ -189,14 +205,14 @@ func (m *model) columns(shown []*connection) []column {
 		columns = append(columns, c)
 		room -= c.width + 1
 	}
-	add(column{title: "CLIENT", tail: true, text: func(c *connection) string { return c.Client.String() }})
-	add(column{title: "SERVER", tail: true, text: func(c *connection) string { return c.Server.String() }})
-	add(column{title: "STATE", text: func(c *connection) string { return c.State }})
+	add(column{title: "CLIENT", order: control.ByClient, tail: true, text: func(c *connection) string { return c.Client.String() }})
+	add(column{title: "SERVER", order: control.ByServer, tail: true, text: func(c *connection) string { return c.Server.String() }})
+	add(column{title: "STATE", order: control.ByState, text: func(c *connection) string { return c.State }})
 	add(column{title: "LAST", text: (*connection).last, width: len("PORT 65535")})
-	add(column{title: "XFERS", right: true, text: func(c *connection) string { return number(c.Expected) }, width: 5})
-	add(column{title: "/s", right: true, text: func(c *connection) string { return blank(rate(c.rate)) }, width: 4})
-	add(column{title: "REFUSED", right: true, text: func(c *connection) string { return blank(number(c.Refused)) }, width: 7})
-	add(column{title: "AGO", right: true, text: func(c *connection) string { return c.ago(m.now) }, width: 3})
+	add(column{title: "XFERS", order: control.ByTransfers, right: true, text: func(c *connection) string { return number(c.Expected) }, width: 6})
+	add(column{title: "/s", order: byActivity, right: true, text: func(c *connection) string { return blank(rate(c.rate)) }, width: 4})
+	add(column{title: "REFUSED", order: control.ByRefused, right: true, text: func(c *connection) string { return blank(number(c.Refused)) }, width: 8})
+	add(column{title: "LAST SEEN", right: true, text: func(c *connection) string { return c.ago(m.now) }, width: 9})
 	if ago := len(columns) - 1; room < 0 {
 		room += columns[ago].width + 1
 		columns = columns[:ago]
@@ -227,6 +243,15 @@ func (m *model) columns(shown []*connection) []column {
 		room -= c.width + 1
 		at++
 	}
+	// A reason is shown whole, if there is room for it.
+	last := &columns[slices.IndexFunc(columns, func(c column) bool { return c.title == "LAST" })]
+	widest := last.width
+	for _, conn := range shown {
+		widest = max(widest, lipgloss.Width(last.text(conn)))
+	}
+	widest = min(widest, last.width+room)
+	room -= widest - last.width
+	last.width = widest
 	for i := range at { // some air
 		more := min(2, room/(at-i))
 		columns[i].width += more
@@ -243,13 +268,13 @@ func address(a netip.AddrPort) string {
 	return a.Addr().String()
 }
 
-// last is what was announced last, and a mark instead of the port if it was not opened.
+// last is what was announced last, and a mark and the reason instead of the port if it was not opened.
 func (c *connection) last() string {
 	switch {
 	case c.Last == nil:
 		return ""
 	case c.Last.Told == 0:
-		return c.Last.Verb + " ✗"
+		return strings.TrimRight(c.Last.Verb+" ✗ "+c.Last.Reason, " ")
 	}
 	return fmt.Sprintf("%s %d", c.Last.Verb, c.Last.Announced)
 }
@@ -287,15 +312,15 @@ func (m *model) listLines() []string {
 		switch {
 		case c.ends == m.selected:
 			line = selected.Render(line)
-		case c.State != "read":
+		case c.State != "read": // a closing one as well
 			line = faint.Render(line)
 		}
 		lines = append(lines, line)
 	}
 	if len(shown) == 0 && len(m.answers) > 0 {
-		text := "There are no FTP control connections."
+		text := "no FTP control connections"
 		if m.filter != "" {
-			text = "No connection has that in it."
+			text = "no connection matches the filter"
 		}
 		lines = append(lines, faint.Render(text))
 	}
@@ -331,20 +356,30 @@ func (m *model) detailLines() []string {
 	line := func(name, format string, args ...any) {
 		lines = append(lines, faint.Render(fmt.Sprintf("%-17s", name))+fmt.Sprintf(format, args...))
 	}
-	state := map[string]string{
-		"read": "is read", "encrypted": "is encrypted: its data connections cannot be helped", "ignored": "is ignored: it is not FTP",
-	}[c.State]
+	state := c.State
+	for _, w := range control.States {
+		if w.Name == c.State {
+			state += ": " + w.Meaning
+		}
+	}
 	if !c.seen.Equal(m.now) {
-		state = "is over"
+		state = "over"
 	}
 	line("State", "%s, queue %d", state, c.Queue)
 	line("NAT", "%s", c.NAT())
-	line("Sequence numbers", "%s", map[string]string{
-		"kernel": "adjusted by the kernel", "same-length": "not adjusted: lines keep their length",
-	}[c.Sequence])
+	for _, w := range control.Sequences {
+		if w.Name == c.Sequence {
+			line("Sequence numbers", "%s: %s", w.Name, w.Meaning)
+		}
+	}
 	line("Data connections", "%d expected (%s/s), %d refused or failed", c.Expected, rate(c.rate), c.Refused)
-	line("Last announced", "%s", c.Last.String())
-	lines = append(lines, "", bold.Render("Events since top was started"))
+	if c.Last != nil && c.Last.Why != "" { // both together are too long for one line
+		line("Last announced", "%s port %d", c.Last.Verb, c.Last.Announced)
+		line("Not opened", "%s: %s", c.Last.Reason, c.Last.Why)
+	} else {
+		line("Last announced", "%s", c.Last.String())
+	}
+	lines = append(lines, "", bold.Render("Events"))
 	room := m.height - footLines - headLines - len(lines) + 1
 	events := c.events[max(0, len(c.events)-max(0, room)):]
 	if len(events) == 0 {
@@ -354,12 +389,43 @@ func (m *model) detailLines() []string {
 		ev := &events[i]
 		kind := fmt.Sprintf("%-12s", ev.Kind)
 		switch ev.Kind {
-		case "refused", "encrypted", "not-ftp":
+		case "used":
+			kind = good.Render(kind)
+		case "expired", "refused", "encrypted", "not-ftp", "unreadable":
 			kind = warning.Render(kind)
 		case "failed":
 			kind = bad.Render(kind)
 		}
 		lines = append(lines, fmt.Sprintf("%s  %s  %s", faint.Render(local(ev).Format("15:04:05.000")), kind, ev.Words()))
+	}
+	return lines
+}
+
+// helpLines say what the keys do, and what can be filtered.
+func (m *model) helpLines() []string {
+	lines := []string{heading.Render(fit("Keys", m.width, false))}
+	for _, k := range [...][2]string{
+		{"↑ ↓ k j", "select a connection; PgUp, PgDn, Home and End go further"},
+		{"⏎ →", "show its details and events; Esc goes back"},
+		{"s", "sort by the next column; the arrow marks it"},
+		{"/", "filter: TEXT anywhere, or FIELD=TEXT; several have to be true together"},
+		{"", "fields: " + strings.Join(control.FilterFields(), ", ")},
+		{"", "client and server also take a network: client=203.0.113.0/24"},
+		{"Esc", "remove the filter"},
+		{"c", "show closing connections too, or hide them"},
+		{"p", "pause, or go on"},
+		{"q", "quit"},
+	} {
+		lines = append(lines, bold.Render(fmt.Sprintf("%-9s", k[0]))+k[1])
+	}
+	lines = append(lines, "", bold.Render("Columns"))
+	for _, k := range [...][2]string{
+		{"LAST", "the last announcement: PORT, EPRT, 227 or 229; ✗ if it was not opened"},
+		{"XFERS", "data connections that were expected; /s in a second, over the last ten"},
+		{"REFUSED", "announcements that were refused or failed"},
+		{"LAST SEEN", "since the last event"},
+	} {
+		lines = append(lines, faint.Render(fmt.Sprintf("%-10s", k[0]))+k[1])
 	}
 	return lines
 }

@@ -4,10 +4,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net/netip"
+	"time"
 
-	"github.com/mdlayher/netlink"
-	"github.com/ti-mo/conntrack"
 	"golang.org/x/sys/unix"
 )
 
@@ -326,24 +324,41 @@ func expectError(e Expectation, errno unix.Errno) error {
 
 // owns reports whether the expectation that is in the place of e belongs to e's master.
 func (c *Client) owns(e Expectation) bool {
+	there, ok, err := c.installed(e)
+	return ok && err == nil && there.Master == e.Master
+}
+
+// Expected returns for how long e is still good: 0 if conntrack does not have it (any more), or
+// has another master's in its place. It is exact to a second.
+func (c *Client) Expected(e Expectation) (time.Duration, error) {
+	there, ok, err := c.installed(e)
+	if err != nil {
+		return 0, fmt.Errorf("look up expectation %s to %s: %w", e.Src, e.Dst, err)
+	}
+	if !ok || there.Master != e.Master {
+		return 0, nil
+	}
+	return time.Duration(there.Left) * time.Second, nil
+}
+
+// installed returns the expectation that is in the place of e, if there is one.
+func (c *Client) installed(e Expectation) (there Event, ok bool, err error) {
 	c.begin()
 	c.request(msgExpGet, 0, e.Src)
 	c.out.tuple(ctaExpectTuple, e.tuple())
 	c.out.uint16(ctaExpectZone, zone)
 	c.end()
 	r, err := c.exchange()
-	if err != nil || r.body == nil {
-		return false
+	switch {
+	case err != nil:
+		return there, false, err
+	case r.errno[0] == unix.ENOENT:
+		return there, false, nil
+	case r.errno[0] != 0:
+		return there, false, r.errno[0]
 	}
-	var there conntrack.Event
-	if err := there.Unmarshal(netlink.Message{Header: netlink.Header{Type: msgExpNew}, Data: r.body}); err != nil || there.Expect == nil {
-		return false
-	}
-	master := there.Expect.TupleMaster
-	return e.Master == Tuple{
-		Src: netip.AddrPortFrom(master.IP.SourceAddress, master.Proto.SourcePort),
-		Dst: netip.AddrPortFrom(master.IP.DestinationAddress, master.Proto.DestinationPort),
-	}
+	there, err = decodeExpectation(r.body)
+	return there, err == nil, err
 }
 
 // Unexpect removes an expectation. That there is none is not an error.

@@ -83,6 +83,8 @@ type Master struct {
 	Opening bool
 	// Adjustable says that the kernel has been seen to take an adjustment.
 	Adjustable bool
+	// Closing says that one end has closed or reset the connection: its TCP state is FIN_WAIT or a later one.
+	Closing bool
 }
 
 // Client returns the client's address and port as they are on its own side.

@@ -11,8 +11,9 @@ import (
 
 // Messages of connections (enum cntl_msg_types).
 const (
-	msgCtNew = unix.NFNL_SUBSYS_CTNETLINK<<8 + iota // IPCTNL_MSG_CT_NEW
-	msgCtGet                                        // IPCTNL_MSG_CT_GET
+	msgCtNew    = unix.NFNL_SUBSYS_CTNETLINK<<8 + iota // IPCTNL_MSG_CT_NEW
+	msgCtGet                                           // IPCTNL_MSG_CT_GET
+	msgCtDelete                                        // IPCTNL_MSG_CT_DELETE
 )
 
 // Messages of expectations (enum ctnl_exp_msg_types).
@@ -29,6 +30,7 @@ const (
 	ctaStatus      = 3  // CTA_STATUS
 	ctaProtoInfo   = 4  // CTA_PROTOINFO
 	ctaHelp        = 5  // CTA_HELP
+	ctaTupleMaster = 14 // CTA_TUPLE_MASTER
 	ctaSeqAdjOrig  = 15 // CTA_SEQ_ADJ_ORIG
 	ctaSeqAdjReply = 16 // CTA_SEQ_ADJ_REPLY
 	ctaZone        = 18 // CTA_ZONE
@@ -56,12 +58,13 @@ const (
 	ctaSeqAdjBefore   = 2 // CTA_SEQADJ_OFFSET_BEFORE
 	ctaSeqAdjAfter    = 3 // CTA_SEQADJ_OFFSET_AFTER
 
-	ctaExpectMaster = 1  // CTA_EXPECT_MASTER
-	ctaExpectTuple  = 2  // CTA_EXPECT_TUPLE
-	ctaExpectMask   = 3  // CTA_EXPECT_MASK
-	ctaExpectZone   = 7  // CTA_EXPECT_ZONE
-	ctaExpectNAT    = 10 // CTA_EXPECT_NAT
-	ctaExpectFn     = 11 // CTA_EXPECT_FN
+	ctaExpectMaster  = 1  // CTA_EXPECT_MASTER
+	ctaExpectTuple   = 2  // CTA_EXPECT_TUPLE
+	ctaExpectMask    = 3  // CTA_EXPECT_MASK
+	ctaExpectTimeout = 4  // CTA_EXPECT_TIMEOUT
+	ctaExpectZone    = 7  // CTA_EXPECT_ZONE
+	ctaExpectNAT     = 10 // CTA_EXPECT_NAT
+	ctaExpectFn      = 11 // CTA_EXPECT_FN
 
 	ctaExpectNATDir   = 1 // CTA_EXPECT_NAT_DIR
 	ctaExpectNATTuple = 2 // CTA_EXPECT_NAT_TUPLE
@@ -71,8 +74,10 @@ const (
 const zone = 0
 
 const (
-	ipsSeqAdjust = 1 << 6 // IPS_SEQ_ADJUST of nf_conntrack_common.h
-	tcpSynRecv   = 2      // TCP_CONNTRACK_SYN_RECV of nf_conntrack_tcp.h
+	ipsSeqAdjust = 1 << 6  // IPS_SEQ_ADJUST of nf_conntrack_common.h
+	ipsHelper    = 1 << 13 // IPS_HELPER: rules have attached a helper
+	tcpSynRecv   = 2       // TCP_CONNTRACK_SYN_RECV of nf_conntrack_tcp.h
+	tcpClose     = 8       // TCP_CONNTRACK_CLOSE, the last of the states of nf_conntrack_tcp.h
 
 	nlaTypeMask    = 0x3fff // NLA_TYPE_MASK: without the flags NLA_F_NESTED and NLA_F_NET_BYTEORDER
 	sizeofNfgenmsg = 4      // struct nfgenmsg: family, version, resource ID
@@ -274,7 +279,9 @@ func (m *Master) decode(body []byte) error {
 			status, err = decodeUint32(v)
 			m.Adjustable = status&ipsSeqAdjust != 0
 		case ctaProtoInfo:
-			m.Opening, err = decodeOpening(v)
+			var state byte
+			state, err = decodeTCPState(v)
+			m.Opening, m.Closing = state == tcpSynRecv, state > tcpEstablished && state <= tcpClose
 		case ctaHelp:
 			m.Helper, err = decodeHelper(v, known)
 		case ctaSeqAdjOrig, ctaSeqAdjReply:
@@ -331,26 +338,6 @@ func decodeAddr(v []byte) (netip.Addr, error) {
 		return a, fmt.Errorf("%w: an address of %d bytes", errMalformed, len(v))
 	}
 	return a, nil
-}
-
-// decodeOpening reports whether the state of a TCP connection is SYN_RECV.
-func decodeOpening(v attributes) (bool, error) {
-	for len(v) > 0 {
-		typ, tcp, err := v.next()
-		if err != nil {
-			return false, err
-		}
-		for tcp := attributes(tcp); typ == ctaProtoInfoTCP && len(tcp) > 0; {
-			field, state, err := tcp.next()
-			if err != nil {
-				return false, err
-			}
-			if field == ctaProtoInfoTCPState && len(state) == 1 {
-				return state[0] == tcpSynRecv, nil
-			}
-		}
-	}
-	return false, nil
 }
 
 // decodeHelper returns known, if that is the name, and a new string otherwise.

@@ -109,10 +109,16 @@ func TestTruncated(t *testing.T) {
 			if answered, err := r.take(cut, seq, 1); answered || !errors.Is(err, errMalformed) {
 				t.Errorf("%d of %d bytes: %v, %v", n, len(whole), answered, err)
 			}
+			if _, err := decodeEvent(cut); !errors.Is(err, errMalformed) {
+				t.Errorf("%d of %d bytes as an event: %v", n, len(whole), err)
+			}
 			if n < unix.SizeofNlMsghdr+4 {
 				continue
 			}
 			binary.NativeEndian.PutUint32(cut, uint32(n))
+			if _, err := decodeEvent(cut); err != nil && !errors.Is(err, errMalformed) {
+				t.Errorf("an event of %d bytes: %v", n, err)
+			}
 			if answered, err := r.take(cut, seq, 1); !answered || err != nil {
 				t.Errorf("a message of %d bytes: %v, %v", n, answered, err)
 			}
@@ -139,6 +145,11 @@ func FuzzAnswers(f *testing.F) {
 		for _, errno := range r.errno {
 			if errno > 4095 {
 				t.Errorf("error %d", errno)
+			}
+		}
+		if len(b) > 0 { // a Listener reads no less
+			if ev, err := decodeEvent(b); err == nil && ev.Kind > ExpectationDestroyed {
+				t.Errorf("%+v", ev)
 			}
 		}
 		for _, body := range [][]byte{b, r.body} {

@@ -173,7 +173,7 @@ func TestMetrics(t *testing.T) {
 	defer web.CloseIdleConnections()
 	for path, status := range map[string]int{
 		control.PathMetrics: 200, control.PathLive: 200, control.PathReady: 200,
-		control.PathFlows: 404, control.PathEvents: 404, control.PathVersion: 404, "/": 404,
+		control.PathFlows: 404, control.PathEvents: 404, control.PathStatus: 404, control.PathVersion: 404, "/": 404,
 	} {
 		answer, err := web.Get("http://" + at + path)
 		if err != nil {
@@ -345,7 +345,7 @@ func TestFlowsAndEvents(t *testing.T) {
 	client, otherClient := c.conn.LocalAddr().String(), other.conn.LocalAddr().String()
 	for _, want := range []string{
 		`(?m)^\d\d:\d\d:\d\d\.\d{3}  tracked       ` + client + `  +192\.168\.1\.2:21$`,
-		`expected      ` + client + `  +192\.168\.1\.2:21         227 192\.168\.1\.2:(\d+), told as 192\.0\.2\.2:(\d+)\n`,
+		`expected      ` + client + `  +192\.168\.1\.2:21         227 192\.168\.1\.2:(\d+), advertised as 192\.0\.2\.2:(\d+)\n`,
 		`refused       ` + client + `  +192\.168\.1\.2:21         PORT 203\.0\.113\.101:20: the port is below the lowest one allowed\n`,
 		`encrypted     ` + otherClient,
 	} {
@@ -363,25 +363,28 @@ func TestFlowsAndEvents(t *testing.T) {
 	}
 	text := list()
 	for _, want := range []string{
-		client + `  +192\.168\.1\.2:21  server reached at 192\.0\.2\.2  read +PORT port 20, not opened +1 +1\n`,
-		otherClient + `  +192\.168\.1\.2:21  server reached at 192\.0\.2\.2  encrypted  none +0 +0\n`,
+		client + `  +192\.168\.1\.2:21  read +1 +1  PORT 20: low_port +server reached at 192\.0\.2\.2\n`,
+		otherClient + `  +192\.168\.1\.2:21  encrypted +0 +0 +server reached at 192\.0\.2\.2\n`,
 	} {
 		if !regexp.MustCompile(want).MatchString(text) {
 			t.Errorf("no line with %s in\n%s", want, text)
 		}
 	}
-	if !strings.Contains(text, over.String()) {
+	if strings.Contains(text, over.String()) {
+		t.Errorf("%s is closing, and listed in\n%s", over, text)
+	}
+	if text = list("--all"); !strings.Contains(text, over.String()) {
 		t.Errorf("there is no %s in\n%s", over, text)
 	}
 	var flows control.Flows
-	if err := json.Unmarshal([]byte(list("--json")), &flows); err != nil || flows.Unchecked > 0 || len(flows.Flows) != strings.Count(text, "\n")-1 {
+	if err := json.Unmarshal([]byte(list("--json", "--all")), &flows); err != nil || flows.Unchecked > 0 || len(flows.Flows) != strings.Count(text, "\n")-1 {
 		t.Errorf("%v, as JSON there are %+v", err, flows)
 	}
 	// Conntrack remembers one that is over for a while.
 	if _, err := router.Run(ctx, "", "conntrack", "-D", "-p", "tcp", "--orig-port-src", strconv.Itoa(over.Port)); err != nil {
 		t.Fatal(err)
 	}
-	if text := list(); strings.Contains(text, over.String()) || !strings.Contains(text, client) {
+	if text := list("--all"); strings.Contains(text, over.String()) || !strings.Contains(text, client) {
 		t.Errorf("when conntrack has forgotten %s:\n%s", over, text)
 	}
 	if err := router.StopDaemon(ctx); err != nil {

@@ -196,6 +196,7 @@ func TestDoctorExitCode(t *testing.T) {
 	filter := func(program string) func(*testing.T, *Lab) {
 		return sh(fmt.Sprintf("%[1]s -P FORWARD DROP; %[1]s -A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT; %[1]s -A FORWARD -p tcp --dport 21 -j ACCEPT", program))
 	}
+	const anyPort = `nft 'table inet mine { ct helper h { type "ftp" protocol tcp; }; chain pre { type filter hook prerouting priority -160; ip daddr 198.51.100.1 ct helper set "h"; }; }'`
 	const open = "chain inet filter forward { policy accept; }; add rule inet filter forward "
 	for name, c := range map[string]struct {
 		state  func(*testing.T, *Lab)
@@ -219,12 +220,12 @@ func TestDoctorExitCode(t *testing.T) {
 		"iptables-nft":      {filter("iptables-nft"), false, false, 1, `problem +related +table ip filter, chain FORWARD drops`},
 		"iptables-legacy":   {filter("iptables-legacy"), false, false, 1, `problem +related +table ip filter \(iptables-legacy\), chain FORWARD drops`},
 		"a warning": {
-			sh("nft 'table inet mine { chain input { type filter hook input priority 10; ct state related drop; }; }'"), false, true, 0,
-			`warning +related +table inet mine, chain input drops`,
+			sh(anyPort), false, true, 0,
+			`warning +other helpers +table inet mine, chain pre .*for any port`,
 		},
 		"a warning, strict": {
-			sh("nft 'table inet mine { chain input { type filter hook input priority 10; ct state related drop; }; }'"), true, true, 1,
-			`warning +related +table inet mine, chain input drops`,
+			sh(anyPort), true, true, 1,
+			`warning +other helpers +table inet mine, chain pre .*for any port`,
 		},
 		"ports by hand": {sh("nft 'add element inet nfq_ftphelper ports { 2100 }'"), false, true, 0, `ok +rules +.*port 21, and with port 2100`},
 	} {

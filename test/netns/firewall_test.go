@@ -3,10 +3,12 @@ package netns
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -180,17 +182,17 @@ func testFaults() map[string]testFault {
 	nft("in a chain that is called", "jump other; }; chain other { ct state established accept; tcp dport 21 accept; drop", ", and "+onlyEstablished)
 	faults["nft, kernel's helper"] = testFault{
 		firewall: "nft", works: true,
-		script: `nft 'table inet mine { ct helper ftp { type "ftp" protocol tcp; }; chain pre { type filter hook prerouting priority -160; tcp dport 21 ct helper set "ftp"; }; }'`,
+		script: `nft 'table inet mine; delete table inet mine; table inet mine { ct helper ftp { type "ftp" protocol tcp; }; chain pre { type filter hook prerouting priority -160; tcp dport 21 ct helper set "ftp"; }; }'`,
 		line:   `problem  other helpers +table inet mine, chain pre .*helper "ftp" for port 21`, fix: `nft delete rule inet mine pre handle`,
 	}
 	faults["nft, helper after NAT"] = testFault{
 		firewall: "nft", works: true, // our rules attach theirs before
-		script: `nft 'table inet mine { ct helper sane { type "sane" protocol tcp; }; chain pre { type filter hook prerouting priority 0; tcp dport 21 ct helper set "sane"; }; }'`,
+		script: `nft 'table inet mine; delete table inet mine; table inet mine { ct helper sane { type "sane" protocol tcp; }; chain pre { type filter hook prerouting priority 0; tcp dport 21 ct helper set "sane"; }; }'`,
 		line:   `problem  helper priority +table inet mine, chain pre .*after NAT`, fix: `nft delete rule inet mine pre handle`,
 	}
 	faults["nft, notrack"] = testFault{
 		firewall: "nft",
-		script:   `nft 'table inet mine { chain pre { type filter hook prerouting priority raw; tcp dport 21 notrack; tcp sport 21 accept; }; }'`,
+		script:   `nft 'table inet mine; delete table inet mine; table inet mine { chain pre { type filter hook prerouting priority raw; tcp dport 21 notrack; tcp sport 21 accept; }; }'`,
 		line:     `problem  notrack +table inet mine, chain pre hides connections to port 21`, fix: `nft delete rule inet mine pre handle`,
 	}
 	for _, program := range []string{"iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"} {
@@ -338,99 +340,134 @@ var slowFirewalls = regexp.MustCompile(`^(docker|firewalld|shorewall|ufw)`)
 // them again, and the transfer still works.
 func TestDoctorFixes(t *testing.T) {
 	t.Parallel()
+	faults := map[string]map[string]testFault{}
 	for name, c := range testFaults() {
-		if testing.Short() && slowFirewalls.MatchString(c.firewall) {
+		if faults[c.firewall] == nil {
+			faults[c.firewall] = map[string]testFault{}
+		}
+		_, what, _ := strings.Cut(name, ", ")
+		faults[c.firewall][what] = c
+	}
+	if len(faults) != len(testFirewalls) {
+		t.Fatalf("faults of %d firewalls, want %d", len(faults), len(testFirewalls))
+	}
+	for name, firewall := range testFirewalls {
+		if testing.Short() && slowFirewalls.MatchString(name) {
 			continue
 		}
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			firewall, ok := testFirewalls[c.firewall]
-			if !ok {
-				t.Fatalf("no firewall %s", c.firewall)
+			b := newFirewallBench(t, firewall)
+			for _, what := range slices.Sorted(maps.Keys(faults[name])) {
+				t.Run(what, func(t *testing.T) { b.try(t, faults[name][what]) })
 			}
-			lab := newLab(t, Config{Situation: Routed, Family: firewall.family, Helper: Ours})
-			router := lab.ServerRouter()
-			run := inFirewallsNamespace(t, router)
-			must := func(script string) {
-				t.Helper()
-				if output, err := run("set -e\n" + script); err != nil {
-					t.Fatalf("%v\n%s", err, output)
-				}
-			}
-			site := startSite(t, lab.Server, firewall.family, SiteOptions{})
-			transfer := func(timeout time.Duration) error {
-				return cell{Routed, firewall.family, EPSV, Download, Curl}.transfer(lab, site, timeout).Run(testContext(t, time.Minute), lab.Client).Err
-			}
-			examine := func() (report string, code int) {
-				d := daemon(t, BackEnd{})
-				command := d.Binary + " doctor"
-				if d.Rules == RulesOwn {
-					command += " --queue " + strconv.Itoa(int(d.Queue))
-				}
-				report, err := run(command)
-				var exit *exec.ExitError
-				if err != nil && !errors.As(err, &exit) {
-					t.Fatal(err)
-				}
-				if exit != nil {
-					code = exit.ExitCode()
-				}
-				return report, code
-			}
-			wantSound := func(when string) {
-				t.Helper()
-				if report, code := examine(); code != 0 || strings.Contains(report, "\nproblem") {
-					t.Errorf("%s: exit code %d, doctor says\n%s", when, code, report)
-				}
-				if err := transfer(workingTimeout); err != nil {
-					rules, _ := run("nft list ruleset; iptables-legacy-save")
-					t.Errorf("%s: %v, the rules are\n%s", when, err, rules)
-				}
-			}
-
-			if err := router.Nft(testContext(t, 20*time.Second), "delete table inet filter"); err != nil { // the lab's own
-				t.Fatal(err)
-			}
-			must(firewall.setUp)
-			wantSound("at first")
-
-			must(c.script)
-			report, code := examine()
-			wantCode := 1
-			if strings.HasPrefix(c.line, "warning") {
-				wantCode = 0
-			}
-			if code != wantCode || !regexp.MustCompile(`(?m)^`+c.line).MatchString(report) || !regexp.MustCompile(`(?ms)^ +=> .*?`+c.fix).MatchString(report) {
-				t.Fatalf("want %s\n=> %s\nand exit code %d, got %d and\n%s", c.line, c.fix, wantCode, code, report)
-			}
-			t.Logf("exit code %d\n%s", code, findingsIn(report))
-			timeout := failingTimeout
-			if c.works {
-				timeout = workingTimeout
-			}
-			if err := transfer(timeout); (err == nil) != c.works {
-				rules, _ := run("nft list ruleset; iptables-legacy-save; iptables-save -c; conntrack -L; conntrack -L expect")
-				t.Errorf("with the fault: %v, the rules are\n%s", err, rules)
-			}
-
-			for n := 0; ; n++ { // one fault may be in two rules
-				fix := firstFix(report)
-				if fix == "" {
-					break
-				}
-				if n == 4 {
-					t.Fatalf("not fixed yet:\n%s", report)
-				}
-				t.Log("=> " + fix)
-				must(fix)
-				report, _ = examine()
-			}
-			wantSound("fixed")
-			must(firewall.sound)
-			must(firewall.reload)
-			wantSound("loaded again")
 		})
 	}
+}
+
+// firewallBench is a router with a firewall, a client and a server.
+type firewallBench struct {
+	testFirewall
+	lab  *Lab
+	site *Site
+	run  func(script string) (output string, err error)
+}
+
+func newFirewallBench(t *testing.T, firewall testFirewall) *firewallBench {
+	lab := newLab(t, Config{Situation: Routed, Family: firewall.family, Helper: Ours})
+	b := &firewallBench{
+		testFirewall: firewall, lab: lab,
+		site: startSite(t, lab.Server, firewall.family, SiteOptions{}),
+		run:  inFirewallsNamespace(t, lab.ServerRouter()),
+	}
+	if err := lab.ServerRouter().Nft(testContext(t, 20*time.Second), "delete table inet filter"); err != nil { // the lab's own
+		t.Fatal(err)
+	}
+	b.must(t, firewall.setUp)
+	return b
+}
+
+// try makes a fault and runs the fixes that doctor prints.
+func (b *firewallBench) try(t *testing.T, c testFault) {
+	b.wantSound(t, "at first")
+	b.must(t, c.script)
+	report, code := b.doctor(t)
+	wantCode := 1
+	if strings.HasPrefix(c.line, "warning") {
+		wantCode = 0
+	}
+	if code != wantCode || !regexp.MustCompile(`(?m)^`+c.line).MatchString(report) || !regexp.MustCompile(`(?ms)^ +=> .*?`+c.fix).MatchString(report) {
+		t.Fatalf("want %s\n=> %s\nand exit code %d, got %d and\n%s", c.line, c.fix, wantCode, code, report)
+	}
+	t.Logf("exit code %d\n%s", code, findingsIn(report))
+	timeout := failingTimeout
+	if c.works {
+		timeout = workingTimeout
+	}
+	if err := b.transfer(t, timeout); (err == nil) != c.works {
+		t.Errorf("with the fault: %v, the rules are\n%s", err, b.rules())
+	}
+	for n := 0; ; n++ { // one fault may be in several rules
+		fix := firstFix(report)
+		if fix == "" {
+			break
+		}
+		if n == 4 {
+			t.Fatalf("not fixed yet:\n%s", report)
+		}
+		t.Log("=> " + fix)
+		b.must(t, fix)
+		report, _ = b.doctor(t)
+	}
+	b.wantSound(t, "fixed")
+	b.must(t, b.sound)
+	b.must(t, b.reload)
+	b.wantSound(t, "loaded again")
+}
+
+func (b *firewallBench) must(t *testing.T, script string) {
+	t.Helper()
+	if output, err := b.run("set -e\n" + script); err != nil {
+		t.Fatalf("%v\n%s", err, output)
+	}
+}
+
+func (b *firewallBench) transfer(t *testing.T, timeout time.Duration) error {
+	return cell{Routed, b.family, EPSV, Download, Curl}.transfer(b.lab, b.site, timeout).Run(testContext(t, time.Minute), b.lab.Client).Err
+}
+
+func (b *firewallBench) doctor(t *testing.T) (report string, code int) {
+	t.Helper()
+	d := daemon(t, BackEnd{})
+	command := d.Binary + " doctor"
+	if d.Rules == RulesOwn {
+		command += " --queue " + strconv.Itoa(int(d.Queue))
+	}
+	report, err := b.run(command)
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	if exit != nil {
+		code = exit.ExitCode()
+	}
+	return report, code
+}
+
+func (b *firewallBench) wantSound(t *testing.T, when string) {
+	t.Helper()
+	if report, code := b.doctor(t); code != 0 || strings.Contains(report, "\nproblem") {
+		t.Errorf("%s: exit code %d, doctor says\n%s", when, code, report)
+	}
+	if err := b.transfer(t, workingTimeout); err != nil {
+		t.Errorf("%s: %v, the rules are\n%s", when, err, b.rules())
+	}
+}
+
+// rules are all that the kernel has.
+func (b *firewallBench) rules() string {
+	text, _ := b.run("nft list ruleset; iptables-legacy-save; ip6tables-legacy-save")
+	return text
 }
 
 // TestDoctorOtherFixes runs the fixes that doctor prints for the daemon, its rules and the kernel's settings.
@@ -519,7 +556,7 @@ func inFirewallsNamespace(t *testing.T, r *Router) func(script string) (output s
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx := testContext(t, 3*time.Minute)
+	ctx := testContext(t, 10*time.Minute)
 	if err := process.WaitOutput(ctx, func(output string) bool { return strings.Contains(output, "ready") }); err != nil {
 		t.Fatal(err)
 	}

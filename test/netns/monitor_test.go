@@ -104,6 +104,10 @@ func testMonitor(t *testing.T, helper Helper, family Family) {
 	if err != nil || !strings.Contains(flows, `"state":"monitored"`) && !strings.Contains(flows, `"state": "monitored"`) {
 		t.Errorf("%v, the flows do not say that they are monitored:\n%s", err, flows)
 	}
+	status, err := router.Run(ctx, "", d.Binary, "status", "--control", router.Control())
+	if err != nil || !strings.Contains(status, "monitoring only: nothing is opened or changed") || !strings.Contains(status, "helper     none") {
+		t.Errorf("%v, the status is\n%s", err, status)
+	}
 	metrics := parseSamples(t, scrape(t, router))
 	n := float64(len(family.Verbs()))
 	if metrics["monitor"] != 1 || metrics[`expectations_total{result="would-open"}`] != n || metrics[`expectations_total{result="expected"}`] != 0 || metrics["ready"] != 1 {

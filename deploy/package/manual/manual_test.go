@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -81,12 +82,19 @@ func TestProgram(t *testing.T) {
 		"     Show what run does.\n\n     Flags as for run.\n",
 		"     group read FILE [COUNT]\n             Read a file.\n",
 		"           a\n               b\n",
-		"   reason\n     Why an announced endpoint is refused.\n",
-		"     not_peer\n             The address is not that of the one who announces it.\n",
+		"   reason\n     Why an announced endpoint was not opened, or,",
+		"     not_peer\n             The announced address is not the sender's own (bounce protection, see --allow).\n",
 		"     would-open\n             --monitor: without it, conntrack would expect the data connection.\n",
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("nothing of\n%s\nin\n%s", want, got)
+		}
+	}
+	for _, term := range engine.Vocabulary() {
+		for _, w := range term.Words {
+			if !regexp.MustCompile(`(?m)^     ` + w.Name + `\b`).MatchString(got) {
+				t.Errorf("%s is not listed", w.Name)
+			}
 		}
 	}
 	wantFrame(t, page.Bytes(), "NFQ-FTPHELPER(8)", "System Manager's Manual")

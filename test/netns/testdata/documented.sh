@@ -85,9 +85,10 @@ nft() { command nft "$@" || [[ ${FTPHELPER_NO_QUEUE-} && "$1 $2" == "-f rules/ft
 # follow COMMAND...: stops it when it has said something.
 follow() {
 	local n out=$scratch/out pid
+	: >"$out" # or that of the last one would do
 	"$@" >"$out" &
 	pid=$!
-	for n in {1..300}; do
+	for n in {1..900}; do
 		[[ -s $out ]] || ! kill -0 "$pid" && break
 		sleep 0.1
 	done
@@ -99,7 +100,7 @@ nfq-ftphelper() {
 	local program=$scratch/bin/nfq-ftphelper
 	case $1 in
 	run) serve "$program" "$@" && return ;;
-	doctor | flows | events | top) served || return ;;
+	doctor | status | flows | events | top) served || return ;;
 	explain) [[ -f $2 ]] || tcpdump -i any -s 0 -c 100000 -w "$2" tcp || return ;;
 	esac
 	case $1 in

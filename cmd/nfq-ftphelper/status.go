@@ -1,0 +1,179 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/control"
+)
+
+func newStatus() *cobra.Command {
+	var from *source
+	var s *settings
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show how the daemon is: ready or why not, rules, queues, last refusals",
+		Long: `status shows on one screen since when the daemon runs, whether FTP is helped and if not why,
+the rules and ports, the queues, and what was refused last.
+
+The exit code is 0 if FTP is helped, and 1 if it is not, or no daemon answers.`,
+		Args: cobra.NoArgs,
+		PreRunE: func(*cobra.Command, []string) (err error) {
+			s, err = from.read()
+			return err
+		},
+		RunE: asking(func(ctx context.Context, cmd *cobra.Command) error {
+			out := cmd.OutOrStdout()
+			status, err := control.NewClient(s.Control).Status(ctx)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				e := json.NewEncoder(out)
+				e.SetEscapeHTML(false)
+				e.SetIndent("", "  ")
+				err = e.Encode(status)
+			} else {
+				_, err = io.WriteString(out, statusScreen(&status, time.Now(), widthOf(out), isTerminal(out)))
+			}
+			if err == nil && !status.Ready {
+				err = fmt.Errorf("FTP is not helped: %s", status.Why)
+			}
+			return err
+		}),
+	}
+	from = addSettings(cmd.Flags(), "control")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+// maxQueueLines is how many queues have a line of their own.
+const maxQueueLines = 6
+
+// statusScreen writes a status in 24 lines at most, of so many columns at most if width is not 0.
+func statusScreen(s *control.Status, now time.Time, width int, colour bool) string {
+	paint := func(sgr, text string) string {
+		if !colour {
+			return text
+		}
+		return sgr + text + sgrReset
+	}
+	var b strings.Builder
+	line := func(format string, args ...any) {
+		b.WriteString(truncate(fmt.Sprintf(format+"\n", args...), width))
+	}
+	started := s.Started.In(now.Location())
+	line("nfq-ftphelper %s, up for %s (since %s)", s.Version, age(now.Sub(started)), started.Format(time.DateTime))
+	switch {
+	case s.Ready && s.Monitor:
+		line("ready      %s", paint(sgrYellow, "monitoring only: nothing is opened or changed (--monitor)"))
+	case s.Ready:
+		line("ready      %s", paint(sgrGreen, "yes"))
+	default:
+		line("ready      %s: %s", paint(sgrRed, "no"), s.Why)
+	}
+	rules := map[string]string{
+		control.RulesApplied: "applied by the daemon", control.RulesInPlace: "in place", control.RulesDifferent: paint(sgrYellow, "missing or different from the settings"),
+	}[s.Rules.Source]
+	line("rules      %s, ruleset %s", rules, s.Rules.Ruleset)
+	line("ports      %s", s.Rules.Ports)
+	line("helper     %s", cmp.Or(s.Rules.Helper, "none"))
+	switch {
+	case !s.Outcomes:
+		line("outcomes   %s: %s", paint(sgrYellow, "used, expired and closed are not reported"), s.OutcomesWhy)
+	case s.OutcomesLost > 0:
+		line("outcomes   %s", paint(sgrYellow, fmt.Sprintf("reported, but conntrack's events were lost %d times", s.OutcomesLost)))
+	default:
+		line("outcomes   used, expired and closed are reported")
+	}
+	b.WriteString("\n" + truncate(queueTable(s.Queues), width) + "\n")
+	if len(s.Refusals) == 0 {
+		line("last refusals: none")
+		return b.String()
+	}
+	line("last refusals")
+	lines := eventLines{colour: colour, today: now}
+	room := 24 - 1 - strings.Count(b.String(), "\n") // the prompt takes one
+	for i := max(0, len(s.Refusals)-room); i < len(s.Refusals); i++ {
+		b.WriteString(lines.line(&s.Refusals[i], now.Location(), width))
+	}
+	return b.String()
+}
+
+// queueTable writes a line for each queue, or one for all of them if there are many.
+func queueTable(queues []control.Queue) string {
+	rows := [][]string{{"QUEUE", "PACKETS", "TRACKED", "OPENED", "REFUSED", "FAILED", "WAITING", "DROPPED", "OVERFLOWS"}}
+	row := func(name string, q *control.Queue) {
+		of := func(n *uint64) string {
+			if n == nil {
+				return "–"
+			}
+			if *n >= 10_000_000 { // so that a line has 80 columns at most
+				return strconv.FormatUint(*n/1_000_000, 10) + "M"
+			}
+			return strconv.FormatUint(*n, 10)
+		}
+		connections := uint64(q.Connections)
+		rows = append(rows, []string{
+			name, of(&q.Packets), of(&connections), of(&q.Transfers), of(&q.Refused), of(&q.Failed), of(q.Waiting), of(q.Dropped), of(&q.Overflows),
+		})
+	}
+	if len(queues) <= maxQueueLines {
+		for i := range queues {
+			row(strconv.Itoa(int(queues[i].Number)), &queues[i])
+		}
+	} else {
+		all := total(queues)
+		row(fmt.Sprintf("%d-%d", queues[0].Number, queues[len(queues)-1].Number), &all)
+	}
+	return align(rows, 1, len(rows[0]))
+}
+
+// total adds up the queues.
+func total(queues []control.Queue) (all control.Queue) {
+	add := func(to **uint64, n *uint64) {
+		switch {
+		case n == nil:
+		case *to == nil:
+			sum := *n
+			*to = &sum
+		default:
+			**to += *n
+		}
+	}
+	for i := range queues {
+		q := &queues[i]
+		all.Packets += q.Packets
+		all.Connections += q.Connections
+		all.Transfers += q.Transfers
+		all.Refused += q.Refused
+		all.Failed += q.Failed
+		all.Overflows += q.Overflows
+		add(&all.Waiting, q.Waiting)
+		add(&all.Dropped, q.Dropped)
+	}
+	return all
+}
+
+// age writes a duration in its two largest units.
+func age(d time.Duration) string {
+	s := int(d.Seconds())
+	switch {
+	case s < 60:
+		return fmt.Sprintf("%ds", max(0, s))
+	case s < 3600:
+		return fmt.Sprintf("%dm %ds", s/60, s%60)
+	case s < 24*3600:
+		return fmt.Sprintf("%dh %dm", s/3600, s/60%60)
+	}
+	return fmt.Sprintf("%dd %dh", s/(24*3600), s/3600%24)
+}
