@@ -162,6 +162,11 @@ const (
 	insertRelated   = `-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT$`
 )
 
+// serveHere has a program listen on the router's own control port: only then the router's input matters to FTP.
+const serveHere = `python3 -c 'import socket, time; s = socket.create_server(("", 21)); print("up", flush=True); time.sleep(3600)' >/run/server 2>&1 &
+until grep -q up /run/server; do kill -0 $!; sleep 0.05; done
+`
+
 func testFaults() map[string]testFault {
 	faults := map[string]testFault{}
 	nft := func(name, chain, line string) {
@@ -271,12 +276,12 @@ nft replace rule inet firewalld filter_FORWARD handle $handle ct state establish
 	}
 	faults["ufw, related, to this host"] = testFault{
 		firewall: "ufw", works: true, // what is forwarded
-		script: "sed -i '/ufw-before-input/s/RELATED,ESTABLISHED/ESTABLISHED/' /etc/ufw/before.rules; ufw reload",
+		script: serveHere + "sed -i '/ufw-before-input/s/RELATED,ESTABLISHED/ESTABLISHED/' /etc/ufw/before.rules; ufw reload",
 		line:   `problem  related +table ip filter, chain INPUT drops, and ` + onlyEstablished, fix: `sed -i .*ufw-before-input .* /etc/ufw/before.rules && ufw reload`,
 	}
 	faults["iptables-nft, to this host"] = testFault{
 		firewall: "iptables-nft", works: true, // what is forwarded
-		script: "iptables-nft -P INPUT DROP; iptables-nft -A INPUT -p tcp --dport 21 -j ACCEPT; iptables-nft -A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT",
+		script: serveHere + "iptables-nft -P INPUT DROP; iptables-nft -A INPUT -p tcp --dport 21 -j ACCEPT; iptables-nft -A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT",
 		line:   `problem  related +table ip filter, chain INPUT drops, and ` + onlyEstablished, fix: "iptables -I INPUT " + insertRelated,
 	}
 	faults["ufw, related, IPv6"] = testFault{
