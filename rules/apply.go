@@ -58,11 +58,6 @@ func install(c Config, s Statement, opts []nftables.ConnOption) error {
 	if err := conn.AddSet(ports, elements(c.Ports)); err != nil {
 		return err
 	}
-	for _, m := range maps(c) {
-		if err := conn.AddSet(m, nil); err != nil {
-			return err
-		}
-	}
 	if c.Ruleset != Monitor {
 		conn.AddObj(carrier(table, c.helper()))
 	}

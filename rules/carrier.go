@@ -15,7 +15,8 @@ const pptp = "pptp"
 // preference. Expectations have 300 s with each.
 //
 // "sane" (nf_conntrack_sane.c) is for IPv4 and IPv6, allows one expectation at a time as FTP's own
-// helper does, and reacts only to a request of 8 binary bytes that is no text.
+// helper does, and reacts only to a request of 8 binary bytes, which the rules drop: the server's answer
+// to it names a port, any port, and the helper would expect a connection to that.
 //
 // "pptp" (nf_conntrack_pptp.c) is for IPv4 only: connections over IPv6 get no helper. It allows two
 // expectations, and lets pass whatever does not begin with the binary header of a PPTP control

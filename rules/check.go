@@ -30,7 +30,7 @@ func Check(c Config, opts ...nftables.ConnOption) error {
 		return unread(err)
 	}
 	for _, check := range []func(*nftables.Conn, Config) error{
-		checkTable, checkPorts, checkMaps, checkHelper, checkChains, checkRules,
+		checkTable, checkPorts, checkHelper, checkChains, checkRules,
 	} {
 		if err := check(conn, c); err != nil {
 			return err
@@ -112,24 +112,6 @@ func intervals(elems []nftables.SetElement) []PortRange {
 	return found
 }
 
-func checkMaps(conn *nftables.Conn, c Config) error {
-	for _, want := range maps(c) {
-		got, err := conn.GetSetByName(table, want.Name)
-		if errors.Is(err, unix.ENOENT) {
-			return differs("map %s is missing", want.Name)
-		}
-		if err != nil {
-			return unread(err)
-		}
-		// The library has the type of a verdict map's data in place of its key's. Of the key the
-		// rules take care: no other would do for them.
-		if !got.IsMap || got.KeyType.Name != want.DataType.Name || got.Interval || got.HasTimeout {
-			return differs("map %s is not \"type %s : verdict;\"", want.Name, want.KeyType.Name)
-		}
-	}
-	return nil
-}
-
 func checkHelper(conn *nftables.Conn, c Config) error {
 	if c.Ruleset == Monitor {
 		return nil
@@ -175,8 +157,10 @@ func checkChains(conn *nftables.Conn, c Config) error {
 }
 
 var hookName = map[nftables.ChainHook]string{
-	*nftables.ChainHookPrerouting: "prerouting",
-	*nftables.ChainHookOutput:     "output",
+	*nftables.ChainHookPrerouting:  "prerouting",
+	*nftables.ChainHookInput:       "input",
+	*nftables.ChainHookOutput:      "output",
+	*nftables.ChainHookPostrouting: "postrouting",
 }
 
 func checkRules(conn *nftables.Conn, c Config) error {

@@ -30,7 +30,7 @@ func TestCheckOtherConfig(t *testing.T) {
 		c    Config
 		want string
 	}{
-		{Config{Ports: example.Ports, Queue: 8}, `chain control: rule 4 is not "ct state established @ih,0,8 >= 0x0 queue flags bypass to 8"`},
+		{Config{Ports: example.Ports, Queue: 8}, `chain control: rule 3 is not "ct state established @ih,0,8 >= 0x0 queue flags bypass to 8"`},
 		{Config{Ports: []PortRange{{22, 22}}, Queue: 7}, "set ports lacks 22"},
 		{Config{Ports: []PortRange{{2200, 2211}}, Queue: 7}, "set ports lacks 2200-2211"},
 		{Config{Ports: []PortRange{{2201, 2203}}, Queue: 7}, ""},
@@ -66,7 +66,7 @@ func TestCheckAfterCommands(t *testing.T) {
 			add chain inet nfq_ftphelper control { type filter hook input priority 0; }`, "chain control is hooked"},
 		{"insert rule inet nfq_ftphelper control accept", "chain control: rule 1 is not"},
 		{"insert rule inet nfq_ftphelper prerouting counter", "chain prerouting: rule 1 is not"},
-		{"add rule inet nfq_ftphelper output drop", "chain output has 2 rules, and should have 1"},
+		{"add rule inet nfq_ftphelper output drop", "chain output has 3 rules, and should have 2"},
 		{"flush table inet nfq_ftphelper; delete set inet nfq_ftphelper ports", "set ports is missing"},
 		{"flush table inet nfq_ftphelper; delete ct helper inet nfq_ftphelper carrier", "ct helper carrier"},
 	} {
@@ -118,39 +118,6 @@ func TestCheckLean(t *testing.T) {
 	}
 }
 
-// The parts that only the ruleset User has.
-func TestCheckUser(t *testing.T) {
-	user := Config{Ports: example.Ports, Queue: 7, Queues: 2, Ruleset: User}
-	for _, tt := range []struct {
-		command string
-		want    string
-	}{
-		{"add element inet nfq_ftphelper adjusted4 { 192.0.2.1 . 21 . 192.0.2.2 . 4000 : jump queue1 }", ""},
-		{"add chain inet nfq_ftphelper queue2", ""},
-		{"flush chain inet nfq_ftphelper early_prerouting", "chain early_prerouting: rule 1 is not"},
-		{"flush chain inet nfq_ftphelper early_output", "chain early_output: rule 1 is not"},
-		{"flush chain inet nfq_ftphelper queue1", "chain queue1: rule 1 is not"},
-		{"flush chain inet nfq_ftphelper queue1; delete chain inet nfq_ftphelper queue1", "chain queue1 is missing"},
-		{"add rule inet nfq_ftphelper queue0 drop", "chain queue0 has 2 rules, and should have 1"},
-		{"chain inet nfq_ftphelper early_output { policy drop; }",
-			`chain early_output is not "type filter hook output priority -300; policy accept;"`},
-		{"flush table inet nfq_ftphelper; delete map inet nfq_ftphelper adjusted6", "map adjusted6 is missing"},
-		{`flush table inet nfq_ftphelper; delete map inet nfq_ftphelper adjusted4
-			add map inet nfq_ftphelper adjusted4 { type ipv4_addr . inet_service . ipv4_addr . inet_service : mark; }`,
-			`map adjusted4 is not "type ipv4_addr . inet_service . ipv4_addr . inet_service : verdict;"`},
-		{`flush table inet nfq_ftphelper; delete map inet nfq_ftphelper adjusted6
-			add map inet nfq_ftphelper adjusted6 { type ipv6_addr . inet_service . ipv6_addr . inet_service : verdict; flags timeout; }`,
-			"map adjusted6 is not"},
-	} {
-		t.Run(tt.command, func(t *testing.T) {
-			newNamespace(t)
-			apply(t, user)
-			nft(t, tt.command)
-			wantError(t, Check(user), tt.want)
-		})
-	}
-}
-
 // Another helper, or a helper for fewer families.
 func TestCheckHelper(t *testing.T) {
 	newNamespace(t)
@@ -181,19 +148,29 @@ func TestCheckEditedFile(t *testing.T) {
 		{"hook prerouting priority -150", "hook input priority -150", "chain prerouting is not"},
 		{"hook output priority -150", "hook output priority -300", "chain output is not"},
 		{"type filter hook output", "type route hook output", "chain output is not"},
-		{"iif lo return", "", "chain prerouting: rule 1 is not"},
-		{"iif lo return", "iif != lo return", "chain prerouting: rule 1 is not"},
-		{"iif lo return", "iif lo accept", "chain prerouting: rule 1 is not"},
-		{"proto-dst @ports jump", "proto-dst != @ports jump", "chain prerouting: rule 2 is not"},
-		{"ct original proto-dst", "ct reply proto-dst", "chain prerouting: rule 2 is not"},
-		{"meta l4proto tcp", "meta l4proto udp", "chain prerouting: rule 2 is not"},
-		{"@ports jump control", "@ports goto control", "chain prerouting: rule 2 is not"},
-		{`ct helper set "carrier"`, "", "chain control: rule 1 is not"},
-		{"ct state established", "ct state new", "chain control: rule 4 is not"},
-		{"@ih,0,8 >= 0", "@ih,0,8 > 0", "chain control: rule 4 is not"},
-		{"@ih,0,8 >= 0", "@ih,8,8 >= 0", "chain control: rule 4 is not"},
-		{"@ih,0,8 >= 0", "@th,0,8 >= 0", "chain control: rule 4 is not"},
-		{"queue flags bypass to $queue_number", "accept", "chain control: rule 4 is not"},
+		{"iif lo return", "", "chain input: rule 1 is not"},
+		{"iif lo return", "iif != lo return", "chain input: rule 1 is not"},
+		{"iif lo return", "iif lo accept", "chain input: rule 1 is not"},
+		{"proto-dst @ports jump", "proto-dst != @ports jump", "chain prerouting: rule 1 is not"},
+		{"ct original proto-dst", "ct reply proto-dst", "chain prerouting: rule 1 is not"},
+		{"meta l4proto tcp", "meta l4proto udp", "chain prerouting: rule 1 is not"},
+		{"@ports jump attach", "@ports goto attach", "chain prerouting: rule 1 is not"},
+		{"ct state new meta", "meta", "chain prerouting: rule 1 is not"},
+		{`ct helper set "carrier"`, "", "chain attach: rule 3 is not"},
+		{"set 121", "set 120", "chain attach: rule 3 is not"},
+		{"hook postrouting priority 300", "hook postrouting priority -300", "chain postrouting is not"},
+		{"hook input priority 300", "hook forward priority 300", "chain input is not"},
+		{"ct label 121 jump", "ct label 120 jump", "chain postrouting: rule 1 is not"},
+		{"ct state established", "ct state new", "chain control: rule 3 is not"},
+		{"0x00000007", "0x00000008", "chain control: rule 1 is not"},
+		{"@ih,56,8 >= 0 drop", "@ih,56,8 >= 0 accept", "chain sane_request: rule 2 is not"},
+		{"@ih,64,8 >= 0 return", "", "chain sane_request: rule 1 is not"},
+		{"ct zone != 0", "ct zone 0", "chain attach: rule 1 is not"},
+		{"@ih,0,8 >= 0 return", "", "chain attach: rule 2 is not"},
+		{"established @ih,0,8 >= 0", "established @ih,0,8 > 0", "chain control: rule 3 is not"},
+		{"established @ih,0,8 >= 0", "established @ih,8,8 >= 0", "chain control: rule 3 is not"},
+		{"established @ih,0,8 >= 0", "established @th,0,8 >= 0", "chain control: rule 3 is not"},
+		{"queue flags bypass to $queue_number", "accept", "chain control: rule 3 is not"},
 	} {
 		t.Run(tt.old+"→"+tt.new, func(t *testing.T) {
 			newNamespace(t)
@@ -219,12 +196,12 @@ func TestCheckStatement(t *testing.T) {
 	if s == Native {
 		for _, statement := range []string{"queue to 7", "queue flags bypass to 7-8", "queue flags bypass,fanout to 7-8"} {
 			nft(t, textStatement.ReplaceAllString(Text(example), statement))
-			wantError(t, Check(example), "chain control: rule 4 is not")
+			wantError(t, Check(example), "chain control: rule 3 is not")
 		}
 		return
 	}
 	if err := install(Config{Ports: example.Ports, Queue: 0x700}, Compat, nil); err != nil {
 		t.Fatal(err)
 	}
-	wantError(t, Check(example), "chain control: rule 4 is not")
+	wantError(t, Check(example), "chain control: rule 3 is not")
 }

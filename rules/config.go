@@ -20,17 +20,12 @@ const (
 type Ruleset string
 
 const (
-	// Full, ftp-queue.nft, queues the packets that carry payload, after conntrack.
+	// Full, ftp-queue.nft, queues the packets that carry payload, and the server's SYN-ACK.
 	Full Ruleset = "full"
 
 	// Lean, ftp-queue-lean.nft, queues only what must be read, as the first bytes of a packet's
 	// payload say: PORT, EPRT and AUTH, 234, and 227 and 229 where AskedLabel or EditedLabel is set.
 	Lean Ruleset = "lean"
-
-	// User, ftp-queue-user.nft, is for a daemon that keeps the TCP sequence numbers itself. It
-	// queues what Full does, and all packets of the connections that have UserLabel: the client's
-	// after conntrack, the server's before it, for which see Early.
-	User Ruleset = "user"
 
 	// CTHelper, ftp-cthelper.nft, attaches a helper of user space and queues nothing: the kernel
 	// hands the packets to that helper's queue (net/netfilter/nfnetlink_cthelper.c).
@@ -57,7 +52,7 @@ const ftpHelper = "ftp"
 
 // Config is what can be chosen about the ruleset.
 type Config struct {
-	// Ruleset is one of the five; "" means Full.
+	// Ruleset is one of the four; "" means Full.
 	Ruleset Ruleset
 
 	// Ports are the control ports: those that clients dial, before any DNAT. At
@@ -99,8 +94,8 @@ func (c Config) helper() string {
 
 // Validate returns an error, one sentence, for a Config that can't work.
 func (c Config) Validate() error {
-	if !slices.Contains([]Ruleset{Full, Lean, User, CTHelper, Monitor}, c.ruleset()) {
-		return fmt.Errorf("there is no ruleset %q; there are %s, %s, %s, %s and %s", c.Ruleset, Full, Lean, User, CTHelper, Monitor)
+	if !slices.Contains([]Ruleset{Full, Lean, CTHelper, Monitor}, c.ruleset()) {
+		return fmt.Errorf("there is no ruleset %q; there are %s, %s, %s and %s", c.Ruleset, Full, Lean, CTHelper, Monitor)
 	}
 	if err := c.validateHelper(); err != nil {
 		return err
@@ -139,7 +134,7 @@ func (c Config) validateHelper() error {
 		return fmt.Errorf("the helper's name %q is too long; up to %d bytes are possible", name, MaxHelper)
 	case strings.ContainsFunc(name, unquotable):
 		return fmt.Errorf("the helper's name %q has more than ASCII letters, digits and signs, or a quotation mark", name)
-	case (c.ruleset() == Full || c.Ruleset == Lean) && name == ftpHelper:
+	case c.ruleset() != CTHelper && name == ftpHelper:
 		return fmt.Errorf("the helper %q reads FTP itself; with the ruleset %s use one that does not: %s",
 			name, c.ruleset(), strings.Join(Carriers, " or "))
 	case c.ruleset() == CTHelper && slices.Contains(Carriers, name):

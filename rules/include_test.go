@@ -25,7 +25,7 @@ func TestInclude(t *testing.T) {
 		t.Fatal(err)
 	}
 	folder := t.TempDir()
-	for _, c := range []Config{{Ruleset: Full}, {Ruleset: Lean}, {Ruleset: User}, {Ruleset: CTHelper}, {Ruleset: Monitor}} {
+	for _, c := range []Config{{Ruleset: Full}, {Ruleset: Lean}, {Ruleset: CTHelper}, {Ruleset: Monitor}} {
 		text := files[c.Ruleset]
 		if statement == Compat {
 			// What this kernel does not have; the rest is the same.

@@ -1,7 +1,10 @@
 // Package rules installs the nftables rules that hand the packets of FTP control
-// connections to a queue. There are five rulesets: ftp-queue.nft, ftp-queue-lean.nft,
-// ftp-queue-user.nft, ftp-cthelper.nft and ftp-monitor.nft, which Text returns for nft(8), and the same
-// over netlink.
+// connections to a queue. There are four rulesets: ftp-queue.nft, ftp-queue-lean.nft,
+// ftp-cthelper.nft and ftp-monitor.nft, which Text returns for nft(8), and the same over netlink.
+//
+// Each but the last attaches a conntrack helper to a new connection before NAT, and reads its packets
+// after routing, filtering and NAT, as the kernel's own helper does: what this host drops
+// is not read, and a packet has the addresses that it leaves with.
 //
 // Each of them is one table, inet nfq_ftphelper. Nothing outside of it is
 // changed. What the kernel makes of it is in net/netfilter: nf_tables_api.c,
@@ -65,20 +68,17 @@ const (
 	// the ruleset Lean sets it, and queues those replies. The daemon clears it.
 	AskedLabel = 120
 
-	// ControlLabel marks the control connections that the ruleset has given a helper.
+	// ControlLabel marks the control connections that the ruleset has given a helper; only their
+	// packets are read.
 	ControlLabel = 121
+
+	// ProxiedLabel marks connections that this host opens without a socket, in a client's name: SYNPROXY
+	// does. It takes the server's SYN-ACK itself, which must not be delayed.
+	ProxiedLabel = 123
 
 	// OpaqueLabel is for the daemon to set on connections in which there is nothing left
 	// to read: they are not queued any more. The ruleset Lean sets it too, on what is no FTP.
 	OpaqueLabel = 122
-
-	// UserLabel is for the daemon to set on connections whose sequence numbers it keeps: the
-	// ruleset User queues all of their packets.
-	UserLabel = 123
-
-	// ShiftedLabel is for the daemon to find again: it tells the next one that the sequence
-	// numbers of a connection were off when this one ended. No rule looks at it.
-	ShiftedLabel = 124
 )
 
 // label is the label with some bits set, as the kernel has it.
@@ -103,17 +103,16 @@ var (
 
 	prerouting = baseChain("prerouting", nftables.ChainHookPrerouting, -150)
 	output     = baseChain("output", nftables.ChainHookOutput, -150)
-	control    = &nftables.Chain{Table: table, Name: "control"}
+	attach     = &nftables.Chain{Table: table, Name: "attach"}
+
+	postrouting = baseChain("postrouting", nftables.ChainHookPostrouting, 300)
+	input       = baseChain("input", nftables.ChainHookInput, 300)
+	control     = &nftables.Chain{Table: table, Name: "control"}
+	saneRequest = &nftables.Chain{Table: table, Name: "sane_request"}
 
 	commands = &nftables.Chain{Table: table, Name: "commands"}
 	replies  = &nftables.Chain{Table: table, Name: "replies"}
 	read     = &nftables.Chain{Table: table, Name: "read"}
-
-	adjusted4 = verdictMap(2, "adjusted4", nftables.TypeIPAddr)
-	adjusted6 = verdictMap(3, "adjusted6", nftables.TypeIP6Addr)
-
-	earlyPrerouting = baseChain("early_prerouting", nftables.ChainHookPrerouting, -300)
-	earlyOutput     = baseChain("early_output", nftables.ChainHookOutput, -300)
 )
 
 // carrier is the helper that rules attach, under a name that does not depend on its type.
@@ -138,44 +137,18 @@ func baseChain(name string, hook *nftables.ChainHook, priority nftables.ChainPri
 	}
 }
 
-// verdictMap maps source and destination, each an address and a port, to what becomes of a packet.
-func verdictMap(id uint32, name string, address nftables.SetDatatype) *nftables.Set {
-	return &nftables.Set{
-		Table:    table,
-		ID:       id,
-		Name:     name,
-		IsMap:    true,
-		KeyType:  nftables.MustConcatSetType(address, nftables.TypeInetService, address, nftables.TypeInetService),
-		DataType: nftables.TypeVerdict,
-	}
-}
-
-// queueChain is for a verdictMap to jump to: it hands packets to the i-th queue.
-func queueChain(i uint16) *nftables.Chain {
-	return &nftables.Chain{Table: table, Name: fmt.Sprintf("queue%d", i)}
-}
-
-// maps are those of the ruleset.
-func maps(c Config) []*nftables.Set {
-	if c.Ruleset == User {
-		return []*nftables.Set{adjusted4, adjusted6}
-	}
-	return nil
-}
-
 // chains are those of the ruleset.
 func chains(c Config) []*nftables.Chain {
-	all := []*nftables.Chain{prerouting, output, control}
+	all := []*nftables.Chain{prerouting, output, attach}
 	switch c.Ruleset {
+	case Monitor:
+		return []*nftables.Chain{postrouting, input, control}
+	case CTHelper:
+		return all
 	case Lean:
-		all = append(all, commands, replies, read)
-	case User:
-		for i := range c.queues() {
-			all = append(all, queueChain(i))
-		}
-		all = append(all, earlyPrerouting, earlyOutput)
+		return append(all, postrouting, input, saneRequest, control, commands, replies, read)
 	}
-	return all
+	return append(all, postrouting, input, saneRequest, control)
 }
 
 // elements are the members of the set. The first one is where no range has begun yet; nft(8)
@@ -237,30 +210,59 @@ var (
 		&expr.Lookup{SourceRegister: 1, SetName: ports.Name},
 	}}
 
+	// The daemon looks connections up in zone 0.
+	otherZone = part{"ct zone != 0", []expr.Any{
+		&expr.Ct{Key: expr.CtKeyZONE, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{0, 0}},
+	}}
+
 	inOriginal = direction("original", 0) // IP_CT_DIR_ORIGINAL
 	inReply    = direction("reply", 1)    // IP_CT_DIR_REPLY
 
-	hasPayload = part{"@ih,0,8 >= 0x0", []expr.Any{
-		&expr.Payload{Base: unix.NFT_PAYLOAD_INNER_HEADER, Offset: 0, Len: 1, DestRegister: 1},
-		&expr.Cmp{Op: expr.CmpOpGte, Register: 1, Data: []byte{0}},
+	hasPayload = hasByte(0)
+
+	// No user has that number. A packet without a socket has no user to compare.
+	hasSocket = part{"meta skuid != 4294967295", []expr.Any{
+		&expr.Meta{Key: expr.MetaKeySKUID, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{0xff, 0xff, 0xff, 0xff}},
+	}}
+
+	// SANE_NET_START, the request that nf_conntrack_sane.c reacts to.
+	beginsAsSane = part{"@ih,0,32 0x00000007", begins([]byte{0, 0, 0, 7})}
+
+	isSYNACK = part{"tcp flags & (syn | ack) == syn | ack", []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
+		&expr.Payload{Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1, DestRegister: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{0x12}, Xor: []byte{0}},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0x12}},
 	}}
 
 	isNew         = state("new", expr.CtStateBitNEW)
 	isEstablished = state("established", expr.CtStateBitESTABLISHED)
 
-	ipv4ByEnds = byEnds("ip", unix.NFPROTO_IPV4, 12, 4, [4]uint32{1, 9, 10, 11}, adjusted4)
-	ipv6ByEnds = byEnds("ip6", unix.NFPROTO_IPV6, 8, 16, [4]uint32{1, 2, 13, 17}, adjusted6)
-
 	// What TLS begins with: a record of a handshake, of any version (RFC 8446 section 5.1).
 	isTLS = part{"@ih,0,16 0x1603", begins([]byte{0x16, 0x03})}
 
-	leave       = part{"return", []expr.Any{&expr.Verdict{Kind: expr.VerdictReturn}}}
-	jumpControl = part{"jump control", []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: control.Name}}}
+	leave = part{"return", []expr.Any{&expr.Verdict{Kind: expr.VerdictReturn}}}
 
 	setHelper = part{`ct helper set "carrier"`, []expr.Any{
 		&expr.Objref{Type: int(nftables.ObjTypeCtHelper), Name: "carrier"},
 	}}
 )
+
+// jumpTo continues in another chain, and returns from it.
+func jumpTo(chain *nftables.Chain) part {
+	return part{"jump " + chain.Name, []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain.Name}}}
+}
+
+// hasByte matches packets whose payload has a byte number i, counted from 0, of any value.
+func hasByte(i uint32) part {
+	return part{fmt.Sprintf("@ih,%d,8 >= 0x0", 8*i), []expr.Any{
+		&expr.Payload{Base: unix.NFT_PAYLOAD_INNER_HEADER, Offset: i, Len: 1, DestRegister: 1},
+		&expr.Cmp{Op: expr.CmpOpGte, Register: 1, Data: []byte{0}},
+	}}
+}
 
 // continueIn goes on in another chain, and does not come back.
 func continueIn(chain *nftables.Chain) part {
@@ -354,23 +356,6 @@ func labelled(bit int) part {
 	}}
 }
 
-// byEnds looks a TCP packet of one family up in its map. Source and destination address are
-// behind one another in the packet. The registers are consecutive, under the numbers that the
-// kernel dumps.
-func byEnds(ip string, family byte, addresses, length uint32, registers [4]uint32, m *nftables.Set) part {
-	return part{fmt.Sprintf("%[1]s saddr . tcp sport . %[1]s daddr . tcp dport vmap @%[2]s", ip, m.Name), []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{family}},
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
-		&expr.Payload{Base: expr.PayloadBaseNetworkHeader, Offset: addresses, Len: length, DestRegister: registers[0]},
-		&expr.Payload{Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 2, DestRegister: registers[1]},
-		&expr.Payload{Base: expr.PayloadBaseNetworkHeader, Offset: addresses + length, Len: length, DestRegister: registers[2]},
-		&expr.Payload{Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2, DestRegister: registers[3]},
-		&expr.Lookup{SourceRegister: registers[0], IsDestRegSet: true, DestRegister: unix.NFT_REG_VERDICT, SetName: m.Name},
-	}}
-}
-
 // toQueue hands a packet to the i-th queue.
 func toQueue(c Config, s Statement, i uint16) part {
 	return part{fmt.Sprintf("queue flags bypass to %d", c.Queue+i), []expr.Any{s.Expr(c.Queue + i)}}
@@ -404,47 +389,54 @@ func spread(c Config, s Statement) [][]part {
 
 // rules are those of all chains, in order.
 func rules(c Config, s Statement) []rule {
-	all := []rule{
-		in(prerouting, fromLoopback, leave),
-		in(prerouting, toControlPort, jumpControl),
-		in(output, toControlPort, jumpControl),
+	if c.Ruleset == Monitor {
+		return monitorRules(c, s)
 	}
-	switch c.Ruleset {
-	case CTHelper:
-		return append(all, in(control, setHelper))
-	case Lean:
+	all := []rule{
+		in(prerouting, isNew, toControlPort, jumpTo(attach)),
+		in(output, isNew, toControlPort, hasSocket, continueIn(attach)),
+		in(output, isNew, toControlPort, setLabel(ProxiedLabel), jumpTo(attach)),
+		in(attach, otherZone, leave),
+		in(attach, hasPayload, leave),
+		in(attach, setHelper, setLabel(ControlLabel)),
+	}
+	if c.Ruleset == CTHelper {
+		return all
+	}
+	all = append(all,
+		in(postrouting, labelled(ControlLabel), jumpTo(control)),
+		in(input, fromLoopback, leave),
+		in(input, labelled(ControlLabel), jumpTo(control)),
+		in(saneRequest, hasByte(8), leave),
+		in(saneRequest, hasByte(7), part{"drop", []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}}),
+		in(control, inOriginal, beginsAsSane, jumpTo(saneRequest)),
+	)
+	if c.Ruleset == Lean {
 		return append(all, leanRules(c, s)...)
 	}
+	all = append(all, in(control, labelled(OpaqueLabel), leave))
 	queue := func(matches ...part) {
 		for _, p := range spread(c, s) {
 			all = append(all, in(control, slices.Concat(matches, p)...))
 		}
 	}
-	if c.Ruleset == Monitor {
-		queue(isEstablished, hasPayload)
-		return all
-	}
-	all = append(all,
-		in(control, setHelper),
-		in(control, labelled(OpaqueLabel), leave),
-		in(control, isNew, setLabel(ControlLabel)),
-	)
-	if c.Ruleset == User {
-		all = append(all, in(control, labelled(UserLabel), inReply, leave))
-		queue(labelled(UserLabel), isEstablished)
-	}
 	queue(isEstablished, hasPayload)
-	if c.Ruleset == User {
-		for i := range c.queues() {
-			all = append(all, in(queueChain(i), toQueue(c, s, i)))
-		}
-		all = append(all,
-			in(earlyPrerouting, fromLoopback, leave),
-			in(earlyPrerouting, ipv4ByEnds),
-			in(earlyPrerouting, ipv6ByEnds),
-			in(earlyOutput, ipv4ByEnds),
-			in(earlyOutput, ipv6ByEnds),
-		)
+	all = append(all, in(control, labelled(ProxiedLabel), leave))
+	queue(isEstablished, inReply, isSYNACK)
+	return all
+}
+
+// monitorRules read what the ruleset Full reads, by port, and attach and label nothing. The SYN-ACK is not
+// queued: that of a SYNPROXY, which a label would tell apart, must not be delayed.
+func monitorRules(c Config, s Statement) []rule {
+	all := []rule{
+		in(postrouting, toControlPort, jumpTo(control)),
+		in(input, fromLoopback, leave),
+		in(input, toControlPort, jumpTo(control)),
+		in(control, otherZone, leave),
+	}
+	for _, p := range spread(c, s) {
+		all = append(all, in(control, append([]part{isEstablished, hasPayload}, p...)...))
 	}
 	return all
 }
@@ -452,7 +444,6 @@ func rules(c Config, s Statement) []rule {
 // leanRules are those that only the ruleset Lean has.
 func leanRules(c Config, s Statement) []rule {
 	all := []rule{
-		in(control, isNew, setHelper, setLabel(ControlLabel)),
 		in(control, inOriginal, toLetterP, continueIn(commands)),
 		in(control, inReply, with22or23, continueIn(replies)),
 		in(commands, lettersItoN, leave),

@@ -9,8 +9,8 @@ import (
 )
 
 // SetPorts changes the control ports of the rules that are in place, in one transaction: no rule is
-// touched, no packet dropped, and a port that stays does so all the time. Connections to a port that
-// goes are not queued any more.
+// touched, no packet dropped, and a port that stays does so all the time. A port that is removed gets no
+// new control connections; those that it has are still read.
 //
 // Ports are added beside those that are there, since Linux 6.12 (not 6.18) now and then, for some
 // microseconds, finds no element where one takes the place of another. So that can happen to a port that

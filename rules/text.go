@@ -12,14 +12,12 @@ var (
 	ftpQueue string
 	//go:embed ftp-queue-lean.nft
 	ftpQueueLean string
-	//go:embed ftp-queue-user.nft
-	ftpQueueUser string
 	//go:embed ftp-cthelper.nft
 	ftpCTHelper string
 	//go:embed ftp-monitor.nft
 	ftpMonitor string
 
-	files = map[Ruleset]string{Full: ftpQueue, Lean: ftpQueueLean, User: ftpQueueUser, CTHelper: ftpCTHelper, Monitor: ftpMonitor}
+	files = map[Ruleset]string{Full: ftpQueue, Lean: ftpQueueLean, CTHelper: ftpCTHelper, Monitor: ftpMonitor}
 )
 
 var (
@@ -27,7 +25,6 @@ var (
 	defineQueue = regexp.MustCompile(`(?m)^define queue_number = .*$`)
 	helperType  = regexp.MustCompile(`(?m)^(\t*)type ".*" protocol tcp$`)
 	queueRule   = regexp.MustCompile(`(?m)^(.*)queue flags bypass to \$queue_number$`)
-	queueChains = regexp.MustCompile(`(?m)^\tchain queue0 \{ .* \$queue_number; \}$`)
 )
 
 // Text returns the file of c.Ruleset, for nft -f, with its define lines and its helper set to c,
@@ -41,11 +38,9 @@ func Text(c Config) string {
 		return defineQueue.ReplaceAllLiteralString(text, fmt.Sprintf("define queue_number = %d", c.Queue))
 	}
 	text = defineQueue.ReplaceAllLiteralString(text, "# The numbers of the queues are in the rules.")
-	var fan, chains []string
-	for i, p := range spread(c, Native) {
+	var fan []string
+	for _, p := range spread(c, Native) {
 		fan = append(fan, "${1}"+in(nil, p...).text)
-		chains = append(chains, fmt.Sprintf("\tchain queue%d { %s; }", i, toQueue(c, Native, uint16(i)).text))
 	}
-	text = queueRule.ReplaceAllString(text, strings.Join(fan, "\n"))
-	return queueChains.ReplaceAllLiteralString(text, strings.Join(chains, "\n"))
+	return queueRule.ReplaceAllString(text, strings.Join(fan, "\n"))
 }

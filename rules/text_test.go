@@ -39,14 +39,12 @@ var rulesets = []Config{
 	{Ports: example.Ports, Queue: 7, Queues: 4},
 	{Ports: example.Ports, Queue: 7, Ruleset: Lean},
 	{Ports: example.Ports, Queue: 7, Queues: 4, Ruleset: Lean},
-	{Ports: example.Ports, Queue: 7, Ruleset: User},
-	{Ports: example.Ports, Queue: 7, Queues: 4, Ruleset: User, Helper: "pptp"},
 	{Ports: example.Ports, Ruleset: CTHelper},
 	{Ports: example.Ports, Queue: 7, Ruleset: Monitor},
 	{Ports: example.Ports, Queue: 7, Queues: 4, Ruleset: Monitor},
 }
 
-// goldenName is "user.4.text.golden", say.
+// goldenName is "lean.4.text.golden", say.
 func goldenName(c Config, kind string) string {
 	return fmt.Sprintf("%s.%d.%s.golden", c.ruleset(), c.queues(), kind)
 }
@@ -73,8 +71,8 @@ func TestTextDefaults(t *testing.T) {
 // depends on its version and on whether iptables is installed.
 var (
 	textStatement   = regexp.MustCompile(`queue flags bypass to (\$queue_number|\d+)`)
-	listedStatement = regexp.MustCompile(`(?m)^(\t\tct (?:state established(?: @ih,0,8 >= 0x0)?|label 123 ct state established)(?: ` + pick + `)?` +
-		`|\t\t` + pick + `|\tchain queue\d+ \{\n\t(?:\t` + pick + `)?)( .*|\t.*)?$`)
+	listedStatement = regexp.MustCompile(`(?m)^(\t\tct state established(?: @ih,0,8 >= 0x0| ct direction reply tcp flags syn,ack / syn,ack)?(?: ` +
+		pick + `)?)( .*|\t.*)?$`)
 )
 
 // pick is what stands before the statement where there are several queues.
@@ -90,15 +88,9 @@ func listing(t *testing.T, s Statement) string {
 	return l
 }
 
-// withStatement replaces the queue statements of a listing, in rules of their own and behind matches.
+// withStatement replaces the queue statements of a listing.
 func withStatement(listing, statement string) string {
-	return listedStatement.ReplaceAllStringFunc(listing, func(rule string) string {
-		match := listedStatement.FindStringSubmatch(rule)[1]
-		if strings.HasSuffix(match, "\n\t") {
-			return match + "\t" + statement
-		}
-		return match + " " + statement
-	})
+	return listedStatement.ReplaceAllString(listing, "${1} "+statement)
 }
 
 func TestListing(t *testing.T) {
@@ -148,14 +140,12 @@ func TestTextIsWhatApplyInstalls(t *testing.T) {
 				t.Errorf("Apply installs %d queue statements, the file has %d", got, statements)
 			}
 			// Check says what differs first, so everything before the first statement was right.
-			first := "chain control: rule 4 is not"
+			first := "chain control: rule 3 is not"
 			switch c.Ruleset {
 			case Lean:
 				first = "chain read: rule 1 is not"
-			case User:
-				first = "chain control: rule 5 is not"
 			case Monitor:
-				first = "chain control: rule 1 is not"
+				first = "chain control: rule 2 is not"
 			}
 			wantError(t, Check(c), first)
 		}

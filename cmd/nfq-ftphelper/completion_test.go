@@ -39,7 +39,6 @@ func TestCompletion(t *testing.T) {
 		{"run --helper=", "auto carrier cthelper", noFiles},
 		{"run --ruleset ", "full lean", noFiles},
 		{"rules apply --ruleset ", "full lean", noFiles},
-		{"doctor --sequence ", "auto kernel same-length user", noFiles},
 		{"run --log-format ", "text json", noFiles},
 		{"run --log-level ", "debug info warn error", noFiles},
 		{"config show --log-level ", "debug info warn error", noFiles},

@@ -210,7 +210,6 @@ ruleset: ""
 helper: auto
 helper-name: ""
 keep-helper: false
-sequence: auto
 monitor: false
 min-port: 1024
 loose: false
@@ -291,7 +290,7 @@ func TestChanges(t *testing.T) {
 	before := newSettings()
 	other := map[string]string{
 		"ports": "22", "queue": "9", "queues": "2", "rules": "true", "ruleset": "lean", "helper": "cthelper", "helper-name": "x",
-		"keep-helper": "true", "sequence": "user", "min-port": "9", "loose": "true", "allow": "::1", "rate": "9", "advertise": "::1",
+		"keep-helper": "true", "min-port": "9", "loose": "true", "allow": "::1", "rate": "9", "advertise": "::1",
 		"advertise-except": "::1", "max-connections": "9", "hold-time": "9s", "control": "", "outcomes": "false", "metrics": "127.0.0.1:9921",
 		"log-format": "json", "log-level": "warn", "log-opened": "true", "monitor": "true",
 	}
@@ -316,7 +315,7 @@ func TestChanges(t *testing.T) {
 	if got, want := fmt.Sprint(changed), "[ports min-port loose allow rate advertise advertise-except max-connections hold-time log-level log-opened]"; got != want {
 		t.Errorf("%s can change, want %s", got, want)
 	}
-	if got, want := fmt.Sprint(fixed), "[queue queues rules ruleset helper helper-name keep-helper sequence monitor control outcomes metrics log-format]"; got != want {
+	if got, want := fmt.Sprint(fixed), "[queue queues rules ruleset helper helper-name keep-helper monitor control outcomes metrics log-format]"; got != want {
 		t.Errorf("%s can't change, want %s", got, want)
 	}
 

@@ -61,12 +61,11 @@ What the router translates shows if the capture has both of its sides, as one of
 		},
 		RunE: running(func(cmd *cobra.Command) error {
 			c := explain.Config{Ports: s.Wish.Rules.Ports, NAT: nat, Clients: clients, Engine: s.Engine}
-			c.Engine.Sequence = s.Wish.Sequence
 			return explainFile(cmd, c, cmd.Flags().Arg(0), svg, number, asJSON)
 		}),
 	}
 	f := cmd.Flags()
-	from = addSettings(f, "ports", "sequence", "min-port", "loose", "allow", "rate", "advertise", "advertise-except", "hold-time")
+	from = addSettings(f, "ports", "min-port", "loose", "allow", "rate", "advertise", "advertise-except", "hold-time")
 	f.Var(translationsFlag{&nat}, "nat", "`REAL=TRANSLATED`: an address of a client or server, and what the router makes of it, for a capture of one side only; may be given several times")
 	f.Var(prefixesFlag{&clients}, "client", "explain only the control connections of clients with these `addresses`, such as 203.0.113.101,2001:db8::/64 (default all)")
 	f.BoolVar(&asJSON, "json", false, "print JSON")

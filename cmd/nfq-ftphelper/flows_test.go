@@ -191,7 +191,7 @@ func TestStatusScreen(t *testing.T) {
 	waiting, dropped := uint64(2), uint64(0)
 	s := control.Status{
 		Version: "v1.2.3", Started: now.Add(-26 * time.Hour), Ready: true, Outcomes: true,
-		Rules:  control.Rules{Source: control.RulesApplied, Ruleset: "full", Ports: "21,2121-2130", Helper: "sane", Sequence: "auto"},
+		Rules:  control.Rules{Source: control.RulesApplied, Ruleset: "full", Ports: "21,2121-2130", Helper: "sane"},
 		Queues: []control.Queue{{Number: 100, Packets: 1234567, Connections: 2, Transfers: 1200, Refused: 3, Waiting: &waiting, Dropped: &dropped}, {Number: 101}},
 	}
 	text := statusScreen(&s, now, 80, false)

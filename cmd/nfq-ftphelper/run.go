@@ -32,8 +32,8 @@ logs what it would do, and opens and changes nothing.
 
 The rules that fill the queue are either yours (nft -f ftp-queue.nft, which "rules print"
 writes), or, with --rules, applied at start and removed at stop. While the daemon is not
-there, packets pass unread and connections that were helped go on (but for --sequence user,
-and a cthelper whose daemon was killed).
+there, packets pass unread and connections that were helped go on (but for a cthelper whose daemon
+was killed).
 
 SIGHUP has it read its configuration file again. It applies what can change while it runs, and logs
 the name of each setting that needs a restart. Its own rules it applies again if

@@ -52,10 +52,9 @@ func newSettings() *settings {
 	config.Group(f, "The rules that fill the queue")
 
 	w.Helper = backend.Auto
-	f.Var(oneOf[backend.Helper]{&w.Helper, backend.Helpers}, "helper", "the `way` in which connections get a conntrack helper: auto, carrier (one of the kernel's that does nothing with FTP), or cthelper (one that the daemon registers)")
+	f.Var(oneOf[backend.Helper]{&w.Helper, backend.Helpers}, "helper", "the `way` in which connections get a conntrack helper: carrier (one of the kernel's that does nothing with FTP), cthelper (one that the daemon registers), or auto (a carrier)")
 	f.StringVar(&w.Name, "helper-name", "", "`name` of the carrier or cthelper (default sane or ftp)")
 	f.BoolVar(&s.KeepHelper, "keep-helper", false, "leave a cthelper registered at stop, so that rules which name it can be loaded")
-	f.Var(sequenceFlag{&w.Sequence}, "sequence", "`who` keeps TCP's sequence numbers right: auto, kernel, same-length (nobody) or user (the daemon)")
 	f.BoolVar(&w.Monitor, "monitor", false, "decide and log, and open and change nothing: no helper, no expectation, no rewritten line; with rules of its own, whatever --ruleset and --helper say")
 	config.Group(f, "How the kernel is used")
 
@@ -90,7 +89,7 @@ func newSettings() *settings {
 }
 
 // ruleSettings are those that say what the rules look like, and what goes with them.
-var ruleSettings = []string{"ports", "queue", "queues", "ruleset", "helper", "helper-name", "sequence", "monitor"}
+var ruleSettings = []string{"ports", "queue", "queues", "ruleset", "helper", "helper-name", "monitor"}
 
 // outOfRange is about a number with which nothing could be helped.
 type outOfRange struct{ name, text string }

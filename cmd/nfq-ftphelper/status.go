@@ -86,7 +86,7 @@ func statusScreen(s *control.Status, now time.Time, width int, colour bool) stri
 	}[s.Rules.Source]
 	line("rules      %s, ruleset %s", rules, s.Rules.Ruleset)
 	line("ports      %s", s.Rules.Ports)
-	line("helper     %s, sequence numbers: %s", cmp.Or(s.Rules.Helper, "none"), s.Rules.Sequence)
+	line("helper     %s", cmp.Or(s.Rules.Helper, "none"))
 	switch {
 	case !s.Outcomes:
 		line("outcomes   %s: %s", paint(sgrYellow, "used, expired and closed are not reported"), s.OutcomesWhy)

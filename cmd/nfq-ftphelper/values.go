@@ -179,32 +179,6 @@ func (p prefixesFlag) Set(s string) error {
 	return nil
 }
 
-// sequenceFlag is a flag that takes who keeps the sequence numbers.
-type sequenceFlag struct{ sequence *engine.Sequence }
-
-// String implements pflag.Value.
-func (f sequenceFlag) String() string {
-	if f.sequence == nil {
-		return ""
-	}
-	return f.sequence.String()
-}
-
-// Type implements pflag.Value.
-func (f sequenceFlag) Type() string { return "sequence" }
-
-// Set implements pflag.Value.
-func (f sequenceFlag) Set(s string) error { return f.sequence.UnmarshalText([]byte(s)) }
-
-// Completions implements completer.
-func (f sequenceFlag) Completions() []string {
-	var words []string
-	for _, s := range []engine.Sequence{engine.Auto, engine.Kernel, engine.SameLength, engine.User} {
-		words = append(words, s.String())
-	}
-	return words
-}
-
 // addrPortFlag is a flag that takes an address of this host with a port, or "" for none.
 type addrPortFlag struct{ at *netip.AddrPort }
 

@@ -116,7 +116,6 @@ var (
 		"-rw-r--r-- /usr/share/nfq-ftphelper/ftp-cthelper.nft",
 		"-rw-r--r-- /usr/share/nfq-ftphelper/ftp-monitor.nft",
 		"-rw-r--r-- /usr/share/nfq-ftphelper/ftp-queue-lean.nft",
-		"-rw-r--r-- /usr/share/nfq-ftphelper/ftp-queue-user.nft",
 		"-rw-r--r-- /usr/share/nfq-ftphelper/ftp-queue.nft",
 		"-rwxr-xr-x /usr/sbin/nfq-ftphelper",
 		"drwxr-xr-x /etc/nfq-ftphelper",

@@ -1,5 +1,5 @@
-// Package backend chooses how control connections get a conntrack helper, and who keeps their
-// sequence numbers, from what was asked for and what the kernel has.
+// Package backend chooses how control connections get a conntrack helper, from what was asked for and
+// what the kernel has.
 //
 // The kernel takes expectations only for a connection that has a helper. A carrier is one of the
 // kernel's own, which does nothing with FTP; a cthelper is one that the daemon registers
@@ -13,14 +13,13 @@ import (
 	"slices"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/cthelper"
-	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
 // Helper is a way for control connections to get a helper.
 type Helper string
 
-// The ways. Auto takes a carrier, and a cthelper where the kernel has none.
+// The ways. Auto is Carrier: a cthelper has to be asked for, since FTP stands still when its daemon dies.
 const (
 	Auto     Helper = "auto"
 	Carrier  Helper = "carrier"
@@ -43,16 +42,15 @@ const DefaultCTHelper = "ftp"
 type Wish struct {
 	// Rules are the ports and queues; the ruleset and its helper are for Choose to fill in.
 	Rules rules.Config
-	// Ruleset is rules.Lean, or rules.Full for the one that goes with Helper and Sequence; "" is
-	// rules.Full, unless the lean rules are in place.
+	// Ruleset is rules.Lean, or rules.Full for the one that goes with Helper; "" is rules.Full,
+	// unless the lean rules are in place.
 	Ruleset rules.Ruleset
 	// Installed says that the rules are not the daemon's to apply: those that are there count.
 	Installed bool
 	Helper    Helper // "" is Auto
 	// Name is that of the helper to attach; "" for the first carrier that the kernel has, or
 	// DefaultCTHelper.
-	Name     string
-	Sequence engine.Sequence
+	Name string
 	// Monitor is for a daemon that opens and changes nothing: Ruleset, Helper and Name are not used.
 	Monitor bool
 }
@@ -64,8 +62,6 @@ type Choice struct {
 	// Helper is Carrier, CTHelper or None; Why says in a few words why.
 	Helper Helper
 	Why    string
-	// Sequence is that of the wish. With Auto, the engine decides for each connection.
-	Sequence engine.Sequence
 }
 
 // Enabled reports whether the kernel queues the packets of the cthelper by itself.
@@ -104,8 +100,6 @@ func (w Wish) Validate() error {
 		return fmt.Errorf("the ruleset is to be %q, and can be full or lean", w.Ruleset)
 	case w.Ruleset == rules.Lean && w.Helper == CTHelper:
 		return errors.New("the ruleset lean does not go with a cthelper, for which the kernel queues every packet; use a carrier")
-	case w.Ruleset == rules.Lean && w.Sequence == engine.User:
-		return errors.New("the ruleset lean does not go with sequence numbers kept by the daemon (user), which takes every packet; use auto, kernel or same-length")
 	}
 	return w.candidates()[0].Rules.Validate()
 }
@@ -113,26 +107,14 @@ func (w Wish) Validate() error {
 // candidates are the choices that there are, the best one first.
 func (w Wish) candidates() []Choice {
 	if w.Monitor {
-		c := w.choice(None, "", rules.Monitor)
-		if c.Sequence == engine.User {
-			c.Sequence = engine.Auto // there are no rules for it
-		}
-		return []Choice{c}
+		return []Choice{w.choice(None, "", rules.Monitor)}
+	}
+	if w.Helper == CTHelper {
+		return []Choice{w.choice(CTHelper, w.names(DefaultCTHelper)[0], rules.CTHelper)}
 	}
 	var all []Choice
-	if w.Helper != CTHelper {
-		for _, name := range w.names(rules.Carriers...) {
-			all = append(all, w.choice(Carrier, name, w.ruleset()))
-		}
-	}
-	if w.Helper != Carrier && w.Ruleset != rules.Lean {
-		// What the kernel queues by itself, it queues behind conntrack.
-		all = append(all, w.choice(CTHelper, w.names(DefaultCTHelper)[0], rules.CTHelper))
-	}
-	if w.Sequence == engine.User {
-		for i := range all {
-			all[i].Rules.Ruleset = rules.User
-		}
+	for _, name := range w.names(rules.Carriers...) {
+		all = append(all, w.choice(Carrier, name, w.ruleset()))
 	}
 	return all
 }
@@ -152,7 +134,7 @@ func (w Wish) names(usual ...string) []string {
 }
 
 func (w Wish) choice(h Helper, name string, ruleset rules.Ruleset) Choice {
-	c := Choice{Rules: w.Rules, Helper: h, Sequence: w.Sequence}
+	c := Choice{Rules: w.Rules, Helper: h}
 	c.Rules.Helper, c.Rules.Ruleset = name, ruleset
 	return c
 }
@@ -186,6 +168,9 @@ func Choose(w Wish, k Kernel) (Choice, error) {
 		}
 		return c, nil
 	}
+	if w.Helper != Carrier && w.Helper != CTHelper && w.Ruleset != rules.Lean && k.CTHelper() == nil {
+		missing = append(missing, errors.New("the kernel can have a helper in user space instead: --helper cthelper"))
+	}
 	return Choice{}, errors.Join(missing...)
 }
 
@@ -209,11 +194,6 @@ func (w Wish) installed(k Kernel) (Choice, bool) {
 		return Choice{}, false // there is one choice only
 	}
 	wishes := []Wish{w}
-	if w.Sequence == engine.Auto && w.Ruleset != rules.Lean {
-		as := w
-		as.Sequence = engine.User
-		wishes = append(wishes, as)
-	}
 	lean := w
 	lean.Ruleset = rules.Lean
 	if w.Ruleset == "" && lean.Validate() == nil {
@@ -222,7 +202,7 @@ func (w Wish) installed(k Kernel) (Choice, bool) {
 	for _, as := range wishes {
 		for _, c := range as.candidates() {
 			if k.Installed(c.Rules) == nil {
-				c.Sequence, c.Why = w.Sequence, "the rules that are in place attach it"
+				c.Why = "the rules that are in place attach it"
 				return c, true
 			}
 		}

@@ -6,7 +6,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
@@ -48,43 +47,34 @@ func TestChoose(t *testing.T) {
 		name string
 		wish Wish
 		kernel
-		want string // way name ruleset sequence, or errors
+		want string // way name ruleset, or errors
 	}{
-		{"everything is there", Wish{}, full, "carrier sane full auto"},
-		{"the second carrier", Wish{}, kernel{carriers: "pptp"}, "carrier pptp full auto"},
-		{"no carrier", Wish{}, kernel{cthelper: true}, "cthelper ftp cthelper auto"},
-		{"nothing", Wish{}, kernel{}, "no sane\nno pptp\nno cthelper"},
-		{"one carrier", Wish{Helper: Carrier, Name: "pptp"}, full, "carrier pptp full auto"},
+		{"everything is there", Wish{}, full, "carrier sane full"},
+		{"the second carrier", Wish{}, kernel{carriers: "pptp"}, "carrier pptp full"},
+		{"no carrier", Wish{}, kernel{cthelper: true}, "no sane\nno pptp\nthe kernel can have a helper in user space instead: --helper cthelper"},
+		{"nothing", Wish{}, kernel{}, "no sane\nno pptp"},
+		{"one carrier", Wish{Helper: Carrier, Name: "pptp"}, full, "carrier pptp full"},
 		{"one carrier, missing", Wish{Helper: Carrier, Name: "pptp"}, kernel{carriers: "sane", cthelper: true}, "no pptp"},
 		{"only carriers, missing", Wish{Helper: Carrier}, kernel{cthelper: true}, "no sane\nno pptp"},
-		{"cthelper", Wish{Helper: CTHelper}, full, "cthelper ftp cthelper auto"},
-		{"cthelper by name", Wish{Helper: CTHelper, Name: "ours", Sequence: engine.Kernel}, full, "cthelper ours cthelper kernel"},
+		{"cthelper", Wish{Helper: CTHelper}, full, "cthelper ftp cthelper"},
+		{"cthelper by name", Wish{Helper: CTHelper, Name: "ours"}, full, "cthelper ours cthelper"},
 		{"cthelper, missing", Wish{Helper: CTHelper}, kernel{carriers: "sane"}, "no cthelper"},
-		{"user", Wish{Sequence: engine.User}, full, "carrier sane user user"},
-		{"cthelper and user", Wish{Helper: CTHelper, Sequence: engine.User}, full, "cthelper ftp user user"},
-		{"one queue only for a cthelper", Wish{Rules: four}, kernel{cthelper: true}, "no sane\nno pptp\n"},
-		{"several queues", Wish{Rules: four, Helper: CTHelper, Sequence: engine.User}, full, "cthelper ftp user user"},
-		{"lean", Wish{Ruleset: rules.Lean}, full, "carrier sane lean auto"},
-		{"lean, the second carrier", Wish{Ruleset: rules.Lean, Sequence: engine.SameLength, Rules: four}, kernel{carriers: "pptp", cthelper: true}, "carrier pptp lean same-length"},
-		{"lean, one carrier", Wish{Ruleset: rules.Lean, Helper: Carrier, Name: "pptp", Sequence: engine.Kernel}, full, "carrier pptp lean kernel"},
+		{"lean", Wish{Ruleset: rules.Lean}, full, "carrier sane lean"},
+		{"lean, the second carrier", Wish{Ruleset: rules.Lean, Rules: four}, kernel{carriers: "pptp", cthelper: true}, "carrier pptp lean"},
+		{"lean, one carrier", Wish{Ruleset: rules.Lean, Helper: Carrier, Name: "pptp"}, full, "carrier pptp lean"},
 		{"lean, no carrier", Wish{Ruleset: rules.Lean}, kernel{cthelper: true}, "no sane\nno pptp"},
-		{"full by name", Wish{Ruleset: rules.Full, Helper: CTHelper}, full, "cthelper ftp cthelper auto"},
-		{"monitor", Wish{Monitor: true}, kernel{}, "none  monitor auto"},
-		{"monitor, whatever is set", Wish{Monitor: true, Ruleset: rules.Lean, Helper: Carrier, Name: "pptp", Sequence: engine.Kernel, Installed: true}, full, "none  monitor kernel"},
-		{"monitor, user", Wish{Monitor: true, Sequence: engine.User}, full, "none  monitor auto"},
-		{"nothing in place yet", Wish{Installed: true}, full, "carrier sane full auto"},
-		{"nothing in place yet, nor possible", Wish{Installed: true}, kernel{}, "no sane\nno pptp\nno cthelper"},
-		{"in place", Wish{Installed: true}, kernel{installed: rules.Config{Ruleset: rules.Full, Helper: "pptp"}}, "carrier pptp full auto"},
-		{"in place, with user", Wish{Installed: true}, kernel{installed: rules.Config{Ruleset: rules.User, Helper: "sane"}}, "carrier sane user auto"},
-		{"in place, kernel wanted", Wish{Installed: true, Sequence: engine.Kernel}, kernel{carriers: "sane", installed: rules.Config{Ruleset: rules.User, Helper: "sane"}}, "carrier sane full kernel"},
-		{"in place, of a cthelper", Wish{Installed: true}, kernel{installed: rules.Config{Ruleset: rules.CTHelper, Helper: "ftp"}}, "cthelper ftp cthelper auto"},
-		{"in place, of a cthelper with user", Wish{Installed: true}, kernel{installed: rules.Config{Ruleset: rules.User, Helper: "ftp"}}, "cthelper ftp user auto"},
-		{"in place, lean", Wish{Installed: true, Ruleset: rules.Lean}, kernel{installed: rules.Config{Ruleset: rules.Lean, Helper: "pptp"}}, "carrier pptp lean auto"},
-		{"in place, lean wanted", Wish{Installed: true, Ruleset: rules.Lean}, kernel{carriers: "sane", installed: rules.Config{Ruleset: rules.User, Helper: "pptp"}}, "carrier sane lean auto"},
-		{"in place, full wanted", Wish{Installed: true, Ruleset: rules.Full}, kernel{carriers: "sane", installed: rules.Config{Ruleset: rules.Lean, Helper: "pptp"}}, "carrier sane full auto"},
-		{"in place, lean as it happens", Wish{Installed: true}, kernel{installed: rules.Config{Ruleset: rules.Lean, Helper: "pptp"}}, "carrier pptp lean auto"},
-		{"in place, lean, user wanted", Wish{Installed: true, Sequence: engine.User}, kernel{carriers: "sane", installed: rules.Config{Ruleset: rules.Lean, Helper: "sane"}}, "carrier sane user user"},
-		{"not in place, cthelper", Wish{Installed: true, Helper: CTHelper}, full, "cthelper ftp cthelper auto"},
+		{"full by name", Wish{Ruleset: rules.Full, Helper: CTHelper}, full, "cthelper ftp cthelper"},
+		{"monitor", Wish{Monitor: true}, kernel{}, "none  monitor"},
+		{"monitor, whatever is set", Wish{Monitor: true, Ruleset: rules.Lean, Helper: Carrier, Name: "pptp", Installed: true}, full, "none  monitor"},
+		{"nothing in place yet", Wish{Installed: true}, full, "carrier sane full"},
+		{"nothing in place yet, nor possible", Wish{Installed: true}, kernel{}, "no sane\nno pptp"},
+		{"in place", Wish{Installed: true}, kernel{installed: rules.Config{Ruleset: rules.Full, Helper: "pptp"}}, "carrier pptp full"},
+		{"in place, of a cthelper", Wish{Installed: true, Helper: CTHelper}, kernel{installed: rules.Config{Ruleset: rules.CTHelper, Helper: "ftp"}}, "cthelper ftp cthelper"},
+		{"in place, of a cthelper that is not wanted", Wish{Installed: true}, kernel{carriers: "sane", installed: rules.Config{Ruleset: rules.CTHelper, Helper: "ftp"}}, "carrier sane full"},
+		{"in place, lean", Wish{Installed: true, Ruleset: rules.Lean}, kernel{installed: rules.Config{Ruleset: rules.Lean, Helper: "pptp"}}, "carrier pptp lean"},
+		{"in place, full wanted", Wish{Installed: true, Ruleset: rules.Full}, kernel{carriers: "sane", installed: rules.Config{Ruleset: rules.Lean, Helper: "pptp"}}, "carrier sane full"},
+		{"in place, lean as it happens", Wish{Installed: true}, kernel{installed: rules.Config{Ruleset: rules.Lean, Helper: "pptp"}}, "carrier pptp lean"},
+		{"not in place, cthelper", Wish{Installed: true, Helper: CTHelper}, full, "cthelper ftp cthelper"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if c.wish.Rules.Ports == nil {
@@ -94,7 +84,7 @@ func TestChoose(t *testing.T) {
 				t.Fatal(err)
 			}
 			choice, err := Choose(c.wish, c.kernel)
-			got := fmt.Sprintln(choice.Helper, choice.Rules.Helper, choice.Rules.Ruleset, choice.Sequence)
+			got := fmt.Sprintln(choice.Helper, choice.Rules.Helper, choice.Rules.Ruleset)
 			if err != nil {
 				got = err.Error()
 			} else if choice.Why == "" || choice.Rules.Queues != c.wish.Rules.Queues {
@@ -118,9 +108,7 @@ func TestValidate(t *testing.T) {
 		{Wish{Rules: ftp, Name: "pptp"}, "whether it is a carrier or a cthelper"},
 		{Wish{Rules: ftp, Helper: Carrier, Name: "ftp"}, "reads FTP itself"},
 		{Wish{Rules: ftp, Helper: CTHelper, Name: strings.Repeat("x", 16)}, "helper"},
-		{Wish{Rules: ftp, Ruleset: rules.User}, `is to be "user", and can be full or lean`},
 		{Wish{Rules: ftp, Ruleset: rules.Lean, Helper: CTHelper}, "lean does not go with a cthelper"},
-		{Wish{Rules: ftp, Ruleset: rules.Lean, Sequence: engine.User}, "lean does not go with sequence numbers kept by the daemon"},
 		{Wish{Rules: ftp, Ruleset: rules.Lean, Helper: Carrier, Name: "ftp"}, "reads FTP itself; with the ruleset lean"},
 		{Wish{Rules: four, Helper: CTHelper}, "queue"},
 		{Wish{Helper: CTHelper}, "port"},

@@ -299,8 +299,16 @@ func first(value ast.Node) *token.Token {
 	return value.GetToken()
 }
 
+// removed are keys that earlier versions had, and what to do about a file that has one.
+var removed = map[string]string{
+	"sequence": "delete the line: the kernel adjusts sequence numbers where this host translates, and elsewhere lines keep their length",
+}
+
 // unknown is the error for a key that is no flag.
 func (f *File) unknown(at *token.Token, key string, flags *pflag.FlagSet) *Error {
+	if advice, ok := removed[key]; ok {
+		return f.errorAt(at, "the setting %s was removed; %s", key, advice)
+	}
 	hint := ""
 	if name := Closest(key, flags); name != "" {
 		hint = fmt.Sprintf("; did you mean %s?", name)

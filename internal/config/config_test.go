@@ -156,6 +156,9 @@ func TestFaults(t *testing.T) {
 		{"list:\n- - a", `file:2:3: it is nested too deep: a setting is one value, or a list of values`},
 		{strings.Repeat("[", 100000), `file:1:3: it is nested too deep: a setting is one value, or a list of values`},
 
+		// A key of an earlier version.
+		{"on: true\nsequence: auto", `file:2:1: the setting sequence was removed; delete the line: the kernel adjusts sequence numbers where this host translates, and elsewhere lines keep their length`},
+
 		// In the words of the library.
 		{"list: [a", `file:1:7: sequence end token ']' not found`},
 		{"name: x: y", `file:1:7: mapping value is not allowed in this context`},

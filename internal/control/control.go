@@ -157,15 +157,13 @@ type Status struct {
 type Rules struct {
 	// Source is one of RuleSources.
 	Source string `json:"source"`
-	// Ruleset is "full", "lean", "cthelper", "user" or "monitor".
+	// Ruleset is "full", "lean", "cthelper" or "monitor".
 	Ruleset string `json:"ruleset"`
 	// Ports are the control ports in the rules, such as "21,2121-2130"; without rules, those of the
 	// settings.
 	Ports string `json:"ports"`
 	// Helper is the type of the conntrack helper, such as "sane", or "" if the daemon only monitors.
 	Helper string `json:"helper"`
-	// Sequence is what adjusts sequence numbers: "auto", or one of Sequences.
-	Sequence string `json:"sequence"`
 }
 
 // Queue is one of a daemon's queues.

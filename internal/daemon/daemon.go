@@ -195,15 +195,5 @@ func (d *daemon) logChoice() {
 		d.log.Warn("monitoring only: nothing is opened or changed (--monitor)", "monitor", true)
 		return
 	}
-	why := "as asked for"
-	if c.Sequence == engine.Auto {
-		why = "by the kernel where this host translates, "
-		if c.Rules.Ruleset == rules.User {
-			why += "by the daemon elsewhere"
-		} else {
-			why += "and elsewhere lines keep their length"
-		}
-	}
-	d.log.Info("back ends chosen", "helper", c.Helper, "helper_name", c.Rules.Helper, "helper_why", c.Why,
-		"sequence", c.Sequence, "sequence_why", why)
+	d.log.Info("back ends chosen", "helper", c.Helper, "helper_name", c.Rules.Helper, "helper_why", c.Why)
 }

@@ -288,7 +288,7 @@ func (t *desk) Status(ctx context.Context) (s control.Status, err error) {
 		}
 		s.Rules = control.Rules{
 			Source: t.source(f), Ruleset: string(f.rules.Ruleset), Ports: rules.FormatPorts(ports, ","),
-			Helper: f.rules.Helper, Sequence: t.choice.Sequence.String(),
+			Helper: f.rules.Helper,
 		}
 	}
 	for _, q := range queues {

@@ -69,8 +69,6 @@ func (d *daemon) ensureRules() (whose string, checked bool, err error) {
 	c := d.choice.Rules
 	err = rules.Check(c)
 	switch {
-	case err == nil && c.Ruleset == rules.User:
-		return "in place", true, rules.ClearEarly() // what an earlier daemon knew of these connections is lost
 	case err == nil:
 		return "in place", true, nil
 	case !d.settings.ApplyRules:

@@ -41,8 +41,7 @@ type Change struct {
 // reloadTimeout is how long the queues may take to get new settings.
 const reloadTimeout = 5 * time.Second
 
-// reload reads settings and puts them in force, all or none. No packet is lost, and no connection, but
-// for those to a port that goes, if the daemon keeps their sequence numbers.
+// reload reads settings and puts them in force, all or none. No packet is lost, and no connection.
 func (d *daemon) reload(ctx context.Context, read func() (Change, error)) {
 	c, err := read()
 	if err == nil {

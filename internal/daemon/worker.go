@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"errors"
 	"log/slog"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
@@ -14,7 +13,6 @@ import (
 type worker struct {
 	number    uint16
 	conntrack *expect.Client
-	early     *rules.Early // nil where the rules have no use for it
 	engine    *engine.Engine
 	queue     *nfq.Queue
 }
@@ -26,26 +24,14 @@ func (d *daemon) newWorker(number uint16) (w *worker, err error) {
 		return w, err
 	}
 	config := d.settings.Engine
-	config.Conntrack, config.Sequence = w.conntrack, choice.Sequence
+	config.Conntrack, config.OpaqueLabel = w.conntrack, rules.OpaqueLabel
 	config.Observe = func(ev *engine.Event) {
 		d.eventLog.observe(ev)
 		d.desk.observe(number, ev)
 	}
 	config.Monitor = d.settings.Wish.Monitor
-	switch choice.Rules.Ruleset {
-	case rules.Monitor: // sets no label
-	case rules.CTHelper:
-		config.PostNAT = true
-	case rules.User:
-		config.OpaqueLabel, config.KeptLabel, config.ShiftedLabel = rules.OpaqueLabel, rules.UserLabel, rules.ShiftedLabel
-		if w.early, err = rules.OpenEarly(choice.Rules, number); err != nil {
-			return w, errors.Join(err, w.conntrack.Close())
-		}
-		config.Early = w.early
-	case rules.Lean:
-		config.OpaqueLabel, config.AskedLabel, config.EditedLabel = rules.OpaqueLabel, rules.AskedLabel, rules.EditedLabel
-	default:
-		config.OpaqueLabel = rules.OpaqueLabel
+	if choice.Rules.Ruleset == rules.Lean {
+		config.AskedLabel, config.EditedLabel = rules.AskedLabel, rules.EditedLabel
 	}
 	w.engine = engine.New(config)
 	w.queue = nfq.New(number, w.engine, log)
@@ -55,13 +41,7 @@ func (d *daemon) newWorker(number uint16) (w *worker, err error) {
 	return w, nil
 }
 
-func (w *worker) close() error {
-	err := w.conntrack.Close()
-	if w.early != nil {
-		err = errors.Join(err, w.early.Close())
-	}
-	return err
-}
+func (w *worker) close() error { return w.conntrack.Close() }
 
 // logStopped says what has been done.
 func (w *worker) logStopped(log *slog.Logger) {

@@ -10,7 +10,6 @@ import (
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/cthelper"
-	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfq"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
@@ -179,9 +178,7 @@ func TestFindings(t *testing.T) {
 		"odd version":      {func(f *fake) { f.version = "strange" }, want{Warning, "kernel", "strange", ""}},
 		"no queue":         {func(f *fake) { f.trial.noStatement = errors.New("no queue statement") }, want{Problem, "queue statement", "no queue statement", "modprobe nft_queue"}},
 		"no sane":          {func(f *fake) { f.carriers = "pptp" }, want{Warning, "helper", "carrier pptp, sane is not there", "modprobe nf_conntrack_sane"}},
-		"no helper at all": {func(f *fake) { f.carriers, f.noCTHelper = "", errors.New("no nfnetlink_cthelper") }, want{Problem, "helper", "no sane; no pptp; no nfnetlink_cthelper", "modprobe nf_conntrack_sane || modprobe nfnetlink_cthelper"}},
-		"cthelper alone":   {func(f *fake) { f.carriers = ""; delete(f.files, nfq.StatusFile) }, want{Problem, "queue", "no program serves queue 2121", "nfq-ftphelper run"}},
-		"no cthelper yet":  {func(f *fake) { f.carriers, f.trial.noHelper = "", "no carrier" }, want{Warning, "expectations", "can't be tried: no carrier", "nfq-ftphelper run"}},
+		"no carrier":       {func(f *fake) { f.carriers = "" }, want{Problem, "helper", "no sane; no pptp", "modprobe nf_conntrack_sane"}},
 		"no ctnetlink":     {func(f *fake) { f.noLookup = errors.New("no answer") }, want{Problem, "conntrack look-up", "no answer", "modprobe nf_conntrack_netlink"}},
 		"no trial":         {func(f *fake) { f.noTrial = errors.New("EPERM") }, want{Warning, "trial", "EPERM", "sudo"}},
 		"no helper":        {func(f *fake) { f.trial.expect = expect.ErrNoHelper }, want{Problem, "expectations", "no helper", ""}},
@@ -223,6 +220,24 @@ func TestFindings(t *testing.T) {
 			f := healthy()
 			c.fault(f)
 			f.wantFinding(t, c.want)
+		})
+	}
+}
+
+// TestCTHelper has the findings about a helper in user space, which has to be asked for.
+func TestCTHelper(t *testing.T) {
+	for name, c := range map[string]struct {
+		fault func(*fake)
+		want  want
+	}{
+		"missing":       {func(f *fake) { f.noCTHelper = errors.New("no nfnetlink_cthelper") }, want{Problem, "helper", "no nfnetlink_cthelper", "modprobe nfnetlink_cthelper"}},
+		"not served":    {func(f *fake) { delete(f.files, nfq.StatusFile) }, want{Problem, "queue", "no program serves queue 2121", "nfq-ftphelper run --helper cthelper"}},
+		"no helper yet": {func(f *fake) { f.trial.noHelper = "no carrier" }, want{Warning, "expectations", "can't be tried: no carrier", "nfq-ftphelper run --helper cthelper"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := healthy()
+			c.fault(f)
+			wantFinding(t, f.examineWish(backend.Wish{Rules: ftp, Helper: backend.CTHelper}), c.want)
 		})
 	}
 }
@@ -275,8 +290,8 @@ func TestCommand(t *testing.T) {
 	if got, want := p.command("run"), want+" --ruleset lean"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
-	p.wish = backend.Wish{Ruleset: rules.Full, Helper: backend.CTHelper, Name: "x", Sequence: engine.User}
-	if got, want := p.command("run"), want+" --helper cthelper --helper-name x --sequence user"; got != want {
+	p.wish = backend.Wish{Ruleset: rules.Full, Helper: backend.CTHelper, Name: "x"}
+	if got, want := p.command("run"), want+" --helper cthelper --helper-name x"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
 }

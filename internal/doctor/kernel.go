@@ -37,19 +37,23 @@ func checkPrivileges(p *patient) []Finding {
 	return ok("CAP_NET_ADMIN")
 }
 
-// checkChoice says how connections get a helper, and who keeps their sequence numbers.
+// checkChoice says how connections get a helper.
 func checkChoice(p *patient) []Finding {
 	if p.noChoice != nil {
+		module := "nf_conntrack_" + rules.Carriers[0]
+		if p.wish.Helper == backend.CTHelper {
+			module = "nfnetlink_cthelper"
+		}
 		return problem(strings.ReplaceAll(p.noChoice.Error(), "\n", "; "),
 			"the kernel accepts expectations only for connections that have a helper",
-			"modprobe nf_conntrack_sane || modprobe nfnetlink_cthelper")
+			"modprobe "+module)
 	}
 	c := p.choice
 	if p.wish.Monitor {
 		return warning("the daemon only monitors (--monitor): connections get no helper from it",
 			"it logs what it would do, and opens and changes nothing", "")
 	}
-	what := fmt.Sprintf("%s %s, %s; sequence numbers: %s", c.Helper, c.Rules.Helper, c.Why, c.Sequence)
+	what := fmt.Sprintf("%s %s, %s", c.Helper, c.Rules.Helper, c.Why)
 	if c.Helper == backend.Carrier && c.Rules.Helper != rules.Carriers[0] && p.wish.Name == "" {
 		return warning(what, "it is for IPv4 only, so FTP over IPv6 is not helped", "modprobe nf_conntrack_"+rules.Carriers[0])
 	}

@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
-	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
@@ -114,9 +113,6 @@ func (p *patient) command(words string) string {
 	}
 	if p.wish.Monitor {
 		line += " --monitor"
-	}
-	if p.wish.Sequence != engine.Auto {
-		line += " --sequence " + p.wish.Sequence.String()
 	}
 	return line
 }

@@ -42,7 +42,7 @@ func TestFixedLength(t *testing.T) {
 		if n := len(w.ct.Active); n != min(1, len(c.out)) || w.ct.Adjustments != 0 {
 			t.Errorf("%q: %d expectations, %d adjustments", c.in, n, w.ct.Adjustments)
 		}
-		if c.out == "" && w.logged("too short") == 0 {
+		if c.out == "" && w.logged("too little text") == 0 {
 			t.Errorf("%q: the log does not say that there is no room:\n%s", c.in, &w.log)
 		}
 		command := "PORT " + strings.ReplaceAll(c.original.Src.Addr().String(), ".", ",") + ",100,1\r\n"

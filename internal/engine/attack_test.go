@@ -106,7 +106,7 @@ func TestSlipstream(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, natOriginal, natReply)
-			w.acked[client] = w.next[client]
+			w.open()
 			for _, u := range turns {
 				w.harmless(u.dir, u.text)
 			}
@@ -219,11 +219,10 @@ type generated struct {
 
 func (g *generated) Lookup(t expect.Tuple) (*expect.Master, expect.Direction, error) {
 	g.n++
-	public := netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, 2}), 21)
 	return &expect.Master{
-		Tuples: [2]expect.Tuple{{Src: t.Dst, Dst: public}, t},
+		Tuples: [2]expect.Tuple{t, {Src: netip.MustParseAddrPort("192.168.1.2:21"), Dst: t.Src}},
 		Helper: "sane",
-	}, expect.Reply, nil
+	}, expect.Original, nil
 }
 
 // TestAllowed says what --loose and --allow let through.

@@ -59,33 +59,30 @@ func (e *Engine) ignore(f *flow) {
 	e.tell(Event{Kind: NotFTP, Master: &f.master})
 }
 
-// start begins a stream with the packet. A connection is seen from its beginning if its first
-// packet is the server's greeting, which also tells where the client's stream begins.
+// start begins a stream with a packet of a connection that was not seen from its beginning.
 func (e *Engine) start(f *flow, dir expect.Direction) {
-	s, peer := &f.sides[dir], &f.sides[dir.Other()]
+	s := &f.sides[dir]
 	s.begin(e.pkt.Seq())
 	s.midstream = true
 	// Where the kernel adjusts already, what lies before its last change is up to it.
 	if adj := f.master.SeqAdj[dir]; adj.Before != adj.After && !parse.Seq(adj.Position).Before(s.begun) {
 		s.begun = parse.Seq(adj.Position).Add(1)
 	}
-	if dir == expect.Reply && !peer.started && isGreeting(e.pkt.Payload()) {
-		s.midstream = false
-		ack, _ := e.pkt.Ack()
-		peer.begin(ack)
-	}
 }
+
+// open begins a stream with its first byte.
+func (s *side) open(seq parse.Seq) {
+	s.begin(seq)
+	s.begun = seq
+}
+
+// opened reports whether the stream was seen from its beginning, and seq is its first byte.
+func (s *side) opened(seq parse.Seq) bool { return s.started && s.begun == seq }
 
 func (s *side) begin(seq parse.Seq) {
 	s.started, s.had = true, seq
 	s.begun, s.gone = seq.Add(-otherConnection), seq // what is sent again may begin before seq
 	s.stream.Start(seq, true)
-}
-
-// isGreeting reports whether what a server sends begins as its first reply does: 220, or 120
-// for a delay (RFC 959 section 5.4).
-func isGreeting(payload []byte) bool {
-	return bytes.HasPrefix(payload, []byte("220")) || bytes.HasPrefix(payload, []byte("120"))
 }
 
 // command takes a line from the client.
@@ -106,10 +103,6 @@ func (e *Engine) command(f *flow, line parse.Line) {
 		return
 	}
 	f.asked.push(cmd.Verb == parse.PASV || cmd.Verb == parse.EPSV)
-	switch cmd.Verb {
-	case parse.PASV, parse.EPSV, parse.PORT, parse.EPRT:
-		e.take(f)
-	}
 	switch cmd.Verb {
 	case parse.EPSVALL:
 		f.epsvAll = true
@@ -157,12 +150,11 @@ func (e *Engine) reply(f *flow, line parse.Line) {
 // there is nothing left that might have to be rendered again.
 func (e *Engine) label(f *flow) {
 	for d := range f.sides {
-		if edits := &f.sides[d].edits; edits.Len() > 0 || f.kept && edits.Shifted() {
+		if f.sides[d].edits.Len() > 0 {
 			return
 		}
 	}
 	f.labelled = true
-	e.leaveEarly(f)
 	if e.config.OpaqueLabel == 0 || e.config.Monitor {
 		return
 	}
@@ -247,7 +239,7 @@ func (e *Engine) vouches(f *flow, dir expect.Direction, addr netip.Addr) bool {
 // Why a line cannot be edited.
 var (
 	errLong  = fmt.Errorf("the line is longer than %d bytes", parse.MaxLine)
-	errFixed = errors.New("the line has to keep its length, since nobody adjusts the sequence numbers of this connection (--sequence user would)")
+	errFixed = errors.New("the line has to keep its length, since the kernel does not adjust the sequence numbers of this connection")
 	errGrown = errors.New("the packet would become too long for the way ahead")
 	errGone  = errors.New("the line began in a segment that has been let go already")
 )
@@ -263,17 +255,17 @@ func (e *Engine) told(f *flow, a announcement, x expect.Expectation) netip.AddrP
 
 // install has x expected and the line edited accordingly, both or neither.
 func (e *Engine) install(f *flow, a announcement, x expect.Expectation) error {
-	s, shifts := &f.sides[a.dir], f.shifts()
+	s := &f.sides[a.dir]
 	if e.lean() {
 		s.edits.Trim(maxLeanEdits - 1)
 	}
 	for {
 		edits := s.edits.Len()
-		shifted, err := e.edit(s, a, e.told(f, a, x), shifts)
+		resized, err := e.edit(s, a, e.told(f, a, x), f.mayResize)
 		if err != nil {
 			return err
 		}
-		u := e.update(f, a, s.edits.Len() > edits, shifted)
+		u := e.update(f, a, s.edits.Len() > edits, resized)
 		if err = e.config.Conntrack.Announce(&f.master, x, u); err == nil {
 			f.marked = f.marked || u.SetLabel != 0
 			if s.edits.Len() > edits {
@@ -284,14 +276,10 @@ func (e *Engine) install(f *flow, a announcement, x expect.Expectation) error {
 		if s.edits.Len() > edits {
 			s.edits.DropLast()
 		}
-		if !errors.Is(err, expect.ErrNoSeqAdj) || !shifts || e.config.Sequence != Auto {
+		if !errors.Is(err, expect.ErrNoSeqAdj) || !f.mayResize {
 			return err
 		}
-		// Somebody else has to keep the numbers: from now on, but that a reply has been seen by
-		// conntrack already.
-		f.sequence = e.withoutKernel()
-		e.take(f)
-		shifts = f.kept && a.dir == expect.Original
+		f.mayResize = false
 	}
 }
 
@@ -299,20 +287,15 @@ func (e *Engine) install(f *flow, a announcement, x expect.Expectation) error {
 // edited. It changes nothing.
 func (e *Engine) wouldInstall(f *flow, a announcement, x expect.Expectation) error {
 	s := side{held: f.sides[a.dir].held, gone: a.line.Seq}
-	_, err := e.edit(&s, a, e.told(f, a, x), f.shifts())
+	_, err := e.edit(&s, a, e.told(f, a, x), f.mayResize)
 	return err
 }
 
 // update returns what conntrack has to know of the line, which was edited, and changed its length,
 // or not.
-func (e *Engine) update(f *flow, a announcement, edited, shifted bool) expect.Update {
+func (e *Engine) update(f *flow, a announcement, edited, resized bool) expect.Update {
 	var u expect.Update
-	switch {
-	case shifted && f.kept:
-		if !f.marked {
-			u.SetLabel = e.config.ShiftedLabel
-		}
-	case shifted:
+	if resized {
 		position, before, after := f.sides[a.dir].edits.Adjustment()
 		e.adjust = expect.SeqAdj{Position: uint32(position), Before: before, After: after}
 		u.Dir, u.Adjust = a.dir, &e.adjust
@@ -329,9 +312,8 @@ func (e *Engine) update(f *flow, a announcement, edited, shifted bool) expect.Up
 
 // edit records the edit that makes the line announce to, and reports whether that changes its
 // length. There is nothing to do where the line says so already, as a 229 does that keeps its
-// port. A change of length takes somebody who keeps the sequence numbers (shifts); without that a
-// reply still has text for people, which can give or take.
-func (e *Engine) edit(s *side, a announcement, to netip.AddrPort, shifts bool) (shifted bool, err error) {
+// port. Where the line may not be resized, a reply has text for people that can be shortened or padded.
+func (e *Engine) edit(s *side, a announcement, to netip.AddrPort, mayResize bool) (resized bool, err error) {
 	if to == a.at {
 		return false, nil
 	}
@@ -343,7 +325,7 @@ func (e *Engine) edit(s *side, a announcement, to netip.AddrPort, shifts bool) (
 		return false, nil
 	case len(text) == span.Len():
 		return false, s.edit(a.line, span, text)
-	case !shifts:
+	case !mayResize:
 		reason = errFixed
 	case e.fits(s, len(text)-span.Len()):
 		return true, s.edit(a.line, span, text)
@@ -353,7 +335,8 @@ func (e *Engine) edit(s *side, a announcement, to netip.AddrPort, shifts bool) (
 	}
 	start, text, ok := a.endpoint.AppendSameLength(text[:0], a.line.Text, to)
 	if !ok {
-		return false, fmt.Errorf("%w, and the line is too short to announce another address in the same length", reason)
+		return false, fmt.Errorf("%w, and has too little text in front of the numbers to make room: "+
+			"have the server announce the right address itself, or word its reply with more text", reason)
 	}
 	return false, s.edit(a.line, parse.Span{Start: start, End: span.End}, text)
 }
@@ -375,5 +358,5 @@ func (s *side) edit(line parse.Line, span parse.Span, text []byte) error {
 	if at.Before(s.gone) {
 		return errGone
 	}
-	return s.edits.Add(at, span.Len(), text)
+	return s.edits.Add(at, bytes.Clone(line.Text[span.Start:span.End]), text)
 }

@@ -35,20 +35,6 @@ type Config struct {
 	MaxFlows  int
 	Policy    Policy
 	Advertise Advertise
-	// Sequence says who keeps sequence numbers right.
-	Sequence Sequence
-	// Early is needed for Sequence User, and for Auto to choose that; nil where the rules do not
-	// provide for it.
-	Early Early
-	// KeptLabel is the bit of the conntrack label that makes the rules queue every packet of a
-	// connection, for User.
-	KeptLabel int
-	// ShiftedLabel is the bit that tells the daemon after this one that the numbers of a connection
-	// were off, by an amount that only this one knows.
-	ShiftedLabel int
-	// PostNAT says that packets are queued behind NAT, with the addresses that it gave them: by
-	// the kernel itself, for a helper of nfnetlink_cthelper.
-	PostNAT bool
 	// AskedLabel is the bit that the rules set when the client has sent PASV or EPSV, where they
 	// are the lean ones: they queue only what has to be read, and a segment begins with it. 0
 	// means that they are not, and queue everything.
@@ -156,6 +142,9 @@ func (e *Engine) Stats() Stats { return e.stats }
 // those that are due: that of the packet as a rule; none if it has to wait for others; those
 // of others that waited for it. What is not understood is let go as it is. The bytes of the
 // packet are neither changed nor kept.
+//
+// The packet has the addresses that it leaves this host with, after NAT, and the sequence numbers
+// that it came with: the kernel adjusts those later, when it confirms the packet.
 func (e *Engine) Handle(id uint32, packet []byte, verdicts []Verdict) []Verdict {
 	return e.handle(id, packet, verdicts, false)
 }
@@ -174,10 +163,13 @@ func (e *Engine) handle(id uint32, packet []byte, verdicts []Verdict, again bool
 		e.stats.Malformed++
 		return append(e.verdicts, Verdict{ID: id})
 	}
-	if len(e.pkt.Payload()) == 0 {
-		v := e.bare(id) // which may append those of others
-		e.countUnchanged(v)
-		return append(e.verdicts, v)
+	_, acks := e.pkt.Ack()
+	if opens := e.pkt.SYN(); opens || len(e.pkt.Payload()) == 0 {
+		if opens && acks {
+			e.open() // which may append the verdicts of a connection that is over
+		}
+		e.stats.Unchanged++
+		return append(e.verdicts, Verdict{ID: id})
 	}
 	f, dir := e.find()
 	if f == nil {
@@ -269,19 +261,15 @@ func (e *Engine) countUnchanged(v Verdict) {
 
 // render returns the packet as the other side is to see it, or nil if it is to stay as it is.
 func (e *Engine) render(p *mangle.Packet, f *flow, dir expect.Direction) []byte {
-	s, kernel, peer := &f.sides[dir], f.master.SeqAdj[dir], f.peer(dir)
-	switch {
-	case e.config.Monitor:
-		return nil
-	case f.kept:
-	case s.edits.Len() == 0 && kernel.Before == kernel.After, p.Seq().Before(s.begun):
+	s, kernel := &f.sides[dir], f.master.SeqAdj[dir]
+	if e.config.Monitor || s.edits.Len() == 0 && kernel.Before == kernel.After || p.Seq().Before(s.begun) {
 		return nil
 	}
 	first, payload, changed := s.edits.Render(e.payload[:0], p.Seq(), p.Payload())
 	// The receiver has to see this number, and the kernel is about to adjust it. It knows the
 	// last change only; for what is sent again from before that, this makes up for it.
 	seq := parse.Seq(kernel.Undo(uint32(first.Add(int(s.edits.Offset(first))))))
-	if !changed && seq == p.Seq() && peer == nil {
+	if !changed && seq == p.Seq() {
 		return nil
 	}
 	if changed {
@@ -290,7 +278,7 @@ func (e *Engine) render(p *mangle.Packet, f *flow, dir expect.Direction) []byte 
 		payload = p.Payload()
 	}
 	start := len(e.out)
-	out, err := p.AppendSegment(e.out, seq, payload, peer)
+	out, err := p.AppendSegment(e.out, seq, payload)
 	if err != nil {
 		return nil
 	}

@@ -18,17 +18,18 @@ type flow struct {
 	sides   [2]side   // by direction: the client's, the server's
 
 	replies  parse.Replies
-	greeted  bool     // the server has said something that is neither an error nor a question
-	spoken   bool     // the client has sent an FTP command
-	auth     bool     // the client has sent AUTH
-	epsvAll  bool     // the client has sent EPSV ALL
-	opaque   bool     // encrypted, or no FTP at all: nothing is read any more
-	labelled bool     // and the rules have been told
-	sequence Sequence // who keeps the sequence numbers; never Auto
-	kept     bool     // the daemon does
-	marked   bool     // its label says what was done: numbers are off, or lean rules have had a line edited
-	asked    commands // those that have not been answered
-	reported uint16   // a bit for every Reason for which an observer has been told something
+	greeted  bool // the server has said something that is neither an error nor a question
+	spoken   bool // the client has sent an FTP command
+	auth     bool // the client has sent AUTH
+	epsvAll  bool // the client has sent EPSV ALL
+	opaque   bool // encrypted, or no FTP at all: nothing is read any more
+	labelled bool // and the rules have been told
+	// mayResize is set while the kernel adjusts the sequence numbers behind a line that has become
+	// longer or shorter: it can for a connection that this host translates.
+	mayResize bool
+	marked    bool     // EditedLabel is set
+	asked     commands // those that have not been answered
+	reported  uint16   // a bit for every Reason for which an observer has been told something
 
 	expected uint32 // data connections
 	refused  uint32 // endpoints that were refused, or failed
@@ -109,48 +110,81 @@ func (e *Engine) find() (*flow, expect.Direction) {
 			return nil, 0
 		}
 	}
-	if f != nil && !f.unknown {
-		if e.belongs(f, dir) {
-			return f, dir
-		}
-		if f.kept && e.stillKept(f) {
-			return nil, 0
-		}
+	if f != nil && !f.unknown && e.belongs(f, dir) {
+		return f, dir
+	}
+	key := e.key()
+	m, dir, err := e.config.Conntrack.Lookup(key)
+	if err == nil && f != nil && !f.unknown && e.readjusted(f, m, dir.Other()) {
+		return f, dir.Other()
 	}
 	if f != nil {
 		e.drop(f)
 	}
-	key := e.key()
-	m, dir, err := e.config.Conntrack.Lookup(key)
 	if err != nil {
-		unknown := expect.Master{Tuples: [2]expect.Tuple{key, key}}
+		unknown := expect.Master{Tuples: [2]expect.Tuple{{Src: key.Dst, Dst: key.Src}, key}}
 		e.tell(Event{Kind: Unknown, Master: &unknown, Err: err, Again: e.stats.Unknown > 0})
 		if errors.Is(err, expect.ErrNoEntry) {
 			e.flows.rest(e.track(flow{master: unknown, unknown: true, retry: e.config.Now().Add(retryAfter)}))
 		}
 		return nil, 0
 	}
-	if e.config.PostNAT {
-		dir = dir.Other()
-	}
 	e.tell(Event{Kind: Tracked, Master: m})
-	f = e.track(e.newFlow(m))
-	if e.config.KeptLabel != 0 && m.Label(e.config.KeptLabel) && !f.opaque {
-		e.take(f) // the rules leave the server's packets to the map, which a daemon empties at its start
+	return e.track(e.newFlow(m)), dir.Other()
+}
+
+// open begins a connection with the server's SYN-ACK, which has both initial sequence numbers: that
+// connection is seen from its beginning. Conntrack has to say that the handshake is under way, since a
+// server can send a SYN-ACK at any time.
+func (e *Engine) open() {
+	f, dir := e.tracked()
+	server := e.pkt.Seq().Add(1)
+	client, _ := e.pkt.Ack()
+	if f != nil && dir == expect.Reply && f.sides[expect.Reply].opened(server) && f.sides[expect.Original].opened(client) {
+		return // a retransmission
 	}
-	return f, dir
+	m, dir, err := e.config.Conntrack.Lookup(e.key())
+	if err != nil || dir != expect.Original || !m.Opening {
+		return
+	}
+	opened := e.newFlow(m)
+	opened.sides[expect.Reply].open(server)
+	opened.sides[expect.Original].open(client)
+	e.tell(Event{Kind: Tracked, Master: m})
+	e.flows.rest(e.track(opened))
 }
 
 func (e *Engine) newFlow(m *expect.Master) flow {
-	f := flow{master: *m, sequence: e.keeper(m)}
+	f := flow{master: *m, mayResize: m.NAT()}
 	for d := range f.sides {
 		f.sides[d].edits.Resume(m.SeqAdj[d].After)
 	}
-	if e.config.ShiftedLabel != 0 && m.Label(e.config.ShiftedLabel) {
+	if l := e.config.OpaqueLabel; l != 0 && m.Label(l) {
 		f.opaque, f.labelled = true, true
-		e.tell(Event{Kind: Lost, Master: m})
 	}
 	return f
+}
+
+// readjusted reports whether the packet belongs to the flow after all, with the sequence adjustment that
+// its entry has now. SYNPROXY sets one after the SYN-ACK has passed, before any line does.
+func (e *Engine) readjusted(f *flow, m *expect.Master, dir expect.Direction) bool {
+	if m.Tuples != f.master.Tuples || m.SeqAdj == f.master.SeqAdj || f.sides[0].edits.Len()+f.sides[1].edits.Len() > 0 {
+		return false
+	}
+	before := f.master.SeqAdj
+	resume := func(adj [2]expect.SeqAdj) {
+		f.master.SeqAdj = adj
+		for d := range f.sides {
+			f.sides[d].edits.Resume(adj[d].After)
+		}
+	}
+	resume(m.SeqAdj)
+	if !e.belongs(f, dir) {
+		resume(before)
+		return false
+	}
+	f.master.Adjustable = m.Adjustable
+	return true
 }
 
 // belongs reports whether the packet's numbers are near those of the flow, rather than those of
@@ -162,32 +196,17 @@ func (e *Engine) belongs(f *flow, dir expect.Direction) bool {
 		return false
 	}
 	ack, ok := e.pkt.Ack()
-	return !ok || !peer.started || near(ack, peer.stream.Expected())
+	return !ok || !peer.started || near(peer.edits.Undo(ack), peer.stream.Expected())
 }
 
-// stillKept reports whether conntrack has the connection whose numbers the daemon keeps. In front
-// of conntrack nobody has looked at a packet's numbers: it may be forged.
-func (e *Engine) stillKept(f *flow) bool {
-	m, _, err := e.config.Conntrack.Lookup(f.master.Tuples[expect.Original])
-	return err == nil && m.Tuples == f.master.Tuples && m.Label(e.config.KeptLabel)
-}
-
-// key is what the packet's connection is found by: the packet's own tuple before NAT; behind it
-// the reverse of the packet is what the other direction's packets look like before it.
-func (e *Engine) key() expect.Tuple {
-	if e.config.PostNAT {
-		return expect.Tuple{Src: e.pkt.Dst(), Dst: e.pkt.Src()}
-	}
-	return expect.Tuple{Src: e.pkt.Src(), Dst: e.pkt.Dst()}
-}
+// key returns the tuple of the other direction: the reverse of a packet that NAT has translated is
+// what the packets of the other direction look like where they enter this host.
+func (e *Engine) key() expect.Tuple { return expect.Tuple{Src: e.pkt.Dst(), Dst: e.pkt.Src()} }
 
 // tracked returns the flow of the packet, if there is one, and the packet's direction.
 func (e *Engine) tracked() (*flow, expect.Direction) {
 	f, dir := e.flows.find(e.key())
-	if e.config.PostNAT {
-		dir = dir.Other()
-	}
-	return f, dir
+	return f, dir.Other()
 }
 
 // maxDrops is how many flows are forgotten for a new one, if there are more than there may be by now:
@@ -212,6 +231,5 @@ func (e *Engine) track(f flow) *flow {
 func (e *Engine) drop(f *flow) {
 	e.releaseAll(f, expect.Original)
 	e.releaseAll(f, expect.Reply)
-	e.leaveEarly(f)
 	e.flows.remove(f)
 }

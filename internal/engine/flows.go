@@ -10,7 +10,7 @@ type Flow struct {
 	// Tuples are those of its conntrack entry.
 	Tuples [2]expect.Tuple
 	State  State
-	// Sequence says who keeps its sequence numbers; never Auto.
+	// Sequence says what keeps its sequence numbers right.
 	Sequence Sequence
 	// Expected is how many of its data connections were expected, or would have been, if it is
 	// monitored.
@@ -81,5 +81,9 @@ func (f *flow) public(monitor bool) Flow {
 	case monitor:
 		state = StateMonitored
 	}
-	return Flow{Tuples: f.master.Tuples, State: state, Sequence: f.sequence, Expected: f.expected, Refused: f.refused, Last: f.last}
+	sequence := SameLength
+	if f.mayResize {
+		sequence = Kernel
+	}
+	return Flow{Tuples: f.master.Tuples, State: state, Sequence: sequence, Expected: f.expected, Refused: f.refused, Last: f.last}
 }

@@ -52,7 +52,7 @@ func (e *Engine) barrier(f *flow, dir expect.Direction) parse.Seq {
 	case dir == expect.Original && f.greeted && f.master.NAT():
 		at = parse.CommandEndpoint(line.Text)
 	case dir == expect.Reply && f.asked.passive != 0 && !f.replies.Open() && e.rewrites(f):
-		if at = parse.ReplyEndpoint(line.Text); !f.shifts() {
+		if at = parse.ReplyEndpoint(line.Text); !f.mayResize {
 			at = parse.ReplyText(line.Text)
 		}
 	}

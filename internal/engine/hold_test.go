@@ -344,7 +344,7 @@ func TestPassedUnread(t *testing.T) {
 	})
 	t.Run("first command", func(t *testing.T) { // or of an upload over HTTP
 		w := newWorld(t, natOriginal, natReply)
-		w.acked[client] = w.next[client]
+		w.open()
 		w.say(server, "220 ready\r\n")
 		w.miss(client, "POST / HTTP/1.1\r\n")
 		w.say(server, "500 what\r\n")

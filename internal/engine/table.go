@@ -48,7 +48,6 @@ type entry struct {
 	last     Last
 	reported uint16
 	commands uint8 // unanswered; 64 at most
-	sequence Sequence
 	flags    uint32
 }
 
@@ -71,7 +70,7 @@ const (
 	flagEPSVAll
 	flagOpaque
 	flagLabelled
-	flagKept
+	flagMayResize
 	flagMarked
 	flagAdjustable
 	flagStarted
@@ -287,7 +286,7 @@ func (en *entry) pack(f *flow) {
 	if f.unknown {
 		en.passive = uint64(f.retry.UnixNano())
 	}
-	en.reported, en.sequence = f.reported, f.sequence
+	en.reported = f.reported
 	en.expected, en.refused, en.last = f.expected, f.refused, f.last
 	flags := en.flags & flagIP4
 	for _, b := range f.bits() {
@@ -321,7 +320,7 @@ func (en *entry) unpack(f *flow) {
 	} else {
 		f.asked = commands{en.passive, int(en.commands)}
 	}
-	f.reported, f.sequence = en.reported, en.sequence
+	f.reported = en.reported
 	f.expected, f.refused, f.last = en.expected, en.refused, en.last
 }
 
@@ -334,7 +333,7 @@ type bit struct {
 func (f *flow) bits() [14]bit {
 	return [...]bit{
 		{flagUnknown, &f.unknown}, {flagGreeted, &f.greeted}, {flagSpoken, &f.spoken}, {flagAuth, &f.auth},
-		{flagEPSVAll, &f.epsvAll}, {flagOpaque, &f.opaque}, {flagLabelled, &f.labelled}, {flagKept, &f.kept},
+		{flagEPSVAll, &f.epsvAll}, {flagOpaque, &f.opaque}, {flagLabelled, &f.labelled}, {flagMayResize, &f.mayResize},
 		{flagMarked, &f.marked}, {flagAdjustable, &f.master.Adjustable},
 		{flagStarted, &f.sides[0].started}, {flagStarted << 1, &f.sides[1].started},
 		{flagMidstream, &f.sides[0].midstream}, {flagMidstream << 1, &f.sides[1].midstream},

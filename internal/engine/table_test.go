@@ -46,7 +46,7 @@ func randomFlow(r *rand.Rand) flow {
 	} else {
 		f.asked = commands{r.Uint64(), r.IntN(65)}
 	}
-	f.reported, f.sequence = uint16(r.Uint32()), Sequence(r.IntN(4))
+	f.reported = uint16(r.Uint32())
 	return f
 }
 
@@ -94,7 +94,7 @@ func TestAwake(t *testing.T) {
 			f.sides[1].stream.Push(1, []byte("227"))
 			f.sides[1].stream.Next()
 		},
-		"edit":             func(f *flow) { _ = f.sides[0].edits.Add(1, 1, []byte("xy")) },
+		"edit":             func(f *flow) { _ = f.sides[0].edits.Add(1, []byte("x"), []byte("xy")) },
 		"bytes not seen":   func(f *flow) { f.sides[1].started, f.sides[1].had = true, f.sides[1].had.Add(2) },
 		"held packet":      func(f *flow) { f.sides[0].held = make([]heldPacket, 1) },
 		"multi-line reply": func(f *flow) { _, _, _ = f.replies.Next([]byte("220-hello")) },

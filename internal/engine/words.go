@@ -26,7 +26,7 @@ func Vocabulary() []Term {
 		{"verb", "the command or the reply code that announces an endpoint", verbs[:]},
 		{"reason", "why an announced endpoint was not opened, or, of an expired event, why the data connection did not come", slices.Concat(Refusals(), Expiries())},
 		{"state", "what happens to the text of a control connection", states[:]},
-		{"sequence", "what adjusts the sequence numbers after a line whose length has changed", list(sequences(), func(s Sequence) Word { return Word{s.String(), s.meaning()} })},
+		{"sequence", "what adjusts the sequence numbers after a line whose length has changed", sequences[:]},
 		{"result", "of expectations: what became of an endpoint that the policy allows", list(Results(), func(k Kind) Word { return kinds[k].Word })},
 		{"source", "where the rules come from that queue packets to the daemon", sources},
 		{"verdict", "of packets: what became of one that was queued", outcomes[:]},
@@ -77,11 +77,6 @@ const (
 	Encrypted
 	// NotFTP: what the client said first is something else, or was missed; nothing is read any more.
 	NotFTP
-	// Lost: an earlier daemon kept the sequence numbers, or this one has forgotten the connection, and
-	// they cannot be restored.
-	Lost
-	// LengthKept: the sequence numbers can't be kept (Err), so lines have to keep their length.
-	LengthKept
 	// StaysQueued: packets that need not be read stay queued (Err).
 	StaysQueued
 	// Unknown: a packet passes unread, since conntrack does not say what it belongs to (Err).
@@ -114,8 +109,6 @@ var kinds = [numKinds]kindWord{
 	Unreadable:  {Word{"unreadable", "a line that should announce an endpoint has none"}, slog.LevelDebug, "no endpoint in line", ""},
 	Encrypted:   {Word{"encrypted", "the client and the server have switched to TLS; nothing is read any more"}, slog.LevelInfo, "control connection is encrypted from here on, its data connections cannot be helped: give the server a fixed range of passive ports and accept new connections to it", ""},
 	NotFTP:      {Word{"not-ftp", "the client does not speak FTP, or its first line was not seen; nothing is read any more"}, slog.LevelInfo, "control connection ignored: its client has not begun with FTP", ""},
-	Lost:        {Word{"lost", "the daemon that kept the sequence numbers has stopped or forgotten the connection; the client has to connect again"}, slog.LevelWarn, "control connection is lost: the daemon that kept its sequence numbers has stopped, or forgotten it (--max-connections); the client has to connect again", ""},
-	LengthKept:  {Word{"length-kept", "the daemon cannot keep the sequence numbers; lines keep their length"}, slog.LevelWarn, "sequence numbers can't be kept by the daemon, lines have to keep their length", ""},
 	StaysQueued: {Word{"stays-queued", "packets that need not be read stay queued"}, slog.LevelWarn, "packets that need not be read stay queued", ""},
 	Unknown:     {Word{"unknown", "a packet passed unread: conntrack does not know its connection"}, slog.LevelWarn, "packet passed unread", ""},
 	Closed:      {Word{"closed", "one end has closed or reset the control connection, or conntrack has removed it"}, slog.LevelDebug, "control connection closed", ""},
@@ -239,7 +232,7 @@ const (
 	StateRead      State = iota // it is read
 	StateMonitored              // it is read, and the engine only monitors
 	StateEncrypted              // it is encrypted, and passes unread
-	StateIgnored                // it is not FTP, or lost (see Lost), and passes unread
+	StateIgnored                // it is not FTP, and passes unread
 	StateClosing                // one end has closed or reset it; conntrack says so, not an engine
 	numStates
 )
@@ -248,7 +241,7 @@ var states = [numStates]Word{
 	StateRead:      {"read", "the daemon reads it"},
 	StateMonitored: {"monitored", "the daemon reads it, and opens and changes nothing (--monitor)"},
 	StateEncrypted: {"encrypted", "it uses TLS and passes unread"},
-	StateIgnored:   {"ignored", "it is not FTP, or its sequence numbers are lost, and passes unread"},
+	StateIgnored:   {"ignored", "it is not FTP, and passes unread"},
 	StateClosing:   {"closing", "one end has closed or reset it"},
 }
 
@@ -278,22 +271,23 @@ var outcomes = [numOutcomes]Word{
 // String returns the outcome as one word.
 func (o Outcome) String() string { return outcomes[o].Name }
 
-var sequenceMeanings = map[Sequence]string{
-	Auto:       "the setting of a daemon, of no connection: the kernel where this host translates the connection; elsewhere lines keep their length",
-	Kernel:     "the kernel adjusts sequence numbers",
-	SameLength: "nothing does: rewritten lines keep their length",
-	User:       "the daemon adjusts sequence numbers",
+// Sequence is what keeps sequence numbers right after a line that was rewritten.
+type Sequence uint8
+
+// The ways.
+const (
+	Kernel Sequence = iota
+	SameLength
+	numSequences
+)
+
+var sequences = [numSequences]Word{
+	Kernel:     {"kernel", "the kernel adjusts sequence numbers"},
+	SameLength: {"same-length", "nothing does: rewritten lines keep their length"},
 }
 
-func (s Sequence) meaning() string { return sequenceMeanings[s] }
-
-func sequences() []Sequence {
-	var all []Sequence
-	for s := range sequenceTexts {
-		all = append(all, Sequence(s))
-	}
-	return all
-}
+// String returns the way as one word.
+func (s Sequence) String() string { return sequences[s].Name }
 
 // Refusals returns the words for why an announced endpoint was not opened.
 func Refusals() []Word {

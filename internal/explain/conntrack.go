@@ -127,9 +127,3 @@ func (x *Expectation) translated() (src netip.Addr, dst netip.AddrPort) {
 	t := x.connection.tuples[x.Dir.Other()]
 	return t.Dst.Addr(), netip.AddrPortFrom(t.Src.Addr(), x.Port)
 }
-
-// early stands for the rules that --sequence user needs: here every packet is seen.
-type early struct{}
-
-func (early) Add(_, _ netip.AddrPort) error    { return nil }
-func (early) Remove(_, _ netip.AddrPort) error { return nil }

@@ -31,7 +31,7 @@ type Config struct {
 	// Clients limit the report to control connections whose client has one of these addresses, before
 	// NAT or after it. Without any, all connections are reported.
 	Clients []netip.Prefix
-	// Engine has the Policy, Advertise, Sequence and HoldTime of the helper.
+	// Engine has the Policy, Advertise and HoldTime of the helper.
 	Engine engine.Config
 }
 

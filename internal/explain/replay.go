@@ -11,7 +11,6 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/mangle"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
-	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
 // replay passes the packets of a capture through an engine.
@@ -49,9 +48,6 @@ func newReplay(report *Report, c Config) *replay {
 	config := c.Engine
 	config.Conntrack, config.Observe = r.conntrack, r.observe
 	config.Now = func() time.Time { return r.conntrack.now }
-	if config.Sequence == engine.User {
-		config.Early, config.KeptLabel, config.ShiftedLabel = early{}, rules.UserLabel, rules.ShiftedLabel
-	}
 	r.engine = engine.New(config)
 	return r
 }
@@ -71,8 +67,8 @@ func (r *replay) add(s *sides) {
 	first := time.Time{}
 	for _, dir := range []expect.Direction{expect.Original, expect.Reply} {
 		for _, p := range s.came(dir) {
-			if p.tuple() != c.tuples[dir] {
-				moved := p.withTuple(c.tuples[dir])
+			if leaves := reverse(c.tuples[dir.Other()]); p.tuple() != leaves {
+				moved := p.withTuple(leaves) // the helper sees packets as they leave
 				p = &moved
 			}
 			r.feed = append(r.feed, &fed{packet: p, connection: c, dir: dir})
@@ -181,6 +177,7 @@ func (r *replay) handle(id uint32, f *fed) {
 		r.read(f)
 	}
 	r.waiting[id], r.current = f, f
+	r.entries[c].Opening = f.SYN() && f.dir == expect.Reply
 	r.leave(r.engine.Handle(id, f.Bytes(), nil), false)
 	r.current = nil
 	if r.waiting[id] != nil && f.step != nil {

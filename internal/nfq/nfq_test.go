@@ -30,7 +30,7 @@ import (
 const port = 2121
 
 // handler is a Handler whose parts a test can set. It lets everything go unless told
-// otherwise.
+// otherwise, and a SYN-ACK in any case.
 type handler struct {
 	mu      sync.Mutex
 	packets []string // payloads
@@ -45,6 +45,8 @@ func (h *handler) Handle(id uint32, packet []byte, verdicts []engine.Verdict) []
 	defer h.mu.Unlock()
 	if err := p.Decode(packet); err != nil {
 		h.packets = append(h.packets, err.Error())
+	} else if p.SYN() {
+		return append(verdicts, engine.Verdict{ID: id})
 	} else {
 		h.packets = append(h.packets, string(p.Payload()))
 	}
@@ -166,7 +168,7 @@ func TestQueue(t *testing.T) {
 			if err := p.Decode(packet); err != nil || !bytes.HasPrefix(p.Payload(), []byte("old")) {
 				return append(verdicts, engine.Verdict{ID: id})
 			}
-			changed, err := p.AppendSegment(nil, p.Seq(), append([]byte("new"), p.Payload()[3:]...), nil)
+			changed, err := p.AppendSegment(nil, p.Seq(), append([]byte("new"), p.Payload()[3:]...))
 			if err != nil {
 				t.Error(err)
 			}
@@ -298,9 +300,13 @@ func TestStopAfterOverflow(t *testing.T) {
 		return append(verdicts, engine.Verdict{ID: id})
 	}
 	stop, q := l.serve(h)
+	var clients []*net.TCPConn
 	for range 700 {
 		client, server := l.connect("127.0.0.1")
+		clients = append(clients, client)
 		go func() { _, _ = io.Copy(io.Discard, server) }()
+	}
+	for _, client := range clients {
 		go func() { _, _ = client.Write(make([]byte, 60000)) }()
 	}
 	time.Sleep(netns.Scale(300 * time.Millisecond))

@@ -64,7 +64,7 @@ func flowsAt(second int) []control.Flow {
 		{Queue: 101, Client: at("[2001:db8:113::101]:40001"), Server: at("[fd00:1::2]:21"), State: "read", Sequence: "same-length",
 			Expected: 150_000, Last: &control.Endpoint{Verb: "EPRT", Announced: 41000, Told: 41000}},
 		{Queue: 100, Client: at("10.11.12.13:65535"), Server: at("198.51.100.2:2121"), ClientSeenAs: at("192.0.2.2:65535"), State: "encrypted", Sequence: "kernel"},
-		{Queue: 100, Client: at("203.0.113.7:1024"), Server: at("192.168.1.2:21"), ServerReachedAt: at("192.0.2.2:21"), State: "read", Sequence: "user",
+		{Queue: 100, Client: at("203.0.113.7:1024"), Server: at("192.168.1.2:21"), ServerReachedAt: at("192.0.2.2:21"), State: "read", Sequence: "kernel",
 			Expected: 1, Refused: uint32(second), Last: &control.Endpoint{Verb: "PORT", Announced: 20, Reason: "low_port", Why: "the port is below the lowest one allowed"}},
 		{Queue: 100, Client: at("203.0.113.8:1024"), Server: at("192.168.1.2:21"), State: control.StateClosing, Sequence: "kernel", Expected: 9},
 		{Queue: 100, Client: at("203.0.113.9:1024"), Server: at("192.168.1.2:21"), State: control.StateClosing, Sequence: "kernel", Expected: 8},

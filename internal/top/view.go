@@ -393,7 +393,7 @@ func (m *model) detailLines() []string {
 			kind = good.Render(kind)
 		case "expired", "refused", "encrypted", "not-ftp", "unreadable":
 			kind = warning.Render(kind)
-		case "failed", "lost":
+		case "failed":
 			kind = bad.Render(kind)
 		}
 		lines = append(lines, fmt.Sprintf("%s  %s  %s", faint.Render(local(ev).Format("15:04:05.000")), kind, ev.Words()))

@@ -86,6 +86,7 @@ func (c *Client) get(m *Master, t Tuple) error {
 func (c *Client) addGet(t Tuple) {
 	c.request(msgCtGet, 0, t.Src.Addr())
 	c.out.tuple(ctaTupleOrig, t)
+	c.out.uint16(ctaZone, zone)
 	c.end()
 }
 
@@ -170,6 +171,7 @@ func (c *Client) addUpdate(m *Master, u Update) bool {
 func (c *Client) addChange(m *Master, dir Direction, a *SeqAdj, mask, bits label) {
 	c.request(msgCtNew, 0, m.Client().Addr())
 	c.out.tuple(ctaTupleOrig, m.Tuples[Original])
+	c.out.uint16(ctaZone, zone)
 	if a != nil {
 		c.out.seqAdj(dir, *a)
 	}
@@ -283,6 +285,7 @@ func taken(errno unix.Errno) bool { return errno == unix.EBUSY || errno == unix.
 func (c *Client) addExpectation(e Expectation) {
 	c.request(msgExpNew, unix.NLM_F_CREATE|unix.NLM_F_EXCL, e.Src)
 	c.out.expectation(e)
+	c.out.uint16(ctaExpectZone, zone)
 	c.end()
 }
 
@@ -343,6 +346,7 @@ func (c *Client) installed(e Expectation) (there Event, ok bool, err error) {
 	c.begin()
 	c.request(msgExpGet, 0, e.Src)
 	c.out.tuple(ctaExpectTuple, e.tuple())
+	c.out.uint16(ctaExpectZone, zone)
 	c.end()
 	r, err := c.exchange()
 	switch {
@@ -362,6 +366,7 @@ func (c *Client) Unexpect(e Expectation) error {
 	c.begin()
 	c.request(msgExpDelete, 0, e.Src)
 	c.out.tuple(ctaExpectTuple, e.tuple())
+	c.out.uint16(ctaExpectZone, zone)
 	c.end()
 	r, err := c.exchange()
 	if errno := r.errno[0]; err == nil && errno != 0 && errno != unix.ENOENT {

@@ -78,6 +78,9 @@ type Master struct {
 	// Labels are the bits of its label (ct label in nftables), in the kernel's order.
 	Labels [16]byte
 
+	// Opening says that the TCP handshake is under way: the server has accepted the connection, and
+	// the client has not answered yet.
+	Opening bool
 	// Adjustable says that the kernel has been seen to take an adjustment.
 	Adjustable bool
 	// Closing says that one end has closed or reset the connection: its TCP state is FIN_WAIT or a later one.

@@ -230,12 +230,12 @@ func eachAttribute(body []byte, f func(typ uint16, value []byte) error) error {
 // a connection that ends.
 const tcpEstablished = 3
 
-// decodeClosing reads CTA_PROTOINFO.
-func decodeClosing(v attributes) (bool, error) {
+// decodeTCPState reads CTA_PROTOINFO; 0 is none.
+func decodeTCPState(v attributes) (byte, error) {
 	for len(v) > 0 {
 		typ, tcp, err := v.next()
 		if err != nil {
-			return false, err
+			return 0, err
 		}
 		if typ != ctaProtoInfoTCP {
 			continue
@@ -244,11 +244,11 @@ func decodeClosing(v attributes) (bool, error) {
 			typ, state, err := tcp.next()
 			switch {
 			case err != nil:
-				return false, err
+				return 0, err
 			case typ == ctaProtoInfoTCPState && len(state) == 1:
-				return state[0] > tcpEstablished && state[0] <= tcpClose, nil
+				return state[0], nil
 			}
 		}
 	}
-	return false, nil
+	return 0, nil
 }

@@ -33,6 +33,7 @@ const (
 	ctaTupleMaster = 14 // CTA_TUPLE_MASTER
 	ctaSeqAdjOrig  = 15 // CTA_SEQ_ADJ_ORIG
 	ctaSeqAdjReply = 16 // CTA_SEQ_ADJ_REPLY
+	ctaZone        = 18 // CTA_ZONE
 	ctaLabels      = 22 // CTA_LABELS
 	ctaLabelsMask  = 23 // CTA_LABELS_MASK
 
@@ -61,6 +62,7 @@ const (
 	ctaExpectTuple   = 2  // CTA_EXPECT_TUPLE
 	ctaExpectMask    = 3  // CTA_EXPECT_MASK
 	ctaExpectTimeout = 4  // CTA_EXPECT_TIMEOUT
+	ctaExpectZone    = 7  // CTA_EXPECT_ZONE
 	ctaExpectNAT     = 10 // CTA_EXPECT_NAT
 	ctaExpectFn      = 11 // CTA_EXPECT_FN
 
@@ -68,9 +70,13 @@ const (
 	ctaExpectNATTuple = 2 // CTA_EXPECT_NAT_TUPLE
 )
 
+// zone is the conntrack zone that every message names.
+const zone = 0
+
 const (
 	ipsSeqAdjust = 1 << 6  // IPS_SEQ_ADJUST of nf_conntrack_common.h
 	ipsHelper    = 1 << 13 // IPS_HELPER: rules have attached a helper
+	tcpSynRecv   = 2       // TCP_CONNTRACK_SYN_RECV of nf_conntrack_tcp.h
 	tcpClose     = 8       // TCP_CONNTRACK_CLOSE, the last of the states of nf_conntrack_tcp.h
 
 	nlaTypeMask    = 0x3fff // NLA_TYPE_MASK: without the flags NLA_F_NESTED and NLA_F_NET_BYTEORDER
@@ -133,7 +139,7 @@ func (r *requests) uint32(typ uint16, value uint32) {
 	r.bytes(typ, b[:]...)
 }
 
-func (r *requests) port(typ uint16, value uint16) { r.bytes(typ, byte(value>>8), byte(value)) }
+func (r *requests) uint16(typ uint16, value uint16) { r.bytes(typ, byte(value>>8), byte(value)) }
 
 func (r *requests) address(typ4, typ6 uint16, a netip.Addr) {
 	if a.Is4() {
@@ -153,8 +159,8 @@ func (r *requests) tuple(typ uint16, t Tuple) {
 	r.endNest(ip)
 	proto := r.nest(ctaTupleProto)
 	r.bytes(ctaProtoNum, unix.IPPROTO_TCP)
-	r.port(ctaProtoSrcPort, t.Src.Port())
-	r.port(ctaProtoDstPort, t.Dst.Port())
+	r.uint16(ctaProtoSrcPort, t.Src.Port())
+	r.uint16(ctaProtoDstPort, t.Dst.Port())
 	r.endNest(proto)
 	r.endNest(tuple)
 }
@@ -273,7 +279,9 @@ func (m *Master) decode(body []byte) error {
 			status, err = decodeUint32(v)
 			m.Adjustable = status&ipsSeqAdjust != 0
 		case ctaProtoInfo:
-			m.Closing, err = decodeClosing(v)
+			var state byte
+			state, err = decodeTCPState(v)
+			m.Opening, m.Closing = state == tcpSynRecv, state > tcpEstablished && state <= tcpClose
 		case ctaHelp:
 			m.Helper, err = decodeHelper(v, known)
 		case ctaSeqAdjOrig, ctaSeqAdjReply:

@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"net/netip"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -162,4 +164,54 @@ func FuzzAnswers(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestZone says that every request names its conntrack zone.
+func TestZone(t *testing.T) {
+	t4 := Tuple{Src: netip.MustParseAddrPort("203.0.113.101:50774"), Dst: netip.MustParseAddrPort("192.0.2.2:21")}
+	m := &Master{Tuples: [2]Tuple{t4, {Src: t4.Dst, Dst: t4.Src}}}
+	e := For(m, Reply, 1025)
+	for name, request := range map[string]func(*Client){
+		"look-up":  func(c *Client) { c.addGet(t4) },
+		"update":   func(c *Client) { c.addUpdate(m, Update{SetLabel: 1}) },
+		"announce": func(c *Client) { c.addExpectation(e) },
+		"owns":     func(c *Client) { c.owns(e) },
+		"remove":   func(c *Client) { _ = c.Unexpect(e) },
+	} {
+		c := &Client{socket: &socket{fd: -1}}
+		request(c)
+		if c.count != 1 || len(c.out) < unix.SizeofNlMsghdr+sizeofNfgenmsg {
+			t.Fatalf("%s: %d requests in %d bytes", name, c.count, len(c.out))
+		}
+		want := uint16(ctaZone)
+		if binary.NativeEndian.Uint16(c.out[4:])>>8 == unix.NFNL_SUBSYS_CTNETLINK_EXP {
+			want = ctaExpectZone
+		}
+		named := false
+		for attrs := attributes(c.out[unix.SizeofNlMsghdr+sizeofNfgenmsg:]); len(attrs) > 0; {
+			typ, v, err := attrs.next()
+			if err != nil {
+				t.Fatal(err)
+			}
+			named = named || typ == want && bytes.Equal(v, []byte{0, zone})
+		}
+		if !named {
+			t.Errorf("%s names no zone: % x", name, c.out)
+		}
+	}
+}
+
+// TestOpening says in which state of TCP a connection is opening.
+func TestOpening(t *testing.T) {
+	const established, synRecv = "0500010003000000", "0500010002000000"
+	for text, want := range map[string]bool{answerEntry4: false, strings.Replace(answerEntry4, established, synRecv, 1): true} {
+		message, err := hex.DecodeString(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var m Master
+		if err := m.decode(message[unix.SizeofNlMsghdr:]); err != nil || m.Opening != want {
+			t.Errorf("opening: %v, %v, want %v", m.Opening, err, want)
+		}
+	}
 }

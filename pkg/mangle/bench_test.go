@@ -12,7 +12,7 @@ const passiveLine = "227 Entering Passive Mode (192,168,1,2,195,80).\r\n"
 func passiveEdit(t testing.TB, seq parse.Seq) *Edits {
 	t.Helper()
 	var e Edits
-	if err := e.Add(seq.Add(27), len("192,168,1,2,195,80"), []byte("203,0,113,101,195,80")); err != nil {
+	if err := e.Add(seq.Add(27), []byte("192,168,1,2,195,80"), []byte("203,0,113,101,195,80")); err != nil {
 		t.Fatal(err)
 	}
 	return &e
@@ -31,7 +31,7 @@ func TestAllocs(t *testing.T) {
 	for _, tt := range packets {
 		check("Decode, "+tt.name, func() { _ = p.Decode(tt.bytes) })
 		check("Src and Dst, "+tt.name, func() { p.Src(); p.Dst() })
-		check("AppendSegment, "+tt.name, func() { _, _ = p.AppendSegment(buf, 1, line, nil) })
+		check("AppendSegment, "+tt.name, func() { _, _ = p.AppendSegment(buf, 1, line) })
 	}
 	check("Decode, refused", func() { _ = p.Decode(ip4Packet[:30]) })
 	e := passiveEdit(t, 1000)
@@ -83,7 +83,7 @@ func BenchmarkAppendSegment(b *testing.B) {
 			buf := make([]byte, 0, 2048)
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := p.AppendSegment(buf, 1, line, nil); err != nil {
+				if _, err := p.AppendSegment(buf, 1, line); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -1,6 +1,7 @@
 package mangle
 
 import (
+	"bytes"
 	"errors"
 	"slices"
 
@@ -38,26 +39,25 @@ type Edits struct {
 }
 
 type edit struct {
-	at  parse.Seq
-	old int    // length of what is replaced, at least 1
-	new []byte // at least 1 byte
+	at       parse.Seq
+	old, new []byte // at least 1 byte each
 }
 
-func (e edit) end() parse.Seq { return e.at.Add(e.old) }
-func (e edit) delta() int32   { return int32(len(e.new) - e.old) }
+func (e edit) end() parse.Seq { return e.at.Add(len(e.old)) }
+func (e edit) delta() int32   { return int32(len(e.new) - len(e.old)) }
 
 // last returns the last position that still has the offset from before the edit: the last
 // byte that is mapped one to one.
-func (e edit) last() parse.Seq { return e.at.Add(min(e.old, len(e.new)) - 1) }
+func (e edit) last() parse.Seq { return e.at.Add(min(len(e.old), len(e.new)) - 1) }
 
 // Resume begins with an offset that is there already, as for a connection that was edited
 // before this process came. It forgets all edits.
 func (e *Edits) Resume(offset int32) { *e = Edits{base: offset} }
 
-// Add records that the old bytes from at on are replaced by new, which it keeps. Neither may
+// Add records that the bytes old from at on are replaced by new; it keeps both. Neither may
 // be empty. It returns ErrOverlap if at lies before the end of the last edit.
-func (e *Edits) Add(at parse.Seq, old int, new []byte) error {
-	if old < 1 || len(new) < 1 {
+func (e *Edits) Add(at parse.Seq, old, new []byte) error {
+	if len(old) < 1 || len(new) < 1 {
 		return errors.New("edit replaces nothing or by nothing")
 	}
 	if len(e.list) == MaxEdits {
@@ -94,16 +94,11 @@ func (e *Edits) Undo(n parse.Seq) parse.Seq {
 			break
 		}
 		if has := n.Sub(at); has < len(d.new) {
-			return d.at.Add(min(has, d.old-1))
+			return d.at.Add(min(has, len(d.old)-1))
 		}
 		off += d.delta()
 	}
 	return n.Add(int(-off))
-}
-
-// Shifted reports whether any number of the receiver differs from the sender's.
-func (e *Edits) Shifted() bool {
-	return e.base != 0 || slices.ContainsFunc(e.list, func(d edit) bool { return d.delta() != 0 })
 }
 
 // Adjustment returns what the kernel is to be told (struct nf_ct_seqadj of
@@ -129,12 +124,14 @@ func (e *Edits) Adjustment() (position parse.Seq, before, after int32) {
 		if d.delta() == 0 {
 			continue
 		}
-		before = max(before, after)
+		if after-before > 0 { // modulo 2^32
+			before = after
+		}
 		last = d.last().Add(int(after))
 		after += d.delta()
 	}
 	position = last.Add(int(-before))
-	if after > before && last.Before(position) {
+	if after-before > 0 && last.Before(position) {
 		before = after
 	}
 	return position, before, after
@@ -183,6 +180,9 @@ func (e *Edits) DropLast() { e.list = e.list[:len(e.list)-1] }
 // payload with the edits in it, appended to dst, and the sender's number for its first byte,
 // which is another than seq only where the segment begins in bytes that vanished. The third
 // result is false, and nothing appended, if the segment is the same as it was.
+//
+// Bytes other than the old ones are not replaced: a segment that has been rendered already, as one
+// that passes this host twice, stays as it is.
 func (e *Edits) Render(dst []byte, seq parse.Seq, payload []byte) (parse.Seq, []byte, bool) {
 	end := seq.Add(len(payload))
 	changed := false
@@ -194,12 +194,17 @@ func (e *Edits) Render(dst []byte, seq parse.Seq, payload []byte) (parse.Seq, []
 		if !d.at.Before(end) {
 			break
 		}
+		begin := max(0, from.Sub(d.at))
+		part := payload[d.at.Add(begin).Sub(seq):min(len(payload), d.end().Sub(seq))]
+		if !bytes.Equal(part, d.old[begin:begin+len(part)]) {
+			continue
+		}
 		changed = true
 		if from.Before(d.at) {
 			dst = append(dst, payload[from.Sub(seq):d.at.Sub(seq)]...)
 			from = d.at
 		}
-		begin, stop := from.Sub(d.at), len(d.new)
+		stop := len(d.new)
 		if end.Before(d.end()) {
 			stop = min(end.Sub(d.at), len(d.new))
 		}

@@ -46,7 +46,7 @@ func (w *world) received() []byte {
 
 func (w *world) add(t testing.TB, e *Edits, c change) {
 	t.Helper()
-	if err := e.Add(w.start.Add(c.at), c.old, []byte(c.new)); err != nil {
+	if err := e.Add(w.start.Add(c.at), w.text[c.at:c.end()], []byte(c.new)); err != nil {
 		t.Fatalf("%v: change %+v: %v", w, c, err)
 	}
 }
@@ -248,7 +248,7 @@ func TestRender(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var e Edits
-			if err := e.Add(start.Add(span.at), span.old, []byte(tt.new)); err != nil {
+			if err := e.Add(start.Add(span.at), []byte(line[span.at:span.at+span.old]), []byte(tt.new)); err != nil {
 				t.Fatal(err)
 			}
 			first, payload, changed := e.Render(nil, start.Add(tt.i), []byte(line[tt.i:tt.j]))
@@ -266,7 +266,7 @@ func TestRender(t *testing.T) {
 // flags arrive.
 func TestRenderNothingLeft(t *testing.T) {
 	var e Edits
-	if err := e.Add(100, 10, []byte("xyz")); err != nil {
+	if err := e.Add(100, make([]byte, 10), []byte("xyz")); err != nil {
 		t.Fatal(err)
 	}
 	first, payload, changed := e.Render(nil, 104, make([]byte, 3))
@@ -300,24 +300,24 @@ func TestRenderNoPayload(t *testing.T) {
 func TestAddRefuses(t *testing.T) {
 	for _, start := range []parse.Seq{0, 1 << 31, 1<<32 - 105} {
 		var e Edits
-		if err := e.Add(start+100, 10, []byte("x")); err != nil {
+		if err := e.Add(start+100, make([]byte, 10), []byte("x")); err != nil {
 			t.Fatal(err)
 		}
 		for _, at := range []parse.Seq{50, 99, 100, 105, 109} {
-			if err := e.Add(start+at, 1, []byte("x")); !errors.Is(err, ErrOverlap) {
+			if err := e.Add(start+at, make([]byte, 1), []byte("x")); !errors.Is(err, ErrOverlap) {
 				t.Errorf("an edit at %d behind one from 100 to 110: %v", at, err)
 			}
 		}
-		if err := e.Add(start+110, 0, []byte("x")); err == nil {
+		if err := e.Add(start+110, nil, []byte("x")); err == nil {
 			t.Error("an edit of nothing")
 		}
-		if err := e.Add(start+110, 1, nil); err == nil {
+		if err := e.Add(start+110, make([]byte, 1), nil); err == nil {
 			t.Error("an edit into nothing")
 		}
 		if e.Len() != 1 {
 			t.Errorf("%d edits, want 1", e.Len())
 		}
-		if err := e.Add(start+110, 1, []byte("x")); err != nil || e.Len() != 2 {
+		if err := e.Add(start+110, make([]byte, 1), []byte("x")); err != nil || e.Len() != 2 {
 			t.Errorf("an adjacent edit: %v, %d edits", err, e.Len())
 		}
 	}
@@ -349,18 +349,18 @@ func TestUndoAdd(t *testing.T) {
 func TestTooManyEdits(t *testing.T) {
 	var e Edits
 	for i := range MaxEdits {
-		if err := e.Add(parse.Seq(10*i), 1, []byte("x")); err != nil {
+		if err := e.Add(parse.Seq(10*i), make([]byte, 1), []byte("x")); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := e.Add(10*MaxEdits, 1, []byte("x")); err != ErrTooMany || e.Len() != MaxEdits {
+	if err := e.Add(10*MaxEdits, make([]byte, 1), []byte("x")); err != ErrTooMany || e.Len() != MaxEdits {
 		t.Errorf("one more: %v, %d edits", err, e.Len())
 	}
 }
 
 func TestResume(t *testing.T) {
 	var e Edits
-	if err := e.Add(100, 1, []byte("xx")); err != nil {
+	if err := e.Add(100, make([]byte, 1), []byte("xx")); err != nil {
 		t.Fatal(err)
 	}
 	e.Resume(-7)
@@ -417,6 +417,39 @@ func TestTrim(t *testing.T) {
 		resumed.Resume(trimmed.Base())
 		if got, want := resumed.Offset(w.start.Add(from)), e.Offset(w.start.Add(from)); n == 0 && got != want {
 			t.Fatalf("%v: resumed with %d, want %d", w, got, want)
+		}
+	}
+}
+
+// TestOldBytes says that only the old bytes are replaced: what has been rendered already stays as it is,
+// whole and in part.
+func TestOldBytes(t *testing.T) {
+	const before, after = "227 (", ")\r\n"
+	for _, tt := range []struct{ old, new string }{
+		{"192,168,1,2,4,1", "203,0,113,77,4,1"},
+		{"192,168,1,2,4,1", "198,51,10,2,4,1"},
+		{"192,168,1,2,4,1", "10,0,0,2,4,1"},
+	} {
+		var e Edits
+		if err := e.Add(1000+parse.Seq(len(before)), []byte(tt.old), []byte(tt.new)); err != nil {
+			t.Fatal(err)
+		}
+		line, want := before+tt.old+after, before+tt.new+after
+		_, once, changed := e.Render(nil, 1000, []byte(line))
+		if string(once) != want || !changed {
+			t.Fatalf("%q is rendered as %q, want %q", line, once, want)
+		}
+		if _, twice, changed := e.Render(nil, 1000, once); changed {
+			t.Errorf("%q, which has been rendered, is rendered as %q", once, twice)
+		}
+		// A part that has other bytes, at its beginning or its end.
+		for _, part := range []string{before + "1x", before + tt.old[:len(tt.old)-1] + "x"} {
+			if _, got, changed := e.Render(nil, 1000, []byte(part)); changed {
+				t.Errorf("%q is rendered as %q", part, got)
+			}
+		}
+		if _, got, changed := e.Render(nil, 1000+parse.Seq(len(before))+3, []byte("x"+tt.old[4:]+after)); changed {
+			t.Errorf("a part that begins with another byte is rendered as %q", got)
 		}
 	}
 }

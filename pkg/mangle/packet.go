@@ -188,15 +188,13 @@ func (p *Packet) endpoint(at4, at6, atPort int) netip.AddrPort {
 }
 
 // AppendSegment appends to dst the packet with another sequence number and payload: same
-// headers, lengths and checksums made right. Unless peer is nil, what the packet acknowledges,
-// in its number and in blocks of SACK, is translated into the numbers of the one who receives
-// the packet, in whose stream the edits of peer are.
+// headers, lengths and checksums made right.
 //
 // The checksums are computed in full, since the kernel takes those of an altered packet as
 // final. An IPv4 packet that becomes longer may be fragmented (RFC 791): its sender, who does
 // not know of its length, could not make it fit. It returns ErrTooLong, and dst as it was,
 // where the length would not fit into the IP header.
-func (p *Packet) AppendSegment(dst []byte, seq parse.Seq, payload []byte, peer *Edits) ([]byte, error) {
+func (p *Packet) AppendSegment(dst []byte, seq parse.Seq, payload []byte) ([]byte, error) {
 	length := p.data + len(payload)
 	inHeader := length
 	if !p.Is4() {
@@ -212,10 +210,6 @@ func (p *Packet) AppendSegment(dst []byte, seq parse.Seq, payload []byte, peer *
 
 	tcp := b[p.tcp:]
 	binary.BigEndian.PutUint32(tcp[4:], uint32(seq))
-	if peer != nil && tcp[13]&flagACK != 0 {
-		undo(tcp[8:], peer)
-		undoSACK(tcp[tcpHeader:p.data-p.tcp], peer)
-	}
 	binary.BigEndian.PutUint16(tcp[16:], 0)
 	var addresses []byte
 	if p.Is4() {
@@ -233,32 +227,6 @@ func (p *Packet) AppendSegment(dst []byte, seq parse.Seq, payload []byte, peer *
 	}
 	binary.BigEndian.PutUint16(tcp[16:], ^fold(sum(pseudoHeader(addresses, len(tcp)), tcp)))
 	return dst, nil
-}
-
-// undo translates the number that b begins with.
-func undo(b []byte, peer *Edits) {
-	binary.BigEndian.PutUint32(b, uint32(peer.Undo(parse.Seq(binary.BigEndian.Uint32(b)))))
-}
-
-// undoSACK translates the blocks of selective acknowledgements among TCP's options: pairs of
-// numbers (RFC 2018 section 3).
-func undoSACK(options []byte, peer *Edits) {
-	const end, noOperation, sack, number = 0, 1, 5, 4
-	for len(options) > 0 && options[0] != end {
-		length := 1
-		if options[0] != noOperation {
-			if len(options) < 2 || options[1] < 2 || int(options[1]) > len(options) {
-				return
-			}
-			length = int(options[1])
-		}
-		if options[0] == sack {
-			for n := options[2:length]; len(n) >= number; n = n[number:] {
-				undo(n, peer)
-			}
-		}
-		options = options[length:]
-	}
 }
 
 func (p *Packet) ip4HeaderLen() int { return int(p.bytes[0]&0x0f) * 4 }

@@ -2,7 +2,6 @@ package mangle
 
 import (
 	"bytes"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"math/rand/v2"
@@ -268,7 +267,7 @@ func TestDecodeTakes(t *testing.T) {
 func TestAppendSegmentSame(t *testing.T) {
 	for _, tt := range packets {
 		p := decode(t, tt.bytes)
-		got, err := p.AppendSegment([]byte("before"), p.Seq(), p.Payload(), nil)
+		got, err := p.AppendSegment([]byte("before"), p.Seq(), p.Payload())
 		if want := "before" + string(tt.bytes); err != nil || string(got) != want {
 			t.Errorf("%s: %v\ngot  %x\nwant %x", tt.name, err, got, want)
 		}
@@ -288,7 +287,7 @@ func TestAppendSegment(t *testing.T) {
 			for n := range len(text) + 1 {
 				seq := parse.Seq(rnd.Uint32())
 				var err error
-				if buf, err = p.AppendSegment(buf[:0], seq, text[:n], nil); err != nil {
+				if buf, err = p.AppendSegment(buf[:0], seq, text[:n]); err != nil {
 					t.Fatal(err)
 				}
 				checkRendered(t, p, buf, seq, text[:n])
@@ -406,13 +405,13 @@ func TestAppendSegmentTooLong(t *testing.T) {
 			if !p.Is4() {
 				longest += ip6Header
 			}
-			b, err := p.AppendSegment(nil, 1, text[:longest], nil)
+			b, err := p.AppendSegment(nil, 1, text[:longest])
 			if err != nil {
 				t.Fatal(err)
 			}
 			checkRendered(t, p, b, 1, text[:longest])
 			for _, n := range []int{longest + 1, len(text)} {
-				b, err := p.AppendSegment([]byte("before"), 1, text[:n], nil)
+				b, err := p.AppendSegment([]byte("before"), 1, text[:n])
 				if !errors.Is(err, ErrTooLong) || string(b) != "before" {
 					t.Errorf("%d bytes, longest %d: %v, %d bytes", n, longest, err, len(b))
 				}
@@ -442,7 +441,7 @@ func FuzzDecode(f *testing.F) {
 		ack, acks := p.Ack()
 		for _, text := range [][]byte{p.Payload(), payload} {
 			seq := p.Seq().Add(-len(text))
-			out, err := p.AppendSegment(nil, seq, text, nil)
+			out, err := p.AppendSegment(nil, seq, text)
 			if err != nil {
 				if len(p.Bytes())+len(text) < 1<<16 {
 					t.Fatal(err)
@@ -483,78 +482,9 @@ func TestDontFragment(t *testing.T) {
 		payload string
 		want    byte
 	}{{string(p.Payload()) + "x", 0}, {string(p.Payload()), dontFragment}, {"x", dontFragment}} {
-		out, err := p.AppendSegment(nil, p.Seq(), []byte(tt.payload), nil)
+		out, err := p.AppendSegment(nil, p.Seq(), []byte(tt.payload))
 		if err != nil || out[6]&dontFragment != tt.want {
 			t.Errorf("payload %q: flags %#x, %v, want %#x", tt.payload, out[6], err, tt.want)
 		}
-	}
-}
-
-// withOptions returns an IPv4 packet without payload that acknowledges ack, with TCP options.
-func withOptions(ack uint32, options []byte) []byte {
-	for len(options)%4 != 0 {
-		options = append(options, 0)
-	}
-	b := bytes.Clone(ip4Packet[:40])
-	binary.BigEndian.PutUint16(b[2:], uint16(40+len(options)))
-	binary.BigEndian.PutUint32(b[28:], ack)
-	b[32] = byte(5+len(options)/4) << 4
-	return append(b, options...)
-}
-
-// TestAcknowledgement says what becomes of the number and of the blocks of SACK, whatever
-// options are around them.
-func TestAcknowledgement(t *testing.T) {
-	var peer Edits
-	peer.Resume(5)
-	_ = peer.Add(1000, 10, []byte("123456")) // 1000 to 1010 are 1005 to 1011
-	_ = peer.Add(1100, 2, []byte("123456"))  // 1100 to 1102 are 1101 to 1107
-
-	block := func(edges ...uint32) []byte {
-		b := []byte{5, byte(2 + 4*len(edges))}
-		for _, e := range edges {
-			b = binary.BigEndian.AppendUint32(b, e)
-		}
-		return b
-	}
-	timestamps := []byte{8, 10, 1, 2, 3, 4, 5, 6, 7, 8}
-	for _, tt := range []struct {
-		name      string
-		ack, want uint32
-		options   [][]byte
-		undone    [][]byte
-	}{
-		{"no options", 1011, 1010, nil, nil},
-		{"before the edit", 1004, 999, nil, nil},
-		{"in the middle of what was added", 1104, 1101, nil, nil},
-		{"a block", 1004, 999, [][]byte{{1, 1}, block(1011, 1107)}, [][]byte{{1, 1}, block(1010, 1102)}},
-		{"behind timestamps", 1004, 999, [][]byte{{1, 1}, timestamps, {1, 1}, block(1011, 1050, 1060, 1101)}, [][]byte{{1, 1}, timestamps, {1, 1}, block(1010, 1049, 1059, 1100)}},
-		{"four blocks", 1004, 999, [][]byte{block(1005, 1006, 1007, 1008, 1101, 1107, 1200, 1201), {1, 1}}, [][]byte{block(1000, 1001, 1002, 1003, 1100, 1102, 1195, 1196), {1, 1}}},
-		{"behind the end of options", 1004, 999, [][]byte{{0}, block(1011, 1107)}, [][]byte{{0}, block(1011, 1107)}},
-		{"an option without length", 1011, 1010, [][]byte{{1, 1, 1, 5}}, [][]byte{{1, 1, 1, 5}}},
-		{"an option of length 0", 1011, 1010, [][]byte{{5, 0, 1, 1, 1, 1, 1, 1}}, [][]byte{{5, 0, 1, 1, 1, 1, 1, 1}}},
-		{"an option that is too long", 1011, 1010, [][]byte{{5, 10, 0, 0, 3, 243}}, [][]byte{{5, 10, 0, 0, 3, 243}}},
-		{"half a block", 1011, 1010, [][]byte{{5, 5, 1, 2, 3, 1, 1, 1}}, [][]byte{{5, 5, 1, 2, 3, 1, 1, 1}}},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			p := decode(t, withOptions(tt.ack, bytes.Join(tt.options, nil)))
-			got, err := p.AppendSegment(nil, p.Seq(), p.Payload(), &peer)
-			if err != nil {
-				t.Fatal(err)
-			}
-			again := decode(t, withOptions(tt.want, bytes.Join(tt.undone, nil)))
-			want, _ := again.AppendSegment(nil, p.Seq(), nil, nil)
-			if !bytes.Equal(got, want) {
-				t.Errorf("got  %x\nwant %x", got, want)
-			}
-			checkRendered(t, again, got, p.Seq(), nil)
-		})
-	}
-
-	b := withOptions(1011, block(1011, 1107))
-	b[33] &^= flagACK
-	p := decode(t, b)
-	if got, _ := p.AppendSegment(nil, p.Seq(), nil, &peer); !bytes.Equal(got[24:32], b[24:32]) || !bytes.Equal(got[40:], b[40:]) {
-		t.Errorf("without the flag ACK: got %x", got)
 	}
 }

@@ -218,7 +218,7 @@ func TestAdjustment(t *testing.T) {
 			var e Edits
 			e.Resume(tt.resumed)
 			for _, d := range tt.edits {
-				if err := e.Add(d.at, d.old, []byte(d.new)); err != nil {
+				if err := e.Add(d.at, make([]byte, d.old), []byte(d.new)); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -299,7 +299,7 @@ func TestForgetBoundsMemory(t *testing.T) {
 	seq, off := parse.Seq(1<<32-500), 0
 	for i := range 10_000 {
 		text := []byte("1234567890"[:1+i%10])
-		if err := e.Add(seq, 5, text); err != nil {
+		if err := e.Add(seq, make([]byte, 5), text); err != nil {
 			t.Fatal(err)
 		}
 		off += len(text) - 5

@@ -14,28 +14,10 @@ import (
 // backEnds are those with which every transfer works in every situation, but for the default
 // one, which is TestMatrix's. A cthelper whose packets the kernel queues by itself has one queue.
 var backEnds = []BackEnd{
-	{Helper: "carrier", Sequence: "kernel", Queues: 4},
-	{Helper: "carrier", Sequence: "kernel", Ruleset: "lean", Queues: 1},
-	{Helper: "carrier", Sequence: "kernel", Ruleset: "lean", Queues: 4},
-	{Helper: "carrier", Sequence: "user", Queues: 1},
-	{Helper: "carrier", Sequence: "user", Queues: 4},
-	{Helper: CTHelper, Sequence: "kernel", Queues: 1},
-	{Helper: CTHelper, Sequence: "user", Queues: 1},
-	{Helper: CTHelper, Sequence: "user", Queues: 4},
-}
-
-// sequenceBackEnds keep the sequence numbers right in ways that the stream of a control
-// connection may feel: the kernel does it, and the daemon.
-var sequenceBackEnds = []BackEnd{{}, {Sequence: "user"}}
-
-// forEachSequence runs a test with each of them.
-func forEachSequence(t *testing.T, test func(t *testing.T, b BackEnd)) {
-	for _, b := range sequenceBackEnds {
-		t.Run(b.String(), func(t *testing.T) {
-			t.Parallel()
-			test(t, b)
-		})
-	}
+	{Helper: "carrier", Queues: 4},
+	{Helper: "carrier", Ruleset: "lean", Queues: 1},
+	{Helper: "carrier", Ruleset: "lean", Queues: 4},
+	{Helper: CTHelper, Queues: 1},
 }
 
 // TestBackEnds makes every kind of transfer in every situation with every back end.
@@ -60,39 +42,13 @@ func TestBackEnds(t *testing.T) {
 			}
 		})
 	}
-	// Lines that keep their length are enough where no address changes. TestSidecar has
-	// addresses that do.
-	sameLength := BackEnd{Helper: "carrier", Sequence: "same-length"}
-	for _, family := range Families {
-		t.Run(fmt.Sprintf("%s/%s/%s", sameLength, Routed, family), func(t *testing.T) {
-			t.Parallel()
-			tryBackEnd(t, sameLength, Routed, family)
-		})
-	}
 }
-
-// watchKept counts the packets of control connections whose sequence numbers the daemon keeps.
-const watchKept = `table inet watch_kept {
-	counter kept {
-	}
-	chain postrouting {
-		type filter hook postrouting priority 300;
-		ct label 123 counter name "kept"
-	}
-}
-`
 
 func tryBackEnd(t *testing.T, b BackEnd, situation Situation, family Family) {
 	lab := newLab(t, Config{Situation: situation, Family: family, Helper: Ours, Daemon: Daemon{BackEnd: b}})
-	ctx := testContext(t, 30*time.Second)
-	for _, r := range lab.Routers {
-		if err := r.Nft(ctx, watchKept); err != nil {
-			t.Fatal(err)
-		}
-	}
 	wantSuccesses(t, lab, family, backEndCells(situation, family), func(cell, bool) {})
 	for _, r := range lab.Routers {
-		wantBackEnd(t, r, situation, family)
+		wantBackEnd(t, r, family)
 	}
 	wantAllHelped(t, lab.Routers...)
 }
@@ -112,8 +68,8 @@ func backEndCells(s Situation, f Family) []cell {
 }
 
 // wantBackEnd wants all control connections to have the helper that the router's daemon was to
-// give them, and the daemon to have kept sequence numbers if, and only if, it was to.
-func wantBackEnd(t *testing.T, r *Router, situation Situation, family Family) {
+// give them.
+func wantBackEnd(t *testing.T, r *Router, family Family) {
 	t.Helper()
 	ctx, b := testContext(t, 30*time.Second), r.BackEnd()
 	entries, err := r.Run(ctx, "", "conntrack", "-L", "-f", strings.ToLower(family.String()), "-p", "tcp", "--orig-port-dst", "21")
@@ -129,17 +85,8 @@ func wantBackEnd(t *testing.T, r *Router, situation Situation, family Family) {
 		t.Errorf("want all %d control connections on the %s to have the helper %s, not %d:\n%s", all, r.Name, helper, right, entries)
 	}
 	chosen := fmt.Sprintf("helper=%s helper_name=%s ", b.Helper, helper)
-	if log := r.DaemonProcess().Output(); !strings.Contains(log, chosen) || !strings.Contains(log, " sequence="+b.Sequence+" ") {
+	if log := r.DaemonProcess().Output(); !strings.Contains(log, chosen) {
 		t.Errorf("the daemon on the %s does not say that it has chosen %s:\n%s", r.Name, chosen, log)
-	}
-	kept, err := r.Counter(ctx, "watch_kept", "kept")
-	if err != nil {
-		t.Fatal(err)
-	}
-	// Over IPv6 a server's lines have no address, so that DNAT changes no length.
-	changes := situation != Routed && family == IPv4
-	if b.Sequence == "user" && changes && kept == 0 || b.Sequence != "user" && kept > 0 {
-		t.Errorf("with %s, the daemon on the %s kept the sequence numbers of %d packets", b, r.Name, kept)
 	}
 }
 

@@ -27,41 +27,36 @@ add rule inet filter stateful ct state new tcp dport @ftp accept
 func TestCTHelperInFilter(t *testing.T) {
 	t.Parallel()
 	needCTHelper(t)
-	for _, sequence := range []string{"kernel", "user"} {
-		t.Run(sequence, func(t *testing.T) {
-			t.Parallel()
-			lab := newLab(t, Config{Situation: DNATMasquerade, Family: IPv4, Helper: Ours,
-				Daemon: Daemon{BackEnd: BackEnd{Helper: CTHelper, Sequence: sequence}}})
-			router, ctx := lab.ServerRouter(), testContext(t, time.Minute)
-			site := startSite(t, lab.Server, IPv4, SiteOptions{})
-			outcomes := func(verbs ...Verb) map[Verb]Outcome {
-				found := make(map[Verb]Outcome)
-				for _, verb := range verbs {
-					found[verb] = cell{DNATMasquerade, IPv4, verb, Download, Curl}.transfer(lab, site, failingTimeout).Run(ctx, lab.Client)
-				}
-				return found
-			}
-			for _, c := range []struct {
-				in, helper string
-				works      map[Verb]bool
-			}{
-				{"eth0", router.BackEnd().HelperName, map[Verb]bool{PASV: true, EPSV: true, PORT: false}},
-				{"eth1", router.BackEnd().HelperName, map[Verb]bool{PASV: false, PORT: true, EPRT: true}},
-				{"eth0", "somebody-else", map[Verb]bool{PASV: false}},
-			} {
-				if err := router.Nft(ctx, fmt.Sprintf(onlyOurHelper, c.in, c.helper)); err != nil {
-					t.Fatal(err)
-				}
-				for verb, works := range c.works {
-					if outcome := outcomes(verb)[verb]; (outcome.Err == nil) != works {
-						t.Errorf("%s with what helper %s expects let in from %s: %v, want it to work: %v\n%s",
-							verb, c.helper, c.in, outcome.Err, works, outcome.Transcript)
-					}
-				}
-			}
-			wantNothingInvalid(t, router)
-		})
+	lab := newLab(t, Config{Situation: DNATMasquerade, Family: IPv4, Helper: Ours,
+		Daemon: Daemon{BackEnd: BackEnd{Helper: CTHelper}}})
+	router, ctx := lab.ServerRouter(), testContext(t, time.Minute)
+	site := startSite(t, lab.Server, IPv4, SiteOptions{})
+	outcomes := func(verbs ...Verb) map[Verb]Outcome {
+		found := make(map[Verb]Outcome)
+		for _, verb := range verbs {
+			found[verb] = cell{DNATMasquerade, IPv4, verb, Download, Curl}.transfer(lab, site, failingTimeout).Run(ctx, lab.Client)
+		}
+		return found
 	}
+	for _, c := range []struct {
+		in, helper string
+		works      map[Verb]bool
+	}{
+		{"eth0", router.BackEnd().HelperName, map[Verb]bool{PASV: true, EPSV: true, PORT: false}},
+		{"eth1", router.BackEnd().HelperName, map[Verb]bool{PASV: false, PORT: true, EPRT: true}},
+		{"eth0", "somebody-else", map[Verb]bool{PASV: false}},
+	} {
+		if err := router.Nft(ctx, fmt.Sprintf(onlyOurHelper, c.in, c.helper)); err != nil {
+			t.Fatal(err)
+		}
+		for verb, works := range c.works {
+			if outcome := outcomes(verb)[verb]; (outcome.Err == nil) != works {
+				t.Errorf("%s with what helper %s expects let in from %s: %v, want it to work: %v\n%s",
+					verb, c.helper, c.in, outcome.Err, works, outcome.Transcript)
+			}
+		}
+	}
+	wantNothingInvalid(t, router)
 }
 
 // TestCTHelperLocal has the ends of the control connection on the router, where the kernel queues
@@ -69,7 +64,7 @@ func TestCTHelperInFilter(t *testing.T) {
 func TestCTHelperLocal(t *testing.T) {
 	t.Parallel()
 	needCTHelper(t)
-	b := BackEnd{Helper: CTHelper, Sequence: "kernel"}
+	b := BackEnd{Helper: CTHelper}
 	for _, family := range Families {
 		for i, build := range []func(*testing.T, Family, Helper, BackEnd) place{serverOnRouter, clientOnRouter, overLoopback} {
 			t.Run(fmt.Sprintf("%s/%s", []string{"server on the router", "client on the router", "loopback"}[i], family), func(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -121,7 +122,7 @@ func TestDoctorFindings(t *testing.T) {
 		},
 		"no rules": {nft("delete table inet nfq_ftphelper"), `problem  rules +the queue rules are not installed`, `nfq-ftphelper rules apply`},
 		"a rule gone": {
-			nft("flush chain inet nfq_ftphelper prerouting"), `problem  rules +table inet nfq_ftphelper: chain prerouting: rule 1 is not "iif`, `nfq-ftphelper rules apply`,
+			nft("flush chain inet nfq_ftphelper prerouting"), `problem  rules +table inet nfq_ftphelper: chain prerouting: rule 1 is not "ct state new`, `nfq-ftphelper rules apply`,
 		},
 		"no ports": {nft("flush set inet nfq_ftphelper ports"), `problem  rules +set ports of table inet nfq_ftphelper is empty`, `nft add element inet nfq_ftphelper ports '\{ 21 \}'`},
 		"helper after NAT": {
@@ -365,8 +366,9 @@ func bindQueue(t *testing.T, r *Router, room uint32) {
 	}
 }
 
-// talk has the client send lines to the server, each in a segment of its own.
-func talk(t *testing.T, lab *Lab, connections, lines int) {
+// talk opens connections, waits until before has returned, and has the client send lines to the server,
+// each in a segment by itself.
+func talk(t *testing.T, lab *Lab, before func(), connections, lines int) {
 	t.Helper()
 	ctx := testContext(t, 20*time.Second)
 	listener, err := lab.Server.Listen(ctx, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21))
@@ -374,12 +376,17 @@ func talk(t *testing.T, lab *Lab, connections, lines int) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { listener.Close() })
+	var conns []*net.TCPConn
 	for range connections {
 		conn, err := lab.Client.Dial(ctx, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { conn.Close() })
+		conns = append(conns, conn)
+	}
+	before()
+	for _, conn := range conns {
 		for range lines {
 			if _, err := conn.Write([]byte("NOOP\r\n")); err != nil {
 				t.Fatal(err)
@@ -392,8 +399,7 @@ func talk(t *testing.T, lab *Lab, connections, lines int) {
 func TestDoctorPacketsWaiting(t *testing.T) {
 	t.Parallel()
 	lab := newLab(t, Config{Situation: DNAT, Family: IPv4, Helper: Ours})
-	stopDaemon(t, lab)
-	talk(t, lab, 300, 1)
+	talk(t, lab, func() { stopDaemon(t, lab) }, 300, 1)
 	var report string
 	waitFor(t, "packets in the queue", func() bool {
 		report, _ = doctor(t, lab.ServerRouter())
@@ -413,8 +419,7 @@ func TestDoctorPacketsWaiting(t *testing.T) {
 func TestDoctorOverflow(t *testing.T) {
 	t.Parallel()
 	lab := newLab(t, Config{Situation: DNAT, Family: IPv4, Helper: Ours})
-	bindQueue(t, lab.ServerRouter(), 1)
-	talk(t, lab, 1, 10)
+	talk(t, lab, func() { bindQueue(t, lab.ServerRouter(), 1) }, 1, 10)
 	var report string
 	waitFor(t, "an overflow", func() bool {
 		report, _ = doctor(t, lab.ServerRouter())

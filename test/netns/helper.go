@@ -117,8 +117,6 @@ type BackEnd struct {
 	// takes, and a cthelper, which all namespaces of the machine share, gets a name that no
 	// other router has.
 	HelperName string
-	// Sequence is who keeps sequence numbers right: "kernel", "same-length" or "user".
-	Sequence string
 	// Ruleset is "full" or "lean".
 	Ruleset string
 	// Queues is how many queues there are, one if it is 0.
@@ -128,10 +126,10 @@ type BackEnd struct {
 // CTHelper is the BackEnd's Helper that is registered through nfnetlink_cthelper.
 const CTHelper = "cthelper"
 
-// String is the back end's name in tests, such as "carrier+user+4 queues".
+// String is the back end's name in tests, such as "carrier+lean+4 queues".
 func (b BackEnd) String() string {
 	var parts []string
-	for _, part := range []string{b.Helper, b.HelperName, b.Sequence, b.Ruleset} {
+	for _, part := range []string{b.Helper, b.HelperName, b.Ruleset} {
 		if part != "" {
 			parts = append(parts, part)
 		}
@@ -155,7 +153,6 @@ func (b BackEnd) flags() []string {
 	}
 	add("--helper", b.Helper)
 	add("--helper-name", b.HelperName)
-	add("--sequence", b.Sequence)
 	add("--ruleset", b.Ruleset)
 	if b.Queues != 0 {
 		add("--queues", strconv.Itoa(b.Queues))

@@ -152,75 +152,67 @@ func (d dialogue) halve(verb Verb) halfLine {
 // the connection goes on.
 func TestRestOfLineIsLate(t *testing.T) {
 	t.Parallel()
-	forEachSequence(t, func(t *testing.T, b BackEnd) {
-		for _, test := range []struct {
-			holdTime time.Duration
-			flags    []string
-		}{
-			{500 * time.Millisecond, nil},
-			{1200 * time.Millisecond, []string{"--hold-time", "1.2s"}},
-		} {
-			for _, verb := range []Verb{PASV, PORT} {
-				t.Run(fmt.Sprintf("%s/%s", verb, test.holdTime), func(t *testing.T) {
-					t.Parallel()
-					lab := newLab(t, Config{
-						Situation: DNATMasquerade, Family: IPv4, Helper: Ours, Daemon: Daemon{BackEnd: b, Flags: test.flags},
-					})
-					d := startDialogue(t, lab)
-					d.fetch()
-					start := time.Now()
-					half := d.halve(verb)
-					half.wait(t, test.holdTime+Scale(2*time.Second))
-					if waited := time.Since(start); waited < test.holdTime {
-						t.Errorf("the first part arrived after %s, sooner than %s", waited, test.holdTime)
-					}
-					half.finish()
-					d.client.do("200", "NOOP")
-					d.fetch()
-					d.client.quit()
-					wantNothingInvalid(t, lab.Routers...)
-					counts := stopAndCount(t, lab.ServerRouter())
-					if counts["gave_up"] != 1 || counts["failed"] != 1 || counts["expected"] != 4 {
-						t.Errorf("want one line given up, and four helped: %v", counts)
-					}
+	for _, test := range []struct {
+		holdTime time.Duration
+		flags    []string
+	}{
+		{500 * time.Millisecond, nil},
+		{1200 * time.Millisecond, []string{"--hold-time", "1.2s"}},
+	} {
+		for _, verb := range []Verb{PASV, PORT} {
+			t.Run(fmt.Sprintf("%s/%s", verb, test.holdTime), func(t *testing.T) {
+				t.Parallel()
+				lab := newLab(t, Config{
+					Situation: DNATMasquerade, Family: IPv4, Helper: Ours, Daemon: Daemon{Flags: test.flags},
 				})
-			}
+				d := startDialogue(t, lab)
+				d.fetch()
+				start := time.Now()
+				half := d.halve(verb)
+				half.wait(t, test.holdTime+Scale(2*time.Second))
+				if waited := time.Since(start); waited < test.holdTime {
+					t.Errorf("the first part arrived after %s, sooner than %s", waited, test.holdTime)
+				}
+				half.finish()
+				d.client.do("200", "NOOP")
+				d.fetch()
+				d.client.quit()
+				wantNothingInvalid(t, lab.Routers...)
+				counts := stopAndCount(t, lab.ServerRouter())
+				if counts["gave_up"] != 1 || counts["failed"] != 1 || counts["expected"] != 4 {
+					t.Errorf("want one line given up, and four helped: %v", counts)
+				}
+			})
 		}
-	})
+	}
 }
 
 // TestStopWhileHolding takes the daemon away while it holds the first part of a
 // line. If it is stopped, it lets go of that; if it is killed, it is lost with it,
-// and has to be sent again. Either way the connection goes on. One whose sequence
-// numbers the daemon keeps could not, so where it would, no line comes before that
-// changes its length.
+// and has to be sent again. Either way the connection goes on.
 func TestStopWhileHolding(t *testing.T) {
 	t.Parallel()
-	forEachSequence(t, func(t *testing.T, b BackEnd) {
-		for _, how := range []string{"stopped", "killed"} {
-			for _, verb := range []Verb{PASV, PORT} {
-				t.Run(fmt.Sprintf("%s/%s", verb, how), func(t *testing.T) {
-					t.Parallel()
-					stopWhileHolding(t, b, how, verb)
-				})
-			}
+	for _, how := range []string{"stopped", "killed"} {
+		for _, verb := range []Verb{PASV, PORT} {
+			t.Run(fmt.Sprintf("%s/%s", verb, how), func(t *testing.T) {
+				t.Parallel()
+				stopWhileHolding(t, how, verb)
+			})
 		}
-	})
+	}
 }
 
-func stopWhileHolding(t *testing.T, b BackEnd, how string, verb Verb) {
+func stopWhileHolding(t *testing.T, how string, verb Verb) {
 	lab := newLab(t, Config{
 		Situation: DNATMasquerade, Family: IPv4, Helper: Ours,
-		Daemon: Daemon{BackEnd: b, Flags: []string{"--hold-time", "1h"}},
+		Daemon: Daemon{Flags: []string{"--hold-time", "1h"}},
 	})
 	if how == "stopped" {
 		neverRetransmit(t, lab.Client)
 		neverRetransmit(t, lab.Server)
 	}
 	d := startDialogue(t, lab)
-	if b.Sequence != "user" {
-		d.fetch()
-	}
+	d.fetch()
 	half := d.halve(verb)
 	router, ctx := lab.ServerRouter(), testContext(t, time.Minute)
 	waitHeld(t, router)

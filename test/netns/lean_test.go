@@ -21,7 +21,7 @@ const loseFirst = `table inet lossy {
 func TestLean(t *testing.T) {
 	t.Parallel()
 	lab := newLab(t, Config{Situation: DNAT, Family: IPv4, Helper: Ours,
-		Daemon: Daemon{BackEnd: BackEnd{Helper: "carrier", Sequence: "kernel", Ruleset: "lean"}}})
+		Daemon: Daemon{BackEnd: BackEnd{Helper: "carrier", Ruleset: "lean"}}})
 	own := lab.Addresses.Server.Addr()
 	unasked := fmt.Sprintf("227 look here (%s)", numbers(netip.AddrPortFrom(own, 40000), "%d"))
 	startScripted(t, lab.Server, netip.AddrPortFrom(own, 21), script{replies: map[string]string{"STAT": unasked}})

@@ -148,13 +148,17 @@ func TestReload(t *testing.T) {
 	}
 	told(first, own)
 
-	// A port that goes takes the help with it, but not the connection. One that was added by hand stays.
+	// A port that is removed gets no new control connections; those that it has are still helped. One that
+	// was added by hand stays.
 	if err := router.Nft(t.Context(), "add element inet nfq_ftphelper ports { 2122 }"); err != nil {
 		t.Fatal(err)
 	}
 	d.reload("rules: true\nports: 2121\nlog-level: debug\n", "msg=reloaded ports=2121 min-port=1024 log-level=debug\n")
-	told(first, own)
+	helped(first)
 	helped(second)
+	unknown := dial(21)
+	told(unknown, own)
+	unknown.quit()
 	if err := router.DaemonProcess().WaitOutput(testContext(t, 5*time.Second), func(log string) bool {
 		return strings.Contains(log, "level=DEBUG")
 	}); err != nil {

@@ -11,19 +11,16 @@ import (
 // The tests in this file cut the lines of control connections into segments in all
 // the ways in which TCP may do so.
 
-// forEachTranslation runs a test in every situation with NAT, with each of the back ends that keep
-// sequence numbers.
-func forEachTranslation(t *testing.T, test func(*testing.T, BackEnd, Situation, Family)) {
-	forEachSequence(t, func(t *testing.T, b BackEnd) {
-		for _, situation := range []Situation{DNAT, SNAT, DNATMasquerade, TwoRouters} {
-			for _, family := range Families {
-				t.Run(fmt.Sprintf("%s/%s", situation, family), func(t *testing.T) {
-					t.Parallel()
-					test(t, b, situation, family)
-				})
-			}
+// forEachTranslation runs a test in every situation with NAT.
+func forEachTranslation(t *testing.T, test func(*testing.T, Situation, Family)) {
+	for _, situation := range []Situation{DNAT, SNAT, DNATMasquerade, TwoRouters} {
+		for _, family := range Families {
+			t.Run(fmt.Sprintf("%s/%s", situation, family), func(t *testing.T) {
+				t.Parallel()
+				test(t, situation, family)
+			})
 		}
-	})
+	}
 }
 
 // TestByteSegments has a client and a server that write each byte by itself.
@@ -32,8 +29,8 @@ func TestByteSegments(t *testing.T) {
 	forEachTranslation(t, sendByteSegments)
 }
 
-func sendByteSegments(t *testing.T, b BackEnd, situation Situation, family Family) {
-	lab := newLab(t, Config{Situation: situation, Family: family, Helper: Ours, Daemon: Daemon{BackEnd: b}})
+func sendByteSegments(t *testing.T, situation Situation, family Family) {
+	lab := newLab(t, Config{Situation: situation, Family: family, Helper: Ours})
 	widenWindow(t, lab.Client)
 	widenWindow(t, lab.Server)
 	server := startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21),
@@ -84,24 +81,22 @@ func TestNagle(t *testing.T) {
 // waitForProbes has both sides write in a way in which only TCP's tail loss probe (RFC 8985 section
 // 7.3) brings forth the rest of a line.
 func waitForProbes(t *testing.T, write func(*net.TCPConn, string) error) {
-	forEachSequence(t, func(t *testing.T, b BackEnd) {
-		for _, family := range Families {
-			t.Run(family.String(), func(t *testing.T) {
-				t.Parallel()
-				lab := newLab(t, Config{Situation: DNATMasquerade, Family: family, Helper: Ours, Daemon: Daemon{BackEnd: b}})
-				server := startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21),
-					script{write: write})
-				client := &scriptedClient{t: t, host: lab.Client, write: write}
-				client.connect(netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-				everyTransfer(client, server, lab, family)
-				client.quit()
-				wantNothingInvalid(t, lab.Routers...)
-				if held := wantAllHelped(t, lab.Routers...); held == 0 {
-					t.Error("no packet was held")
-				}
-			})
-		}
-	})
+	for _, family := range Families {
+		t.Run(family.String(), func(t *testing.T) {
+			t.Parallel()
+			lab := newLab(t, Config{Situation: DNATMasquerade, Family: family, Helper: Ours})
+			server := startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21),
+				script{write: write})
+			client := &scriptedClient{t: t, host: lab.Client, write: write}
+			client.connect(netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
+			everyTransfer(client, server, lab, family)
+			client.quit()
+			wantNothingInvalid(t, lab.Routers...)
+			if held := wantAllHelped(t, lab.Routers...); held == 0 {
+				t.Error("no packet was held")
+			}
+		})
+	}
 }
 
 // everyTransfer logs in and makes every kind of transfer, twice.
@@ -127,22 +122,20 @@ func everyTransfer(client *scriptedClient, server *scriptedServer, lab *Lab, fam
 // every position.
 func TestSplitLines(t *testing.T) {
 	t.Parallel()
-	forEachSequence(t, func(t *testing.T, b BackEnd) {
-		for _, situation := range []Situation{Routed, DNAT, SNAT, DNATMasquerade} {
-			for _, family := range Families {
-				for _, verb := range family.Verbs() {
-					t.Run(fmt.Sprintf("%s/%s/%s", situation, family, verb), func(t *testing.T) {
-						t.Parallel()
-						splitEverywhere(t, b, situation, family, verb)
-					})
-				}
+	for _, situation := range []Situation{Routed, DNAT, SNAT, DNATMasquerade} {
+		for _, family := range Families {
+			for _, verb := range family.Verbs() {
+				t.Run(fmt.Sprintf("%s/%s/%s", situation, family, verb), func(t *testing.T) {
+					t.Parallel()
+					splitEverywhere(t, situation, family, verb)
+				})
 			}
 		}
-	})
+	}
 }
 
-func splitEverywhere(t *testing.T, b BackEnd, situation Situation, family Family, verb Verb) {
-	lab := newLab(t, Config{Situation: situation, Family: family, Helper: Ours, Daemon: Daemon{BackEnd: b}})
+func splitEverywhere(t *testing.T, situation Situation, family Family, verb Verb) {
+	lab := newLab(t, Config{Situation: situation, Family: family, Helper: Ours})
 	fromServer, fromClient := &splitter{}, &splitter{}
 	startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21),
 		script{write: fromServer.write})
@@ -214,8 +207,8 @@ func TestPipelinedCommands(t *testing.T) {
 	forEachTranslation(t, sendPipelined)
 }
 
-func sendPipelined(t *testing.T, b BackEnd, situation Situation, family Family) {
-	lab := newLab(t, Config{Situation: situation, Family: family, Helper: Ours, Daemon: Daemon{BackEnd: b}})
+func sendPipelined(t *testing.T, situation Situation, family Family) {
+	lab := newLab(t, Config{Situation: situation, Family: family, Helper: Ours})
 	server := startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21),
 		script{coalesce: true})
 	client := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))

@@ -4,8 +4,6 @@
 package conntracktest
 
 import (
-	"errors"
-	"net/netip"
 	"slices"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
@@ -27,6 +25,8 @@ type Entry struct {
 	expect.Master
 	// NoSeqAdj makes the entry one without the sequence adjustment extension.
 	NoSeqAdj bool
+	// Deleted makes the connection one that is not there.
+	Deleted bool
 }
 
 // Add makes c know a connection by its two tuples. Its helper is "sane" until changed.
@@ -38,7 +38,7 @@ func (c *Conntrack) Add(original, reply expect.Tuple) *Entry {
 
 func (c *Conntrack) entry(t expect.Tuple) (*Entry, expect.Direction) {
 	for _, e := range c.entries {
-		if i := slices.Index(e.Tuples[:], t); i >= 0 {
+		if i := slices.Index(e.Tuples[:], t); i >= 0 && !e.Deleted {
 			return e, expect.Direction(i)
 		}
 	}
@@ -92,25 +92,6 @@ func (c *Conntrack) Update(m *expect.Master, u expect.Update) error {
 	}
 	m.Apply(u)
 	e.Apply(u)
-	return nil
-}
-
-// Early implements engine.Early: the tuples of the packets that are queued before conntrack. While
-// it is nil, Add fails.
-type Early map[expect.Tuple]bool
-
-// Add is as that of rules.Early.
-func (e Early) Add(src, dst netip.AddrPort) error {
-	if e == nil {
-		return errors.New("there are no such rules")
-	}
-	e[expect.Tuple{Src: src, Dst: dst}] = true
-	return nil
-}
-
-// Remove is as that of rules.Early.
-func (e Early) Remove(src, dst netip.AddrPort) error {
-	delete(e, expect.Tuple{Src: src, Dst: dst})
 	return nil
 }
 
