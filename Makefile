@@ -54,7 +54,7 @@ BENCH_FLAGS ?=
 .PHONY: help build packages packages-files image demo test test-kernels test-bare lint unit installed fuzz netns kubernetes sum-up bench bench-vm bench-build clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build bin/nfq-ftphelper, a static binary
 	$(GO_BUILD) -o bin/nfq-ftphelper ./cmd/nfq-ftphelper
