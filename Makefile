@@ -1,7 +1,7 @@
 # make help lists the targets.
 
 SHELL      := /bin/bash
-VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+VERSION    ?= $(shell git describe --tags --match 'v[0-9]*' --always --dirty 2>/dev/null || echo devel)
 GO_BUILD   = CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 STATICCHECK = go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 NFPM        = go run github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2
