@@ -58,8 +58,10 @@ client and server also take a network.`,
 				switch {
 				case asJSON:
 					text = flowJSON(flows)
+				case len(flows.Flows) == 0 && all > 0 && view.text != "":
+					text = "no connection matches the filter\n"
 				case len(flows.Flows) == 0 && all > 0:
-					text = "no connection is selected\n"
+					text = "no control connection is open\n"
 				}
 				if watch && onTerminal(out) {
 					text = "\x1b[H\x1b[J" + text // from the screen's top

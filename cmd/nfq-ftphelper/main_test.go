@@ -3,7 +3,9 @@ package main
 import (
 	"bytes"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -211,5 +213,17 @@ func TestRemoveOwn(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestNoTables: gopacket's layers have 6 MB of tables, which the garbage collector brings into the memory of a daemon that
+// needs none of them.
+func TestNoTables(t *testing.T) {
+	out, err := exec.Command("go", "list", "-deps", ".").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if packages := strings.Fields(string(out)); slices.Contains(packages, "github.com/google/gopacket/layers") {
+		t.Error("the program links github.com/google/gopacket/layers")
 	}
 }

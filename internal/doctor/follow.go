@@ -10,14 +10,13 @@ import (
 	"slices"
 	"time"
 
-	"github.com/google/gopacket"
-	"github.com/google/gopacket/layers"
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/mangle"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
@@ -298,31 +297,36 @@ func (r *replica) send(l link, protocol uint16, packet []byte) error {
 	return unix.Sendto(r.packets, frame, 0, &unix.SockaddrLinklayer{Ifindex: int(l.index), Protocol: protocol<<8 | protocol>>8})
 }
 
+// marker returns an IPv4 header of [markerProtocol] from 192.0.2.1 to 192.0.2.2, without payload.
 func marker() []byte {
-	ip := &layers.IPv4{Version: 4, TTL: 64, Protocol: markerProtocol, SrcIP: net.IPv4(192, 0, 2, 1), DstIP: net.IPv4(192, 0, 2, 2)}
-	return serialize(ip)
+	return []byte{0x45, 0, 0, 20, 0, 0, 0, 0, 64, markerProtocol, 0xf5, 0xe9, 192, 0, 2, 1, 192, 0, 2, 2}
 }
 
 // segment returns the first packet of a connection or, if it acknowledges seq, the answer to it.
 func segment(src, dst netip.AddrPort, acknowledges bool, seq uint32) (protocol uint16, packet []byte) {
-	tcp := &layers.TCP{SrcPort: layers.TCPPort(src.Port()), DstPort: layers.TCPPort(dst.Port()), Seq: 1000, SYN: true, Window: 65535}
-	if acknowledges {
-		tcp.ACK, tcp.Ack = true, seq+1
-	}
+	const lenTCP, flagSYN, flagACK = 20, 0x02, 0x10
+	var ip []byte
 	if src.Addr().Is4() {
-		ip := &layers.IPv4{Version: 4, TTL: 64, Protocol: layers.IPProtocolTCP, SrcIP: src.Addr().AsSlice(), DstIP: dst.Addr().AsSlice()}
-		_ = tcp.SetNetworkLayerForChecksum(ip)
-		return unix.ETH_P_IP, serialize(ip, tcp)
+		protocol = unix.ETH_P_IP
+		ip = []byte{0x45, 0, 0, 20 + lenTCP, 0, 0, 0, 0, 64, unix.IPPROTO_TCP, 0, 0}
+	} else {
+		protocol = unix.ETH_P_IPV6
+		ip = []byte{0x60, 0, 0, 0, 0, lenTCP, unix.IPPROTO_TCP, 64}
 	}
-	ip := &layers.IPv6{Version: 6, HopLimit: 64, NextHeader: layers.IPProtocolTCP, SrcIP: src.Addr().AsSlice(), DstIP: dst.Addr().AsSlice()}
-	_ = tcp.SetNetworkLayerForChecksum(ip)
-	return unix.ETH_P_IPV6, serialize(ip, tcp)
-}
-
-func serialize(l ...gopacket.SerializableLayer) []byte {
-	b := gopacket.NewSerializeBuffer()
-	_ = gopacket.SerializeLayers(b, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}, l...)
-	return b.Bytes()
+	tcp := make([]byte, lenTCP)
+	binary.BigEndian.PutUint16(tcp, src.Port())
+	binary.BigEndian.PutUint16(tcp[2:], dst.Port())
+	tcp[12], tcp[13], tcp[14], tcp[15] = lenTCP/4<<4, flagSYN, 0xff, 0xff // the window
+	if acknowledges {
+		tcp[13] |= flagACK
+		binary.BigEndian.PutUint32(tcp[8:], seq+1)
+	}
+	var p mangle.Packet
+	if err := p.Decode(slices.Concat(ip, src.Addr().AsSlice(), dst.Addr().AsSlice(), tcp)); err != nil {
+		return protocol, nil // addresses of two families, between which there is no connection
+	}
+	packet, _ = p.AppendSegment(nil, 1000, nil) // not too long
+	return protocol, packet
 }
 
 // way returns the interface by which an address is reached; it is local if that is the replica.

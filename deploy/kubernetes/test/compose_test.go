@@ -151,7 +151,7 @@ func tryCompose(t *testing.T, up, down string) {
 		t.Errorf("conntrack found %d packets invalid, %v", invalid, err)
 	}
 	d.wantConfined(t)
-	flows, err := m.podman(ctx, "exec", d.name, "nfq-ftphelper", "flows")
+	flows, err := m.podman(ctx, "exec", d.name, "nfq-ftphelper", "flows", "--all")
 	if err != nil || !strings.Contains(flows, ":21") {
 		t.Errorf("flows says, %v:\n%s", err, flows)
 	}

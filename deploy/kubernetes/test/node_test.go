@@ -84,7 +84,7 @@ func tryNode(t *testing.T, mode string) {
 	}
 
 	// The control socket lies on a volume.
-	flows, err := m.podman(ctx, "exec", pod.name, "nfq-ftphelper", "flows")
+	flows, err := m.podman(ctx, "exec", pod.name, "nfq-ftphelper", "flows", "--all")
 	if err != nil || !strings.Contains(flows, ":21") {
 		t.Errorf("flows says, %v:\n%s", err, flows)
 	}
