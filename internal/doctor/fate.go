@@ -179,7 +179,7 @@ func (f *reader) follow(name string, on match, unsure bool) outcome {
 			m := on.and(a.match)
 			sure := f.packet.on(m)
 			if sure == no {
-				if a.accepts() && m.helper != "" && m.states&f.packet.state != 0 && f.packet.helper != "" {
+				if a.accepts() && m.helper != "" && m.helper != f.packet.helper && m.states&f.packet.state != 0 && f.packet.helper != "" {
 					f.fate.otherHelper = m.helper
 				}
 				continue
