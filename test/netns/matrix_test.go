@@ -147,10 +147,16 @@ func wantNoData(t *testing.T, f Family, try func(Verb) Outcome) {
 	for _, verb := range f.Verbs() {
 		tries.Go(func() {
 			outcome := try(verb)
+			reached := func() bool { return outcome.LoggedIn && slices.Contains(outcome.Verbs, verb) }
+			for range 2 { // on a busy machine one may be given up too early
+				if outcome.Err != nil && !reached() {
+					outcome = try(verb)
+				}
+			}
 			if outcome.Err == nil {
 				t.Errorf("%s works without a helper", verb)
 			}
-			if !outcome.LoggedIn || !slices.Contains(outcome.Verbs, verb) {
+			if !reached() {
 				t.Errorf("%s did not get as far as its data connection: %v\n%s", verb, outcome.Err, outcome.Transcript)
 			}
 		})

@@ -38,8 +38,8 @@ func Scale(d time.Duration) time.Duration {
 }
 
 const (
-	// ordinaryWork is what work may take on an ordinary machine.
-	ordinaryWork = 10 * time.Millisecond
+	// ordinaryWork is what work may take on an ordinary machine that has other work, too: without any it takes a quarter.
+	ordinaryWork = 30 * time.Millisecond
 	// slownessSamples is how often work is timed: another program may pause between two bursts.
 	slownessSamples = 10
 )
@@ -56,7 +56,6 @@ func measureSlowness() float64 {
 }
 
 // work is a little of what the tests do: it starts programs, passes messages between threads, and computes.
-// On an idle machine it takes less than [ordinaryWork].
 func work() {
 	for range 4 {
 		_ = exec.Command("/bin/true").Run() // without that program there is less work: no matter

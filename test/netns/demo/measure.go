@@ -80,10 +80,15 @@ func measureWithout(ctx context.Context, s netns.Situation, p *progress) (map[ne
 		var tries sync.WaitGroup
 		for _, verb := range netns.Verbs {
 			tries.Go(func() {
-				outcome := netns.Transfer{
+				transfer := netns.Transfer{
 					Program: netns.Curl, Verb: verb, Operation: netns.Download,
 					Server: lab.ServerAddress, Site: site, Timeout: failingTimeout,
-				}.Run(ctx, lab.Client)
+				}
+				outcome := transfer.Run(ctx, lab.Client)
+				if outcome.Err != nil && !outcome.LoggedIn { // given up too early: the machine is busy
+					transfer.Timeout = workingTimeout
+					outcome = transfer.Run(ctx, lab.Client)
+				}
 				p.done()
 				mu.Lock()
 				defer mu.Unlock()
