@@ -164,7 +164,7 @@ func TestOutcomes(t *testing.T) {
 	t.Parallel()
 	lab := newLab(t, Config{Situation: DNAT, Family: IPv4, Helper: Ours, Daemon: Daemon{BackEnd: BackEnd{Queues: 2}}})
 	router, ctx := lab.ServerRouter(), testContext(t, 5*time.Minute)
-	startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{})
+	startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{patience: 5 * time.Minute})
 	log := newEventLog(t, router)
 	login := func() (c *scriptedClient, client netip.AddrPort) {
 		t.Helper()
