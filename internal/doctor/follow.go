@@ -28,7 +28,7 @@ type replica struct {
 	trace    *netlink.Conn
 	route    *netlink.Conn
 	ct       *expect.Client
-	sockets  []int                   // of connections from and to the replica itself
+	sockets  []int                   // that listen
 	handles  map[objectName][]uint64 // of the rules of each chain here, in order
 	ports    map[netip.AddrPort]bool // that are listened on
 	nextPort uint16
@@ -475,12 +475,14 @@ func (r *replica) legacyDrop(before [][]xtRule, sent bool) (*place, error) {
 	return nil, nil
 }
 
-// dial sends the first segment of a connection from the replica itself.
+// dial sends the first segment of a connection from the replica itself. The socket is closed at once, so
+// that no retransmission of it is taken for a later segment.
 func (r *replica) dial(src, dst netip.AddrPort) error {
-	fd, err := r.socket(src)
+	fd, err := boundSocket(src)
 	if err != nil {
 		return err
 	}
+	defer unix.Close(fd)
 	// Where this fails, by a rule or for want of a route, conntrack has no connection afterwards.
 	_ = unix.Connect(fd, sockaddr(dst))
 	return nil
@@ -491,28 +493,31 @@ func (r *replica) listen(at netip.AddrPort) error {
 	if r.ports[at] {
 		return nil
 	}
-	fd, err := r.socket(at)
+	fd, err := boundSocket(at)
 	if err != nil {
 		return err
 	}
+	r.sockets = append(r.sockets, fd)
 	r.ports[at] = true
 	return unix.Listen(fd, 16)
 }
 
-func (r *replica) socket(at netip.AddrPort) (int, error) {
+func boundSocket(at netip.AddrPort) (fd int, err error) {
 	family := unix.AF_INET
 	if at.Addr().Is6() {
 		family = unix.AF_INET6
 	}
-	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if fd, err = unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0); err != nil {
+		return 0, err
+	}
+	err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	if err == nil {
+		err = unix.Bind(fd, sockaddr(at))
+	}
 	if err != nil {
-		return 0, err
+		unix.Close(fd)
 	}
-	r.sockets = append(r.sockets, fd)
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
-		return 0, err
-	}
-	return fd, unix.Bind(fd, sockaddr(at))
+	return fd, err
 }
 
 func sockaddr(a netip.AddrPort) unix.Sockaddr {

@@ -214,7 +214,10 @@ func (s *snapshot) rebuildNetwork(far int, farRoute *netlink.Conn) error {
 		return err
 	}
 	defer nl.Close()
-	for _, quiet := range []setting{{"ipv6/conf/default/accept_dad", "0"}, {"ipv6/conf/default/accept_ra", "0"}} {
+	for _, quiet := range []setting{
+		{"ipv6/conf/default/accept_dad", "0"}, {"ipv6/conf/default/accept_ra", "0"},
+		{"ipv4/tcp_synack_retries", "0"}, // retransmissions would be taken for later segments
+	} {
 		if err := quiet.write(); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -402,6 +403,37 @@ func lines(s string) []string {
 		}
 	}
 	return all
+}
+
+// TestReplicaRetransmitsNothing waits for as long as a slow machine takes between two test connections. What the
+// replica sends again for an earlier one would be taken for the segment of the next.
+func TestReplicaRetransmitsNothing(t *testing.T) {
+	t.Parallel()
+	r := newTestRouter(t)
+	do(t, r.Host, func() error {
+		s, err := takeSnapshot()
+		if err != nil {
+			return err
+		}
+		return inReplica(s, ftp, func(replica *replica) error {
+			left, right := netip.MustParseAddrPort("203.0.113.101:1111"), netip.MustParseAddrPort("192.168.1.2:21")
+			own := netip.MustParseAddrPort("203.0.113.1:21")
+			if err := replica.listen(own); err != nil {
+				return err
+			}
+			for _, ends := range [][2]netip.AddrPort{{left, own}, {netip.AddrPortFrom(own.Addr(), 1112), right}} {
+				if c, err := replica.connect(ends[0], ends[1]); err != nil || c.master == nil {
+					t.Errorf("%s to %s: %+v, %v", ends[0], ends[1], c, err)
+				}
+				time.Sleep(1500 * time.Millisecond) // TCP_TIMEOUT_INIT is 1 s, include/net/tcp.h
+				c, err := replica.connect(netip.AddrPortFrom(left.Addr(), replica.port()), right)
+				if err != nil || c.seq != 1000 || c.answer != nil {
+					t.Errorf("the next segment has the number %d, want 1000, of segment: %+v, %v", c.seq, c, err)
+				}
+			}
+			return nil
+		})
+	})
 }
 
 // TestNothingLeaves examines a router in the middle of connections: no packet leaves it, and what is
