@@ -27,6 +27,8 @@ type contender struct {
 	// in are the situations where it makes sense; stock says that it needs a stock kernel.
 	in    []netns.Situation
 	stock bool
+	// before says that it is the earlier build.
+	before bool
 	// workloads are those that it is fit for; all if there are none.
 	workloads []Operation
 	// keepsAddress says that PASV's answer comes through as the server sent it.
@@ -42,6 +44,7 @@ type contender struct {
 // binaries are the paths of programs that are measured.
 type binaries struct {
 	daemon string // nfq-ftphelper
+	before string // an earlier build of it, or ""
 	accept string // the C program
 }
 
@@ -54,6 +57,8 @@ const (
 	cLean      = "C lean"
 	oursFull   = "ours full"
 	oursLean   = "ours lean"
+	beforeFull = "before full"
+	beforeLean = "before lean"
 )
 
 // queueNumber is the same in every lab: each has a namespace of its own.
@@ -76,6 +81,8 @@ var contenders = []contender{
 	{name: oursFull, in: anywhere, limit: cFull, start: ours()},
 	{name: oursLean, in: anywhere, limit: cLean, start: ours("--ruleset", "lean")},
 	{name: cLean, in: behindNAT, workloads: onlyControl, keepsAddress: true, start: startLeanAccept},
+	{name: beforeFull, in: anywhere, before: true, limit: cFull, start: earlier(ours())},
+	{name: beforeLean, in: anywhere, before: true, limit: cLean, start: earlier(ours("--ruleset", "lean"))},
 }
 
 // reference names the contender that others are compared with in a situation.
@@ -126,6 +133,14 @@ func ours(flags ...string) func(context.Context, binaries, *netns.Lab) (*netns.P
 			return nil, err
 		}
 		return p, waitReady(ctx, p, log)
+	}
+}
+
+// earlier starts the earlier build in place of the daemon.
+func earlier(start func(context.Context, binaries, *netns.Lab) (*netns.Process, error)) func(context.Context, binaries, *netns.Lab) (*netns.Process, error) {
+	return func(ctx context.Context, b binaries, lab *netns.Lab) (*netns.Process, error) {
+		b.daemon = b.before
+		return start(ctx, b, lab)
 	}
 }
 

@@ -111,6 +111,7 @@ func parse(args []string, stderr io.Writer) (settings, error) {
 	f.StringVar(&s.out, "out", "bench/results", "`folder` of the results; - writes the raw data to standard output, and nothing else")
 	f.StringVar(&s.render, "render", "", "measure nothing: make tables and plots of a `file` of raw data")
 	f.StringVar(&s.daemon, "daemon", "bin/nfq-ftphelper", "`path` of the daemon")
+	f.StringVar(&s.binaries.before, "before", "", "`path` of an earlier build of the daemon, to compare with")
 	f.StringVar(&s.accept, "accept", "bin/accept", "`path` of the C program that accepts every packet")
 	if err := f.Parse(args); err != nil {
 		return s, err
@@ -118,6 +119,7 @@ func parse(args []string, stderr io.Writer) (settings, error) {
 	if f.NArg() > 0 {
 		return s, fmt.Errorf("%q is too much: there are only flags", f.Arg(0))
 	}
+	s.selection.before = s.binaries.before != ""
 	if quick {
 		s.plan = plan{rounds: 1, duration: 50 * time.Millisecond, many: 20, bulk: 16 << 20, processor: s.processor}
 	}
@@ -154,7 +156,10 @@ func measureAll(s settings, progress io.Writer) ([]Result, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("network namespaces need root: run it as root")
 	}
-	for _, path := range []*string{&s.daemon, &s.accept} {
+	for _, path := range []*string{&s.daemon, &s.binaries.before, &s.accept} {
+		if *path == "" {
+			continue
+		}
 		absolute, err := filepath.Abs(*path)
 		if err == nil {
 			_, err = os.Stat(absolute)

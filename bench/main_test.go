@@ -62,9 +62,9 @@ func TestQuick(t *testing.T) {
 	}
 	out := t.TempDir()
 	var progress bytes.Buffer
+	daemon := build(t, "nfq-ftphelper", "go", "build", "-o", "OUTPUT", "../cmd/nfq-ftphelper")
 	err := bench([]string{
-		"-quick", "-out", out,
-		"-daemon", build(t, "nfq-ftphelper", "go", "build", "-o", "OUTPUT", "../cmd/nfq-ftphelper"),
+		"-quick", "-out", out, "-daemon", daemon, "-before", daemon,
 		"-accept", build(t, "accept", "gcc", "-o", "OUTPUT", "accept/accept.c", "-lnetfilter_queue"),
 	}, nil, &progress)
 	if err != nil {

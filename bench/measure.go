@@ -23,10 +23,12 @@ type selection struct {
 	operations []Operation
 	// stock says that the kernel has what stock kernels have.
 	stock bool
+	// before says that there is an earlier build of the daemon.
+	before bool
 }
 
 func (s selection) takes(c contender, situation netns.Situation, o Operation) bool {
-	return c.fits(situation, o) && (s.stock || !c.stock) &&
+	return c.fits(situation, o) && (s.stock || !c.stock) && (s.before || !c.before) &&
 		(len(s.contenders) == 0 || slices.Contains(s.contenders, c.name)) &&
 		(len(s.operations) == 0 || slices.Contains(s.operations, o))
 }

@@ -15,6 +15,7 @@ process's time. The machine's time includes load generator and server.
 - *no helper*: NAT and stateful filtering, with the data ports open: the floor.
 - *kernel*: nf_conntrack_ftp and nf_nat_ftp. *conntrackd*: its user-space helper.
 - *ours full*, *ours lean*: this daemon, with either ruleset.
+- *before full*, *before lean*: an earlier build of it (-before).
 - *C full*, *C lean*: a program on libnetfilter_queue that gets the same packets and lets them
   pass as they are: the limit of NFQUEUE.
 `
