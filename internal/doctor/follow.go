@@ -32,6 +32,7 @@ type replica struct {
 	handles  map[objectName][]uint64 // of the rules of each chain here, in order
 	ports    map[netip.AddrPort]bool // that are listened on
 	nextPort uint16
+	markers  uint32 // sent
 }
 
 // inReplica rebuilds a snapshot in a network namespace, with the rules that c is about, and calls do there.
@@ -230,15 +231,21 @@ type dropEvent struct {
 // settle waits until all packets that were sent have been handled. It returns the id and the sequence
 // number of the first one, and all drops. Other packets are the replica's own answers.
 func (r *replica) settle() (first, seq uint32, drops []dropEvent, err error) {
-	if err := r.send(r.links[0], unix.ETH_P_IP, marker()); err != nil {
+	const most, wait = 20, 500 * time.Millisecond // a busy kernel may lose a packet or its trace
+	send := func() error {
+		r.markers++
+		return errors.Join(r.send(r.links[0], unix.ETH_P_IP, marker(r.markers)), r.trace.SetReadDeadline(time.Now().Add(wait)))
+	}
+	if err := send(); err != nil {
 		return 0, 0, nil, err
 	}
-	if err := r.trace.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
-		return 0, 0, nil, err
-	}
+	earliest := r.markers
 	bases := make(map[uint32]objectName) // in which each packet is
 	for {
 		messages, err := r.trace.Receive()
+		if errors.Is(err, os.ErrDeadlineExceeded) && r.markers-earliest < most {
+			messages, err = nil, send()
+		}
 		if err != nil {
 			return 0, 0, nil, fmt.Errorf("read the trace of packets: %w", err)
 		}
@@ -261,15 +268,15 @@ func (r *replica) settle() (first, seq uint32, drops []dropEvent, err error) {
 			default:
 				dropped = false
 			}
-			packet := a.number(unix.NFTA_TRACE_ID)
+			packet, transport := a.number(unix.NFTA_TRACE_ID), a.find(unix.NFTA_TRACE_TRANSPORT_HEADER)
 			switch {
 			case at.table.name == traceTable && dropped:
-				return first, seq, drops, nil
-			case at.table.name == traceTable && first == 0:
-				first = packet
-				if tcp := a.find(unix.NFTA_TRACE_TRANSPORT_HEADER); len(tcp) >= 8 {
-					seq = binary.BigEndian.Uint32(tcp[4:])
+				if len(transport) == lenMarker && binary.BigEndian.Uint32(transport) >= earliest {
+					return first, seq, drops, nil
 				}
+				continue // an earlier call's, which came late
+			case at.table.name == traceTable && first == 0 && len(transport) >= 8:
+				first, seq = packet, binary.BigEndian.Uint32(transport[4:])
 			case r.bases[at]:
 				bases[packet] = at
 			}
@@ -297,10 +304,13 @@ func (r *replica) send(l link, protocol uint16, packet []byte) error {
 	return unix.Sendto(r.packets, frame, 0, &unix.SockaddrLinklayer{Ifindex: int(l.index), Protocol: protocol<<8 | protocol>>8})
 }
 
-// marker returns an IPv4 header of [markerProtocol] from 192.0.2.1 to 192.0.2.2, without payload.
-func marker() []byte {
-	return []byte{0x45, 0, 0, 20, 0, 0, 0, 0, 64, markerProtocol, 0xf5, 0xe9, 192, 0, 2, 1, 192, 0, 2, 2}
+// marker returns an IPv4 packet of [markerProtocol] from 192.0.2.1 to 192.0.2.2 that carries its number.
+func marker(number uint32) []byte {
+	header := []byte{0x45, 0, 0, 20 + lenMarker, 0, 0, 0, 0, 64, markerProtocol, 0xf5, 0xe5, 192, 0, 2, 1, 192, 0, 2, 2}
+	return binary.BigEndian.AppendUint32(header, number)
 }
+
+const lenMarker = 4 // bytes of payload
 
 // segment returns the first packet of a connection or, if it acknowledges seq, the answer to it.
 func segment(src, dst netip.AddrPort, acknowledges bool, seq uint32) (protocol uint16, packet []byte) {

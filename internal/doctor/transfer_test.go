@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -430,6 +431,31 @@ func TestReplicaRetransmitsNothing(t *testing.T) {
 				if err != nil || c.seq != 1000 || c.answer != nil {
 					t.Errorf("the next segment has the number %d, want 1000, of segment: %+v, %v", c.seq, c, err)
 				}
+			}
+			return nil
+		})
+	})
+}
+
+// TestLostMarker loses the first marker, as a busy kernel may.
+func TestLostMarker(t *testing.T) {
+	t.Parallel()
+	r := newTestRouter(t)
+	do(t, r.Host, func() error {
+		s, err := takeSnapshot()
+		if err != nil {
+			return err
+		}
+		return inReplica(s, ftp, func(replica *replica) error {
+			lose := exec.CommandContext(t.Context(), "nft", fmt.Sprintf(`table netdev lossy { chain in {
+				type filter hook ingress device %q priority 0; ip protocol %d limit rate 1/hour burst 1 packets counter drop; }; }`,
+				replica.links[0].name, markerProtocol))
+			if out, err := lose.CombinedOutput(); err != nil {
+				return fmt.Errorf("%w: %s", err, out)
+			}
+			c, err := replica.connect(netip.MustParseAddrPort("203.0.113.101:1111"), netip.MustParseAddrPort("192.168.1.2:21"))
+			if err != nil || c.master == nil || replica.markers != 2 {
+				t.Errorf("%+v, %v, after %d markers, want a connection after 2", c, err, replica.markers)
 			}
 			return nil
 		})
