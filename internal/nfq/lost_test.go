@@ -11,17 +11,16 @@ import (
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
 
 // idle is a Handler that is never asked.
 type idle struct{}
 
-func (idle) Handle(_ uint32, _ []byte, verdicts []engine.Verdict) []engine.Verdict { return verdicts }
-func (idle) Deadline() (time.Time, bool)                                           { return time.Time{}, false }
-func (idle) Expire(verdicts []engine.Verdict) []engine.Verdict                     { return verdicts }
-func (idle) Flush(verdicts []engine.Verdict) []engine.Verdict                      { return verdicts }
+func (idle) Handle(_ uint32, _ []byte, verdicts []Verdict) []Verdict { return verdicts }
+func (idle) Deadline() (time.Time, bool)                             { return time.Time{}, false }
+func (idle) Expire(verdicts []Verdict) []Verdict                     { return verdicts }
+func (idle) Flush(verdicts []Verdict) []Verdict                      { return verdicts }
 
 // TestLost says that Run ends with an error when the queue's socket is gone.
 func TestLost(t *testing.T) {

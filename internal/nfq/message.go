@@ -7,8 +7,6 @@ import (
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
-
-	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 )
 
 // Types of messages: NFQNL_MSG_* of linux/netfilter/nfnetlink_queue.h.
@@ -129,7 +127,7 @@ func appendRequest(b []byte, typ uint16, flags netlink.HeaderFlags, sequence uin
 }
 
 // appendVerdict appends an NFQNL_MSG_VERDICT, padded so that another message can follow.
-func appendVerdict(b []byte, queue uint16, v engine.Verdict) []byte {
+func appendVerdict(b []byte, queue uint16, v Verdict) []byte {
 	const accept, header = 1, attrHeader + 8 // NF_ACCEPT; a struct nfqnl_msg_verdict_hdr
 	n := header
 	if v.Packet != nil {

@@ -23,32 +23,40 @@ import (
 	"github.com/florianl/go-nfqueue/v2"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
-
-	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 )
 
-// Handler decides about packets; engine.Engine is one. All is called from one goroutine.
+// MaxPacket is the length in bytes of the longest packet that a queue delivers or a Verdict may hold: what has
+// room in a netlink attribute.
+const MaxPacket = 0xffff - attrHeader
+
+// Verdict accepts a packet; no packet is ever dropped. It is an alias of a plain struct, so that a Handler need
+// not import this package.
+type Verdict = struct {
+	// ID is the packet's number in the queue.
+	ID uint32
+	// Packet replaces the packet; nil leaves it unchanged. It is valid until the next call of the Handler.
+	Packet []byte
+}
+
+// Handler decides about packets; engine.Engine is one. All methods are called from one goroutine.
 type Handler interface {
 	// Handle takes the packet with the number id, from its IP header on, and appends to
 	// verdicts those that are due.
-	Handle(id uint32, packet []byte, verdicts []engine.Verdict) []engine.Verdict
+	Handle(id uint32, packet []byte, verdicts []Verdict) []Verdict
 	// Deadline returns when Expire has to be called; false if there is no need.
 	Deadline() (time.Time, bool)
 	// Expire appends the verdicts whose time has come.
-	Expire(verdicts []engine.Verdict) []engine.Verdict
+	Expire(verdicts []Verdict) []Verdict
 	// Flush appends all verdicts that are still owed.
-	Flush(verdicts []engine.Verdict) []engine.Verdict
+	Flush(verdicts []Verdict) []Verdict
 }
 
 const (
 	// maxQueueLen is how many packets may wait for a verdict; beyond that the kernel lets
 	// them go unread.
 	maxQueueLen = 4096
-	// maxPacketLen is what has room in an attribute, of a longer packet the beginning: that is
-	// malformed, and let go as it is.
-	maxPacketLen = engine.MaxPacket
 	// maxMessageLen is longer than any message: a packet and some small attributes.
-	maxMessageLen = maxPacketLen + 4096
+	maxMessageLen = MaxPacket + 4096
 	// maxGather is how many packets may be handled before verdicts are sent; the first one has
 	// to wait for the last one.
 	maxGather = 16
@@ -74,19 +82,19 @@ type Queue struct {
 	jobs      chan *job // room for one
 	overflows atomic.Uint64
 	priority  uint32 // of the packets that are for special
-	special   func(id uint32, packet []byte, verdicts []engine.Verdict) []engine.Verdict
+	special   func(id uint32, packet []byte, verdicts []Verdict) []Verdict
 
 	waking sync.Mutex // held while wake uses the socket
 	open   bool       // so that it may
 
 	// Of the goroutine that receives.
-	fd       int              // of the socket
-	buffer   []byte           // for what is received
-	verdicts []engine.Verdict // the handler's
-	unsent   []byte           // verdicts as messages
-	gathered int              // messages received since unsent was empty
-	crowded  bool             // the last time that we looked, another message was there
-	received uint64           // packets
+	fd       int       // of the socket
+	buffer   []byte    // for what is received
+	verdicts []Verdict // the handler's
+	unsent   []byte    // verdicts as messages
+	gathered int       // messages received since unsent was empty
+	crowded  bool      // the last time that we looked, another message was there
+	received uint64    // packets
 	handling Durations
 	stop     <-chan struct{}
 	deadline time.Time   // of the handler; zero for none
@@ -103,7 +111,7 @@ func New(num uint16, h Handler, log *slog.Logger) *Queue {
 
 // Distinguish hands packets with the priority (meta priority in nftables) to another function,
 // which does what the Handler's Handle does. It has to be called before Run.
-func (q *Queue) Distinguish(priority uint32, handle func(id uint32, packet []byte, verdicts []engine.Verdict) []engine.Verdict) {
+func (q *Queue) Distinguish(priority uint32, handle func(id uint32, packet []byte, verdicts []Verdict) []Verdict) {
 	q.priority, q.special = priority, handle
 }
 
@@ -187,7 +195,7 @@ func (q *Queue) bind() error {
 	failOpen := be32(nfqueue.NfQaCfgFlagFailOpen)
 	err := q.configure(netlink.Acknowledge, bindSequence,
 		netlink.Attribute{Type: cfgCmd, Data: []byte{cmdBind, 0, 0, unix.AF_UNSPEC}},
-		netlink.Attribute{Type: cfgParams, Data: append(be32(maxPacketLen), nfqueue.NfQnlCopyPacket)},
+		netlink.Attribute{Type: cfgParams, Data: append(be32(MaxPacket), nfqueue.NfQnlCopyPacket)},
 		netlink.Attribute{Type: cfgFlags, Data: failOpen},
 		netlink.Attribute{Type: cfgMask, Data: failOpen},
 		netlink.Attribute{Type: cfgQueueMaxLen, Data: be32(maxQueueLen)},
@@ -344,7 +352,7 @@ func (q *Queue) answer(m message) error {
 func (q *Queue) packet(p packet) error {
 	q.received++
 	if p.looped() {
-		return q.verdict(engine.Verdict{ID: p.id})
+		return q.verdict(Verdict{ID: p.id})
 	}
 	start := time.Now()
 	handle := q.handler.Handle
@@ -358,7 +366,7 @@ func (q *Queue) packet(p packet) error {
 
 // give takes the handler's verdicts, and sees to it that the next ones that are due by time are
 // not missed.
-func (q *Queue) give(verdicts []engine.Verdict) error {
+func (q *Queue) give(verdicts []Verdict) error {
 	q.verdicts = verdicts
 	for _, v := range verdicts {
 		if err := q.verdict(v); err != nil {
@@ -377,7 +385,7 @@ func (q *Queue) give(verdicts []engine.Verdict) error {
 }
 
 // verdict has a verdict sent, now or soon.
-func (q *Queue) verdict(v engine.Verdict) error {
+func (q *Queue) verdict(v Verdict) error {
 	q.unsent = appendVerdict(q.unsent, q.num, v)
 	if len(q.unsent) < maxUnsent {
 		return nil

@@ -9,15 +9,13 @@ import (
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
-
-	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 )
 
 // letGo is a Handler that lets everything go, every fourth one with a changed byte.
 type letGo struct{ idle }
 
-func (letGo) Handle(id uint32, packet []byte, verdicts []engine.Verdict) []engine.Verdict {
-	v := engine.Verdict{ID: id}
+func (letGo) Handle(id uint32, packet []byte, verdicts []Verdict) []Verdict {
+	v := Verdict{ID: id}
 	if id%4 == 2 {
 		packet[0]++
 		v.Packet = packet
@@ -144,9 +142,9 @@ func TestAllocations(t *testing.T) {
 func TestDistinguish(t *testing.T) {
 	q, kernel := newPair(t)
 	var special []uint32
-	q.Distinguish(0x21270119, func(id uint32, _ []byte, verdicts []engine.Verdict) []engine.Verdict {
+	q.Distinguish(0x21270119, func(id uint32, _ []byte, verdicts []Verdict) []Verdict {
 		special = append(special, id)
-		return append(verdicts, engine.Verdict{ID: id})
+		return append(verdicts, Verdict{ID: id})
 	})
 	for id, priority := range []uint32{1: 0, 2: 0x21270119, 3: 0x01192721, 4: 0x21270119} {
 		if id == 0 {
