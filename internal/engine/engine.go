@@ -15,8 +15,8 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
 )
 
-// Conntrack is what the engine needs of conntrack; expect.Client has it, and so has the fake
-// of package conntracktest. The methods and their errors are those of expect.Client.
+// Conntrack is what the engine needs of conntrack; expect.Client has it, and so has
+// memory.Conntrack. The methods and their errors are those of expect.Client.
 type Conntrack interface {
 	Lookup(t expect.Tuple) (*expect.Master, expect.Direction, error)
 	Announce(m *expect.Master, e expect.Expectation, u expect.Update) error
