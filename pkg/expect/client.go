@@ -86,7 +86,7 @@ func (c *Client) get(m *Master, t Tuple) error {
 func (c *Client) addGet(t Tuple) {
 	c.request(msgCtGet, 0, t.Src.Addr())
 	c.out.tuple(ctaTupleOrig, t)
-	c.out.uint16(ctaZone, zone)
+	c.out.Uint16(ctaZone, zone)
 	c.end()
 }
 
@@ -171,13 +171,13 @@ func (c *Client) addUpdate(m *Master, u Update) bool {
 func (c *Client) addChange(m *Master, dir Direction, a *SeqAdj, mask, bits label) {
 	c.request(msgCtNew, 0, m.Client().Addr())
 	c.out.tuple(ctaTupleOrig, m.Tuples[Original])
-	c.out.uint16(ctaZone, zone)
+	c.out.Uint16(ctaZone, zone)
 	if a != nil {
 		c.out.seqAdj(dir, *a)
 	}
 	if mask != (label{}) {
-		c.out.bytes(ctaLabels, bits[:]...)
-		c.out.bytes(ctaLabelsMask, mask[:]...)
+		c.out.Bytes(ctaLabels, bits[:]...)
+		c.out.Bytes(ctaLabelsMask, mask[:]...)
 	}
 	c.end()
 }
@@ -285,7 +285,7 @@ func taken(errno unix.Errno) bool { return errno == unix.EBUSY || errno == unix.
 func (c *Client) addExpectation(e Expectation) {
 	c.request(msgExpNew, unix.NLM_F_CREATE|unix.NLM_F_EXCL, e.Src)
 	c.out.expectation(e)
-	c.out.uint16(ctaExpectZone, zone)
+	c.out.Uint16(ctaExpectZone, zone)
 	c.end()
 }
 
@@ -346,7 +346,7 @@ func (c *Client) installed(e Expectation) (there Event, ok bool, err error) {
 	c.begin()
 	c.request(msgExpGet, 0, e.Src)
 	c.out.tuple(ctaExpectTuple, e.tuple())
-	c.out.uint16(ctaExpectZone, zone)
+	c.out.Uint16(ctaExpectZone, zone)
 	c.end()
 	r, err := c.exchange()
 	switch {
@@ -366,7 +366,7 @@ func (c *Client) Unexpect(e Expectation) error {
 	c.begin()
 	c.request(msgExpDelete, 0, e.Src)
 	c.out.tuple(ctaExpectTuple, e.tuple())
-	c.out.uint16(ctaExpectZone, zone)
+	c.out.Uint16(ctaExpectZone, zone)
 	c.end()
 	r, err := c.exchange()
 	if errno := r.errno[0]; err == nil && errno != 0 && errno != unix.ENOENT {

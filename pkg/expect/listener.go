@@ -8,6 +8,8 @@ import (
 
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfnetlink"
 )
 
 // EventKind is what an Event is about.
@@ -109,7 +111,7 @@ func subscribe(fd int) error {
 // rules have attached. The rest is discarded before it reaches the socket's buffer.
 func eventFilter() []bpf.Instruction {
 	const (
-		firstAttribute = unix.SizeofNlMsghdr + sizeofNfgenmsg
+		firstAttribute = nfnetlink.HeaderLen
 		reject, accept = 0, 1 << 16
 	)
 	subsystem := uint32(5) // the high byte of nlmsg_type
@@ -157,24 +159,24 @@ func (l *Listener) Receive() (Event, error) {
 
 // decodeEvent decodes a message. Its Kind is 0 for one that is about nothing of interest.
 func decodeEvent(b []byte) (ev Event, err error) {
-	a, _, err := nextAnswer(b)
+	a, _, err := nfnetlink.Next(b)
 	if err != nil {
 		return ev, err
 	}
-	switch a.typ {
+	switch a.Type {
 	case msgCtNew:
-		ev, err = decodeConnection(a.body)
+		ev, err = decodeConnection(a.Body)
 	case msgCtDelete:
-		ev, err = decodeConnection(a.body)
+		ev, err = decodeConnection(a.Body)
 		ev.Kind = Destroyed
 	case msgExpNew:
-		ev, err = decodeExpectation(a.body)
+		ev, err = decodeExpectation(a.Body)
 		ev.Kind = ExpectationNew
 	case msgExpDelete:
-		ev, err = decodeExpectation(a.body)
+		ev, err = decodeExpectation(a.Body)
 		ev.Kind = ExpectationDestroyed
 	}
-	ev.Port = binary.NativeEndian.Uint32(b[12:]) // nlmsg_pid
+	ev.Port = a.Port
 	return ev, err
 }
 
@@ -202,7 +204,7 @@ func decodeExpectation(body []byte) (ev Event, err error) {
 		case ctaExpectTuple:
 			ev.Expected, err = decodeTuple(v)
 		case ctaExpectTimeout:
-			ev.Left, err = decodeUint32(v)
+			ev.Left, err = nfnetlink.Uint32(v)
 		}
 		return err
 	})
@@ -211,11 +213,12 @@ func decodeExpectation(body []byte) (ev Event, err error) {
 
 // eachAttribute calls f for the attributes of a message's body.
 func eachAttribute(body []byte, f func(typ uint16, value []byte) error) error {
-	if len(body) < sizeofNfgenmsg {
-		return fmt.Errorf("%w: %d bytes are no message of nfnetlink", errMalformed, len(body))
+	attrs, err := nfnetlink.Body(body)
+	if err != nil {
+		return err
 	}
-	for attrs := attributes(body[sizeofNfgenmsg:]); len(attrs) > 0; {
-		typ, v, err := attrs.next()
+	for len(attrs) > 0 {
+		typ, v, err := attrs.Next()
 		if err == nil {
 			err = f(typ, v)
 		}
@@ -233,7 +236,7 @@ const tcpEstablished = 3
 // decodeTCPState reads CTA_PROTOINFO; 0 is none.
 func decodeTCPState(v attributes) (byte, error) {
 	for len(v) > 0 {
-		typ, tcp, err := v.next()
+		typ, tcp, err := v.Next()
 		if err != nil {
 			return 0, err
 		}
@@ -241,7 +244,7 @@ func decodeTCPState(v attributes) (byte, error) {
 			continue
 		}
 		for tcp := attributes(tcp); len(tcp) > 0; {
-			typ, state, err := tcp.next()
+			typ, state, err := tcp.Next()
 			switch {
 			case err != nil:
 				return 0, err
