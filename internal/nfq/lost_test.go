@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
@@ -51,7 +50,7 @@ func TestLost(t *testing.T) {
 	if err := unix.Dup3(int(null.Fd()), q.fd, unix.O_CLOEXEC); err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Send(same, appendRequest(nil, unix.NLMSG_NOOP, netlink.Acknowledge, 0, 0, 0), 0); err != nil {
+	if err := unix.Send(same, noop(), 0); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-ended; err == nil || !strings.Contains(err.Error(), "queue 7 is lost") {
