@@ -4,9 +4,12 @@
 package nfnetlink
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"iter"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -38,19 +41,14 @@ func (b *Buffer) Message(typ, flags uint16, seq uint32, family byte, resource ui
 	m = binary.NativeEndian.AppendUint16(m, typ)
 	m = binary.NativeEndian.AppendUint16(m, unix.NLM_F_REQUEST|flags)
 	m = binary.NativeEndian.AppendUint32(m, seq)
-	*b = append(m, 0, 0, 0, 0) // nlmsg_pid, which the kernel fills in
-	b.Header(family, resource)
+	m = append(m, 0, 0, 0, 0) // nlmsg_pid, which the kernel fills in
+	*b = append(m, family, unix.NFNETLINK_V0, byte(resource>>8), byte(resource))
 	return start
 }
 
 // EndMessage ends the message that begins at start.
 func (b Buffer) EndMessage(start int) {
 	binary.NativeEndian.PutUint32(b[start:], uint32(len(b)-start))
-}
-
-// Header appends a struct nfgenmsg, for a socket that makes the struct nlmsghdr.
-func (b *Buffer) Header(family byte, resource uint16) {
-	*b = append(*b, family, unix.NFNETLINK_V0, byte(resource>>8), byte(resource))
 }
 
 // Nest begins an attribute that consists of attributes; End ends it.
@@ -139,6 +137,11 @@ func Next(b []byte) (m Message, rest []byte, err error) {
 // Attributes are those of a message, or nested in another one.
 type Attributes []byte
 
+// Data returns a struct nfgenmsg and attributes: what follows the struct nlmsghdr that package netlink makes.
+func Data(family byte, attrs Buffer) []byte {
+	return append([]byte{family, unix.NFNETLINK_V0, 0, 0}, attrs...)
+}
+
 // Body returns the attributes of a message's body, which follow its struct nfgenmsg.
 func Body(b []byte) (Attributes, error) {
 	if len(b) < genmsgLen {
@@ -160,6 +163,66 @@ func (a *Attributes) Next() (typ uint16, value []byte, err error) {
 	}
 	*a = b[min(len(b), aligned(size)):]
 	return binary.NativeEndian.Uint16(b[2:]) & typeMask, b[unix.SizeofNlAttr:size:size], nil
+}
+
+// All yields the type without flags and the value of each attribute, up to the first one that is malformed.
+func (a Attributes) All() iter.Seq2[uint16, []byte] {
+	return func(yield func(uint16, []byte) bool) {
+		for len(a) > 0 {
+			typ, value, err := a.Next()
+			if err != nil || !yield(typ, value) {
+				return
+			}
+		}
+	}
+}
+
+// Find returns the value of the first attribute of a type, nil if there is none.
+func (a Attributes) Find(typ uint16) []byte {
+	for t, value := range a.All() {
+		if t == typ {
+			return value
+		}
+	}
+	return nil
+}
+
+// Nested returns the attributes that the first attribute of a type consists of, none if there is none.
+func (a Attributes) Nested(typ uint16) Attributes { return a.Find(typ) }
+
+// Uint32 returns a number in network byte order, 0 if there is none.
+func (a Attributes) Uint32(typ uint16) uint32 {
+	n, err := Uint32(a.Find(typ))
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// Text returns a string without the NUL at its end, "" if there is none.
+func (a Attributes) Text(typ uint16) string { return string(bytes.TrimRight(a.Find(typ), "\x00")) }
+
+// Native returns a number in the byte order of this machine, which that of rtnetlink is; 0 if there is none.
+func (a Attributes) Native(typ uint16) uint32 {
+	if v := a.Find(typ); len(v) == 4 {
+		return binary.NativeEndian.Uint32(v)
+	}
+	return 0
+}
+
+// Without returns a copy that lacks the attributes of some types.
+func (a Attributes) Without(types ...uint16) (rest Buffer) {
+	for len(a) > 0 {
+		whole := a
+		typ, _, err := a.Next()
+		if err != nil {
+			return rest
+		}
+		if !slices.Contains(types, typ) {
+			rest = append(rest, whole[:len(whole)-len(a)]...)
+		}
+	}
+	return rest
 }
 
 // aligned is NLMSG_ALIGN and NLA_ALIGN.

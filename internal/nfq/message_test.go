@@ -13,13 +13,12 @@ import (
 func TestLooped(t *testing.T) {
 	message := func(hook byte, in uint32) []byte {
 		var m nfnetlink.Buffer
-		m.Header(unix.AF_INET, 7)
 		m.Bytes(attrPacketHdr, 0, 0, 0, 9, 8, 0, hook)
 		m.Bytes(attrPayload, []byte("packet")...)
 		if in != 0 {
 			m.Uint32(attrIndev, in)
 		}
-		return m
+		return nfnetlink.Data(unix.AF_INET, m)
 	}
 	for _, c := range []struct {
 		hook byte
