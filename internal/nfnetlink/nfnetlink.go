@@ -93,6 +93,11 @@ func (b *Buffer) Uint32(typ uint16, n uint32) {
 // Uint16 appends a number in network byte order.
 func (b *Buffer) Uint16(typ uint16, n uint16) { b.Bytes(typ, byte(n>>8), byte(n)) }
 
+// Native appends a number in the byte order of this machine, as rtnetlink has it.
+func (b *Buffer) Native(typ uint16, n uint32) {
+	b.Bytes(typ, binary.NativeEndian.AppendUint32(nil, n)...)
+}
+
 // Message is one message from the kernel.
 type Message struct {
 	Type uint16
@@ -190,6 +195,19 @@ func (a Attributes) Find(typ uint16) []byte {
 // Nested returns the attributes that the first attribute of a type consists of, none if there is none.
 func (a Attributes) Nested(typ uint16) Attributes { return a.Find(typ) }
 
+// IsNested reports whether the first attribute of a type has the flag NLA_F_NESTED. The kernel does not set it
+// everywhere.
+func (a Attributes) IsNested(typ uint16) bool {
+	for len(a) > 0 {
+		first := a
+		t, _, err := a.Next()
+		if err != nil || t == typ {
+			return err == nil && binary.NativeEndian.Uint16(first[2:])&unix.NLA_F_NESTED != 0
+		}
+	}
+	return false
+}
+
 // Uint32 returns a number in network byte order, 0 if there is none.
 func (a Attributes) Uint32(typ uint16) uint32 {
 	n, err := Uint32(a.Find(typ))
@@ -202,7 +220,7 @@ func (a Attributes) Uint32(typ uint16) uint32 {
 // Text returns a string without the NUL at its end, "" if there is none.
 func (a Attributes) Text(typ uint16) string { return string(bytes.TrimRight(a.Find(typ), "\x00")) }
 
-// Native returns a number in the byte order of this machine, which that of rtnetlink is; 0 if there is none.
+// Native returns a number in the byte order of this machine, as rtnetlink has it, 0 if there is none.
 func (a Attributes) Native(typ uint16) uint32 {
 	if v := a.Find(typ); len(v) == 4 {
 		return binary.NativeEndian.Uint32(v)
