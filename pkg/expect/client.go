@@ -75,7 +75,9 @@ func (c *Client) get(m *Master, t Tuple) error {
 	case r.errno[0] != 0:
 		err = r.errno[0]
 	default:
-		err = m.decode(r.body)
+		if err = m.decode(r.body); err == errOtherZone {
+			return ErrNoEntry
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("look up control connection %s to %s: %w", t.Src, t.Dst, err)

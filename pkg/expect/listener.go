@@ -48,8 +48,9 @@ var ErrEventsLost = errors.New("conntrack's events came faster than they were re
 // listenerBuffer is how many bytes of events may wait in the socket.
 const listenerBuffer = 4 << 20
 
-// Listener receives the events of those connections that have a helper or are expected by one, and of
-// expectations, in the network namespace in which it was opened. Connections that began before have
+// Listener receives the events of those connections in zone 0 that have a helper or are expected by one,
+// and of expectations, in the network namespace in which it was opened. The kernel does not name the zone
+// of an expectation, so those of all zones are among them: Client.Expected tells. Connections that began before have
 // none (net.netfilter.nf_conntrack_events is 2). The kernel never waits for a Listener: it
 // drops what finds no room.
 //
@@ -176,6 +177,9 @@ func decodeEvent(b []byte) (ev Event, err error) {
 		ev, err = decodeExpectation(a.Body)
 		ev.Kind = ExpectationDestroyed
 	}
+	if err == errOtherZone {
+		return Event{}, nil
+	}
 	ev.Port = a.Port
 	return ev, err
 }
@@ -189,6 +193,8 @@ func decodeConnection(body []byte) (ev Event, err error) {
 		case ctaTupleMaster:
 			ev.Kind = Related
 			ev.Master, err = decodeTuple(v)
+		case ctaZone:
+			err = errOtherZone
 		}
 		return err
 	})

@@ -1,6 +1,7 @@
 package expect
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 
@@ -39,6 +40,7 @@ const (
 
 	ctaTupleIP    = 1 // CTA_TUPLE_IP
 	ctaTupleProto = 2 // CTA_TUPLE_PROTO
+	ctaTupleZone  = 3 // CTA_TUPLE_ZONE: of this direction only
 
 	ctaIPv4Src = 1 // CTA_IP_V4_SRC
 	ctaIPv4Dst = 2 // CTA_IP_V4_DST
@@ -70,8 +72,12 @@ const (
 	ctaExpectNATTuple = 2 // CTA_EXPECT_NAT_TUPLE
 )
 
-// zone is the conntrack zone that every message names.
+// zone is the conntrack zone that every message names. The kernel leaves it out of its own messages: what
+// has a zone there belongs to another one.
 const zone = 0
+
+// errOtherZone says that a message is about a connection of another zone.
+var errOtherZone = errors.New("another conntrack zone")
 
 const (
 	ipsSeqAdjust = 1 << 6  // IPS_SEQ_ADJUST of nf_conntrack_common.h
@@ -207,6 +213,9 @@ func decodeTuple(v attributes) (t Tuple, err error) {
 		typ, half, err := v.Next()
 		if err != nil {
 			return t, err
+		}
+		if typ == ctaTupleZone {
+			return t, errOtherZone
 		}
 		for half := attributes(half); len(half) > 0; {
 			field, v, err := half.Next()
