@@ -14,8 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrMalformed is returned for a message or an attribute whose length does not fit, or whose value has
-// another size than its type needs.
+// ErrMalformed is returned for a message or an attribute whose length does not fit.
 var ErrMalformed = errors.New("malformed message from the kernel")
 
 // Lengths of structures in bytes.
@@ -173,8 +172,8 @@ func (a *Attributes) Next() (typ uint16, value []byte, err error) {
 // All yields the type without flags and the value of each attribute, up to the first one that is malformed.
 func (a Attributes) All() iter.Seq2[uint16, []byte] {
 	return func(yield func(uint16, []byte) bool) {
-		for len(a) > 0 {
-			typ, value, err := a.Next()
+		for rest := a; len(rest) > 0; {
+			typ, value, err := rest.Next()
 			if err != nil || !yield(typ, value) {
 				return
 			}
@@ -184,8 +183,9 @@ func (a Attributes) All() iter.Seq2[uint16, []byte] {
 
 // Find returns the value of the first attribute of a type, nil if there is none.
 func (a Attributes) Find(typ uint16) []byte {
-	for t, value := range a.All() {
-		if t == typ {
+	for len(a) > 0 {
+		t, value, err := a.Next()
+		if err != nil || t == typ {
 			return value
 		}
 	}
@@ -210,11 +210,18 @@ func (a Attributes) IsNested(typ uint16) bool {
 
 // Uint32 returns a number in network byte order, 0 if there is none.
 func (a Attributes) Uint32(typ uint16) uint32 {
-	n, err := Uint32(a.Find(typ))
-	if err != nil {
-		return 0
+	if v := a.Find(typ); len(v) == 4 {
+		return binary.BigEndian.Uint32(v)
 	}
-	return n
+	return 0
+}
+
+// Uint16 returns a number in network byte order, 0 if there is none.
+func (a Attributes) Uint16(typ uint16) uint16 {
+	if v := a.Find(typ); len(v) == 2 {
+		return binary.BigEndian.Uint16(v)
+	}
+	return 0
 }
 
 // Text returns a string without the NUL at its end, "" if there is none.
@@ -245,19 +252,3 @@ func (a Attributes) Without(types ...uint16) (rest Buffer) {
 
 // aligned is NLMSG_ALIGN and NLA_ALIGN.
 func aligned(n int) int { return (n + unix.NLA_ALIGNTO - 1) &^ (unix.NLA_ALIGNTO - 1) }
-
-// Uint32 decodes a number in network byte order, or returns an ErrMalformed.
-func Uint32(v []byte) (uint32, error) {
-	if len(v) != 4 {
-		return 0, fmt.Errorf("%w: a number of %d bytes, not 4", ErrMalformed, len(v))
-	}
-	return binary.BigEndian.Uint32(v), nil
-}
-
-// Uint16 decodes a number in network byte order, or returns an ErrMalformed.
-func Uint16(v []byte) (uint16, error) {
-	if len(v) != 2 {
-		return 0, fmt.Errorf("%w: a number of %d bytes, not 2", ErrMalformed, len(v))
-	}
-	return binary.BigEndian.Uint16(v), nil
-}

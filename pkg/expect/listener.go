@@ -186,78 +186,34 @@ func decodeEvent(b []byte) (ev Event, err error) {
 
 // decodeConnection decodes the body of an IPCTNL_MSG_CT_NEW: as Related where it names a master.
 func decodeConnection(body []byte) (ev Event, err error) {
-	err = eachAttribute(body, func(typ uint16, v []byte) (err error) {
+	attrs, err := nfnetlink.Body(body)
+	if err == nil && attrs.Find(ctaZone) != nil {
+		err = errOtherZone
+	}
+	for typ, v := range attrs.All() {
+		if err != nil {
+			break
+		}
 		switch typ {
 		case ctaTupleOrig, ctaTupleReply:
 			ev.Tuples[typ-ctaTupleOrig], err = decodeTuple(v)
 		case ctaTupleMaster:
 			ev.Kind = Related
 			ev.Master, err = decodeTuple(v)
-		case ctaZone:
-			err = errOtherZone
 		}
-		return err
-	})
+	}
 	return ev, err
 }
 
 // decodeExpectation decodes the body of an IPCTNL_MSG_EXP_NEW.
 func decodeExpectation(body []byte) (ev Event, err error) {
-	err = eachAttribute(body, func(typ uint16, v []byte) (err error) {
-		switch typ {
-		case ctaExpectMaster:
-			ev.Master, err = decodeTuple(v)
-		case ctaExpectTuple:
-			ev.Expected, err = decodeTuple(v)
-		case ctaExpectTimeout:
-			ev.Left, err = nfnetlink.Uint32(v)
-		}
-		return err
-	})
-	return ev, err
-}
-
-// eachAttribute calls f for the attributes of a message's body.
-func eachAttribute(body []byte, f func(typ uint16, value []byte) error) error {
 	attrs, err := nfnetlink.Body(body)
-	if err != nil {
-		return err
+	if err == nil {
+		ev.Master, err = decodeTuple(attrs.Nested(ctaExpectMaster))
 	}
-	for len(attrs) > 0 {
-		typ, v, err := attrs.Next()
-		if err == nil {
-			err = f(typ, v)
-		}
-		if err != nil {
-			return err
-		}
+	if err == nil {
+		ev.Expected, err = decodeTuple(attrs.Nested(ctaExpectTuple))
 	}
-	return nil
-}
-
-// tcpEstablished is TCP_CONNTRACK_ESTABLISHED (nf_conntrack_tcp.h); the states after it are those of
-// a connection that ends.
-const tcpEstablished = 3
-
-// decodeTCPState reads CTA_PROTOINFO; 0 is none.
-func decodeTCPState(v attributes) (byte, error) {
-	for len(v) > 0 {
-		typ, tcp, err := v.Next()
-		if err != nil {
-			return 0, err
-		}
-		if typ != ctaProtoInfoTCP {
-			continue
-		}
-		for tcp := attributes(tcp); len(tcp) > 0; {
-			typ, state, err := tcp.Next()
-			switch {
-			case err != nil:
-				return 0, err
-			case typ == ctaProtoInfoTCPState && len(state) == 1:
-				return state[0], nil
-			}
-		}
-	}
-	return 0, nil
+	ev.Left = attrs.Uint32(ctaExpectTimeout)
+	return ev, err
 }

@@ -1,6 +1,7 @@
 package expect
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -82,8 +83,11 @@ var errOtherZone = errors.New("another conntrack zone")
 const (
 	ipsSeqAdjust = 1 << 6  // IPS_SEQ_ADJUST of nf_conntrack_common.h
 	ipsHelper    = 1 << 13 // IPS_HELPER: rules have attached a helper
-	tcpSynRecv   = 2       // TCP_CONNTRACK_SYN_RECV of nf_conntrack_tcp.h
-	tcpClose     = 8       // TCP_CONNTRACK_CLOSE, the last of the states of nf_conntrack_tcp.h
+
+	// States of nf_conntrack_tcp.h; those after the second are of a connection that ends.
+	tcpSynRecv     = 2 // TCP_CONNTRACK_SYN_RECV
+	tcpEstablished = 3 // TCP_CONNTRACK_ESTABLISHED
+	tcpClose       = 8 // TCP_CONNTRACK_CLOSE, the last one
 )
 
 // followMaster is the expectfn of nf_nat_core.c: translate as the master is.
@@ -171,31 +175,28 @@ func (m *Master) decode(body []byte) error {
 	}
 	known := m.Helper
 	*m = Master{}
-	for len(attrs) > 0 {
-		typ, v, err := attrs.Next()
-		if err != nil {
-			return err
-		}
+	for typ, v := range attrs.All() {
+		v := attributes(v)
 		switch typ {
 		case ctaTupleOrig, ctaTupleReply:
-			m.Tuples[typ-ctaTupleOrig], err = decodeTuple(v)
+			if m.Tuples[typ-ctaTupleOrig], err = decodeTuple(v); err != nil {
+				return err
+			}
 		case ctaStatus:
-			var status uint32
-			status, err = nfnetlink.Uint32(v)
+			status := attrs.Uint32(ctaStatus)
 			m.Adjustable = status&ipsSeqAdjust != 0
 		case ctaProtoInfo:
-			var state byte
-			state, err = decodeTCPState(v)
-			m.Opening, m.Closing = state == tcpSynRecv, state > tcpEstablished && state <= tcpClose
+			if state := v.Nested(ctaProtoInfoTCP).Find(ctaProtoInfoTCPState); len(state) == 1 {
+				m.Opening, m.Closing = state[0] == tcpSynRecv, state[0] > tcpEstablished && state[0] <= tcpClose
+			}
 		case ctaHelp:
-			m.Helper, err = decodeHelper(v, known)
+			m.Helper = decodeHelper(v.Find(ctaHelpName), known)
 		case ctaSeqAdjOrig, ctaSeqAdjReply:
-			m.SeqAdj[typ-ctaSeqAdjOrig], err = decodeSeqAdj(v)
+			m.SeqAdj[typ-ctaSeqAdjOrig] = SeqAdj{
+				Position: v.Uint32(ctaSeqAdjPosition), Before: int32(v.Uint32(ctaSeqAdjBefore)), After: int32(v.Uint32(ctaSeqAdjAfter)),
+			}
 		case ctaLabels:
 			copy(m.Labels[:], v)
-		}
-		if err != nil {
-			return err
 		}
 	}
 	for _, t := range m.Tuples {
@@ -206,87 +207,37 @@ func (m *Master) decode(body []byte) error {
 	return nil
 }
 
+// decodeTuple decodes CTA_TUPLE_ORIG and the like. What is missing is zero.
 func decodeTuple(v attributes) (t Tuple, err error) {
 	var src, dst netip.Addr
 	var srcPort, dstPort uint16
-	for len(v) > 0 {
-		typ, half, err := v.Next()
-		if err != nil {
-			return t, err
-		}
-		if typ == ctaTupleZone {
+	for typ, v := range v.All() {
+		v := attributes(v)
+		switch typ {
+		case ctaTupleIP:
+			src, dst = decodeAddr(v, ctaIPv4Src, ctaIPv6Src), decodeAddr(v, ctaIPv4Dst, ctaIPv6Dst)
+		case ctaTupleProto:
+			srcPort, dstPort = v.Uint16(ctaProtoSrcPort), v.Uint16(ctaProtoDstPort)
+		case ctaTupleZone:
 			return t, errOtherZone
-		}
-		for half := attributes(half); len(half) > 0; {
-			field, v, err := half.Next()
-			if err != nil {
-				return t, err
-			}
-			switch {
-			case typ == ctaTupleIP && (field == ctaIPv4Src || field == ctaIPv6Src):
-				src, err = decodeAddr(v)
-			case typ == ctaTupleIP && (field == ctaIPv4Dst || field == ctaIPv6Dst):
-				dst, err = decodeAddr(v)
-			case typ == ctaTupleProto && field == ctaProtoSrcPort:
-				srcPort, err = nfnetlink.Uint16(v)
-			case typ == ctaTupleProto && field == ctaProtoDstPort:
-				dstPort, err = nfnetlink.Uint16(v)
-			}
-			if err != nil {
-				return t, err
-			}
 		}
 	}
 	return Tuple{netip.AddrPortFrom(src, srcPort), netip.AddrPortFrom(dst, dstPort)}, nil
 }
 
-func decodeAddr(v []byte) (netip.Addr, error) {
-	a, ok := netip.AddrFromSlice(v)
-	if !ok {
-		return a, fmt.Errorf("%w: an address of %d bytes", nfnetlink.ErrMalformed, len(v))
+func decodeAddr(v attributes, typ4, typ6 uint16) netip.Addr {
+	b := v.Find(typ4)
+	if b == nil {
+		b = v.Find(typ6)
 	}
-	return a, nil
+	a, _ := netip.AddrFromSlice(b)
+	return a
 }
 
 // decodeHelper returns known, if that is the name, and a new string otherwise.
-func decodeHelper(v attributes, known string) (string, error) {
-	for len(v) > 0 {
-		typ, name, err := v.Next()
-		if err != nil {
-			return "", err
-		}
-		if typ != ctaHelpName {
-			continue
-		}
-		if n := len(name); n > 0 && name[n-1] == 0 {
-			name = name[:n-1]
-		}
-		if string(name) == known {
-			return known, nil
-		}
-		return string(name), nil
+func decodeHelper(name []byte, known string) string {
+	if name = bytes.TrimRight(name, "\x00"); string(name) == known {
+		return known
 	}
-	return "", nil
-}
-
-func decodeSeqAdj(v attributes) (a SeqAdj, err error) {
-	for len(v) > 0 {
-		typ, value, err := v.Next()
-		if err != nil {
-			return a, err
-		}
-		n, err := nfnetlink.Uint32(value)
-		if err != nil {
-			return a, err
-		}
-		switch typ {
-		case ctaSeqAdjPosition:
-			a.Position = n
-		case ctaSeqAdjBefore:
-			a.Before = int32(n)
-		case ctaSeqAdjAfter:
-			a.After = int32(n)
-		}
-	}
-	return a, nil
+	return string(name)
 }
