@@ -251,10 +251,10 @@ func (r *replica) settle() (first, seq uint32, drops []dropEvent, err error) {
 			return 0, 0, nil, fmt.Errorf("read the trace of packets: %w", err)
 		}
 		for _, m := range messages {
-			if len(m.Data) < nfgenmsg || m.Header.Type != unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_TRACE {
+			a, err := nfnetlink.Body(m.Data)
+			if err != nil || m.Header.Type != unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_TRACE {
 				continue
 			}
-			a := attributes(m.Data[nfgenmsg:])
 			at := objectName{tableName{family: m.Data[0], name: a.Text(unix.NFTA_TRACE_TABLE)}, a.Text(unix.NFTA_TRACE_CHAIN)}
 			dropped := int32(a.Nested(unix.NFTA_TRACE_VERDICT).Uint32(unix.NFTA_VERDICT_CODE)) == verdictDrop
 			var handle uint64

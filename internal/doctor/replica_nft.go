@@ -56,7 +56,7 @@ func (s *snapshot) readNFT() error {
 	s.handles, s.bases = make(map[objectName][]uint64), make(map[objectName]bool)
 	for _, part := range []struct {
 		message netlink.HeaderType
-		add     func(family byte, a attributes) error
+		add     func(family byte, a attributes)
 	}{
 		{unix.NFT_MSG_GETTABLE, r.addTable},
 		{unix.NFT_MSG_GETOBJ, r.addObject},
@@ -99,25 +99,23 @@ func (r *nftReader) add(typ uint16, family byte, a nfnetlink.Buffer, format stri
 	r.nft = append(r.nft, nftMessage{typ, family, attributes(a), fmt.Sprintf(format, args...)})
 }
 
-func (r *nftReader) addTable(family byte, a attributes) error {
+func (r *nftReader) addTable(family byte, a attributes) {
 	name := tableName{family: family, name: a.Text(unix.NFTA_TABLE_NAME)}
 	// The flags left, persist and owner, are about the program that made it.
 	r.add(unix.NFT_MSG_NEWTABLE, family, a.Without(unix.NFTA_TABLE_FLAGS, unix.NFTA_TABLE_USE, nftaTableHandle, nftaTableOwner), "table %s", name)
-	return nil
 }
 
-func (r *nftReader) addObject(family byte, a attributes) error {
+func (r *nftReader) addObject(family byte, a attributes) {
 	r.add(unix.NFT_MSG_NEWOBJ, family, a.Without(unix.NFTA_OBJ_USE, nftaObjHandle),
 		"table %s, object %s", tableName{family: family, name: a.Text(unix.NFTA_OBJ_TABLE)}, a.Text(unix.NFTA_OBJ_NAME))
-	return nil
 }
 
-func (r *nftReader) addChain(family byte, a attributes) error {
+func (r *nftReader) addChain(family byte, a attributes) {
 	c := newChain(family, a)
 	if c.base && c.table.family == familyInet && c.hook == hookIngress {
 		r.ingress[objectName{c.table, c.name}] = true
 		r.left = append(r.left, fmt.Sprintf("table %s, chain %s", c.table, c.name))
-		return nil
+		return
 	}
 	if c.base {
 		r.bases[objectName{c.table, c.name}] = true
@@ -129,16 +127,14 @@ func (r *nftReader) addChain(family byte, a attributes) error {
 		b.Uint32(nftaChainFlags, flags)
 	}
 	r.add(unix.NFT_MSG_NEWCHAIN, family, b, "table %s, chain %s", c.table, c.name)
-	return nil
 }
 
-func (r *nftReader) addSet(family byte, a attributes) error {
+func (r *nftReader) addSet(family byte, a attributes) {
 	name := objectName{tableName{family: family, name: a.Text(unix.NFTA_SET_TABLE)}, a.Text(unix.NFTA_SET_NAME)}
 	r.sets = append(r.sets, name)
 	b := a.Without(nftaSetHandle, nftaSetType, nftaSetCount, unix.NFTA_SET_ID)
 	b.Uint32(unix.NFTA_SET_ID, uint32(len(r.sets)))
 	r.add(unix.NFT_MSG_NEWSET, family, b, "table %s, set %s", name.table, name.name)
-	return nil
 }
 
 // addElements adds those of all sets, each in the order in which the kernel wants intervals.
@@ -173,11 +169,11 @@ func (r *nftReader) addElements(l *lister) error {
 	return nil
 }
 
-func (r *nftReader) addRule(family byte, a attributes) error {
+func (r *nftReader) addRule(family byte, a attributes) {
 	rule := newRule(family, a)
 	in := objectName{rule.table, rule.chain}
 	if r.ingress[in] {
-		return nil
+		return
 	}
 	r.handles[in] = append(r.handles[in], rule.handle)
 	b := a.Without(unix.NFTA_RULE_HANDLE, unix.NFTA_RULE_POSITION, unix.NFTA_RULE_EXPRESSIONS)
@@ -191,7 +187,6 @@ func (r *nftReader) addRule(family byte, a attributes) error {
 		b.End(compat)
 	}
 	r.add(unix.NFT_MSG_NEWRULE, family, b, "table %s, chain %s, rule with handle %d", rule.table, rule.chain, rule.handle)
-	return nil
 }
 
 // addExpressions adds the expressions of a rule as the kernel takes them, and returns its protocol if it has a

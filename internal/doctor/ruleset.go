@@ -3,7 +3,6 @@ package doctor
 import (
 	"bytes"
 	"encoding/binary"
-	"fmt"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -123,11 +122,11 @@ func (host) ruleset() (*ruleset, error) {
 	rs := &ruleset{helpers: make(map[objectName]ctHelper), elements: readElements}
 	for _, part := range []struct {
 		message netlink.HeaderType
-		add     func(family byte, a attributes) error
+		add     func(family byte, a attributes)
 	}{
-		{unix.NFT_MSG_GETTABLE, func(byte, attributes) error { return nil }},
-		{unix.NFT_MSG_GETCHAIN, func(family byte, a attributes) error { rs.chains = append(rs.chains, newChain(family, a)); return nil }},
-		{unix.NFT_MSG_GETRULE, func(family byte, a attributes) error { rs.rules = append(rs.rules, newRule(family, a)); return nil }},
+		{unix.NFT_MSG_GETTABLE, func(byte, attributes) {}},
+		{unix.NFT_MSG_GETCHAIN, func(family byte, a attributes) { rs.chains = append(rs.chains, newChain(family, a)) }},
+		{unix.NFT_MSG_GETRULE, func(family byte, a attributes) { rs.rules = append(rs.rules, newRule(family, a)) }},
 		{unix.NFT_MSG_GETOBJ, rs.addObject},
 	} {
 		if err := l.each(part.message, part.add); err != nil {
@@ -151,22 +150,21 @@ func dialNFT() (*lister, error) {
 
 // each calls add for every object that a message lists. Those of dormant tables and of families that filter no
 // TCP are left out, so tables (NFT_MSG_GETTABLE) have to be listed first.
-func (l *lister) each(message netlink.HeaderType, add func(family byte, a attributes) error) error {
+func (l *lister) each(message netlink.HeaderType, add func(family byte, a attributes)) error {
 	answers, err := l.dump(message, unix.NFPROTO_UNSPEC, nil)
 	if err != nil {
 		return err
 	}
-	for _, m := range answers {
-		a := attributes(m.Data[nfgenmsg:])
-		table := tableName{family: m.Data[0], name: a.Text(unix.NFTA_TABLE_NAME)} // first in every message
+	for _, o := range answers {
+		table := tableName{family: o.family, name: o.Text(unix.NFTA_TABLE_NAME)} // first in every message
 		if message == unix.NFT_MSG_GETTABLE {
 			const dormant = 1 // NFT_TABLE_F_DORMANT
-			l.dormant[table] = a.Uint32(unix.NFTA_TABLE_FLAGS)&dormant != 0
+			l.dormant[table] = o.Uint32(unix.NFTA_TABLE_FLAGS)&dormant != 0
 		}
 		switch table.family {
 		case familyInet, familyIPv4, familyIPv6:
 			if !l.dormant[table] {
-				err = add(table.family, a)
+				add(o.family, o.attributes)
 			}
 		case unix.NFPROTO_ARP:
 		default:
@@ -174,16 +172,17 @@ func (l *lister) each(message netlink.HeaderType, add func(family byte, a attrib
 				l.left = append(l.left, familyName(table.family)+" "+table.name)
 			}
 		}
-		if err != nil {
-			return err
-		}
 	}
 	return nil
 }
 
-const nfgenmsg = 4 // struct nfgenmsg: family, version, resource id
+// listed is an object, or a part of a set, as the kernel lists it.
+type listed struct {
+	family byte
+	attributes
+}
 
-func (l *lister) dump(message netlink.HeaderType, family byte, query nfnetlink.Buffer) ([]netlink.Message, error) {
+func (l *lister) dump(message netlink.HeaderType, family byte, query nfnetlink.Buffer) (all []listed, err error) {
 	answers, err := l.Execute(netlink.Message{
 		Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | message, Flags: netlink.Request | netlink.Dump},
 		Data:   nfnetlink.Data(family, query),
@@ -192,11 +191,13 @@ func (l *lister) dump(message netlink.HeaderType, family byte, query nfnetlink.B
 		return nil, err
 	}
 	for _, m := range answers {
-		if len(m.Data) < nfgenmsg {
-			return nil, fmt.Errorf("an answer of %d bytes", len(m.Data))
+		a, err := nfnetlink.Body(m.Data)
+		if err != nil {
+			return nil, err
 		}
+		all = append(all, listed{m.Data[0], a})
 	}
-	return answers, nil
+	return all, nil
 }
 
 func newChain(family byte, a attributes) chain {
@@ -227,9 +228,9 @@ func newExpression(a attributes) expression {
 	return expression{a.Text(unix.NFTA_EXPR_NAME), a.Nested(unix.NFTA_EXPR_DATA)}
 }
 
-func (rs *ruleset) addObject(family byte, a attributes) error {
+func (rs *ruleset) addObject(family byte, a attributes) {
 	if a.Uint32(unix.NFTA_OBJ_TYPE) != unix.NFT_OBJECT_CT_HELPER {
-		return nil
+		return
 	}
 	data := a.Nested(unix.NFTA_OBJ_DATA)
 	proto := data.Find(unix.NFTA_CT_HELPER_L4PROTO)
@@ -237,7 +238,6 @@ func (rs *ruleset) addObject(family byte, a attributes) error {
 		kind: data.Text(unix.NFTA_CT_HELPER_NAME),
 		tcp:  bytes.Equal(proto, []byte{unix.IPPROTO_TCP}),
 	}
-	return nil
 }
 
 // readElements reads a set, which only a few rules make necessary: some are large.
@@ -267,8 +267,8 @@ func (l *lister) elements(of tableName, set string) (elements []attributes, err 
 	if err != nil {
 		return nil, err
 	}
-	for _, m := range answers {
-		for _, a := range attributes(m.Data[nfgenmsg:]).Nested(unix.NFTA_SET_ELEM_LIST_ELEMENTS).All() {
+	for _, part := range answers {
+		for _, a := range part.Nested(unix.NFTA_SET_ELEM_LIST_ELEMENTS).All() {
 			elements = append(elements, a)
 		}
 	}
