@@ -94,7 +94,9 @@ func (b *Buffer) Uint16(typ uint16, n uint16) { b.Bytes(typ, byte(n>>8), byte(n)
 
 // Native appends a number in the byte order of this machine, as rtnetlink has it.
 func (b *Buffer) Native(typ uint16, n uint32) {
-	b.Bytes(typ, binary.NativeEndian.AppendUint32(nil, n)...)
+	var value [4]byte
+	binary.NativeEndian.PutUint32(value[:], n)
+	b.Bytes(typ, value[:]...)
 }
 
 // Message is one message from the kernel.
