@@ -345,12 +345,7 @@ func (c *Client) Expected(e Expectation) (time.Duration, error) {
 
 // installed returns the expectation that is in the place of e, if there is one.
 func (c *Client) installed(e Expectation) (there Event, ok bool, err error) {
-	c.begin()
-	c.request(msgExpGet, 0, e.Src)
-	c.out.tuple(ctaExpectTuple, e.tuple())
-	c.out.Uint16(ctaExpectZone, zone)
-	c.end()
-	r, err := c.exchange()
+	r, err := c.exchangeAbout(e, msgExpGet)
 	switch {
 	case err != nil:
 		return there, false, err
@@ -363,14 +358,19 @@ func (c *Client) installed(e Expectation) (there Event, ok bool, err error) {
 	return there, err == nil, err
 }
 
-// Unexpect removes an expectation. That there is none is not an error.
-func (c *Client) Unexpect(e Expectation) error {
+// exchangeAbout sends a request that names only the place of e.
+func (c *Client) exchangeAbout(e Expectation, typ uint16) (result, error) {
 	c.begin()
-	c.request(msgExpDelete, 0, e.Src)
+	c.request(typ, 0, e.Src)
 	c.out.tuple(ctaExpectTuple, e.tuple())
 	c.out.Uint16(ctaExpectZone, zone)
 	c.end()
-	r, err := c.exchange()
+	return c.exchange()
+}
+
+// Unexpect removes an expectation. That there is none is not an error.
+func (c *Client) Unexpect(e Expectation) error {
+	r, err := c.exchangeAbout(e, msgExpDelete)
 	if errno := r.errno[0]; err == nil && errno != 0 && errno != unix.ENOENT {
 		err = errno
 	}
