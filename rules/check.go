@@ -61,13 +61,9 @@ func checkTable(conn *nftables.Conn, _ Config) error {
 }
 
 func checkPorts(conn *nftables.Conn, c Config) error {
-	set, err := portSet(conn)
+	_, elems, err := portSet(conn)
 	if err != nil {
 		return err
-	}
-	elems, err := conn.GetSetElements(set)
-	if err != nil {
-		return unread(err)
 	}
 	if slices.ContainsFunc(elems, catchAll) {
 		return nil

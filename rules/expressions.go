@@ -2,13 +2,14 @@ package rules
 
 import (
 	"bytes"
-	"fmt"
 	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfnetlink"
 )
 
 // The library can't read a rule back that has "ct original": it expects four
@@ -17,38 +18,29 @@ import (
 
 // dumpRules returns the expressions of each rule of a chain, as the kernel's
 // attributes.
-func dumpRules(nl *netlink.Conn, c *nftables.Chain) ([][]netlink.Attribute, error) {
-	query, err := netlink.MarshalAttributes([]netlink.Attribute{
-		{Type: unix.NFTA_RULE_TABLE, Data: []byte(c.Table.Name + "\x00")},
-		{Type: unix.NFTA_RULE_CHAIN, Data: []byte(c.Name + "\x00")},
-	})
-	if err != nil {
-		return nil, err
-	}
-	const nfgenmsg = 4 // family, version, resource id
-	header := []byte{byte(c.Table.Family), unix.NFNETLINK_V0, 0, 0}
+func dumpRules(nl *netlink.Conn, c *nftables.Chain) ([][]nfnetlink.Attributes, error) {
+	var query nfnetlink.Buffer
+	query.Text(unix.NFTA_RULE_TABLE, c.Table.Name)
+	query.Text(unix.NFTA_RULE_CHAIN, c.Name)
 	replies, err := nl.Execute(netlink.Message{
 		Header: netlink.Header{
 			Type:  unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETRULE,
 			Flags: netlink.Request | netlink.Dump,
 		},
-		Data: append(header, query...),
+		Data: nfnetlink.Data(byte(c.Table.Family), query),
 	})
 	if err != nil {
 		return nil, err
 	}
-	var rules [][]netlink.Attribute
+	var rules [][]nfnetlink.Attributes
 	for _, m := range replies {
-		if len(m.Data) < nfgenmsg {
-			return nil, fmt.Errorf("an answer of %d bytes", len(m.Data))
-		}
-		attrs, err := netlink.UnmarshalAttributes(m.Data[nfgenmsg:])
+		attrs, err := nfnetlink.Body(m.Data)
 		if err != nil {
 			return nil, err
 		}
-		exprs, err := netlink.UnmarshalAttributes(find(attrs, unix.NFTA_RULE_EXPRESSIONS).Data)
-		if err != nil {
-			return nil, err
+		var exprs []nfnetlink.Attributes
+		for _, e := range attrs.Nested(unix.NFTA_RULE_EXPRESSIONS).All() {
+			exprs = append(exprs, e)
 		}
 		rules = append(rules, exprs)
 	}
@@ -56,10 +48,10 @@ func dumpRules(nl *netlink.Conn, c *nftables.Chain) ([][]netlink.Attribute, erro
 }
 
 // runs tells whether a rule, as the kernel has it, consists of exprs.
-func runs(rule []netlink.Attribute, exprs []expr.Any) bool {
-	return slices.EqualFunc(rule, exprs, func(got netlink.Attribute, want expr.Any) bool {
+func runs(rule []nfnetlink.Attributes, exprs []expr.Any) bool {
+	return slices.EqualFunc(rule, exprs, func(got nfnetlink.Attributes, want expr.Any) bool {
 		data, err := expr.Marshal(byte(table.Family), want)
-		return err == nil && sameAttributes(got.Data, data)
+		return err == nil && sameAttributes(got, data)
 	})
 }
 
@@ -67,36 +59,19 @@ func runs(rule []netlink.Attribute, exprs []expr.Any) bool {
 // was sent, in any order. One that is all zero is the same as none, and a length
 // does not matter where the rest is zero: numbers are sent wider than they are
 // dumped, strings without the NUL.
-func sameAttributes(got, sent []byte) bool {
-	g, err := netlink.UnmarshalAttributes(got)
-	if err != nil {
-		return false
-	}
-	s, err := netlink.UnmarshalAttributes(sent)
-	if err != nil {
-		return false
-	}
-	for _, a := range slices.Concat(g, s) {
-		// Only the sender marks what is nested.
-		x, y := find(g, a.Type), find(s, a.Type)
-		if y.Type&netlink.Nested != 0 {
-			if !sameAttributes(x.Data, y.Data) {
+func sameAttributes(got, sent nfnetlink.Attributes) bool {
+	for _, attrs := range []nfnetlink.Attributes{got, sent} {
+		for typ := range attrs.All() {
+			x, y := got.Find(typ), sent.Find(typ)
+			// Only the sender marks what is nested.
+			if sent.IsNested(typ) {
+				if !sameAttributes(x, y) {
+					return false
+				}
+			} else if !bytes.Equal(bytes.TrimRight(x, "\x00"), bytes.TrimRight(y, "\x00")) {
 				return false
 			}
-		} else if !bytes.Equal(bytes.TrimRight(x.Data, "\x00"), bytes.TrimRight(y.Data, "\x00")) {
-			return false
 		}
 	}
 	return true
-}
-
-// find returns the attribute of a type, flags aside, or the zero one.
-func find(attrs []netlink.Attribute, typ uint16) netlink.Attribute {
-	const flags = netlink.Nested | netlink.NetByteOrder
-	for _, a := range attrs {
-		if a.Type&^flags == typ&^flags {
-			return a
-		}
-	}
-	return netlink.Attribute{}
 }

@@ -26,20 +26,9 @@ func SetPorts(own, want []PortRange, opts ...nftables.ConnOption) ([]PortRange, 
 	if err := (Config{Ports: want}).Validate(); err != nil {
 		return nil, err
 	}
-	conn, err := nftables.New(opts...)
-	if err != nil {
-		return nil, unread(err)
-	}
-	if err := checkTable(conn, Config{}); err != nil {
-		return nil, err
-	}
-	set, err := portSet(conn)
+	conn, set, elems, err := dialPortSet(opts)
 	if err != nil {
 		return nil, err
-	}
-	elems, err := conn.GetSetElements(set)
-	if err != nil {
-		return nil, unread(err)
 	}
 
 	present := intervals(elems)
@@ -74,20 +63,9 @@ func SetPorts(own, want []PortRange, opts ...nftables.ConnOption) ([]PortRange, 
 // Ports returns the control ports that are in place, whoever has put them there, sorted and merged. It
 // returns ErrMissing, or why the set could not be read, in one sentence.
 func Ports(opts ...nftables.ConnOption) ([]PortRange, error) {
-	conn, err := nftables.New(opts...)
-	if err != nil {
-		return nil, unread(err)
-	}
-	if err := checkTable(conn, Config{}); err != nil {
-		return nil, err
-	}
-	set, err := portSet(conn)
+	_, _, elems, err := dialPortSet(opts)
 	if err != nil {
 		return nil, err
-	}
-	elems, err := conn.GetSetElements(set)
-	if err != nil {
-		return nil, unread(err)
 	}
 	if slices.ContainsFunc(elems, catchAll) {
 		return []PortRange{{First: 1, Last: 65535}}, nil
@@ -98,16 +76,33 @@ func Ports(opts ...nftables.ConnOption) ([]PortRange, error) {
 // maxElements keeps a list of ranges within one netlink attribute.
 const maxElements = 1024
 
-// portSet returns the set of control ports that is in place, or an error if there is none.
-func portSet(conn *nftables.Conn) (*nftables.Set, error) {
+// dialPortSet opens a connection to nftables and returns portSet of it.
+func dialPortSet(opts []nftables.ConnOption) (*nftables.Conn, *nftables.Set, []nftables.SetElement, error) {
+	conn, err := nftables.New(opts...)
+	if err != nil {
+		return nil, nil, nil, unread(err)
+	}
+	if err := checkTable(conn, Config{}); err != nil {
+		return nil, nil, nil, err
+	}
+	set, elems, err := portSet(conn)
+	return conn, set, elems, err
+}
+
+// portSet returns the set of control ports that is in place, with its elements, or an error if there is none.
+func portSet(conn *nftables.Conn) (*nftables.Set, []nftables.SetElement, error) {
 	set, err := conn.GetSetByName(table, ports.Name)
 	switch {
 	case errors.Is(err, unix.ENOENT):
-		return nil, differs("set %s is missing", ports.Name)
+		return nil, nil, differs("set %s is missing", ports.Name)
 	case err != nil:
-		return nil, unread(err)
+		return nil, nil, unread(err)
 	case !set.Interval || set.IsMap || set.KeyType.Name != ports.KeyType.Name:
-		return nil, differs("set %s is not \"type inet_service; flags interval\"", ports.Name)
+		return nil, nil, differs("set %s is not \"type inet_service; flags interval\"", ports.Name)
 	}
-	return set, nil
+	elems, err := conn.GetSetElements(set)
+	if err != nil {
+		return nil, nil, unread(err)
+	}
+	return set, elems, nil
 }

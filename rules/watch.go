@@ -8,6 +8,8 @@ import (
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfnetlink"
 )
 
 // Watch reports changes of the rules in a network namespace, as the kernel announces them
@@ -76,18 +78,6 @@ func signal(c chan struct{}) {
 // isOwn reports whether a change is one of the table. The first attribute of tables, chains, rules, sets,
 // elements and objects has the table's name.
 func isOwn(m netlink.Message) bool {
-	const header, nameOfTable = 4, unix.NFTA_TABLE_NAME // struct nfgenmsg
-	if len(m.Data) < header || nftables.TableFamily(m.Data[0]) != table.Family {
-		return false
-	}
-	attributes, err := netlink.NewAttributeDecoder(m.Data[header:])
-	if err != nil {
-		return true
-	}
-	for attributes.Next() {
-		if attributes.Type() == nameOfTable && attributes.String() == table.Name {
-			return true
-		}
-	}
-	return attributes.Err() != nil
+	attrs, err := nfnetlink.Body(m.Data)
+	return err == nil && nftables.TableFamily(m.Data[0]) == table.Family && attrs.Text(unix.NFTA_TABLE_NAME) == table.Name
 }

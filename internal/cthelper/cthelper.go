@@ -10,15 +10,14 @@
 package cthelper
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/mdlayher/netlink"
-	"github.com/ti-mo/netfilter"
 	"golang.org/x/sys/unix"
 
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfnetlink"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
@@ -89,8 +88,8 @@ const (
 type family uint16
 
 const (
-	ipv4 = family(netfilter.ProtoIPv4)
-	ipv6 = family(netfilter.ProtoIPv6)
+	ipv4 = family(unix.NFPROTO_IPV4)
+	ipv6 = family(unix.NFPROTO_IPV6)
 )
 
 func (f family) String() string {
@@ -175,10 +174,10 @@ func Lookup(name string) (h Helper, there bool, err error) {
 }
 
 // client is a socket to the kernel. Its network namespace does not matter.
-type client struct{ nf *netfilter.Conn }
+type client struct{ nf *netlink.Conn }
 
 func dial() (client, error) {
-	nf, err := netfilter.Dial(nil)
+	nf, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if errors.Is(err, unix.EPROTONOSUPPORT) {
 		return client{}, ErrUnsupported
 	}
@@ -270,35 +269,18 @@ func (c client) lookup(name string, f family) (Helper, bool, error) {
 	if err != nil || len(answer) == 0 || answer[0].Header.Type == netlink.Error {
 		return Helper{}, false, err
 	}
-	_, attrs, err := netfilter.UnmarshalNetlink(answer[0])
+	attrs, err := nfnetlink.Body(answer[0].Data)
 	if err != nil {
 		return Helper{}, false, err
 	}
-	h := Helper{Name: name}
-	for _, a := range attrs {
-		if len(a.Data) != 4 {
-			continue
-		}
-		switch n := binary.BigEndian.Uint32(a.Data); a.Type {
-		case attrQueueNum:
-			h.Queue = uint16(n)
-		case attrStatus:
-			h.Enabled = n == statusEnabled
-		}
-	}
-	return h, true, nil
+	return Helper{Name: name, Queue: uint16(attrs.Uint32(attrQueueNum)), Enabled: attrs.Uint32(attrStatus) == statusEnabled}, true, nil
 }
 
-func (c client) query(msg netfilter.MessageType, flags netlink.HeaderFlags, attrs []netfilter.Attribute) ([]netlink.Message, error) {
-	req, err := netfilter.MarshalNetlink(netfilter.Header{
-		SubsystemID: netfilter.NFSubsysCTHelper,
-		MessageType: msg,
-		Flags:       netlink.Request | netlink.Acknowledge | flags,
-	}, attrs)
-	if err != nil {
-		return nil, err
-	}
-	answer, err := c.nf.Query(req)
+func (c client) query(msg netlink.HeaderType, flags netlink.HeaderFlags, attrs nfnetlink.Buffer) ([]netlink.Message, error) {
+	answer, err := c.nf.Execute(netlink.Message{
+		Header: netlink.Header{Type: unix.NFNL_SUBSYS_CTHELPER<<8 | msg, Flags: netlink.Request | netlink.Acknowledge | flags},
+		Data:   nfnetlink.Data(unix.NFPROTO_UNSPEC, attrs),
+	})
 	switch {
 	case errors.Is(err, unix.EINVAL): // nfnetlink's answer for a subsystem that it does not have
 		return nil, ErrUnsupported
@@ -317,45 +299,32 @@ func check(name string) error {
 }
 
 // key names a helper: the kernel tells them apart by name, family and protocol.
-func key(name string, f family) []netfilter.Attribute {
-	return []netfilter.Attribute{
-		text(attrName, name),
-		{Type: attrTuple, Nested: true, Children: []netfilter.Attribute{
-			{Type: tupleL3ProtoNum, Data: netfilter.Uint16Bytes(uint16(f))},
-			{Type: tupleL4ProtoNum, Data: []byte{unix.IPPROTO_TCP}},
-		}},
-	}
+func key(name string, f family) (b nfnetlink.Buffer) {
+	b.Text(attrName, name)
+	tuple := b.Nest(attrTuple)
+	b.Uint16(tupleL3ProtoNum, uint16(f))
+	b.Bytes(tupleL4ProtoNum, unix.IPPROTO_TCP)
+	b.End(tuple)
+	return b
 }
 
 // attributes describe the whole helper. The kernel wants them all for a new one.
-func (h Helper) attributes(f family) []netfilter.Attribute {
-	return append(key(h.Name, f),
-		number(attrQueueNum, uint32(h.Queue)),
-		netfilter.Attribute{Type: attrPolicy, Nested: true, Children: []netfilter.Attribute{
-			number(policySetNum, 1),
-			{Type: policySetFirst, Nested: true, Children: []netfilter.Attribute{
-				text(policyName, h.Name),
-				number(policyExpectMax, expectMax),
-				number(policyExpectTimeout, expectTimeout),
-			}},
-		}},
-		number(attrPrivDataLen, 0), // no room for data of its own in its connections
-		number(attrStatus, status(h.Enabled)),
-	)
-}
-
-// text is a string, which for the kernel ends in NUL.
-func text(typ uint16, s string) netfilter.Attribute {
-	return netfilter.Attribute{Type: typ, Data: append([]byte(s), 0)}
-}
-
-func number(typ uint16, n uint32) netfilter.Attribute {
-	return netfilter.Attribute{Type: typ, Data: netfilter.Uint32Bytes(n)}
-}
-
-func status(enabled bool) uint32 {
-	if enabled {
-		return statusEnabled
+func (h Helper) attributes(f family) nfnetlink.Buffer {
+	b := key(h.Name, f)
+	b.Uint32(attrQueueNum, uint32(h.Queue))
+	policies := b.Nest(attrPolicy)
+	b.Uint32(policySetNum, 1)
+	policy := b.Nest(policySetFirst)
+	b.Text(policyName, h.Name)
+	b.Uint32(policyExpectMax, expectMax)
+	b.Uint32(policyExpectTimeout, expectTimeout)
+	b.End(policy)
+	b.End(policies)
+	b.Uint32(attrPrivDataLen, 0) // no room for data of its own in its connections
+	status := uint32(statusDisabled)
+	if h.Enabled {
+		status = statusEnabled
 	}
-	return statusDisabled
+	b.Uint32(attrStatus, status)
+	return b
 }

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfnetlink"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
@@ -206,12 +207,8 @@ func testTaken(t *testing.T) {
 	}
 	defer c.nf.Close()
 	for _, f := range families {
-		attrs := h.attributes(f)
-		for i := range attrs {
-			if attrs[i].Type == attrPrivDataLen {
-				attrs[i] = number(attrPrivDataLen, 8)
-			}
-		}
+		attrs := nfnetlink.Attributes(h.attributes(f)).Without(attrPrivDataLen)
+		attrs.Uint32(attrPrivDataLen, 8)
 		if _, err := c.query(msgNew, 0, attrs); err != nil {
 			t.Fatal(err)
 		}

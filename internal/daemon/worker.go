@@ -9,6 +9,9 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
+// This does not compile if an engine may render longer packets than a queue takes back.
+const _ = uint(nfq.MaxPacket - engine.MaxPacket)
+
 // worker is a queue and what serves it.
 type worker struct {
 	number    uint16

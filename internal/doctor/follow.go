@@ -15,6 +15,7 @@ import (
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfnetlink"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/mangle"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
@@ -250,25 +251,25 @@ func (r *replica) settle() (first, seq uint32, drops []dropEvent, err error) {
 			return 0, 0, nil, fmt.Errorf("read the trace of packets: %w", err)
 		}
 		for _, m := range messages {
-			if len(m.Data) < nfgenmsg || m.Header.Type != unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_TRACE {
+			a, err := nfnetlink.Body(m.Data)
+			if err != nil || m.Header.Type != unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_TRACE {
 				continue
 			}
-			a := parse(m.Data[nfgenmsg:])
-			at := objectName{tableName{family: m.Data[0], name: a.text(unix.NFTA_TRACE_TABLE)}, a.text(unix.NFTA_TRACE_CHAIN)}
-			dropped := int32(parse(a.find(unix.NFTA_TRACE_VERDICT)).number(unix.NFTA_VERDICT_CODE)) == verdictDrop
+			at := objectName{tableName{family: m.Data[0], name: a.Text(unix.NFTA_TRACE_TABLE)}, a.Text(unix.NFTA_TRACE_CHAIN)}
+			dropped := int32(a.Nested(unix.NFTA_TRACE_VERDICT).Uint32(unix.NFTA_VERDICT_CODE)) == verdictDrop
 			var handle uint64
-			switch a.number(unix.NFTA_TRACE_TYPE) {
+			switch a.Uint32(unix.NFTA_TRACE_TYPE) {
 			case unix.NFT_TRACETYPE_POLICY:
-				dropped = a.find(unix.NFTA_TRACE_POLICY) != nil && a.number(unix.NFTA_TRACE_POLICY) == verdictDrop
+				dropped = a.Find(unix.NFTA_TRACE_POLICY) != nil && a.Uint32(unix.NFTA_TRACE_POLICY) == verdictDrop
 			case unix.NFT_TRACETYPE_RULE:
-				dropped = dropped && a.find(unix.NFTA_TRACE_VERDICT) != nil
-				if h := a.find(unix.NFTA_TRACE_RULE_HANDLE); len(h) == 8 {
+				dropped = dropped && a.Find(unix.NFTA_TRACE_VERDICT) != nil
+				if h := a.Find(unix.NFTA_TRACE_RULE_HANDLE); len(h) == 8 {
 					handle = binary.BigEndian.Uint64(h)
 				}
 			default:
 				dropped = false
 			}
-			packet, transport := a.number(unix.NFTA_TRACE_ID), a.find(unix.NFTA_TRACE_TRANSPORT_HEADER)
+			packet, transport := a.Uint32(unix.NFTA_TRACE_ID), a.Find(unix.NFTA_TRACE_TRANSPORT_HEADER)
 			switch {
 			case at.table.name == traceTable && dropped:
 				if len(transport) == lenMarker && binary.BigEndian.Uint32(transport) >= earliest {
@@ -346,12 +347,10 @@ func (r *replica) way(to netip.Addr) (l link, local bool, err error) {
 	if to.Is6() {
 		header[0] = unix.AF_INET6
 	}
-	attrs, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: unix.RTA_DST, Data: to.AsSlice()}})
-	if err != nil {
-		return link{}, false, err
-	}
+	var dst nfnetlink.Buffer
+	dst.Bytes(unix.RTA_DST, to.AsSlice()...)
 	answers, err := r.route.Execute(netlink.Message{
-		Header: netlink.Header{Type: unix.RTM_GETROUTE, Flags: netlink.Request}, Data: append(header, attrs...),
+		Header: netlink.Header{Type: unix.RTM_GETROUTE, Flags: netlink.Request}, Data: append(header, dst...),
 	})
 	if err != nil {
 		return link{}, false, err
@@ -364,7 +363,7 @@ func (r *replica) way(to netip.Addr) (l link, local bool, err error) {
 		if m.Data[typ] == unix.RTN_LOCAL {
 			return link{}, true, nil
 		}
-		out := parse(m.Data[lenRoute:]).native(unix.RTA_OIF)
+		out := attributes(m.Data[lenRoute:]).Native(unix.RTA_OIF)
 		if i := slices.IndexFunc(r.links, func(l link) bool { return uint32(l.index) == out }); m.Data[typ] == unix.RTN_UNICAST && i >= 0 {
 			return r.links[i], false, nil
 		}

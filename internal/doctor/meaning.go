@@ -116,7 +116,7 @@ func (d *reading) read(e expression) {
 	case "payload":
 		const base, offset, length, dreg = unix.NFTA_PAYLOAD_BASE, unix.NFTA_PAYLOAD_OFFSET, unix.NFTA_PAYLOAD_LEN, unix.NFTA_PAYLOAD_DREG
 		v := value{}
-		switch [3]uint32{a.number(base), a.number(offset), a.number(length)} {
+		switch [3]uint32{a.Uint32(base), a.Uint32(offset), a.Uint32(length)} {
 		case [3]uint32{unix.NFT_PAYLOAD_TRANSPORT_HEADER, 0, 2}:
 			v.what = sourcePort
 		case [3]uint32{unix.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2}:
@@ -134,10 +134,10 @@ func (d *reading) read(e expression) {
 			unix.NFT_META_IIF:     inIndex,
 			unix.NFT_META_IIFNAME: inInterface,
 			unix.NFT_META_OIFNAME: outInterface,
-		}[a.number(unix.NFTA_META_KEY)]})
+		}[a.Uint32(unix.NFTA_META_KEY)]})
 	case "bitwise":
-		v := d.loaded[a.number(unix.NFTA_BITWISE_SREG)]
-		mask := parse(a.find(unix.NFTA_BITWISE_MASK)).find(unix.NFTA_DATA_VALUE)
+		v := d.loaded[a.Uint32(unix.NFTA_BITWISE_SREG)]
+		mask := a.Nested(unix.NFTA_BITWISE_MASK).Find(unix.NFTA_DATA_VALUE)
 		if v.what != ctState || len(mask) != 4 {
 			v = value{}
 		} else {
@@ -145,8 +145,8 @@ func (d *reading) read(e expression) {
 		}
 		d.load(a, unix.NFTA_BITWISE_DREG, v)
 	case "cmp":
-		d.compare(d.loaded[a.number(unix.NFTA_CMP_SREG)], expr.CmpOp(a.number(unix.NFTA_CMP_OP)),
-			parse(a.find(unix.NFTA_CMP_DATA)).find(unix.NFTA_DATA_VALUE))
+		d.compare(d.loaded[a.Uint32(unix.NFTA_CMP_SREG)], expr.CmpOp(a.Uint32(unix.NFTA_CMP_OP)),
+			a.Nested(unix.NFTA_CMP_DATA).Find(unix.NFTA_DATA_VALUE))
 	case "range":
 		d.inRange(a)
 	case "lookup":
@@ -154,10 +154,10 @@ func (d *reading) read(e expression) {
 	case "match":
 		d.matchXtables(a)
 	case "immediate":
-		if v := newVerdict(a.find(unix.NFTA_IMMEDIATE_DATA)); v != nil {
+		if v := newVerdict(a.Find(unix.NFTA_IMMEDIATE_DATA)); v != nil {
 			d.act(action{match: anything, verdict: v})
 		}
-		delete(d.loaded, a.number(unix.NFTA_IMMEDIATE_DREG))
+		delete(d.loaded, a.Uint32(unix.NFTA_IMMEDIATE_DREG))
 	case "objref":
 		d.attach(a)
 	case "target":
@@ -176,15 +176,15 @@ func (d *reading) read(e expression) {
 }
 
 func (d *reading) load(a attributes, register uint16, v value) {
-	if a.find(register) != nil {
-		d.loaded[a.number(register)] = v
+	if a.Find(register) != nil {
+		d.loaded[a.Uint32(register)] = v
 	}
 }
 
 func (d *reading) readCt(a attributes) {
 	v := value{}
-	direction := a.find(unix.NFTA_CT_DIRECTION)
-	switch expr.CtKey(a.number(unix.NFTA_CT_KEY)) {
+	direction := a.Find(unix.NFTA_CT_DIRECTION)
+	switch expr.CtKey(a.Uint32(unix.NFTA_CT_KEY)) {
 	case expr.CtKeySTATE:
 		v = value{ctState, ^uint32(0)}
 	case expr.CtKeyHELPER:
@@ -281,10 +281,10 @@ func (m *match) onInterface(what loaded, name string, not bool) {
 
 // inRange reads a comparison with both ends of a range.
 func (d *reading) inRange(a attributes) {
-	v := d.loaded[a.number(unix.NFTA_RANGE_SREG)]
-	first := parse(a.find(unix.NFTA_RANGE_FROM_DATA)).find(unix.NFTA_DATA_VALUE)
-	last := parse(a.find(unix.NFTA_RANGE_TO_DATA)).find(unix.NFTA_DATA_VALUE)
-	if a.number(unix.NFTA_RANGE_OP) != unix.NFT_RANGE_EQ || len(first) != 2 || len(last) != 2 {
+	v := d.loaded[a.Uint32(unix.NFTA_RANGE_SREG)]
+	first := a.Nested(unix.NFTA_RANGE_FROM_DATA).Find(unix.NFTA_DATA_VALUE)
+	last := a.Nested(unix.NFTA_RANGE_TO_DATA).Find(unix.NFTA_DATA_VALUE)
+	if a.Uint32(unix.NFTA_RANGE_OP) != unix.NFT_RANGE_EQ || len(first) != 2 || len(last) != 2 {
 		d.match.other = true
 		return
 	}
@@ -298,16 +298,16 @@ func (d *reading) inRange(a attributes) {
 
 // lookup reads sets of states, of protocols and of ports, and maps of verdicts.
 func (d *reading) lookup(a attributes) {
-	v := d.loaded[a.number(unix.NFTA_LOOKUP_SREG)]
-	toRegister := a.find(unix.NFTA_LOOKUP_DREG) != nil
-	verdicts := toRegister && a.number(unix.NFTA_LOOKUP_DREG) == unix.NFT_REG_VERDICT
-	inverted := a.number(unix.NFTA_LOOKUP_FLAGS) != 0
+	v := d.loaded[a.Uint32(unix.NFTA_LOOKUP_SREG)]
+	toRegister := a.Find(unix.NFTA_LOOKUP_DREG) != nil
+	verdicts := toRegister && a.Uint32(unix.NFTA_LOOKUP_DREG) == unix.NFT_REG_VERDICT
+	inverted := a.Uint32(unix.NFTA_LOOKUP_FLAGS) != 0
 	read := v.what == ctState || v.what == destinationPort || v.what == sourcePort || v.what == protocol
 	if !verdicts && (!read || inverted || toRegister) {
 		d.match.other = true
 		return
 	}
-	elements, err := d.rs.elements(d.rule.table, a.text(unix.NFTA_LOOKUP_SET))
+	elements, err := d.rs.elements(d.rule.table, a.Text(unix.NFTA_LOOKUP_SET))
 	if err != nil {
 		d.match.other = true
 		return
@@ -389,9 +389,9 @@ func portRanges(elements []element) []rules.PortRange {
 // matchXtables reads those matches of iptables that matter here (xt_conntrack.h, xt_state.h,
 // xt_tcpudp.h, xt_multiport.h, xt_helper.h).
 func (d *reading) matchXtables(a attributes) {
-	info := a.find(unix.NFTA_MATCH_INFO)
-	revision := a.number(unix.NFTA_MATCH_REV)
-	switch name := a.text(unix.NFTA_MATCH_NAME); {
+	info := a.Find(unix.NFTA_MATCH_INFO)
+	revision := a.Uint32(unix.NFTA_MATCH_REV)
+	switch name := a.Text(unix.NFTA_MATCH_NAME); {
 	case name == "comment":
 	case name == "conntrack" && revision >= 1:
 		d.matchConntrack(info, revision)
@@ -479,19 +479,19 @@ func (d *reading) matchMultiport(info []byte) {
 
 // attach reads "ct helper set", of one helper or out of a map.
 func (d *reading) attach(a attributes) {
-	if a.number(unix.NFTA_OBJREF_IMM_TYPE) == unix.NFT_OBJECT_CT_HELPER {
-		d.attachObject(a.text(unix.NFTA_OBJREF_IMM_NAME), anything)
+	if a.Uint32(unix.NFTA_OBJREF_IMM_TYPE) == unix.NFT_OBJECT_CT_HELPER {
+		d.attachObject(a.Text(unix.NFTA_OBJREF_IMM_NAME), anything)
 		return
 	}
-	if a.find(unix.NFTA_OBJREF_SET_NAME) == nil {
+	if a.Find(unix.NFTA_OBJREF_SET_NAME) == nil {
 		return
 	}
 	// The map may be one of counters or of something else.
-	elements, err := d.rs.elements(d.rule.table, a.text(unix.NFTA_OBJREF_SET_NAME))
+	elements, err := d.rs.elements(d.rule.table, a.Text(unix.NFTA_OBJREF_SET_NAME))
 	if err != nil {
 		return
 	}
-	v := d.loaded[a.number(unix.NFTA_OBJREF_SET_SREG)]
+	v := d.loaded[a.Uint32(unix.NFTA_OBJREF_SET_SREG)]
 	for _, e := range elements {
 		d.attachObject(e.object, keyMatch(v, e))
 	}
@@ -507,8 +507,8 @@ func (d *reading) attachObject(name string, m match) {
 // verdicts, which iptables-nft writes as nftables' own.
 func (d *reading) target(a attributes) {
 	const noTrack, from, to = 1, 12, 28
-	info := a.find(unix.NFTA_TARGET_INFO)
-	switch name := a.text(unix.NFTA_TARGET_NAME); {
+	info := a.Find(unix.NFTA_TARGET_INFO)
+	switch name := a.Text(unix.NFTA_TARGET_NAME); {
 	case name == "CT" && len(info) >= to:
 		helper, _, _ := bytes.Cut(info[from:to], []byte{0})
 		if len(helper) > 0 {

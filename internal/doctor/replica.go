@@ -14,6 +14,8 @@ import (
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfnetlink"
 )
 
 // A snapshot is what decides which packets pass a network namespace: its interfaces,
@@ -126,7 +128,7 @@ func dumpRoute(nl *netlink.Conn, typ netlink.HeaderType, family byte, length int
 		if len(m.Data) < length {
 			return nil, fmt.Errorf("an answer of %d bytes", len(m.Data))
 		}
-		all = append(all, routeMessage{m.Data[:length], parse(m.Data[length:])})
+		all = append(all, routeMessage{m.Data[:length], m.Data[length:]})
 	}
 	return all, nil
 }
@@ -138,22 +140,22 @@ func (s *snapshot) readLinks(nl *netlink.Conn) error {
 	}
 	vrf := make(map[uint32]bool)
 	for _, m := range all {
-		if parse(m.attributes.find(unix.IFLA_LINKINFO)).text(unix.IFLA_INFO_KIND) == "vrf" {
+		if m.attributes.Nested(unix.IFLA_LINKINFO).Text(unix.IFLA_INFO_KIND) == "vrf" {
 			vrf[m.index()] = true
 		}
 	}
 	for _, m := range all {
-		name := m.attributes.text(unix.IFLA_IFNAME)
+		name := m.attributes.Text(unix.IFLA_IFNAME)
 		flags := binary.NativeEndian.Uint32(m.header[8:])
-		master := m.attributes.native(unix.IFLA_MASTER)
+		master := m.attributes.Native(unix.IFLA_MASTER)
 		switch {
 		case vrf[m.index()] || vrf[master]:
 			return fmt.Errorf("interface %s belongs to a VRF, which cannot be rebuilt", name)
 		case flags&unix.IFF_UP == 0, flags&unix.IFF_LOOPBACK != 0, master != 0:
 			continue
 		}
-		l := link{index: int32(m.index()), name: name, mtu: m.attributes.native(unix.IFLA_MTU), group: m.attributes.native(unix.IFLA_GROUP)}
-		if a := m.attributes.find(unix.IFLA_ADDRESS); len(a) == 6 {
+		l := link{index: int32(m.index()), name: name, mtu: m.attributes.Native(unix.IFLA_MTU), group: m.attributes.Native(unix.IFLA_GROUP)}
+		if a := m.attributes.Find(unix.IFLA_ADDRESS); len(a) == 6 {
 			l.hardware = a
 		}
 		s.links = append(s.links, l)
@@ -166,14 +168,6 @@ func (s *snapshot) readLinks(nl *netlink.Conn) error {
 
 // index is that of the interface of a link or an address: both headers have it at 4.
 func (m routeMessage) index() uint32 { return binary.NativeEndian.Uint32(m.header[4:]) }
-
-// native returns an attribute's number in the byte order of rtnetlink.
-func (a attributes) native(typ uint16) uint32 {
-	if data := a.find(typ); len(data) == 4 {
-		return binary.NativeEndian.Uint32(data)
-	}
-	return 0
-}
 
 // readSettings reads the settings that decide whether a packet is forwarded.
 func (s *snapshot) readSettings() error {
@@ -279,14 +273,14 @@ func (s *snapshot) rebuildRoutes(nl *netlink.Conn) {
 func (s *snapshot) rebuildable(r routeMessage) bool {
 	const protocol, flags = 5, 8
 	f := binary.NativeEndian.Uint32(r.header[flags:])
-	oif := r.attributes.native(unix.RTA_OIF)
+	oif := r.attributes.Native(unix.RTA_OIF)
 	return r.header[protocol] != unix.RTPROT_KERNEL && f&(unix.RTM_F_CLONED|unix.RTNH_F_DEAD|unix.RTNH_F_LINKDOWN) == 0 &&
 		(oif == 0 || s.has(oif))
 }
 
 // text is an address among the attributes.
 func (m routeMessage) text(typ uint16) string {
-	a, ok := netip.AddrFromSlice(m.attributes.find(typ))
+	a, ok := netip.AddrFromSlice(m.attributes.Find(typ))
 	if !ok {
 		return "default"
 	}
@@ -297,9 +291,10 @@ func (m routeMessage) text(typ uint16) string {
 func (m routeMessage) address() routeMessage {
 	header := slices.Clone(m.header)
 	header[2] = 0 // the flags are an attribute
-	flags := m.attributes.native(unix.IFA_FLAGS)&unix.IFA_F_NOPREFIXROUTE | unix.IFA_F_NODAD
-	attrs := m.attributes.without(unix.IFA_CACHEINFO, unix.IFA_FLAGS)
-	return routeMessage{header, append(attrs, netlink.Attribute{Type: unix.IFA_FLAGS, Data: binary.NativeEndian.AppendUint32(nil, flags)})}
+	flags := m.attributes.Native(unix.IFA_FLAGS)&unix.IFA_F_NOPREFIXROUTE | unix.IFA_F_NODAD
+	attrs := m.attributes.Without(unix.IFA_CACHEINFO, unix.IFA_FLAGS)
+	attrs.Native(unix.IFA_FLAGS, flags)
+	return routeMessage{header, attributes(attrs)}
 }
 
 // route returns the message that adds a dumped route.
@@ -307,24 +302,14 @@ func (m routeMessage) route() routeMessage {
 	header := slices.Clone(m.header)
 	binary.NativeEndian.PutUint32(header[8:], binary.NativeEndian.Uint32(header[8:])&unix.RTNH_F_ONLINK)
 	// A route by a nexthop object has that object's gateway and interface as well.
-	return routeMessage{header, m.attributes.without(unix.RTA_CACHEINFO, rtaNexthop)}
-}
-
-// without returns the attributes but for some types.
-func (a attributes) without(types ...uint16) attributes {
-	const flags = netlink.Nested | netlink.NetByteOrder
-	return slices.DeleteFunc(slices.Clone(a), func(x netlink.Attribute) bool { return slices.Contains(types, x.Type&^flags) })
+	return routeMessage{header, attributes(m.attributes.Without(unix.RTA_CACHEINFO, rtaNexthop))}
 }
 
 // request makes one change and waits for the kernel's answer.
 func request(nl *netlink.Conn, typ netlink.HeaderType, m routeMessage) error {
-	attrs, err := netlink.MarshalAttributes(m.attributes)
-	if err != nil {
-		return err
-	}
-	_, err = nl.Execute(netlink.Message{
+	_, err := nl.Execute(netlink.Message{
 		Header: netlink.Header{Type: typ, Flags: netlink.Request | netlink.Acknowledge | netlink.Create | netlink.Excl},
-		Data:   append(slices.Clone(m.header), attrs...),
+		Data:   slices.Concat(m.header, m.attributes),
 	})
 	return err
 }
@@ -332,10 +317,11 @@ func request(nl *netlink.Conn, typ netlink.HeaderType, m routeMessage) error {
 // policy returns the message that adds a dumped routing policy rule.
 func (m routeMessage) policy() routeMessage {
 	const priority = 6 // FRA_PRIORITY, which is not listed if it is 0
-	if m.attributes.find(priority) == nil {
-		m.attributes = append(slices.Clone(m.attributes), netlink.Attribute{Type: priority, Data: make([]byte, 4)})
+	attrs := m.attributes.Without()
+	if m.attributes.Find(priority) == nil {
+		attrs.Native(priority, 0)
 	}
-	return m
+	return routeMessage{m.header, attributes(attrs)}
 }
 
 const rtaNexthop = 30 // RTA_NH_ID, include/uapi/linux/rtnetlink.h
@@ -348,33 +334,24 @@ func (l link) add(nl *netlink.Conn, far int) error {
 	binary.NativeEndian.PutUint32(header[8:], unix.IFF_NOARP)
 	binary.NativeEndian.PutUint32(header[12:], unix.IFF_NOARP)
 
-	other := netlink.NewAttributeEncoder()
-	other.String(unix.IFLA_IFNAME, l.name)
-	other.Uint32(unix.IFLA_NET_NS_FD, uint32(far))
-	otherEnd, err := other.Encode()
-	if err != nil {
-		return err
-	}
-	e := netlink.NewAttributeEncoder()
-	e.String(unix.IFLA_IFNAME, l.name)
-	e.Uint32(unix.IFLA_MTU, min(l.mtu, maxMTU))
-	e.Uint32(unix.IFLA_GROUP, l.group)
+	var b nfnetlink.Buffer
+	b.Text(unix.IFLA_IFNAME, l.name)
+	b.Native(unix.IFLA_MTU, min(l.mtu, maxMTU))
+	b.Native(unix.IFLA_GROUP, l.group)
 	if l.hardware != nil {
-		e.Bytes(unix.IFLA_ADDRESS, l.hardware)
+		b.Bytes(unix.IFLA_ADDRESS, l.hardware...)
 	}
-	e.Nested(unix.IFLA_LINKINFO, func(info *netlink.AttributeEncoder) error {
-		info.String(unix.IFLA_INFO_KIND, "veth")
-		info.Nested(unix.IFLA_INFO_DATA, func(data *netlink.AttributeEncoder) error {
-			data.Bytes(peer, append(slices.Clone(header), otherEnd...))
-			return nil
-		})
-		return nil
-	})
-	attrs, err := e.Encode()
-	if err != nil {
-		return err
-	}
-	return request(nl, unix.RTM_NEWLINK, routeMessage{header, parse(attrs)})
+	info := b.Nest(unix.IFLA_LINKINFO)
+	b.Text(unix.IFLA_INFO_KIND, "veth")
+	data := b.Nest(unix.IFLA_INFO_DATA)
+	other := b.Nest(peer)
+	b = append(b, header...)
+	b.Text(unix.IFLA_IFNAME, l.name)
+	b.Native(unix.IFLA_NET_NS_FD, uint32(far))
+	b.End(other)
+	b.End(data)
+	b.End(info)
+	return request(nl, unix.RTM_NEWLINK, routeMessage{header, attributes(b)})
 }
 
 // up brings the link up.

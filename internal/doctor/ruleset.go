@@ -3,11 +3,11 @@ package doctor
 import (
 	"bytes"
 	"encoding/binary"
-	"fmt"
-	"slices"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfnetlink"
 )
 
 // The rules of the host's own tables are read as the kernel's attributes: package nftables
@@ -114,169 +114,186 @@ type ruleset struct {
 
 // ruleset implements system.
 func (host) ruleset() (*ruleset, error) {
-	nl, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	l, err := dialNFT()
 	if err != nil {
 		return nil, err
 	}
-	defer nl.Close()
+	defer l.Close()
 	rs := &ruleset{helpers: make(map[objectName]ctHelper), elements: readElements}
-	asleep := make(map[tableName]bool)
 	for _, part := range []struct {
 		message netlink.HeaderType
 		add     func(family byte, a attributes)
 	}{
-		{unix.NFT_MSG_GETTABLE, func(family byte, a attributes) {
-			const dormant = 1 // NFT_TABLE_F_DORMANT
-			asleep[tableName{family: family, name: a.text(unix.NFTA_TABLE_NAME)}] = a.number(unix.NFTA_TABLE_FLAGS)&dormant != 0
-		}},
+		{unix.NFT_MSG_GETTABLE, func(byte, attributes) {}},
 		{unix.NFT_MSG_GETCHAIN, func(family byte, a attributes) { rs.chains = append(rs.chains, newChain(family, a)) }},
 		{unix.NFT_MSG_GETRULE, func(family byte, a attributes) { rs.rules = append(rs.rules, newRule(family, a)) }},
 		{unix.NFT_MSG_GETOBJ, rs.addObject},
 	} {
-		answers, err := dump(nl, part.message, unix.NFPROTO_UNSPEC, nil)
-		if err != nil {
+		if err := l.each(part.message, part.add); err != nil {
 			return nil, err
 		}
-		for _, m := range answers {
-			family := m.Data[0]
-			if family == familyInet || family == familyIPv4 || family == familyIPv6 {
-				part.add(family, parse(m.Data[nfgenmsg:]))
-			}
-		}
 	}
-	rs.chains = slices.DeleteFunc(rs.chains, func(c chain) bool { return asleep[c.table] })
 	return rs, nil
 }
 
-const nfgenmsg = 4 // struct nfgenmsg: family, version, resource id
+// lister lists what is in nftables.
+type lister struct {
+	*netlink.Conn
+	dormant map[tableName]bool
+	left    []string // tables whose families filter no TCP, as "bridge filter"
+}
 
-func dump(nl *netlink.Conn, message netlink.HeaderType, family byte, query []byte) ([]netlink.Message, error) {
-	answers, err := nl.Execute(netlink.Message{
+func dialNFT() (*lister, error) {
+	nl, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	return &lister{Conn: nl, dormant: make(map[tableName]bool)}, err
+}
+
+// each calls add for every object that a message lists. Those of dormant tables and of families that filter no
+// TCP are left out, so tables (NFT_MSG_GETTABLE) have to be listed first.
+func (l *lister) each(message netlink.HeaderType, add func(family byte, a attributes)) error {
+	answers, err := l.dump(message, unix.NFPROTO_UNSPEC, nil)
+	if err != nil {
+		return err
+	}
+	for _, o := range answers {
+		table := tableName{family: o.family, name: o.Text(unix.NFTA_TABLE_NAME)} // first in every message
+		if message == unix.NFT_MSG_GETTABLE {
+			const dormant = 1 // NFT_TABLE_F_DORMANT
+			l.dormant[table] = o.Uint32(unix.NFTA_TABLE_FLAGS)&dormant != 0
+		}
+		switch table.family {
+		case familyInet, familyIPv4, familyIPv6:
+			if !l.dormant[table] {
+				add(o.family, o.attributes)
+			}
+		case unix.NFPROTO_ARP:
+		default:
+			if message == unix.NFT_MSG_GETTABLE {
+				l.left = append(l.left, familyName(table.family)+" "+table.name)
+			}
+		}
+	}
+	return nil
+}
+
+// listed is an object, or a part of a set, as the kernel lists it.
+type listed struct {
+	family byte
+	attributes
+}
+
+func (l *lister) dump(message netlink.HeaderType, family byte, query nfnetlink.Buffer) (all []listed, err error) {
+	answers, err := l.Execute(netlink.Message{
 		Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | message, Flags: netlink.Request | netlink.Dump},
-		Data:   append([]byte{family, unix.NFNETLINK_V0, 0, 0}, query...),
+		Data:   nfnetlink.Data(family, query),
 	})
 	if err != nil {
 		return nil, err
 	}
 	for _, m := range answers {
-		if len(m.Data) < nfgenmsg {
-			return nil, fmt.Errorf("an answer of %d bytes", len(m.Data))
+		a, err := nfnetlink.Body(m.Data)
+		if err != nil {
+			return nil, err
 		}
+		all = append(all, listed{m.Data[0], a})
 	}
-	return answers, nil
+	return all, nil
 }
 
 func newChain(family byte, a attributes) chain {
 	c := chain{
-		table: tableName{family: family, name: a.text(unix.NFTA_CHAIN_TABLE)},
-		name:  a.text(unix.NFTA_CHAIN_NAME),
-		kind:  a.text(unix.NFTA_CHAIN_TYPE),
+		table: tableName{family: family, name: a.Text(unix.NFTA_CHAIN_TABLE)},
+		name:  a.Text(unix.NFTA_CHAIN_NAME),
+		kind:  a.Text(unix.NFTA_CHAIN_TYPE),
 	}
-	if hook := a.find(unix.NFTA_CHAIN_HOOK); hook != nil {
-		h := parse(hook)
-		c.base, c.hook, c.priority = true, h.number(unix.NFTA_HOOK_HOOKNUM), int32(h.number(unix.NFTA_HOOK_PRIORITY))
-		c.drops = a.find(unix.NFTA_CHAIN_POLICY) != nil && a.number(unix.NFTA_CHAIN_POLICY) == verdictDrop
+	if h := a.Nested(unix.NFTA_CHAIN_HOOK); h != nil {
+		c.base, c.hook, c.priority = true, h.Uint32(unix.NFTA_HOOK_HOOKNUM), int32(h.Uint32(unix.NFTA_HOOK_PRIORITY))
+		c.drops = a.Find(unix.NFTA_CHAIN_POLICY) != nil && a.Uint32(unix.NFTA_CHAIN_POLICY) == verdictDrop
 	}
 	return c
 }
 
 func newRule(family byte, a attributes) rule {
-	r := rule{table: tableName{family: family, name: a.text(unix.NFTA_RULE_TABLE)}, chain: a.text(unix.NFTA_RULE_CHAIN)}
-	if handle := a.find(unix.NFTA_RULE_HANDLE); len(handle) == 8 {
+	r := rule{table: tableName{family: family, name: a.Text(unix.NFTA_RULE_TABLE)}, chain: a.Text(unix.NFTA_RULE_CHAIN)}
+	if handle := a.Find(unix.NFTA_RULE_HANDLE); len(handle) == 8 {
 		r.handle = binary.BigEndian.Uint64(handle)
 	}
-	for _, e := range parse(a.find(unix.NFTA_RULE_EXPRESSIONS)) {
-		parts := parse(e.Data)
-		r.exprs = append(r.exprs, expression{parts.text(unix.NFTA_EXPR_NAME), parse(parts.find(unix.NFTA_EXPR_DATA))})
+	for _, e := range a.Nested(unix.NFTA_RULE_EXPRESSIONS).All() {
+		r.exprs = append(r.exprs, newExpression(e))
 	}
 	return r
 }
 
+func newExpression(a attributes) expression {
+	return expression{a.Text(unix.NFTA_EXPR_NAME), a.Nested(unix.NFTA_EXPR_DATA)}
+}
+
 func (rs *ruleset) addObject(family byte, a attributes) {
-	if a.number(unix.NFTA_OBJ_TYPE) != unix.NFT_OBJECT_CT_HELPER {
+	if a.Uint32(unix.NFTA_OBJ_TYPE) != unix.NFT_OBJECT_CT_HELPER {
 		return
 	}
-	data := parse(a.find(unix.NFTA_OBJ_DATA))
-	proto := data.find(unix.NFTA_CT_HELPER_L4PROTO)
-	rs.helpers[objectName{tableName{family: family, name: a.text(unix.NFTA_OBJ_TABLE)}, a.text(unix.NFTA_OBJ_NAME)}] = ctHelper{
-		kind: data.text(unix.NFTA_CT_HELPER_NAME),
+	data := a.Nested(unix.NFTA_OBJ_DATA)
+	proto := data.Find(unix.NFTA_CT_HELPER_L4PROTO)
+	rs.helpers[objectName{tableName{family: family, name: a.Text(unix.NFTA_OBJ_TABLE)}, a.Text(unix.NFTA_OBJ_NAME)}] = ctHelper{
+		kind: data.Text(unix.NFTA_CT_HELPER_NAME),
 		tcp:  bytes.Equal(proto, []byte{unix.IPPROTO_TCP}),
 	}
 }
 
 // readElements reads a set, which only a few rules make necessary: some are large.
 func readElements(of tableName, set string) ([]element, error) {
-	nl, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	l, err := dialNFT()
 	if err != nil {
 		return nil, err
 	}
-	defer nl.Close()
-	query, err := netlink.MarshalAttributes([]netlink.Attribute{
-		{Type: unix.NFTA_SET_ELEM_LIST_TABLE, Data: []byte(of.name + "\x00")},
-		{Type: unix.NFTA_SET_ELEM_LIST_SET, Data: []byte(set + "\x00")},
-	})
-	if err != nil {
-		return nil, err
-	}
-	answers, err := dump(nl, unix.NFT_MSG_GETSETELEM, of.family, query)
+	defer l.Close()
+	listed, err := l.elements(of, set)
 	if err != nil {
 		return nil, err
 	}
 	var elements []element
-	for _, m := range answers {
-		for _, e := range parse(parse(m.Data[nfgenmsg:]).find(unix.NFTA_SET_ELEM_LIST_ELEMENTS)) {
-			const intervalEnd = 1 // NFT_SET_ELEM_INTERVAL_END
-			a := parse(e.Data)
-			elements = append(elements, element{
-				key:     parse(a.find(unix.NFTA_SET_ELEM_KEY)).find(unix.NFTA_DATA_VALUE),
-				end:     a.number(unix.NFTA_SET_ELEM_FLAGS)&intervalEnd != 0,
-				verdict: newVerdict(a.find(unix.NFTA_SET_ELEM_DATA)),
-				object:  a.text(unix.NFTA_SET_ELEM_OBJREF),
-			})
+	for _, a := range listed {
+		elements = append(elements, newElement(a))
+	}
+	return elements, nil
+}
+
+// elements returns those of a set.
+func (l *lister) elements(of tableName, set string) (elements []attributes, err error) {
+	var query nfnetlink.Buffer
+	query.Text(unix.NFTA_SET_ELEM_LIST_TABLE, of.name)
+	query.Text(unix.NFTA_SET_ELEM_LIST_SET, set)
+	answers, err := l.dump(unix.NFT_MSG_GETSETELEM, of.family, query)
+	if err != nil {
+		return nil, err
+	}
+	for _, part := range answers {
+		for _, a := range part.Nested(unix.NFTA_SET_ELEM_LIST_ELEMENTS).All() {
+			elements = append(elements, a)
 		}
 	}
 	return elements, nil
 }
 
+func newElement(a attributes) element {
+	const intervalEnd = 1 // NFT_SET_ELEM_INTERVAL_END
+	return element{
+		key:     a.Nested(unix.NFTA_SET_ELEM_KEY).Find(unix.NFTA_DATA_VALUE),
+		end:     a.Uint32(unix.NFTA_SET_ELEM_FLAGS)&intervalEnd != 0,
+		verdict: newVerdict(a.Nested(unix.NFTA_SET_ELEM_DATA)),
+		object:  a.Text(unix.NFTA_SET_ELEM_OBJREF),
+	}
+}
+
 // newVerdict reads nested data that may be a verdict.
-func newVerdict(data []byte) *verdict {
-	inner := parse(data).find(unix.NFTA_DATA_VERDICT)
-	if inner == nil {
+func newVerdict(data attributes) *verdict {
+	a := data.Nested(unix.NFTA_DATA_VERDICT)
+	if a == nil {
 		return nil
 	}
-	a := parse(inner)
-	return &verdict{code: int32(a.number(unix.NFTA_VERDICT_CODE)), chain: a.text(unix.NFTA_VERDICT_CHAIN)}
+	return &verdict{code: int32(a.Uint32(unix.NFTA_VERDICT_CODE)), chain: a.Text(unix.NFTA_VERDICT_CHAIN)}
 }
 
 // attributes are those of a message, or nested in another one. What is missing or malformed
 // is empty.
-type attributes []netlink.Attribute
-
-func parse(data []byte) attributes {
-	a, err := netlink.UnmarshalAttributes(data)
-	if err != nil {
-		return nil
-	}
-	return a
-}
-
-func (a attributes) find(typ uint16) []byte {
-	const flags = netlink.Nested | netlink.NetByteOrder
-	for _, x := range a {
-		if x.Type&^flags == typ {
-			return x.Data
-		}
-	}
-	return nil
-}
-
-func (a attributes) number(typ uint16) uint32 {
-	if data := a.find(typ); len(data) == 4 {
-		return binary.BigEndian.Uint32(data)
-	}
-	return 0
-}
-
-func (a attributes) text(typ uint16) string {
-	return string(bytes.TrimRight(a.find(typ), "\x00"))
-}
+type attributes = nfnetlink.Attributes

@@ -296,8 +296,7 @@ func wire(t *testing.T, c chain, exprs ...expr.Any) rule {
 		if err != nil {
 			t.Fatal(err)
 		}
-		a := parse(data)
-		r.exprs = append(r.exprs, expression{a.text(unix.NFTA_EXPR_NAME), parse(a.find(unix.NFTA_EXPR_DATA))})
+		r.exprs = append(r.exprs, newExpression(data))
 	}
 	return r
 }

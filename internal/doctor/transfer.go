@@ -255,9 +255,9 @@ func (r *replica) ends() []end {
 // addrs returns the replica's own addresses, and a neighbour in each of its networks.
 func (r *replica) addrs() (own, near []netip.Addr) {
 	for _, a := range r.addresses {
-		addr, ok := netip.AddrFromSlice(a.attributes.find(unix.IFA_LOCAL))
+		addr, ok := netip.AddrFromSlice(a.attributes.Find(unix.IFA_LOCAL))
 		if !ok {
-			addr, ok = netip.AddrFromSlice(a.attributes.find(unix.IFA_ADDRESS))
+			addr, ok = netip.AddrFromSlice(a.attributes.Find(unix.IFA_ADDRESS))
 		}
 		if !ok || addr.IsLoopback() || addr.IsLinkLocalUnicast() || !r.has(a.index()) {
 			continue
@@ -266,7 +266,7 @@ func (r *replica) addrs() (own, near []netip.Addr) {
 		near = append(near, neighbour(netip.PrefixFrom(addr, int(a.header[1]))))
 	}
 	for _, route := range r.routes {
-		to, ok := netip.AddrFromSlice(route.attributes.find(unix.RTA_DST))
+		to, ok := netip.AddrFromSlice(route.attributes.Find(unix.RTA_DST))
 		if ok && r.rebuildable(route) && !to.IsLinkLocalUnicast() && !to.IsMulticast() {
 			near = append(near, neighbour(netip.PrefixFrom(to, int(route.header[1]))))
 		}
@@ -301,7 +301,7 @@ func (r *replica) constants() []netip.Addr {
 			case "bitwise":
 				masked = true
 			case "cmp":
-				data := parse(e.attrs.find(unix.NFTA_CMP_DATA)).find(unix.NFTA_DATA_VALUE)
+				data := e.attrs.Nested(unix.NFTA_CMP_DATA).Find(unix.NFTA_DATA_VALUE)
 				if length > 0 && len(data) <= length {
 					compared = appendAddr(compared, within(data, length, masked))
 				}
@@ -309,8 +309,8 @@ func (r *replica) constants() []netip.Addr {
 				if length == 0 {
 					continue
 				}
-				set := e.attrs.text(unix.NFTA_LOOKUP_SET)
-				for _, key := range r.keys(tableName{family: m.family, name: m.attrs.text(unix.NFTA_RULE_TABLE)}, set, perSet) {
+				set := e.attrs.Text(unix.NFTA_LOOKUP_SET)
+				for _, key := range r.keys(tableName{family: m.family, name: m.attrs.Text(unix.NFTA_RULE_TABLE)}, set, perSet) {
 					if len(key) == length {
 						inSets = appendAddr(inSets, key)
 					}
@@ -350,11 +350,11 @@ func appendAddr(all []netip.Addr, data []byte) []netip.Addr {
 // addressLength returns 4 or 16 if a payload expression loads an address of IPv4 or IPv6, or its
 // first bytes, and 0 otherwise.
 func (e expression) addressLength() int {
-	if e.attrs.number(unix.NFTA_PAYLOAD_BASE) != unix.NFT_PAYLOAD_NETWORK_HEADER {
+	if e.attrs.Uint32(unix.NFTA_PAYLOAD_BASE) != unix.NFT_PAYLOAD_NETWORK_HEADER {
 		return 0
 	}
-	length := e.attrs.number(unix.NFTA_PAYLOAD_LEN)
-	switch e.attrs.number(unix.NFTA_PAYLOAD_OFFSET) {
+	length := e.attrs.Uint32(unix.NFTA_PAYLOAD_LEN)
+	switch e.attrs.Uint32(unix.NFTA_PAYLOAD_OFFSET) {
 	case 12, 16:
 		if length <= 4 {
 			return 4
@@ -382,12 +382,12 @@ func (s *snapshot) keys(table tableName, set string, most int) [][]byte {
 	var all [][]byte
 	for _, m := range s.nft {
 		if m.typ != unix.NFT_MSG_NEWSETELEM || m.family != table.family ||
-			m.attrs.text(unix.NFTA_SET_ELEM_LIST_TABLE) != table.name || m.attrs.text(unix.NFTA_SET_ELEM_LIST_SET) != set {
+			m.attrs.Text(unix.NFTA_SET_ELEM_LIST_TABLE) != table.name || m.attrs.Text(unix.NFTA_SET_ELEM_LIST_SET) != set {
 			continue
 		}
-		for _, x := range parse(m.attrs.find(unix.NFTA_SET_ELEM_LIST_ELEMENTS)) {
-			if key, end := interval(x); !end && len(all) < most {
-				all = append(all, key)
+		for _, x := range m.attrs.Nested(unix.NFTA_SET_ELEM_LIST_ELEMENTS).All() {
+			if e := newElement(x); !e.end && len(all) < most {
+				all = append(all, e.key)
 			}
 		}
 	}
@@ -401,8 +401,8 @@ func (s *snapshot) matchesHelper() bool {
 			continue
 		}
 		for _, e := range newRule(m.family, m.attrs).exprs {
-			if e.name == "ct" && expr.CtKey(e.attrs.number(unix.NFTA_CT_KEY)) == expr.CtKeyHELPER ||
-				e.name == "match" && e.attrs.text(unix.NFTA_MATCH_NAME) == "helper" {
+			if e.name == "ct" && expr.CtKey(e.attrs.Uint32(unix.NFTA_CT_KEY)) == expr.CtKeyHELPER ||
+				e.name == "match" && e.attrs.Text(unix.NFTA_MATCH_NAME) == "helper" {
 				return true
 			}
 		}

@@ -15,8 +15,8 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
 )
 
-// Conntrack is what the engine needs of conntrack; expect.Client has it, and so has the fake
-// of package conntracktest. The methods and their errors are those of expect.Client.
+// Conntrack is what the engine needs of conntrack; expect.Client has it, and so has
+// memory.Conntrack. The methods and their errors are those of expect.Client.
 type Conntrack interface {
 	Lookup(t expect.Tuple) (*expect.Master, expect.Direction, error)
 	Announce(m *expect.Master, e expect.Expectation, u expect.Update) error
@@ -62,16 +62,14 @@ const (
 	DefaultHoldTime = 500 * time.Millisecond
 )
 
-// MaxPacket is the length in bytes of the longest packet that a Verdict may hold: what has room in a
-// netlink attribute (struct nlattr).
+// MaxPacket is the length in bytes of the longest packet that a Verdict may hold.
 const MaxPacket = 0xffff - 4
 
-// Verdict is what becomes of a queued packet. Every packet is let go, sooner or later.
-type Verdict struct {
+// Verdict accepts a packet. It is the type that nfq.Verdict is, too; neither package imports the other.
+type Verdict = struct {
 	// ID is the packet's number in the queue.
 	ID uint32
-	// Packet is the packet as it is to be let go, nil for as it was. It is valid until the
-	// next call of the engine.
+	// Packet replaces the packet; nil leaves it unchanged. It is valid until the next call of the engine.
 	Packet []byte
 }
 

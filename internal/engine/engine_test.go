@@ -15,8 +15,8 @@ import (
 	"github.com/google/gopacket/layers"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
-	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine/conntracktest"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect/memory"
 )
 
 const (
@@ -31,8 +31,8 @@ func tuple(src, dst string) expect.Tuple {
 // world is one control connection that passes through an engine.
 type world struct {
 	t     testing.TB
-	ct    *conntracktest.Conntrack
-	entry *conntracktest.Entry
+	ct    *memory.Conntrack
+	entry *memory.Entry
 	eng   *engine.Engine
 	log   bytes.Buffer
 	now   time.Time
@@ -50,7 +50,7 @@ var (
 )
 
 func newWorld(t testing.TB, original, reply expect.Tuple, change ...func(*engine.Config)) *world {
-	w := &world{t: t, ct: &conntracktest.Conntrack{}, now: time.Unix(1_800_000_000, 0), next: [2]uint32{1000, 500_000}, sent: map[uint32][]byte{}}
+	w := &world{t: t, ct: &memory.Conntrack{}, now: time.Unix(1_800_000_000, 0), next: [2]uint32{1000, 500_000}, sent: map[uint32][]byte{}}
 	w.entry = w.ct.Add(original, reply)
 	w.restart(change...)
 	return w
@@ -408,11 +408,11 @@ func TestLateRetransmission(t *testing.T) {
 // it is, nothing stays behind, and it is said once.
 func TestNoHelp(t *testing.T) {
 	for name, c := range map[string]struct {
-		breakIt func(*conntracktest.Entry)
+		breakIt func(*memory.Entry)
 		log     string
 	}{
-		"no helper":            {func(e *conntracktest.Entry) { e.Helper = "" }, expect.ErrNoHelper.Error()},
-		"the entry is deleted": {func(e *conntracktest.Entry) { e.Deleted = true }, expect.ErrNoEntry.Error()},
+		"no helper":            {func(e *memory.Entry) { e.Helper = "" }, expect.ErrNoHelper.Error()},
+		"the entry is deleted": {func(e *memory.Entry) { e.Deleted = true }, expect.ErrNoEntry.Error()},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, natOriginal, natReply)
@@ -710,7 +710,7 @@ func TestConfigure(t *testing.T) {
 }
 
 // labels are the bits of a connection's label that are set.
-func labels(e *conntracktest.Entry) (bits []int) {
+func labels(e *memory.Entry) (bits []int) {
 	for bit := range 128 {
 		if e.Label(bit) {
 			bits = append(bits, bit)

@@ -7,8 +7,8 @@ import (
 	"testing"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
-	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine/conntracktest"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect/memory"
 )
 
 const (
@@ -191,9 +191,9 @@ func TestLeanReused(t *testing.T) {
 // announcer sees what the engine takes an entry for when it asks to have it changed: that is what is put
 // back if the kernel does a part of it only.
 type announcer struct {
-	*conntracktest.Conntrack
+	*memory.Conntrack
 	t     *testing.T
-	entry *conntracktest.Entry
+	entry *memory.Entry
 	set   []int
 }
 

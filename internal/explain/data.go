@@ -8,6 +8,7 @@ import (
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect/memory"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
 )
 
@@ -84,7 +85,7 @@ func (r *replay) asked(p *packet, t expect.Tuple) {
 		return
 	}
 	d := &Data{at: at, tuple: t, place: p.place, tries: 1}
-	if x := r.conntrack.fulfil(t, p.at); x != nil {
+	if x := r.fulfil(t); x != nil {
 		d.x, d.connection, d.active = x, x.connection, x.Dir == expect.Reply
 		x.fulfilled = d
 	} else if !r.guess(d) {
@@ -151,7 +152,7 @@ func (d *Data) followRouter() {
 	}
 	for _, x := range d.connection.expected {
 		at := endpointOf(x.line.sent)
-		if x.fulfilled == nil && !x.replaced && x.line.step.at <= d.at && d.at-x.line.step.at < expectTimeout &&
+		if x.fulfilled == nil && !x.Replaced && x.line.step.at <= d.at && d.at-x.line.step.at < memory.Timeout &&
 			at.Port() == d.tuple.Dst.Port() && at.Port() != x.Dst.Port() && x.Src == d.tuple.Src.Addr() && x.Dst.Addr() == d.tuple.Dst.Addr() {
 			d.x, x.fulfilled = x, d
 			return
@@ -208,7 +209,7 @@ func (d *Data) astray(l *Line) {
 	case src != x.Src:
 		d.diagnosis = fmt.Sprintf("it comes from %s, and %s lets in %s only", src, l.name(), x.Src)
 		d.mend = "data connections have to come from the other end of the control connection"
-	case x.replaced:
+	case x.Replaced:
 		d.diagnosis = fmt.Sprintf("%s announced it, and a later line took its place before it came", l.name())
 		d.mend = "a client must not ask for the next data connection before it has opened the last one"
 	default:

@@ -17,6 +17,7 @@ import (
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect/memory"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
@@ -73,6 +74,7 @@ type Connection struct {
 	opaque    *Step        // from which on nothing is read
 	why       engine.Kind
 	unread    int // packets after that
+	entry     *memory.Entry
 
 	lines [2][]*Line
 	next  [2]int // the first of lines of which the engine may still have something to say

@@ -9,6 +9,7 @@ import (
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect/memory"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/mangle"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
 )
@@ -16,15 +17,17 @@ import (
 // replay passes the packets of a capture through an engine.
 type replay struct {
 	report    *Report
-	conntrack *conntrack
+	conntrack memory.Conntrack
 	engine    *engine.Engine
 	hold      time.Duration
 	feed      []*fed
 	waiting   map[uint32]*fed // for their verdict
 	current   *fed            // that the engine has now
 	sides     map[*Connection]*sides
-	entries   map[*Connection]*entry
-	seen      map[opening]*Data
+	// connections are those that conntrack has, by their original tuples.
+	connections  map[expect.Tuple]*Connection
+	expectations map[*memory.Expectation]*Expectation
+	seen         map[opening]*Data
 }
 
 // fed is a packet for the engine.
@@ -37,17 +40,17 @@ type fed struct {
 
 func newReplay(report *Report, c Config) *replay {
 	r := &replay{
-		report:    report,
-		conntrack: &conntrack{entries: make(map[expect.Tuple]*entry)},
-		hold:      cmp.Or(c.Engine.HoldTime, engine.DefaultHoldTime),
-		waiting:   make(map[uint32]*fed),
-		sides:     make(map[*Connection]*sides),
-		entries:   make(map[*Connection]*entry),
-		seen:      make(map[opening]*Data),
+		report:       report,
+		hold:         cmp.Or(c.Engine.HoldTime, engine.DefaultHoldTime),
+		waiting:      make(map[uint32]*fed),
+		sides:        make(map[*Connection]*sides),
+		connections:  make(map[expect.Tuple]*Connection),
+		expectations: make(map[*memory.Expectation]*Expectation),
+		seen:         make(map[opening]*Data),
 	}
 	config := c.Engine
-	config.Conntrack, config.Observe = r.conntrack, r.observe
-	config.Now = func() time.Time { return r.conntrack.now }
+	config.Conntrack, config.Observe = &r.conntrack, r.observe
+	config.Now = func() time.Time { return r.conntrack.Now }
 	r.engine = engine.New(config)
 	return r
 }
@@ -120,6 +123,7 @@ func (r *replay) run(other []*packet) {
 	slices.SortFunc(r.feed, func(a, b *fed) int { return inTime(a.packet, b.packet) })
 	for id, f := range r.feed {
 		for len(other) > 0 && inTime(other[0], f.packet) < 0 {
+			r.advance(other[0].at)
 			r.open(other[0])
 			other = other[1:]
 		}
@@ -127,6 +131,7 @@ func (r *replay) run(other []*packet) {
 		r.handle(uint32(id), f)
 	}
 	for _, p := range other {
+		r.advance(p.at)
 		r.open(p)
 	}
 	for {
@@ -148,7 +153,7 @@ func (r *replay) advance(now time.Time) {
 		if !ok || deadline.After(now) {
 			break
 		}
-		r.conntrack.now = deadline
+		r.conntrack.Now = deadline
 		for _, c := range r.report.Connections {
 			for dir := range c.came {
 				c.add(expect.Direction(dir), c.came[dir].giveUp(deadline.Add(-r.hold)))
@@ -156,14 +161,16 @@ func (r *replay) advance(now time.Time) {
 		}
 		r.leave(r.engine.Expire(nil), true)
 	}
-	r.conntrack.now = now
+	r.conntrack.Now = now
 }
 
 // handle gives the engine a packet, and makes a step of one that says something.
 func (r *replay) handle(id uint32, f *fed) {
 	c := f.connection
-	if r.entries[c] == nil {
-		r.entries[c] = r.conntrack.add(c)
+	if c.entry == nil {
+		c.entry = r.conntrack.Add(c.tuples[expect.Original], c.tuples[expect.Reply])
+		c.entry.NoSeqAdj = !c.entry.NAT()
+		r.connections[c.tuples[expect.Original]] = c
 	}
 	switch {
 	case f.SYN() && f.dir == expect.Original: // the server's begins with what it says first, for the engine
@@ -177,7 +184,7 @@ func (r *replay) handle(id uint32, f *fed) {
 		r.read(f)
 	}
 	r.waiting[id], r.current = f, f
-	r.entries[c].Opening = f.SYN() && f.dir == expect.Reply
+	c.entry.Opening = f.SYN() && f.dir == expect.Reply
 	r.leave(r.engine.Handle(id, f.Bytes(), nil), false)
 	r.current = nil
 	if r.waiting[id] != nil && f.step != nil {
@@ -260,7 +267,7 @@ func (r *replay) leave(verdicts []engine.Verdict, up bool) {
 			continue
 		}
 		f.step.vain = up
-		f.step.left = r.conntrack.now.Sub(r.report.start)
+		f.step.left = r.conntrack.Now.Sub(r.report.start)
 		p := f.Packet
 		if v.Packet != nil {
 			var changed mangle.Packet
@@ -270,19 +277,18 @@ func (r *replay) leave(verdicts []engine.Verdict, up bool) {
 			p = changed
 		}
 		seq := uint32(p.Seq())
-		seq += uint32(r.entries[f.connection].SeqAdj[f.dir].Offset(seq)) // as the kernel does behind the queue
+		seq += uint32(f.connection.entry.SeqAdj[f.dir].Offset(seq)) // as the kernel does behind the queue
 		c := f.connection
-		c.sends[f.dir] = append(c.sends[f.dir], c.ours[f.dir].push(piece{at: r.conntrack.now, seq: parse.Seq(seq), data: p.Payload(), step: f.step})...)
+		c.sends[f.dir] = append(c.sends[f.dir], c.ours[f.dir].push(piece{at: r.conntrack.Now, seq: parse.Seq(seq), data: p.Payload(), step: f.step})...)
 	}
 }
 
 // observe takes what the engine tells.
 func (r *replay) observe(ev *engine.Event) {
-	e := r.conntrack.entries[ev.Master.Tuples[expect.Original]]
-	if e == nil {
+	c := r.connections[ev.Master.Tuples[expect.Original]]
+	if c == nil {
 		return
 	}
-	c := e.connection
 	dir := expect.Original
 	switch ev.Kind {
 	case engine.Expected, engine.Refused, engine.Failed, engine.Unreadable:
@@ -300,7 +306,7 @@ func (r *replay) observe(ev *engine.Event) {
 	l := c.unsettled(dir, ev.Line)
 	if l == nil {
 		// The engine has put together what came differently, as it may where much is missing.
-		s := &Step{at: r.conntrack.now.Sub(r.report.start), dir: dir}
+		s := &Step{at: r.conntrack.Now.Sub(r.report.start), dir: dir}
 		c.steps = append(c.steps, s)
 		c.add(dir, []line{{text: bytes.Clone(ev.Line), step: s}})
 		l = s.lines[0]
@@ -311,12 +317,8 @@ func (r *replay) observe(ev *engine.Event) {
 	if a := ev.Announced.Addr(); dir == expect.Reply && a.IsValid() && !slices.Contains(c.elsewhere, a) {
 		c.elsewhere = append(c.elsewhere, a)
 	}
-	if ev.Kind == engine.Failed {
-		r.conntrack.blocker = nil
-	}
 	if ev.Kind == engine.Expected {
-		l.x = r.conntrack.last
-		l.x.line = l
+		l.x = r.expected(c, l)
 		c.expected = append(c.expected, l.x)
 	}
 }
@@ -338,8 +340,8 @@ func (r *replay) finish(c *Connection) {
 	s := r.sides[c]
 	for d := range c.lines {
 		dir := expect.Direction(d)
-		c.add(dir, c.came[d].giveUp(r.conntrack.now))
-		c.sends[d] = append(c.sends[d], c.ours[d].giveUp(r.conntrack.now)...)
+		c.add(dir, c.came[d].giveUp(r.conntrack.Now))
+		c.sends[d] = append(c.sends[d], c.ours[d].giveUp(r.conntrack.Now)...)
 		var came []line
 		for _, l := range c.lines[d] {
 			came = append(came, line{text: l.text})

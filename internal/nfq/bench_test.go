@@ -20,7 +20,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfq"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
@@ -76,13 +75,13 @@ func processorTime() int64 {
 // acceptAll is a Handler that lets everything go, and counts.
 type acceptAll uint64
 
-func (n *acceptAll) Handle(id uint32, _ []byte, verdicts []engine.Verdict) []engine.Verdict {
+func (n *acceptAll) Handle(id uint32, _ []byte, verdicts []nfq.Verdict) []nfq.Verdict {
 	*n++
-	return append(verdicts, engine.Verdict{ID: id})
+	return append(verdicts, nfq.Verdict{ID: id})
 }
-func (*acceptAll) Deadline() (time.Time, bool)                       { return time.Time{}, false }
-func (*acceptAll) Expire(verdicts []engine.Verdict) []engine.Verdict { return verdicts }
-func (*acceptAll) Flush(verdicts []engine.Verdict) []engine.Verdict  { return verdicts }
+func (*acceptAll) Deadline() (time.Time, bool)                 { return time.Time{}, false }
+func (*acceptAll) Expire(verdicts []nfq.Verdict) []nfq.Verdict { return verdicts }
+func (*acceptAll) Flush(verdicts []nfq.Verdict) []nfq.Verdict  { return verdicts }
 
 // contestant is a program that serves the queue, and how it did.
 type contestant struct {

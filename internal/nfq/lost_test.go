@@ -8,20 +8,18 @@ import (
 	"testing"
 	"time"
 
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
 
 // idle is a Handler that is never asked.
 type idle struct{}
 
-func (idle) Handle(_ uint32, _ []byte, verdicts []engine.Verdict) []engine.Verdict { return verdicts }
-func (idle) Deadline() (time.Time, bool)                                           { return time.Time{}, false }
-func (idle) Expire(verdicts []engine.Verdict) []engine.Verdict                     { return verdicts }
-func (idle) Flush(verdicts []engine.Verdict) []engine.Verdict                      { return verdicts }
+func (idle) Handle(_ uint32, _ []byte, verdicts []Verdict) []Verdict { return verdicts }
+func (idle) Deadline() (time.Time, bool)                             { return time.Time{}, false }
+func (idle) Expire(verdicts []Verdict) []Verdict                     { return verdicts }
+func (idle) Flush(verdicts []Verdict) []Verdict                      { return verdicts }
 
 // TestLost says that Run ends with an error when the queue's socket is gone.
 func TestLost(t *testing.T) {
@@ -52,7 +50,7 @@ func TestLost(t *testing.T) {
 	if err := unix.Dup3(int(null.Fd()), q.fd, unix.O_CLOEXEC); err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Send(same, appendRequest(nil, unix.NLMSG_NOOP, netlink.Acknowledge, 0, 0, 0), 0); err != nil {
+	if err := unix.Send(same, noop(), 0); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-ended; err == nil || !strings.Contains(err.Error(), "queue 7 is lost") {

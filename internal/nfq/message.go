@@ -2,13 +2,11 @@ package nfq
 
 import (
 	"encoding/binary"
-	"iter"
 	"unsafe"
 
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfnetlink"
 )
 
 // Types of messages: NFQNL_MSG_* of linux/netfilter/nfnetlink_queue.h.
@@ -27,11 +25,6 @@ const (
 	attrPriority   = 21 // NFQA_PRIORITY
 )
 
-const (
-	attrHeader = 4 // bytes of a struct nlattr
-	nfgenmsg   = 4 // bytes of a struct nfgenmsg
-)
-
 // recv is recv(2). That of x/sys allocates memory for the sender's address, and read(2) is
 // slower on a socket.
 func recv(fd int, b []byte, flags int) (int, error) {
@@ -40,38 +33,6 @@ func recv(fd int, b []byte, flags int) (int, error) {
 		return 0, errno
 	}
 	return int(n), nil
-}
-
-// message is one that was received.
-type message struct {
-	typ      uint16
-	sequence uint32 // that of the request, if this is an answer
-	data     []byte // behind the struct nlmsghdr
-}
-
-// messages yields those of a datagram.
-func messages(b []byte) iter.Seq[message] {
-	return func(yield func(message) bool) {
-		for len(b) >= unix.SizeofNlMsghdr {
-			n := int(binary.NativeEndian.Uint32(b))
-			if n < unix.SizeofNlMsghdr || n > len(b) {
-				return
-			}
-			m := message{binary.NativeEndian.Uint16(b[4:]), binary.NativeEndian.Uint32(b[8:]), b[unix.SizeofNlMsghdr:n]}
-			if !yield(m) {
-				return
-			}
-			b = b[min(align(n), len(b)):]
-		}
-	}
-}
-
-// errno is what an NLMSG_ERROR says, 0 for success.
-func (m message) errno() unix.Errno {
-	if len(m.data) < 4 {
-		return unix.EBADMSG
-	}
-	return unix.Errno(-int32(binary.NativeEndian.Uint32(m.data)))
 }
 
 // packet is one that the kernel has queued.
@@ -90,16 +51,13 @@ func (p packet) looped() bool {
 	return p.hook == unix.NF_INET_LOCAL_IN && p.in == loopback
 }
 
-// parsePacket reads an NFQNL_MSG_PACKET, which begins with a struct nfgenmsg; false if it has
-// no number.
-func parsePacket(b []byte) (p packet, ok bool) {
-	const typeMask = 0x3fff // NLA_TYPE_MASK
-	for b = b[min(nfgenmsg, len(b)):]; len(b) >= attrHeader; {
-		n, typ := int(binary.NativeEndian.Uint16(b)), binary.NativeEndian.Uint16(b[2:])&typeMask
-		if n < attrHeader || n > len(b) {
-			break
-		}
-		data := b[attrHeader:n]
+// parsePacket reads the body of an NFQNL_MSG_PACKET; false if it has no number.
+func parsePacket(body []byte) (p packet, ok bool) {
+	attrs, err := nfnetlink.Body(body)
+	for err == nil && len(attrs) > 0 {
+		var typ uint16
+		var data []byte
+		typ, data, err = attrs.Next()
 		switch {
 		case typ == attrPacketHdr && len(data) >= 7: // struct nfqnl_msg_packet_hdr
 			p.id, p.hook, ok = binary.BigEndian.Uint32(data), data[6], true
@@ -110,48 +68,19 @@ func parsePacket(b []byte) (p packet, ok bool) {
 		case typ == attrPayload:
 			p.bytes = data
 		}
-		b = b[min(align(n), len(b)):]
 	}
 	return p, ok
 }
 
-// appendRequest appends the beginning of a request with n bytes of attributes: a struct
-// nlmsghdr and a struct nfgenmsg.
-func appendRequest(b []byte, typ uint16, flags netlink.HeaderFlags, sequence uint32, queue uint16, n int) []byte {
-	const port = 0 // the kernel fills it in
-	b = binary.NativeEndian.AppendUint32(b, uint32(unix.SizeofNlMsghdr+nfgenmsg+n))
-	b = binary.NativeEndian.AppendUint16(b, typ)
-	b = binary.NativeEndian.AppendUint16(b, uint16(netlink.Request|flags))
-	b = binary.NativeEndian.AppendUint32(b, sequence)
-	b = binary.NativeEndian.AppendUint32(b, port)
-	b = append(b, unix.AF_UNSPEC, unix.NFNETLINK_V0)
-	return binary.BigEndian.AppendUint16(b, queue)
-}
-
-// appendVerdict appends an NFQNL_MSG_VERDICT, padded so that another message can follow.
-func appendVerdict(b []byte, queue uint16, v engine.Verdict) []byte {
-	const accept, header = 1, attrHeader + 8 // NF_ACCEPT; a struct nfqnl_msg_verdict_hdr
-	n := header
+// appendVerdict appends an NFQNL_MSG_VERDICT.
+func appendVerdict(b *nfnetlink.Buffer, queue uint16, v Verdict) {
+	const accept = 1 // NF_ACCEPT
+	start := b.Message(msgVerdict, 0, 0, unix.AF_UNSPEC, queue)
+	header := [8]byte{3: accept} // struct nfqnl_msg_verdict_hdr
+	binary.BigEndian.PutUint32(header[4:], v.ID)
+	b.Bytes(attrVerdictHdr, header[:]...)
 	if v.Packet != nil {
-		n += align(attrHeader + len(v.Packet))
+		b.Bytes(attrPayload, v.Packet...)
 	}
-	b = appendRequest(b, msgVerdict, 0, 0, queue, n)
-	b = appendAttrHeader(b, attrVerdictHdr, header)
-	b = binary.BigEndian.AppendUint32(b, accept)
-	b = binary.BigEndian.AppendUint32(b, v.ID)
-	if v.Packet == nil {
-		return b
-	}
-	b = appendAttrHeader(b, attrPayload, attrHeader+len(v.Packet))
-	b = append(b, v.Packet...)
-	return append(b, make([]byte, align(len(v.Packet))-len(v.Packet))...)
+	b.EndMessage(start)
 }
-
-// appendAttrHeader appends a struct nlattr; n is the attribute's length with it.
-func appendAttrHeader(b []byte, typ uint16, n int) []byte {
-	b = binary.NativeEndian.AppendUint16(b, uint16(n))
-	return binary.NativeEndian.AppendUint16(b, typ)
-}
-
-// align rounds a length up to where the next message or attribute begins (NLMSG_ALIGN).
-func align(n int) int { return (n + 3) &^ 3 }

@@ -3,23 +3,22 @@ package nfq
 import (
 	"testing"
 
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfnetlink"
 )
 
 // TestLooped says which packets have been here before: those that come in by the loopback
 // interface for this host.
 func TestLooped(t *testing.T) {
 	message := func(hook byte, in uint32) []byte {
-		attrs := []netlink.Attribute{{Type: 1, Data: []byte{0, 0, 0, 9, 8, 0, hook}}, {Type: 10, Data: []byte("packet")}}
+		var m nfnetlink.Buffer
+		m.Bytes(attrPacketHdr, 0, 0, 0, 9, 8, 0, hook)
+		m.Bytes(attrPayload, []byte("packet")...)
 		if in != 0 {
-			attrs = append(attrs, netlink.Attribute{Type: 5, Data: be32(in)})
+			m.Uint32(attrIndev, in)
 		}
-		b, err := netlink.MarshalAttributes(attrs)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return append([]byte{2, 0, 0, 7}, b...)
+		return nfnetlink.Data(unix.AF_INET, m)
 	}
 	for _, c := range []struct {
 		hook byte

@@ -21,34 +21,43 @@ import (
 	"time"
 
 	"github.com/florianl/go-nfqueue/v2"
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfnetlink"
 )
 
-// Handler decides about packets; engine.Engine is one. All is called from one goroutine.
+// MaxPacket is the length in bytes of the longest packet that a queue delivers or a Verdict may hold: what has
+// room in a netlink attribute.
+const MaxPacket = 0xffff - unix.SizeofNlAttr
+
+// Verdict accepts a packet; no packet is ever dropped. It is an alias of a plain struct, so that a Handler need
+// not import this package.
+type Verdict = struct {
+	// ID is the packet's number in the queue.
+	ID uint32
+	// Packet replaces the packet; nil leaves it unchanged. It is valid until the next call of the Handler.
+	Packet []byte
+}
+
+// Handler decides about packets; engine.Engine is one. All methods are called from one goroutine.
 type Handler interface {
 	// Handle takes the packet with the number id, from its IP header on, and appends to
 	// verdicts those that are due.
-	Handle(id uint32, packet []byte, verdicts []engine.Verdict) []engine.Verdict
+	Handle(id uint32, packet []byte, verdicts []Verdict) []Verdict
 	// Deadline returns when Expire has to be called; false if there is no need.
 	Deadline() (time.Time, bool)
 	// Expire appends the verdicts whose time has come.
-	Expire(verdicts []engine.Verdict) []engine.Verdict
+	Expire(verdicts []Verdict) []Verdict
 	// Flush appends all verdicts that are still owed.
-	Flush(verdicts []engine.Verdict) []engine.Verdict
+	Flush(verdicts []Verdict) []Verdict
 }
 
 const (
 	// maxQueueLen is how many packets may wait for a verdict; beyond that the kernel lets
 	// them go unread.
 	maxQueueLen = 4096
-	// maxPacketLen is what has room in an attribute, of a longer packet the beginning: that is
-	// malformed, and let go as it is.
-	maxPacketLen = engine.MaxPacket
 	// maxMessageLen is longer than any message: a packet and some small attributes.
-	maxMessageLen = maxPacketLen + 4096
+	maxMessageLen = MaxPacket + 4096
 	// maxGather is how many packets may be handled before verdicts are sent; the first one has
 	// to wait for the last one.
 	maxGather = 16
@@ -74,7 +83,7 @@ type Queue struct {
 	jobs      chan *job // room for one
 	overflows atomic.Uint64
 	priority  uint32 // of the packets that are for special
-	special   func(id uint32, packet []byte, verdicts []engine.Verdict) []engine.Verdict
+	special   func(id uint32, packet []byte, verdicts []Verdict) []Verdict
 
 	waking sync.Mutex // held while wake uses the socket
 	open   bool       // so that it may
@@ -82,8 +91,8 @@ type Queue struct {
 	// Of the goroutine that receives.
 	fd       int              // of the socket
 	buffer   []byte           // for what is received
-	verdicts []engine.Verdict // the handler's
-	unsent   []byte           // verdicts as messages
+	verdicts []Verdict        // the handler's
+	unsent   nfnetlink.Buffer // verdicts as messages
 	gathered int              // messages received since unsent was empty
 	crowded  bool             // the last time that we looked, another message was there
 	received uint64           // packets
@@ -103,7 +112,7 @@ func New(num uint16, h Handler, log *slog.Logger) *Queue {
 
 // Distinguish hands packets with the priority (meta priority in nftables) to another function,
 // which does what the Handler's Handle does. It has to be called before Run.
-func (q *Queue) Distinguish(priority uint32, handle func(id uint32, packet []byte, verdicts []engine.Verdict) []engine.Verdict) {
+func (q *Queue) Distinguish(priority uint32, handle func(id uint32, packet []byte, verdicts []Verdict) []Verdict) {
 	q.priority, q.special = priority, handle
 }
 
@@ -184,15 +193,15 @@ func (q *Queue) bind() error {
 		cfgCmd, cfgParams, cfgQueueMaxLen, cfgMask, cfgFlags = 1, 2, 3, 4, 5 // NFQA_CFG_*
 		cmdBind                                              = 1             // NFQNL_CFG_CMD_BIND
 	)
-	failOpen := be32(nfqueue.NfQaCfgFlagFailOpen)
-	err := q.configure(netlink.Acknowledge, bindSequence,
-		netlink.Attribute{Type: cfgCmd, Data: []byte{cmdBind, 0, 0, unix.AF_UNSPEC}},
-		netlink.Attribute{Type: cfgParams, Data: append(be32(maxPacketLen), nfqueue.NfQnlCopyPacket)},
-		netlink.Attribute{Type: cfgFlags, Data: failOpen},
-		netlink.Attribute{Type: cfgMask, Data: failOpen},
-		netlink.Attribute{Type: cfgQueueMaxLen, Data: be32(maxQueueLen)},
-	)
-	if err != nil {
+	var m nfnetlink.Buffer
+	start := m.Message(msgConfig, unix.NLM_F_ACK, bindSequence, unix.AF_UNSPEC, q.num)
+	m.Bytes(cfgCmd, cmdBind, 0, 0, unix.AF_UNSPEC)
+	m.Bytes(cfgParams, append(binary.BigEndian.AppendUint32(nil, MaxPacket), nfqueue.NfQnlCopyPacket)...)
+	m.Uint32(cfgFlags, nfqueue.NfQaCfgFlagFailOpen)
+	m.Uint32(cfgMask, nfqueue.NfQaCfgFlagFailOpen)
+	m.Uint32(cfgQueueMaxLen, maxQueueLen)
+	m.EndMessage(start)
+	if err := unix.Send(q.fd, m, 0); err != nil {
 		return fmt.Errorf("bind %s: %w", q, err)
 	}
 	return nil
@@ -202,34 +211,32 @@ func (q *Queue) bind() error {
 // always full, and a full queue fails open. Unbinding would drop what is in it.
 func (q *Queue) closeIntake() error {
 	const cfgQueueMaxLen = 3
-	return q.configure(0, 0, netlink.Attribute{Type: cfgQueueMaxLen, Data: be32(0)})
+	var m nfnetlink.Buffer
+	start := m.Message(msgConfig, 0, 0, unix.AF_UNSPEC, q.num)
+	m.Uint32(cfgQueueMaxLen, 0)
+	m.EndMessage(start)
+	return unix.Send(q.fd, m, 0)
 }
 
-func (q *Queue) configure(flags netlink.HeaderFlags, sequence uint32, attrs ...netlink.Attribute) error {
-	data, err := netlink.MarshalAttributes(attrs)
-	if err != nil {
-		return err
-	}
-	request := appendRequest(nil, msgConfig, flags, sequence, q.num, len(data))
-	return unix.Send(q.fd, append(request, data...), 0)
+// noop returns a request that does nothing, and that the kernel acknowledges.
+func noop() (m nfnetlink.Buffer) {
+	m.EndMessage(m.Message(unix.NLMSG_NOOP, unix.NLM_F_ACK, 0, unix.AF_UNSPEC, 0))
+	return m
 }
 
 // wake interrupts receiving, from any goroutine: the kernel acknowledges a request for nothing. If
 // the socket has no room for that, there is a packet to receive; if there is no socket, nothing to
 // interrupt.
 func (q *Queue) wake() {
-	noop := appendRequest(nil, unix.NLMSG_NOOP, netlink.Acknowledge, 0, 0, 0)
 	q.waking.Lock()
 	defer q.waking.Unlock()
 	if !q.open {
 		return
 	}
-	if err := unix.Send(q.fd, noop, 0); err != nil {
+	if err := unix.Send(q.fd, noop(), 0); err != nil {
 		q.log.Error("receiving cannot be interrupted", "queue", q.num, "why", err)
 	}
 }
-
-func be32(n uint32) []byte { return binary.BigEndian.AppendUint32(nil, n) }
 
 // errDone is how the queue ends when it is to.
 var errDone = errors.New("done")
@@ -270,8 +277,12 @@ func (q *Queue) next() error {
 	switch {
 	case err == nil:
 		q.gathered++
-		for m := range messages(q.buffer[:n]) {
-			if err := q.handle(m); err != nil {
+		for rest := q.buffer[:n]; len(rest) > 0; {
+			var m nfnetlink.Message
+			if m, rest, err = nfnetlink.Next(rest); err == nil {
+				err = q.handle(m)
+			}
+			if err != nil {
 				return err
 			}
 		}
@@ -312,10 +323,10 @@ func (q *Queue) send() error {
 }
 
 // handle deals with a message of the kernel's.
-func (q *Queue) handle(m message) error {
-	switch m.typ {
+func (q *Queue) handle(m nfnetlink.Message) error {
+	switch m.Type {
 	case msgPacket:
-		if p, ok := parsePacket(m.data); ok {
+		if p, ok := parsePacket(m.Body); ok {
 			return q.packet(p)
 		}
 	case unix.NLMSG_ERROR:
@@ -325,13 +336,13 @@ func (q *Queue) handle(m message) error {
 }
 
 // answer deals with the kernel's answer to a request.
-func (q *Queue) answer(m message) error {
-	switch errno := m.errno(); {
-	case errno == unix.ENOENT && q.bound:
+func (q *Queue) answer(m nfnetlink.Message) error {
+	switch {
+	case m.Errno == unix.ENOENT && q.bound:
 		// A verdict came too late: the packet is gone, its device perhaps.
-	case errno != 0:
-		return errno
-	case m.sequence == bindSequence:
+	case m.Errno != 0:
+		return m.Errno
+	case m.Seq == bindSequence:
 		q.bound = true
 		if q.small != nil {
 			q.log.Warn("receive buffer of the queue stays at the system's default", "queue", q.num, "why", q.small)
@@ -344,7 +355,7 @@ func (q *Queue) answer(m message) error {
 func (q *Queue) packet(p packet) error {
 	q.received++
 	if p.looped() {
-		return q.verdict(engine.Verdict{ID: p.id})
+		return q.verdict(Verdict{ID: p.id})
 	}
 	start := time.Now()
 	handle := q.handler.Handle
@@ -358,7 +369,7 @@ func (q *Queue) packet(p packet) error {
 
 // give takes the handler's verdicts, and sees to it that the next ones that are due by time are
 // not missed.
-func (q *Queue) give(verdicts []engine.Verdict) error {
+func (q *Queue) give(verdicts []Verdict) error {
 	q.verdicts = verdicts
 	for _, v := range verdicts {
 		if err := q.verdict(v); err != nil {
@@ -377,8 +388,8 @@ func (q *Queue) give(verdicts []engine.Verdict) error {
 }
 
 // verdict has a verdict sent, now or soon.
-func (q *Queue) verdict(v engine.Verdict) error {
-	q.unsent = appendVerdict(q.unsent, q.num, v)
+func (q *Queue) verdict(v Verdict) error {
+	appendVerdict(&q.unsent, q.num, v)
 	if len(q.unsent) < maxUnsent {
 		return nil
 	}

@@ -20,7 +20,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfq"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/mangle"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
@@ -34,40 +33,40 @@ const port = 2121
 type handler struct {
 	mu      sync.Mutex
 	packets []string // payloads
-	handle  func(id uint32, packet []byte, verdicts []engine.Verdict) []engine.Verdict
-	held    []engine.Verdict
+	handle  func(id uint32, packet []byte, verdicts []nfq.Verdict) []nfq.Verdict
+	held    []nfq.Verdict
 	until   time.Time
 }
 
-func (h *handler) Handle(id uint32, packet []byte, verdicts []engine.Verdict) []engine.Verdict {
+func (h *handler) Handle(id uint32, packet []byte, verdicts []nfq.Verdict) []nfq.Verdict {
 	var p mangle.Packet
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if err := p.Decode(packet); err != nil {
 		h.packets = append(h.packets, err.Error())
 	} else if p.SYN() {
-		return append(verdicts, engine.Verdict{ID: id})
+		return append(verdicts, nfq.Verdict{ID: id})
 	} else {
 		h.packets = append(h.packets, string(p.Payload()))
 	}
 	if h.handle != nil {
 		return h.handle(id, packet, verdicts)
 	}
-	return append(verdicts, engine.Verdict{ID: id})
+	return append(verdicts, nfq.Verdict{ID: id})
 }
 
 func (h *handler) Deadline() (time.Time, bool) {
 	return h.until, !h.until.IsZero()
 }
 
-func (h *handler) Expire(verdicts []engine.Verdict) []engine.Verdict {
+func (h *handler) Expire(verdicts []nfq.Verdict) []nfq.Verdict {
 	if h.until.IsZero() || time.Now().Before(h.until) {
 		return verdicts
 	}
 	return h.Flush(verdicts)
 }
 
-func (h *handler) Flush(verdicts []engine.Verdict) []engine.Verdict {
+func (h *handler) Flush(verdicts []nfq.Verdict) []nfq.Verdict {
 	verdicts = append(verdicts, h.held...)
 	h.held, h.until = nil, time.Time{}
 	return verdicts
@@ -163,16 +162,16 @@ func (l *lab) pass(from, to *net.TCPConn, text string) string {
 func TestQueue(t *testing.T) {
 	for _, address := range []string{"127.0.0.1", "::1"} {
 		l := newLab(t)
-		h := &handler{handle: func(id uint32, packet []byte, verdicts []engine.Verdict) []engine.Verdict {
+		h := &handler{handle: func(id uint32, packet []byte, verdicts []nfq.Verdict) []nfq.Verdict {
 			var p mangle.Packet
 			if err := p.Decode(packet); err != nil || !bytes.HasPrefix(p.Payload(), []byte("old")) {
-				return append(verdicts, engine.Verdict{ID: id})
+				return append(verdicts, nfq.Verdict{ID: id})
 			}
 			changed, err := p.AppendSegment(nil, p.Seq(), append([]byte("new"), p.Payload()[3:]...))
 			if err != nil {
 				t.Error(err)
 			}
-			return append(verdicts, engine.Verdict{ID: id, Packet: changed})
+			return append(verdicts, nfq.Verdict{ID: id, Packet: changed})
 		}}
 		stop, q := l.serve(h)
 		client, server := l.connect(address)
@@ -242,9 +241,9 @@ func (l *lab) count() (lost func() int) {
 func TestDrain(t *testing.T) {
 	l := newLab(t)
 	h := &handler{}
-	h.handle = func(id uint32, _ []byte, verdicts []engine.Verdict) []engine.Verdict {
+	h.handle = func(id uint32, _ []byte, verdicts []nfq.Verdict) []nfq.Verdict {
 		time.Sleep(100 * time.Microsecond) // slower than they come
-		return append(verdicts, engine.Verdict{ID: id})
+		return append(verdicts, nfq.Verdict{ID: id})
 	}
 	stop, _ := l.serve(h)
 	lost := l.count()
@@ -293,11 +292,11 @@ func TestStopAfterOverflow(t *testing.T) {
 	l := newLab(t)
 	h := &handler{}
 	goOn := make(chan struct{})
-	h.handle = func(id uint32, _ []byte, verdicts []engine.Verdict) []engine.Verdict {
+	h.handle = func(id uint32, _ []byte, verdicts []nfq.Verdict) []nfq.Verdict {
 		if len(h.packets) == 1 {
 			<-goOn
 		}
-		return append(verdicts, engine.Verdict{ID: id})
+		return append(verdicts, nfq.Verdict{ID: id})
 	}
 	stop, q := l.serve(h)
 	var clients []*net.TCPConn
@@ -353,8 +352,8 @@ func TestLater(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			l := newLab(t)
 			h := &handler{}
-			h.handle = func(id uint32, _ []byte, verdicts []engine.Verdict) []engine.Verdict {
-				h.held = append(h.held, engine.Verdict{ID: id})
+			h.handle = func(id uint32, _ []byte, verdicts []nfq.Verdict) []nfq.Verdict {
+				h.held = append(h.held, nfq.Verdict{ID: id})
 				h.until = time.Now().Add(wait)
 				return verdicts
 			}
@@ -464,8 +463,8 @@ func TestDoInCrowd(t *testing.T) {
 // TestDoDeadline has a function change when a verdict is due, while no packet comes.
 func TestDoDeadline(t *testing.T) {
 	l, h := newLab(t), &handler{}
-	h.handle = func(id uint32, _ []byte, verdicts []engine.Verdict) []engine.Verdict {
-		if h.held = append(h.held, engine.Verdict{ID: id}); h.until.IsZero() {
+	h.handle = func(id uint32, _ []byte, verdicts []nfq.Verdict) []nfq.Verdict {
+		if h.held = append(h.held, nfq.Verdict{ID: id}); h.until.IsZero() {
 			h.until = time.Now().Add(time.Hour)
 		}
 		return verdicts

@@ -7,17 +7,16 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfnetlink"
 )
 
 // letGo is a Handler that lets everything go, every fourth one with a changed byte.
 type letGo struct{ idle }
 
-func (letGo) Handle(id uint32, packet []byte, verdicts []engine.Verdict) []engine.Verdict {
-	v := engine.Verdict{ID: id}
+func (letGo) Handle(id uint32, packet []byte, verdicts []Verdict) []Verdict {
+	v := Verdict{ID: id}
 	if id%4 == 2 {
 		packet[0]++
 		v.Packet = packet
@@ -39,16 +38,13 @@ func newPair(t *testing.T) (q *Queue, kernel int) {
 }
 
 // packetMessage is an NFQNL_MSG_PACKET.
-func packetMessage(t *testing.T, id uint32, content string) []byte {
-	t.Helper()
-	attrs, err := netlink.MarshalAttributes([]netlink.Attribute{
-		{Type: attrPacketHdr, Data: append(be32(id), 8, 0, unix.NF_INET_PRE_ROUTING)},
-		{Type: attrPayload, Data: []byte(content)},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return append(appendRequest(nil, msgPacket, 0, 0, 7, len(attrs)), attrs...)
+func packetMessage(id, priority uint32, content string) (m nfnetlink.Buffer) {
+	start := m.Message(msgPacket, 0, 0, unix.AF_INET, 7)
+	m.Bytes(attrPacketHdr, append(binary.BigEndian.AppendUint32(nil, id), 8, 0, unix.NF_INET_PRE_ROUTING)...)
+	m.Bytes(attrPayload, []byte(content)...)
+	m.Uint32(attrPriority, priority)
+	m.EndMessage(start)
+	return m
 }
 
 // sent returns the numbers of the packets that the next datagram gives verdicts for.
@@ -59,17 +55,21 @@ func sent(t *testing.T, kernel int) (ids []uint32) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for m := range messages(b[:n]) {
+	for b := b[:n]; len(b) > 0; {
+		var m nfnetlink.Message
+		if m, b, err = nfnetlink.Next(b); err != nil {
+			t.Fatal(err)
+		}
 		want := append([]byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, 7}, 12, 0, attrVerdictHdr, 0, 0, 0, 0, 1)
 		if binary.NativeEndian.Uint16([]byte{1, 0}) != 1 {
 			want[4], want[5], want[6], want[7] = 0, 12, 0, attrVerdictHdr
 		}
-		if m.typ != msgVerdict || len(m.data) < 16 || !bytes.Equal(m.data[:12], want) {
+		if m.Type != msgVerdict || len(m.Body) < 16 || !bytes.Equal(m.Body[:12], want) {
 			t.Fatalf("message %+v", m)
 		}
-		id := binary.BigEndian.Uint32(m.data[12:])
-		if changed := id%4 == 2; changed != bytes.HasSuffix(m.data, []byte("qacket\x00\x00")) || !changed && len(m.data) != 16 {
-			t.Errorf("verdict for %d: %q", id, m.data[16:])
+		id := binary.BigEndian.Uint32(m.Body[12:])
+		if changed := id%4 == 2; changed != bytes.HasSuffix(m.Body, []byte("qacket\x00\x00")) || !changed && len(m.Body) != 16 {
+			t.Errorf("verdict for %d: %q", id, m.Body[16:])
 		}
 		ids = append(ids, id)
 	}
@@ -95,7 +95,7 @@ func TestVerdicts(t *testing.T) {
 			q, kernel := newPair(t)
 			q.crowded = c.crowded
 			for _, id := range c.ids {
-				if err := unix.Send(kernel, packetMessage(t, id, "packet"), 0); err != nil {
+				if err := unix.Send(kernel, packetMessage(id, 0, "packet"), 0); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -118,10 +118,10 @@ func TestAllocations(t *testing.T) {
 	q.bound = true
 	b := make([]byte, 1<<16)
 	id := uint32(0)
-	packet := packetMessage(t, id, "packet")
+	packet := packetMessage(id, 0, "packet")
 	n := testing.AllocsPerRun(100, func() {
 		id++
-		binary.BigEndian.PutUint32(packet[unix.SizeofNlMsghdr+nfgenmsg+attrHeader:], id)
+		binary.BigEndian.PutUint32(packet[nfnetlink.HeaderLen+unix.SizeofNlAttr:], id)
 		if err := unix.Send(kernel, packet, 0); err != nil {
 			t.Fatal(err)
 		}
@@ -144,21 +144,15 @@ func TestAllocations(t *testing.T) {
 func TestDistinguish(t *testing.T) {
 	q, kernel := newPair(t)
 	var special []uint32
-	q.Distinguish(0x21270119, func(id uint32, _ []byte, verdicts []engine.Verdict) []engine.Verdict {
+	q.Distinguish(0x21270119, func(id uint32, _ []byte, verdicts []Verdict) []Verdict {
 		special = append(special, id)
-		return append(verdicts, engine.Verdict{ID: id})
+		return append(verdicts, Verdict{ID: id})
 	})
 	for id, priority := range []uint32{1: 0, 2: 0x21270119, 3: 0x01192721, 4: 0x21270119} {
 		if id == 0 {
 			continue
 		}
-		attr, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: attrPriority, Data: be32(priority)}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		message := append(packetMessage(t, uint32(id), "packet"), attr...)
-		binary.NativeEndian.PutUint32(message, uint32(len(message)))
-		if err := unix.Send(kernel, message, 0); err != nil {
+		if err := unix.Send(kernel, packetMessage(uint32(id), priority, "packet"), 0); err != nil {
 			t.Fatal(err)
 		}
 	}

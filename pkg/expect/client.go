@@ -75,7 +75,9 @@ func (c *Client) get(m *Master, t Tuple) error {
 	case r.errno[0] != 0:
 		err = r.errno[0]
 	default:
-		err = m.decode(r.body)
+		if err = m.decode(r.body); err == errOtherZone {
+			return ErrNoEntry
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("look up control connection %s to %s: %w", t.Src, t.Dst, err)
@@ -86,7 +88,7 @@ func (c *Client) get(m *Master, t Tuple) error {
 func (c *Client) addGet(t Tuple) {
 	c.request(msgCtGet, 0, t.Src.Addr())
 	c.out.tuple(ctaTupleOrig, t)
-	c.out.uint16(ctaZone, zone)
+	c.out.Uint16(ctaZone, zone)
 	c.end()
 }
 
@@ -171,13 +173,13 @@ func (c *Client) addUpdate(m *Master, u Update) bool {
 func (c *Client) addChange(m *Master, dir Direction, a *SeqAdj, mask, bits label) {
 	c.request(msgCtNew, 0, m.Client().Addr())
 	c.out.tuple(ctaTupleOrig, m.Tuples[Original])
-	c.out.uint16(ctaZone, zone)
+	c.out.Uint16(ctaZone, zone)
 	if a != nil {
 		c.out.seqAdj(dir, *a)
 	}
 	if mask != (label{}) {
-		c.out.bytes(ctaLabels, bits[:]...)
-		c.out.bytes(ctaLabelsMask, mask[:]...)
+		c.out.Bytes(ctaLabels, bits[:]...)
+		c.out.Bytes(ctaLabelsMask, mask[:]...)
 	}
 	c.end()
 }
@@ -285,7 +287,7 @@ func taken(errno unix.Errno) bool { return errno == unix.EBUSY || errno == unix.
 func (c *Client) addExpectation(e Expectation) {
 	c.request(msgExpNew, unix.NLM_F_CREATE|unix.NLM_F_EXCL, e.Src)
 	c.out.expectation(e)
-	c.out.uint16(ctaExpectZone, zone)
+	c.out.Uint16(ctaExpectZone, zone)
 	c.end()
 }
 
@@ -343,12 +345,7 @@ func (c *Client) Expected(e Expectation) (time.Duration, error) {
 
 // installed returns the expectation that is in the place of e, if there is one.
 func (c *Client) installed(e Expectation) (there Event, ok bool, err error) {
-	c.begin()
-	c.request(msgExpGet, 0, e.Src)
-	c.out.tuple(ctaExpectTuple, e.tuple())
-	c.out.uint16(ctaExpectZone, zone)
-	c.end()
-	r, err := c.exchange()
+	r, err := c.exchangeAbout(e, msgExpGet)
 	switch {
 	case err != nil:
 		return there, false, err
@@ -361,14 +358,19 @@ func (c *Client) installed(e Expectation) (there Event, ok bool, err error) {
 	return there, err == nil, err
 }
 
+// exchangeAbout sends a request that names only the place of e.
+func (c *Client) exchangeAbout(e Expectation, typ uint16) (result, error) {
+	c.begin()
+	c.request(typ, 0, e.Src)
+	c.out.tuple(ctaExpectTuple, e.tuple())
+	c.out.Uint16(ctaExpectZone, zone)
+	c.end()
+	return c.exchange()
+}
+
 // Unexpect removes an expectation. That there is none is not an error.
 func (c *Client) Unexpect(e Expectation) error {
-	c.begin()
-	c.request(msgExpDelete, 0, e.Src)
-	c.out.tuple(ctaExpectTuple, e.tuple())
-	c.out.uint16(ctaExpectZone, zone)
-	c.end()
-	r, err := c.exchange()
+	r, err := c.exchangeAbout(e, msgExpDelete)
 	if errno := r.errno[0]; err == nil && errno != 0 && errno != unix.ENOENT {
 		err = errno
 	}

@@ -5,7 +5,7 @@ func (c *Client) SetTimeout(e Expectation, seconds uint32) error {
 	c.begin()
 	c.request(msgExpNew, 0, e.Src)
 	c.out.expectation(e)
-	c.out.uint32(ctaExpectTimeout, seconds)
+	c.out.Uint32(ctaExpectTimeout, seconds)
 	c.end()
 	r, err := c.exchange()
 	if err == nil && r.errno[0] != 0 {

@@ -8,6 +8,8 @@ import (
 
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfnetlink"
 )
 
 // EventKind is what an Event is about.
@@ -46,8 +48,9 @@ var ErrEventsLost = errors.New("conntrack's events came faster than they were re
 // listenerBuffer is how many bytes of events may wait in the socket.
 const listenerBuffer = 4 << 20
 
-// Listener receives the events of those connections that have a helper or are expected by one, and of
-// expectations, in the network namespace in which it was opened. Connections that began before have
+// Listener receives the events of those connections in zone 0 that have a helper or are expected by one,
+// and of expectations, in the network namespace in which it was opened. The kernel does not name the zone
+// of an expectation, so those of all zones are among them: Client.Expected tells. Connections that began before have
 // none (net.netfilter.nf_conntrack_events is 2). The kernel never waits for a Listener: it
 // drops what finds no room.
 //
@@ -109,7 +112,7 @@ func subscribe(fd int) error {
 // rules have attached. The rest is discarded before it reaches the socket's buffer.
 func eventFilter() []bpf.Instruction {
 	const (
-		firstAttribute = unix.SizeofNlMsghdr + sizeofNfgenmsg
+		firstAttribute = nfnetlink.HeaderLen
 		reject, accept = 0, 1 << 16
 	)
 	subsystem := uint32(5) // the high byte of nlmsg_type
@@ -157,30 +160,40 @@ func (l *Listener) Receive() (Event, error) {
 
 // decodeEvent decodes a message. Its Kind is 0 for one that is about nothing of interest.
 func decodeEvent(b []byte) (ev Event, err error) {
-	a, _, err := nextAnswer(b)
+	a, _, err := nfnetlink.Next(b)
 	if err != nil {
 		return ev, err
 	}
-	switch a.typ {
+	switch a.Type {
 	case msgCtNew:
-		ev, err = decodeConnection(a.body)
+		ev, err = decodeConnection(a.Body)
 	case msgCtDelete:
-		ev, err = decodeConnection(a.body)
+		ev, err = decodeConnection(a.Body)
 		ev.Kind = Destroyed
 	case msgExpNew:
-		ev, err = decodeExpectation(a.body)
+		ev, err = decodeExpectation(a.Body)
 		ev.Kind = ExpectationNew
 	case msgExpDelete:
-		ev, err = decodeExpectation(a.body)
+		ev, err = decodeExpectation(a.Body)
 		ev.Kind = ExpectationDestroyed
 	}
-	ev.Port = binary.NativeEndian.Uint32(b[12:]) // nlmsg_pid
+	if err == errOtherZone {
+		return Event{}, nil
+	}
+	ev.Port = a.Port
 	return ev, err
 }
 
 // decodeConnection decodes the body of an IPCTNL_MSG_CT_NEW: as Related where it names a master.
 func decodeConnection(body []byte) (ev Event, err error) {
-	err = eachAttribute(body, func(typ uint16, v []byte) (err error) {
+	attrs, err := nfnetlink.Body(body)
+	if err == nil && attrs.Find(ctaZone) != nil {
+		err = errOtherZone
+	}
+	for typ, v := range attrs.All() {
+		if err != nil {
+			break
+		}
 		switch typ {
 		case ctaTupleOrig, ctaTupleReply:
 			ev.Tuples[typ-ctaTupleOrig], err = decodeTuple(v)
@@ -188,67 +201,19 @@ func decodeConnection(body []byte) (ev Event, err error) {
 			ev.Kind = Related
 			ev.Master, err = decodeTuple(v)
 		}
-		return err
-	})
+	}
 	return ev, err
 }
 
 // decodeExpectation decodes the body of an IPCTNL_MSG_EXP_NEW.
 func decodeExpectation(body []byte) (ev Event, err error) {
-	err = eachAttribute(body, func(typ uint16, v []byte) (err error) {
-		switch typ {
-		case ctaExpectMaster:
-			ev.Master, err = decodeTuple(v)
-		case ctaExpectTuple:
-			ev.Expected, err = decodeTuple(v)
-		case ctaExpectTimeout:
-			ev.Left, err = decodeUint32(v)
-		}
-		return err
-	})
+	attrs, err := nfnetlink.Body(body)
+	if err == nil {
+		ev.Master, err = decodeTuple(attrs.Nested(ctaExpectMaster))
+	}
+	if err == nil {
+		ev.Expected, err = decodeTuple(attrs.Nested(ctaExpectTuple))
+	}
+	ev.Left = attrs.Uint32(ctaExpectTimeout)
 	return ev, err
-}
-
-// eachAttribute calls f for the attributes of a message's body.
-func eachAttribute(body []byte, f func(typ uint16, value []byte) error) error {
-	if len(body) < sizeofNfgenmsg {
-		return fmt.Errorf("%w: %d bytes are no message of nfnetlink", errMalformed, len(body))
-	}
-	for attrs := attributes(body[sizeofNfgenmsg:]); len(attrs) > 0; {
-		typ, v, err := attrs.next()
-		if err == nil {
-			err = f(typ, v)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// tcpEstablished is TCP_CONNTRACK_ESTABLISHED (nf_conntrack_tcp.h); the states after it are those of
-// a connection that ends.
-const tcpEstablished = 3
-
-// decodeTCPState reads CTA_PROTOINFO; 0 is none.
-func decodeTCPState(v attributes) (byte, error) {
-	for len(v) > 0 {
-		typ, tcp, err := v.next()
-		if err != nil {
-			return 0, err
-		}
-		if typ != ctaProtoInfoTCP {
-			continue
-		}
-		for tcp := attributes(tcp); len(tcp) > 0; {
-			typ, state, err := tcp.next()
-			switch {
-			case err != nil:
-				return 0, err
-			case typ == ctaProtoInfoTCPState && len(state) == 1:
-				return state[0], nil
-			}
-		}
-	}
-	return 0, nil
 }

@@ -1,6 +1,7 @@
 package expect_test
 
 import (
+	"context"
 	"errors"
 	"net/netip"
 	"os"
@@ -151,6 +152,43 @@ func TestListen(t *testing.T) {
 			t.Fatal(err)
 		}
 		wantEvent(t, "the control connection", all, expect.Event{Kind: expect.Destroyed, Tuples: m.Tuples})
+	}
+}
+
+// TestListenOtherZone has a control connection in another zone end, by every way of setting a zone. Its
+// events are left out.
+func TestListenOtherZone(t *testing.T) {
+	l := newLab(t, helperOnly)
+	all := l.listen()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	for _, set := range []string{"ct zone set 5", "ct original zone set 5", "ct reply zone set 5", "ct zone set 0"} {
+		err := l.host.Nft(ctx, "table inet z\ndelete table inet z\ntable inet z { chain o { type filter hook output priority -300; meta l4proto tcp "+set+"; }; }")
+		if err != nil {
+			t.Fatal(err)
+		}
+		listener, err := l.host.Listen(ctx, netip.MustParseAddrPort("127.0.0.1:21"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := l.host.Dial(ctx, netip.MustParseAddrPort("192.0.2.1:50000"), netip.MustParseAddrPort("192.0.2.2:21"))
+		if err != nil {
+			t.Fatal(set, err)
+		}
+		conn.SetLinger(0)
+		conn.Close()
+		listener.Close()
+		if _, err := l.host.Run(ctx, "", "conntrack", "-D", "-p", "tcp", "--orig-port-dst", "21"); err != nil {
+			t.Fatal(set, err)
+		}
+	}
+	if got := <-all; got.err != nil || got.Kind != expect.Destroyed {
+		t.Fatalf("the end of the connection in zone 0: %+v", got)
+	}
+	select {
+	case got := <-all:
+		t.Errorf("another event: %+v", got)
+	default:
 	}
 }
 

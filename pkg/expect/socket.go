@@ -6,6 +6,8 @@ import (
 	"net/netip"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfnetlink"
 )
 
 // socket speaks with nfnetlink. The kernel works on a request within the system call that
@@ -41,7 +43,7 @@ func dialSocket() (*socket, error) {
 	if err != nil {
 		return nil, errors.Join(err, unix.Close(fd))
 	}
-	return &socket{fd: fd, out: make(requests, 0, 1024), in: make([]byte, maxAnswer)}, nil
+	return &socket{fd: fd, out: requests{make(nfnetlink.Buffer, 0, 1024)}, in: make([]byte, maxAnswer)}, nil
 }
 
 func (s *socket) close() error {
@@ -51,7 +53,7 @@ func (s *socket) close() error {
 }
 
 // begin forgets the requests of the last exchange.
-func (s *socket) begin() { s.out, s.count = s.out[:0], 0 }
+func (s *socket) begin() { s.out.Buffer, s.count = s.out.Buffer[:0], 0 }
 
 // request begins a request about something of the family of an address. The caller puts its
 // attributes into s.out, and calls end.
@@ -61,7 +63,7 @@ func (s *socket) request(typ, flags uint16, of netip.Addr) {
 	s.last = s.out.message(typ, flags, of, s.seq)
 }
 
-func (s *socket) end() { s.out.endMessage(s.last) }
+func (s *socket) end() { s.out.EndMessage(s.last) }
 
 // result is what the kernel said.
 type result struct {
@@ -83,9 +85,9 @@ func (s *socket) exchange() (result, error) {
 }
 
 func (s *socket) send() (r result, err error) {
-	typ := binary.NativeEndian.Uint16(s.out[s.last+4:])
+	typ := binary.NativeEndian.Uint16(s.out.Buffer[s.last+4:])
 	asks := typ == msgCtGet || typ == msgExpGet
-	if _, err := retried(send, s.fd, s.out); err != nil {
+	if _, err := retried(send, s.fd, s.out.Buffer); err != nil {
 		return r, err
 	}
 	first := s.seq - uint32(s.count) + 1
@@ -118,19 +120,19 @@ var (
 // the last one is answered.
 func (r *result) take(b []byte, first uint32, count int) (answered bool, err error) {
 	for len(b) > 0 {
-		var a answer
-		if a, b, err = nextAnswer(b); err != nil {
+		var a nfnetlink.Message
+		if a, b, err = nfnetlink.Next(b); err != nil {
 			return false, err
 		}
-		i := a.seq - first
+		i := a.Seq - first
 		last := i == uint32(count-1)
 		switch {
 		case i >= uint32(count) || answered:
 			return false, errStray
-		case a.typ == unix.NLMSG_ERROR:
-			r.errno[i] = a.errno
-		case last && (a.typ == msgCtNew || a.typ == msgExpNew):
-			r.body = a.body
+		case a.Type == unix.NLMSG_ERROR:
+			r.errno[i] = a.Errno
+		case last && (a.Type == msgCtNew || a.Type == msgExpNew):
+			r.body = a.Body
 		default:
 			return false, errStray
 		}

@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfnetlink"
 )
 
 // ask looks up what is not there, and says what came of it.
@@ -18,7 +20,7 @@ func put(t testing.TB, c *Client) {
 	t.Helper()
 	c.begin()
 	c.addGet(tupleOf("192.0.2.1:1", "192.0.2.2:21"))
-	if _, err := unix.Write(c.fd, c.out); err != nil {
+	if _, err := unix.Write(c.fd, c.out.Buffer); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -57,7 +59,7 @@ func TestExchangeFails(t *testing.T) {
 			err := ask(c)
 			c.in = whole
 			return err
-		}, errMalformed},
+		}, nfnetlink.ErrMalformed},
 		{"answers that find no room", func() error {
 			LoseAnswers(t, c)
 			return ask(c)
@@ -65,7 +67,7 @@ func TestExchangeFails(t *testing.T) {
 		{"no answer", func() error {
 			c.begin()
 			c.addGet(tupleOf("192.0.2.1:1", "192.0.2.2:21"))
-			c.out[0]++ // longer than what is sent: the kernel passes over it
+			c.out.Buffer[0]++ // longer than what is sent: the kernel passes over it
 			_, err := c.exchange()
 			return err
 		}, errNoAnswer},

@@ -1,12 +1,14 @@
 package expect
 
 import (
-	"encoding/binary"
+	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfnetlink"
 )
 
 // Messages of connections (enum cntl_msg_types).
@@ -39,6 +41,7 @@ const (
 
 	ctaTupleIP    = 1 // CTA_TUPLE_IP
 	ctaTupleProto = 2 // CTA_TUPLE_PROTO
+	ctaTupleZone  = 3 // CTA_TUPLE_ZONE: of this direction only
 
 	ctaIPv4Src = 1 // CTA_IP_V4_SRC
 	ctaIPv4Dst = 2 // CTA_IP_V4_DST
@@ -70,107 +73,69 @@ const (
 	ctaExpectNATTuple = 2 // CTA_EXPECT_NAT_TUPLE
 )
 
-// zone is the conntrack zone that every message names.
+// zone is the conntrack zone that every message names. The kernel leaves it out of its own messages: what
+// has a zone there belongs to another one.
 const zone = 0
+
+// errOtherZone says that a message is about a connection of another zone.
+var errOtherZone = errors.New("another conntrack zone")
 
 const (
 	ipsSeqAdjust = 1 << 6  // IPS_SEQ_ADJUST of nf_conntrack_common.h
 	ipsHelper    = 1 << 13 // IPS_HELPER: rules have attached a helper
-	tcpSynRecv   = 2       // TCP_CONNTRACK_SYN_RECV of nf_conntrack_tcp.h
-	tcpClose     = 8       // TCP_CONNTRACK_CLOSE, the last of the states of nf_conntrack_tcp.h
 
-	nlaTypeMask    = 0x3fff // NLA_TYPE_MASK: without the flags NLA_F_NESTED and NLA_F_NET_BYTEORDER
-	sizeofNfgenmsg = 4      // struct nfgenmsg: family, version, resource ID
+	// States of nf_conntrack_tcp.h; those after the second are of a connection that ends.
+	tcpSynRecv     = 2 // TCP_CONNTRACK_SYN_RECV
+	tcpEstablished = 3 // TCP_CONNTRACK_ESTABLISHED
+	tcpClose       = 8 // TCP_CONNTRACK_CLOSE, the last one
 )
 
-// followMaster is the expectfn of nf_nat_core.c: translate as the master is. The strings of
-// ctnetlink end in NUL.
-const followMaster = "nat-follow-master\x00"
+// followMaster is the expectfn of nf_nat_core.c: translate as the master is.
+const followMaster = "nat-follow-master"
 
-// requests are messages to the kernel, one after another. What is added is whole and aligned.
-type requests []byte
+// requests are messages to the kernel, one after another.
+type requests struct{ nfnetlink.Buffer }
 
-// message begins a message; endMessage with what it returns ends it. Between them come its
+// message begins a message about something of the family of an address; EndMessage ends it, after its
 // attributes.
 func (r *requests) message(typ, flags uint16, of netip.Addr, seq uint32) (start int) {
-	start = len(*r)
-	b := append(*r, 0, 0, 0, 0) // nlmsg_len
-	b = binary.NativeEndian.AppendUint16(b, typ)
-	b = binary.NativeEndian.AppendUint16(b, unix.NLM_F_REQUEST|flags)
-	b = binary.NativeEndian.AppendUint32(b, seq)
-	b = append(b, 0, 0, 0, 0) // nlmsg_pid
 	family := byte(unix.NFPROTO_IPV6)
 	if of.Is4() {
 		family = unix.NFPROTO_IPV4
 	}
-	*r = append(b, family, unix.NFNETLINK_V0, 0, 0)
-	return start
+	return r.Message(typ, flags, seq, family, 0)
 }
-
-func (r requests) endMessage(start int) {
-	binary.NativeEndian.PutUint32(r[start:], uint32(len(r)-start))
-}
-
-// nest begins an attribute that is made of attributes; endNest ends it.
-func (r *requests) nest(typ uint16) (start int) {
-	start = len(*r)
-	b := append(*r, 0, 0) // nla_len
-	*r = binary.NativeEndian.AppendUint16(b, unix.NLA_F_NESTED|typ)
-	return start
-}
-
-func (r requests) endNest(start int) {
-	binary.NativeEndian.PutUint16(r[start:], uint16(len(r)-start))
-}
-
-func (r *requests) bytes(typ uint16, value ...byte) {
-	b := binary.NativeEndian.AppendUint16(*r, uint16(unix.SizeofNlAttr+len(value)))
-	b = binary.NativeEndian.AppendUint16(b, typ)
-	b = append(b, value...)
-	for len(b)%unix.NLA_ALIGNTO != 0 {
-		b = append(b, 0)
-	}
-	*r = b
-}
-
-func (r *requests) uint32(typ uint16, value uint32) {
-	var b [4]byte
-	binary.BigEndian.PutUint32(b[:], value)
-	r.bytes(typ, b[:]...)
-}
-
-func (r *requests) uint16(typ uint16, value uint16) { r.bytes(typ, byte(value>>8), byte(value)) }
 
 func (r *requests) address(typ4, typ6 uint16, a netip.Addr) {
 	if a.Is4() {
 		b := a.As4()
-		r.bytes(typ4, b[:]...)
+		r.Bytes(typ4, b[:]...)
 		return
 	}
 	b := a.As16()
-	r.bytes(typ6, b[:]...)
+	r.Bytes(typ6, b[:]...)
 }
 
 func (r *requests) tuple(typ uint16, t Tuple) {
-	tuple := r.nest(typ)
-	ip := r.nest(ctaTupleIP)
+	tuple := r.Nest(typ)
+	ip := r.Nest(ctaTupleIP)
 	r.address(ctaIPv4Src, ctaIPv6Src, t.Src.Addr())
 	r.address(ctaIPv4Dst, ctaIPv6Dst, t.Dst.Addr())
-	r.endNest(ip)
-	proto := r.nest(ctaTupleProto)
-	r.bytes(ctaProtoNum, unix.IPPROTO_TCP)
-	r.uint16(ctaProtoSrcPort, t.Src.Port())
-	r.uint16(ctaProtoDstPort, t.Dst.Port())
-	r.endNest(proto)
-	r.endNest(tuple)
+	r.End(ip)
+	proto := r.Nest(ctaTupleProto)
+	r.Bytes(ctaProtoNum, unix.IPPROTO_TCP)
+	r.Uint16(ctaProtoSrcPort, t.Src.Port())
+	r.Uint16(ctaProtoDstPort, t.Dst.Port())
+	r.End(proto)
+	r.End(tuple)
 }
 
 func (r *requests) seqAdj(dir Direction, a SeqAdj) {
-	nest := r.nest(ctaSeqAdjOrig + uint16(dir))
-	r.uint32(ctaSeqAdjPosition, a.Position)
-	r.uint32(ctaSeqAdjBefore, uint32(a.Before))
-	r.uint32(ctaSeqAdjAfter, uint32(a.After))
-	r.endNest(nest)
+	nest := r.Nest(ctaSeqAdjOrig + uint16(dir))
+	r.Uint32(ctaSeqAdjPosition, a.Position)
+	r.Uint32(ctaSeqAdjBefore, uint32(a.Before))
+	r.Uint32(ctaSeqAdjAfter, uint32(a.After))
+	r.End(nest)
 }
 
 // expectation puts what IPCTNL_MSG_EXP_NEW says of e.
@@ -188,211 +153,90 @@ func (r *requests) expectation(e Expectation) {
 	}
 	// nf_nat_follow_master takes the addresses from the master, and the real destination port
 	// from the source half of this tuple.
-	r.bytes(ctaExpectFn, []byte(followMaster)...)
-	nat := r.nest(ctaExpectNAT)
-	r.uint32(ctaExpectNATDir, uint32(e.Dir))
+	r.Text(ctaExpectFn, followMaster)
+	nat := r.Nest(ctaExpectNAT)
+	r.Uint32(ctaExpectNATDir, uint32(e.Dir))
 	r.tuple(ctaExpectNATTuple, Tuple{netip.AddrPortFrom(zero, e.Port), netip.AddrPortFrom(zero, 0)})
-	r.endNest(nat)
+	r.End(nat)
 }
 
 // tuple returns the packets that e expects.
 func (e Expectation) tuple() Tuple { return Tuple{netip.AddrPortFrom(e.Src, 0), e.Dst} }
 
-// errMalformed says that what came from the kernel does not hold together.
-var errMalformed = errors.New("malformed answer from ctnetlink")
-
-// answer is one message from the kernel.
-type answer struct {
-	seq   uint32 // of the request that it answers
-	typ   uint16
-	errno unix.Errno // of NLMSG_ERROR: 0 is an acknowledgement
-	body  []byte     // of another message: struct nfgenmsg and attributes
-}
-
-// nextAnswer takes the first message off b, which is not empty, and returns the rest.
-func nextAnswer(b []byte) (a answer, rest []byte, err error) {
-	if len(b) < unix.SizeofNlMsghdr {
-		return a, nil, fmt.Errorf("%w: %d bytes are no message", errMalformed, len(b))
-	}
-	size := binary.NativeEndian.Uint32(b)
-	if size < unix.SizeofNlMsghdr || uint64(size) > uint64(len(b)) {
-		return a, nil, fmt.Errorf("%w: a message of %d bytes in %d", errMalformed, size, len(b))
-	}
-	a = answer{
-		typ:  binary.NativeEndian.Uint16(b[4:]),
-		seq:  binary.NativeEndian.Uint32(b[8:]),
-		body: b[unix.SizeofNlMsghdr:size],
-	}
-	rest = b[min(len(b), aligned(int(size))):]
-	if a.typ != unix.NLMSG_ERROR {
-		return a, rest, nil
-	}
-	if len(a.body) < 4 {
-		return a, nil, fmt.Errorf("%w: an error without a number", errMalformed)
-	}
-	number := int32(binary.NativeEndian.Uint32(a.body))
-	if number > 0 || number < -4095 { // MAX_ERRNO
-		return a, nil, fmt.Errorf("%w: error %d", errMalformed, number)
-	}
-	a.errno, a.body = unix.Errno(-number), nil
-	return a, rest, nil
-}
-
-// attributes are struct nlattr, one after another.
-type attributes []byte
-
-// next takes the first one off, of which there must be one.
-func (a *attributes) next() (typ uint16, value []byte, err error) {
-	b := *a
-	if len(b) < unix.SizeofNlAttr {
-		return 0, nil, fmt.Errorf("%w: %d bytes are no attribute", errMalformed, len(b))
-	}
-	size := int(binary.NativeEndian.Uint16(b))
-	if size < unix.SizeofNlAttr || size > len(b) {
-		return 0, nil, fmt.Errorf("%w: an attribute of %d bytes in %d", errMalformed, size, len(b))
-	}
-	*a = b[min(len(b), aligned(size)):]
-	return binary.NativeEndian.Uint16(b[2:]) & nlaTypeMask, b[unix.SizeofNlAttr:size], nil
-}
-
-// aligned is NLMSG_ALIGN and NLA_ALIGN.
-func aligned(n int) int { return (n + unix.NLA_ALIGNTO - 1) &^ (unix.NLA_ALIGNTO - 1) }
+// attributes are those of a message from the kernel, or nested in another one.
+type attributes = nfnetlink.Attributes
 
 // decode makes m what the body of an IPCTNL_MSG_CT_NEW says. It allocates only for another
 // helper's name than m has already.
 func (m *Master) decode(body []byte) error {
-	if len(body) < sizeofNfgenmsg {
-		return fmt.Errorf("%w: %d bytes are no message of nfnetlink", errMalformed, len(body))
+	attrs, err := nfnetlink.Body(body)
+	if err != nil {
+		return err
 	}
 	known := m.Helper
 	*m = Master{}
-	for attrs := attributes(body[sizeofNfgenmsg:]); len(attrs) > 0; {
-		typ, v, err := attrs.next()
-		if err != nil {
-			return err
-		}
+	for typ, v := range attrs.All() {
+		v := attributes(v)
 		switch typ {
 		case ctaTupleOrig, ctaTupleReply:
-			m.Tuples[typ-ctaTupleOrig], err = decodeTuple(v)
+			if m.Tuples[typ-ctaTupleOrig], err = decodeTuple(v); err != nil {
+				return err
+			}
 		case ctaStatus:
-			var status uint32
-			status, err = decodeUint32(v)
-			m.Adjustable = status&ipsSeqAdjust != 0
+			m.Adjustable = attrs.Uint32(ctaStatus)&ipsSeqAdjust != 0
 		case ctaProtoInfo:
-			var state byte
-			state, err = decodeTCPState(v)
-			m.Opening, m.Closing = state == tcpSynRecv, state > tcpEstablished && state <= tcpClose
+			if state := v.Nested(ctaProtoInfoTCP).Find(ctaProtoInfoTCPState); len(state) == 1 {
+				m.Opening, m.Closing = state[0] == tcpSynRecv, state[0] > tcpEstablished && state[0] <= tcpClose
+			}
 		case ctaHelp:
-			m.Helper, err = decodeHelper(v, known)
+			m.Helper = decodeHelper(v.Find(ctaHelpName), known)
 		case ctaSeqAdjOrig, ctaSeqAdjReply:
-			m.SeqAdj[typ-ctaSeqAdjOrig], err = decodeSeqAdj(v)
+			m.SeqAdj[typ-ctaSeqAdjOrig] = SeqAdj{
+				Position: v.Uint32(ctaSeqAdjPosition), Before: int32(v.Uint32(ctaSeqAdjBefore)), After: int32(v.Uint32(ctaSeqAdjAfter)),
+			}
 		case ctaLabels:
 			copy(m.Labels[:], v)
-		}
-		if err != nil {
-			return err
 		}
 	}
 	for _, t := range m.Tuples {
 		if !t.Src.IsValid() || !t.Dst.IsValid() {
-			return fmt.Errorf("%w: a connection without its addresses", errMalformed)
+			return fmt.Errorf("%w: a connection without its addresses", nfnetlink.ErrMalformed)
 		}
 	}
 	return nil
 }
 
+// decodeTuple decodes CTA_TUPLE_ORIG and the like. What is missing is zero.
 func decodeTuple(v attributes) (t Tuple, err error) {
 	var src, dst netip.Addr
 	var srcPort, dstPort uint16
-	for len(v) > 0 {
-		typ, half, err := v.next()
-		if err != nil {
-			return t, err
-		}
-		for half := attributes(half); len(half) > 0; {
-			field, v, err := half.next()
-			if err != nil {
-				return t, err
-			}
-			switch {
-			case typ == ctaTupleIP && (field == ctaIPv4Src || field == ctaIPv6Src):
-				src, err = decodeAddr(v)
-			case typ == ctaTupleIP && (field == ctaIPv4Dst || field == ctaIPv6Dst):
-				dst, err = decodeAddr(v)
-			case typ == ctaTupleProto && field == ctaProtoSrcPort:
-				srcPort, err = decodeUint16(v)
-			case typ == ctaTupleProto && field == ctaProtoDstPort:
-				dstPort, err = decodeUint16(v)
-			}
-			if err != nil {
-				return t, err
-			}
+	for typ, v := range v.All() {
+		v := attributes(v)
+		switch typ {
+		case ctaTupleIP:
+			src, dst = decodeAddr(v, ctaIPv4Src, ctaIPv6Src), decodeAddr(v, ctaIPv4Dst, ctaIPv6Dst)
+		case ctaTupleProto:
+			srcPort, dstPort = v.Uint16(ctaProtoSrcPort), v.Uint16(ctaProtoDstPort)
+		case ctaTupleZone:
+			return t, errOtherZone
 		}
 	}
 	return Tuple{netip.AddrPortFrom(src, srcPort), netip.AddrPortFrom(dst, dstPort)}, nil
 }
 
-func decodeAddr(v []byte) (netip.Addr, error) {
-	a, ok := netip.AddrFromSlice(v)
-	if !ok {
-		return a, fmt.Errorf("%w: an address of %d bytes", errMalformed, len(v))
+func decodeAddr(v attributes, typ4, typ6 uint16) netip.Addr {
+	b := v.Find(typ4)
+	if b == nil {
+		b = v.Find(typ6)
 	}
-	return a, nil
+	a, _ := netip.AddrFromSlice(b)
+	return a
 }
 
 // decodeHelper returns known, if that is the name, and a new string otherwise.
-func decodeHelper(v attributes, known string) (string, error) {
-	for len(v) > 0 {
-		typ, name, err := v.next()
-		if err != nil {
-			return "", err
-		}
-		if typ != ctaHelpName {
-			continue
-		}
-		if n := len(name); n > 0 && name[n-1] == 0 {
-			name = name[:n-1]
-		}
-		if string(name) == known {
-			return known, nil
-		}
-		return string(name), nil
+func decodeHelper(name []byte, known string) string {
+	if name = bytes.TrimRight(name, "\x00"); string(name) == known {
+		return known
 	}
-	return "", nil
-}
-
-func decodeSeqAdj(v attributes) (a SeqAdj, err error) {
-	for len(v) > 0 {
-		typ, value, err := v.next()
-		if err != nil {
-			return a, err
-		}
-		n, err := decodeUint32(value)
-		if err != nil {
-			return a, err
-		}
-		switch typ {
-		case ctaSeqAdjPosition:
-			a.Position = n
-		case ctaSeqAdjBefore:
-			a.Before = int32(n)
-		case ctaSeqAdjAfter:
-			a.After = int32(n)
-		}
-	}
-	return a, nil
-}
-
-func decodeUint32(v []byte) (uint32, error) {
-	if len(v) != 4 {
-		return 0, fmt.Errorf("%w: a number of %d bytes, not 4", errMalformed, len(v))
-	}
-	return binary.BigEndian.Uint32(v), nil
-}
-
-func decodeUint16(v []byte) (uint16, error) {
-	if len(v) != 2 {
-		return 0, fmt.Errorf("%w: a number of %d bytes, not 2", errMalformed, len(v))
-	}
-	return binary.BigEndian.Uint16(v), nil
+	return string(name)
 }

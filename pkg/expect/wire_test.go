@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfnetlink"
 )
 
 // Answers of Linux 6.18 on a little-endian machine: to IPCTNL_MSG_CT_GET, to
@@ -106,24 +108,24 @@ func TestTruncated(t *testing.T) {
 		for n := 1; n < len(whole); n++ {
 			cut := bytes.Clone(whole[:n])
 			var r result
-			if answered, err := r.take(cut, seq, 1); answered || !errors.Is(err, errMalformed) {
+			if answered, err := r.take(cut, seq, 1); answered || !errors.Is(err, nfnetlink.ErrMalformed) {
 				t.Errorf("%d of %d bytes: %v, %v", n, len(whole), answered, err)
 			}
-			if _, err := decodeEvent(cut); !errors.Is(err, errMalformed) {
+			if _, err := decodeEvent(cut); !errors.Is(err, nfnetlink.ErrMalformed) {
 				t.Errorf("%d of %d bytes as an event: %v", n, len(whole), err)
 			}
 			if n < unix.SizeofNlMsghdr+4 {
 				continue
 			}
 			binary.NativeEndian.PutUint32(cut, uint32(n))
-			if _, err := decodeEvent(cut); err != nil && !errors.Is(err, errMalformed) {
+			if _, err := decodeEvent(cut); err != nil && !errors.Is(err, nfnetlink.ErrMalformed) {
 				t.Errorf("an event of %d bytes: %v", n, err)
 			}
 			if answered, err := r.take(cut, seq, 1); !answered || err != nil {
 				t.Errorf("a message of %d bytes: %v, %v", n, answered, err)
 			}
 			var m Master
-			if err := m.decode(r.body); err != nil && !errors.Is(err, errMalformed) {
+			if err := m.decode(r.body); err != nil && !errors.Is(err, nfnetlink.ErrMalformed) {
 				t.Errorf("a message of %d bytes: %v", n, err)
 			}
 		}
@@ -180,23 +182,23 @@ func TestZone(t *testing.T) {
 	} {
 		c := &Client{socket: &socket{fd: -1}}
 		request(c)
-		if c.count != 1 || len(c.out) < unix.SizeofNlMsghdr+sizeofNfgenmsg {
-			t.Fatalf("%s: %d requests in %d bytes", name, c.count, len(c.out))
+		if c.count != 1 || len(c.out.Buffer) < nfnetlink.HeaderLen {
+			t.Fatalf("%s: %d requests in %d bytes", name, c.count, len(c.out.Buffer))
 		}
 		want := uint16(ctaZone)
-		if binary.NativeEndian.Uint16(c.out[4:])>>8 == unix.NFNL_SUBSYS_CTNETLINK_EXP {
+		if binary.NativeEndian.Uint16(c.out.Buffer[4:])>>8 == unix.NFNL_SUBSYS_CTNETLINK_EXP {
 			want = ctaExpectZone
 		}
 		named := false
-		for attrs := attributes(c.out[unix.SizeofNlMsghdr+sizeofNfgenmsg:]); len(attrs) > 0; {
-			typ, v, err := attrs.next()
+		for attrs := attributes(c.out.Buffer[nfnetlink.HeaderLen:]); len(attrs) > 0; {
+			typ, v, err := attrs.Next()
 			if err != nil {
 				t.Fatal(err)
 			}
 			named = named || typ == want && bytes.Equal(v, []byte{0, zone})
 		}
 		if !named {
-			t.Errorf("%s names no zone: % x", name, c.out)
+			t.Errorf("%s names no zone: % x", name, c.out.Buffer)
 		}
 	}
 }
