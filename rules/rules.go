@@ -60,6 +60,10 @@ const AgainPriority = 0x2127_0119
 
 // Bits of the conntrack label (ct label), 0 to 127.
 const (
+	// RecognisedLabel is for the daemon to set on connections that it has recognised as FTP: it read them from the
+	// client's first byte up to the login. No rule looks at it; it outlives the daemon.
+	RecognisedLabel = 118
+
 	// EditedLabel is for the daemon to set on connections in which it has rewritten a 227 or 229,
 	// which may be sent again: the ruleset Lean queues those replies from then on.
 	EditedLabel = 119

@@ -32,6 +32,7 @@ func (d *daemon) newWorker(number uint16) (w *worker, err error) {
 		d.eventLog.observe(ev)
 		d.desk.observe(number, ev)
 	}
+	config.RecognisedLabel, config.ProxiedLabel = rules.RecognisedLabel, rules.ProxiedLabel
 	config.Monitor = d.settings.Wish.Monitor
 	if choice.Rules.Ruleset == rules.Lean {
 		config.AskedLabel, config.EditedLabel = rules.AskedLabel, rules.EditedLabel

@@ -24,9 +24,22 @@ func (e *Engine) read(f *flow, dir expect.Direction, p *mangle.Packet) {
 		e.gap(f, dir)
 	}
 	s.stream.Push(p.Seq(), p.Payload())
-	for !f.opaque {
+	if dir == expect.Original && f.head && p.Seq() == s.begun {
+		if n := parse.ProxyHeader(p.Payload()); n > 0 {
+			s.stream.Start(p.Seq().Add(n), true)
+			s.stream.Push(p.Seq(), p.Payload())
+		}
+	}
+	for looks := maxLooks(p); !f.opaque; looks-- {
+		if dir == expect.Reply {
+			s.stream.Pass(f.replies.Inside(s.stream.Rest()))
+		}
 		line, ok := s.stream.Next()
 		if !ok {
+			break
+		}
+		if looks == 0 {
+			e.giveUpReading(f)
 			break
 		}
 		if dir == expect.Original {
@@ -34,7 +47,6 @@ func (e *Engine) read(f *flow, dir expect.Direction, p *mangle.Packet) {
 		} else {
 			e.reply(f, line)
 		}
-		s.midstream = false
 	}
 	if f.opaque {
 		s.stream.Start(end(p), false) // nothing of it is kept
@@ -48,22 +60,46 @@ func (e *Engine) gap(f *flow, dir expect.Direction) {
 	switch {
 	case dir == expect.Reply:
 		f.replies = parse.Replies{} // a multi-line reply may have ended, or begun, in what is missing
-	case !f.spoken:
-		e.ignore(f) // it may have begun as HTTP does
+	default:
+		f.head = false // it may have begun as HTTP does
 	}
 }
 
-// ignore has nothing read any more of a connection whose client does not speak FTP, or may not.
-func (e *Engine) ignore(f *flow) {
+// maxJunk is how many lines from a client that cannot be FTP may follow each other.
+const maxJunk = 64
+
+// maxLooks returns how many lines are read of one packet. The shortest that programs send, such as "NOOP", have six bytes.
+func maxLooks(p *mangle.Packet) int { return 32 + len(p.Payload())/6 }
+
+// giveUpReading has nothing read any more of a connection that is not FTP.
+func (e *Engine) giveUpReading(f *flow) {
 	f.opaque = true
-	e.tell(Event{Kind: NotFTP, Master: &f.master})
+	kind := Nonsense
+	if f.head {
+		kind = NotFTP
+	}
+	e.tell(Event{Kind: kind, Master: &f.master})
+}
+
+// recognise takes note of the login of a connection that was read from its first byte on.
+func (e *Engine) recognise(f *flow) {
+	f.head, f.recognised = false, true
+	if l := e.config.RecognisedLabel; l != 0 && !e.config.Monitor {
+		e.setLabel(f, expect.Update{SetLabel: l})
+	}
+}
+
+// setLabel changes the label of a recognised connection.
+func (e *Engine) setLabel(f *flow, u expect.Update) {
+	if err := e.config.Conntrack.Update(&f.master, u); err != nil && !errors.Is(err, expect.ErrNoEntry) {
+		e.tell(Event{Kind: Unlabelled, Master: &f.master, Err: err})
+	}
 }
 
 // start begins a stream with a packet of a connection that was not seen from its beginning.
 func (e *Engine) start(f *flow, dir expect.Direction) {
 	s := &f.sides[dir]
 	s.begin(e.pkt.Seq())
-	s.midstream = true
 	// Where the kernel adjusts already, what lies before its last change is up to it.
 	if adj := f.master.SeqAdj[dir]; adj.Before != adj.After && !parse.Seq(adj.Position).Before(s.begun) {
 		s.begun = parse.Seq(adj.Position).Add(1)
@@ -94,13 +130,21 @@ func (e *Engine) command(f *flow, line parse.Line) {
 	if line.Cut {
 		cmd.Endpoint, err = parse.Endpoint{}, errLong
 	}
-	if cmd.Verb != parse.Unknown {
-		f.spoken = true
-	} else if !f.spoken && !f.sides[expect.Original].midstream {
-		// A browser that is made to talk to port 21 begins with a line of HTTP; what it
-		// uploads may hold any number of PORT commands.
-		e.ignore(f)
+	switch ok := !f.head && cmd.Verb != parse.Unknown || parse.IsClientLine(line.Text); {
+	case f.head && (!ok || line.Cut):
+		// A browser that is made to talk to port 21 may upload any number of PORT commands.
+		e.giveUpReading(f)
 		return
+	case ok:
+		f.junk = 0
+	default:
+		if f.junk++; f.junk == maxJunk {
+			e.giveUpReading(f)
+			return
+		}
+	}
+	if f.head && (cmd.Verb == parse.USER || cmd.Verb == parse.AUTH) {
+		e.recognise(f)
 	}
 	f.asked.push(cmd.Verb == parse.PASV || cmd.Verb == parse.EPSV)
 	switch cmd.Verb {

@@ -42,6 +42,12 @@ type Config struct {
 	// EditedLabel is the bit that makes lean rules queue the answers to PASV and EPSV when they are
 	// sent again.
 	EditedLabel int
+	// RecognisedLabel is the bit that is set on a connection whose client has logged in as one of FTP, and was read
+	// from its first byte on: what is looked up with it may announce an endpoint at once. 0 means that there is
+	// none, and a connection that is forgotten is not recognised again.
+	RecognisedLabel int
+	// ProxiedLabel is the bit of connections whose SYN-ACK is not queued. 0 means that there are none.
+	ProxiedLabel int
 	// OpaqueLabel is the bit of the conntrack label that makes the rules queue nothing more of
 	// a connection, 1 to 127. 0 means that there is none.
 	OpaqueLabel int

@@ -22,6 +22,9 @@ import (
 const (
 	client = expect.Original
 	server = expect.Reply
+
+	recognisedLabel = 118
+	proxiedLabel    = 123
 )
 
 func tuple(src, dst string) expect.Tuple {
@@ -68,7 +71,9 @@ func (w *world) restart(change ...func(*engine.Config)) {
 			}
 			ev.Log(log, level)
 		},
-		Now: func() time.Time { return w.now },
+		Now:             func() time.Time { return w.now },
+		RecognisedLabel: recognisedLabel,
+		ProxiedLabel:    proxiedLabel,
 	}
 	for _, f := range change {
 		f(&c)
@@ -470,13 +475,8 @@ func TestRestart(t *testing.T) {
 		t.Errorf("after three transfers the kernel adjusts by %+v, want -4 and -6", a)
 	}
 	w.restart()
-	in := "PORT 203,0,113,101,200,1\r\n"
-	if got := w.say(client, in); got != in || w.logged("not seen from its beginning")+w.logged("has not greeted") == 0 {
-		t.Errorf("a PORT of which nobody knows that it begins a line came out as %q", got)
-	}
-	w.say(server, "200 ok\r\n")
-	if got, want := w.say(client, in), "PORT 192,168,1,1,200,1\r\n"; got != want {
-		t.Errorf("the next one came out as %q, want %q", got, want)
+	if got, want := w.say(client, "PORT 203,0,113,101,200,1\r\n"), "PORT 192,168,1,1,200,1\r\n"; got != want {
+		t.Errorf("PORT came out as %q, want %q", got, want)
 	}
 }
 
@@ -709,10 +709,10 @@ func TestConfigure(t *testing.T) {
 	}
 }
 
-// labels are the bits of a connection's label that are set.
+// labels are the bits of a connection's label that are set, but for that of a recognised connection.
 func labels(e *memory.Entry) (bits []int) {
 	for bit := range 128 {
-		if e.Label(bit) {
+		if bit != recognisedLabel && e.Label(bit) {
 			bits = append(bits, bit)
 		}
 	}

@@ -17,13 +17,17 @@ type flow struct {
 	retry   time.Time // when to ask it again
 	sides   [2]side   // by direction: the client's, the server's
 
-	replies  parse.Replies
-	greeted  bool // the server has said something that is neither an error nor a question
-	spoken   bool // the client has sent an FTP command
-	auth     bool // the client has sent AUTH
-	epsvAll  bool // the client has sent EPSV ALL
-	opaque   bool // encrypted, or no FTP at all: nothing is read any more
-	labelled bool // and the rules have been told
+	replies parse.Replies
+	greeted bool // the server has said something that is neither an error nor a question
+	// head is set while the client's stream has been read from its first byte, and every line is one of FTP, but
+	// no login has come. With the login the connection is recognised as FTP; only then PORT and EPRT open anything.
+	head       bool
+	recognised bool
+	junk       uint8 // lines from the client, the last ones, that cannot be FTP
+	auth       bool  // the client has sent AUTH
+	epsvAll    bool  // the client has sent EPSV ALL
+	opaque     bool  // encrypted, or no FTP at all: nothing is read any more
+	labelled   bool  // and the rules have been told
 	// mayResize is set while the kernel adjusts the sequence numbers behind a line that has become
 	// longer or shorter: it can for a connection that this host translates.
 	mayResize bool
@@ -84,9 +88,6 @@ type side struct {
 	had      parse.Seq    // first byte that the other side is not known to have
 	held     []heldPacket // packets that wait, in the order of the stream
 	deadline time.Time    // when they have waited long enough
-	// midstream is set until the first line end of a connection that was not seen from its
-	// beginning: its first bytes may be the middle of anything.
-	midstream bool
 }
 
 // lacks reports whether the other side has bytes that were not here. A FIN, which counts as one, is not
@@ -115,8 +116,14 @@ func (e *Engine) find() (*flow, expect.Direction) {
 	}
 	key := e.key()
 	m, dir, err := e.config.Conntrack.Lookup(key)
-	if err == nil && f != nil && !f.unknown && e.readjusted(f, m, dir.Other()) {
-		return f, dir.Other()
+	if err == nil && f != nil && !f.unknown {
+		if e.readjusted(f, m, dir.Other()) {
+			return f, dir.Other()
+		}
+		if f.recognised && e.labelled(m, e.config.RecognisedLabel) && m.Tuples == f.master.Tuples {
+			// A new connection has no such label, so this packet is no reason to forget where the lines begin.
+			return nil, 0
+		}
 	}
 	if f != nil {
 		e.drop(f)
@@ -148,6 +155,7 @@ func (e *Engine) open() {
 		return
 	}
 	opened := e.newFlow(m)
+	opened.head = true
 	opened.sides[expect.Reply].open(server)
 	opened.sides[expect.Original].open(client)
 	e.tell(Event{Kind: Tracked, Master: m})
@@ -159,11 +167,17 @@ func (e *Engine) newFlow(m *expect.Master) flow {
 	for d := range f.sides {
 		f.sides[d].edits.Resume(m.SeqAdj[d].After)
 	}
-	if l := e.config.OpaqueLabel; l != 0 && m.Label(l) {
-		f.opaque, f.labelled = true, true
-	}
+	f.labelled = e.labelled(m, e.config.OpaqueLabel)
+	f.opaque = f.labelled
+	f.recognised = e.labelled(m, e.config.RecognisedLabel)
+	f.greeted = f.recognised
+	// Where the SYN-ACK is not queued, what the client is seen to say first is taken for the beginning.
+	f.head = !f.recognised && (e.config.Monitor || e.labelled(m, e.config.ProxiedLabel))
 	return f
 }
+
+// labelled reports whether a connection has a label that may not be configured (0).
+func (e *Engine) labelled(m *expect.Master, label int) bool { return label != 0 && m.Label(label) }
 
 // readjusted reports whether the packet belongs to the flow after all, with the sequence adjustment that
 // its entry has now. SYNPROXY sets one after the SYN-ACK has passed, before any line does.
@@ -217,7 +231,9 @@ const maxDrops = 16
 // and so does one that has the same tuples: its connection is over.
 func (e *Engine) track(f flow) *flow {
 	for n := 0; e.flows.count >= e.flows.max && n < maxDrops; n++ {
-		e.drop(e.flows.wake(e.flows.oldest))
+		oldest := e.flows.wake(e.flows.oldest)
+		e.leaveInLine(oldest)
+		e.drop(oldest)
 	}
 	for _, key := range f.master.Tuples {
 		if stale, _ := e.flows.lookup(key); stale != 0 {
@@ -225,6 +241,15 @@ func (e *Engine) track(f flow) *flow {
 		}
 	}
 	return e.flows.add(f)
+}
+
+// leaveInLine takes the recognition of a connection back that is forgotten in the middle of a line: when it is looked up
+// again, its next segment would be taken for the beginning of one.
+func (e *Engine) leaveInLine(f *flow) {
+	s := &f.sides[expect.Original].stream
+	if f.recognised && e.config.RecognisedLabel != 0 && !e.config.Monitor && (s.Skips() || len(s.Pending().Text) > 0 || s.Pending().Cut) {
+		e.setLabel(f, expect.Update{ClearLabel: e.config.RecognisedLabel})
+	}
 }
 
 // drop forgets a flow. None of its packets stays behind.

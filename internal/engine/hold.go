@@ -49,7 +49,7 @@ func (e *Engine) barrier(f *flow, dir expect.Direction) parse.Seq {
 	}
 	at := len(line.Text)
 	switch {
-	case dir == expect.Original && f.greeted && f.master.NAT():
+	case dir == expect.Original && f.greeted && f.recognised && f.master.NAT():
 		at = parse.CommandEndpoint(line.Text)
 	case dir == expect.Reply && f.asked.passive != 0 && !f.replies.Open() && e.rewrites(f):
 		if at = parse.ReplyEndpoint(line.Text); !f.mayResize {
@@ -192,6 +192,9 @@ func (e *Engine) Expire(verdicts []Verdict) []Verdict {
 // Flush appends the verdicts of all held packets: the queue is about to close.
 func (e *Engine) Flush(verdicts []Verdict) []Verdict {
 	e.begin(verdicts)
+	for _, f := range e.flows.awake {
+		e.leaveInLine(f)
+	}
 	for {
 		if _, ok := e.Deadline(); !ok {
 			return e.verdicts

@@ -342,18 +342,6 @@ func TestPassedUnread(t *testing.T) {
 		say(t, w, client, port, rewritten)
 		held(t, w, 0)
 	})
-	t.Run("first command", func(t *testing.T) { // or of an upload over HTTP
-		w := newWorld(t, natOriginal, natReply)
-		w.open()
-		w.say(server, "220 ready\r\n")
-		w.miss(client, "POST / HTTP/1.1\r\n")
-		w.say(server, "500 what\r\n")
-		say(t, w, client, "text\r\n"+port, "text\r\n"+port)
-		say(t, w, client, port, port)
-		if w.ct.Installed != nil || w.logged("has not begun with FTP") != 1 {
-			t.Errorf("expected %v\n%s", w.expectations(), &w.log)
-		}
-	})
 }
 
 // TestEchoBehindGap has a client make a server say what looks like a reply in the middle of one, lose

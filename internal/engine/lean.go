@@ -27,7 +27,7 @@ func (e *Engine) readAlone(f *flow, dir expect.Direction) {
 		return
 	}
 	// What is believed of a connection that is not seen whole.
-	f.greeted, f.spoken, s.midstream = true, true, false
+	f.greeted, f.head, f.recognised = true, false, true
 	f.replies, f.asked = parse.Replies{}, commands{}
 	f.asked.push(bytes.HasPrefix(e.pkt.Payload(), []byte("22"))) // or else it were not queued
 	if s.stream.Expected().Before(e.pkt.Seq()) {

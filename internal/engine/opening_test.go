@@ -10,7 +10,7 @@ import (
 // TestOpening says which connections are seen from their beginning: their first line may be a PORT.
 func TestOpening(t *testing.T) {
 	const (
-		port  = "PORT 203,0,113,101,200,1\r\n"
+		port  = "USER me\r\nPORT 203,0,113,101,200,1\r\n"
 		greet = "220 ready\r\n"
 	)
 	// again opens another connection between the same ports, whose numbers are n bytes further on.
@@ -24,14 +24,20 @@ func TestOpening(t *testing.T) {
 		open    func(*world)
 		refused engine.Reason // 0 for helped
 	}{
-		"SYN-ACK":                      {func(w *world) { w.open() }, 0},
-		"no SYN-ACK":                   {func(w *world) { w.acked[client] = w.next[client] }, engine.Midstream},
-		"SYN-ACK sent twice":           {func(w *world) { w.open(); w.open() }, 0},
-		"another one, near":            {func(w *world) { w.login(); w.say(client, "AUTH TLS\r\n"); w.say(server, "234 go\r\n"); again(w, 10) }, 0},
-		"another one, right behind":    {func(w *world) { w.login(); w.say(client, "GET /\r\n"); again(w, 1) }, 0},
-		"another one, far":             {func(w *world) { w.login(); again(w, 1<<30) }, 0},
-		"another one, within a line":   {func(w *world) { w.login(); w.say(client, "PORT 203,0,"); again(w, 1) }, 0},
-		"another one, without SYN-ACK": {func(w *world) { w.login(); w.next[client] += 1 << 30; w.next[server] += 1 << 30; w.acked = w.next }, engine.Midstream},
+		"SYN-ACK":                    {func(w *world) { w.open() }, 0},
+		"no SYN-ACK":                 {func(w *world) { w.acked[client] = w.next[client] }, engine.Midstream},
+		"SYN-ACK sent twice":         {func(w *world) { w.open(); w.open() }, 0},
+		"another one, near":          {func(w *world) { w.login(); w.say(client, "AUTH TLS\r\n"); w.say(server, "234 go\r\n"); again(w, 10) }, 0},
+		"another one, right behind":  {func(w *world) { w.login(); w.say(client, "GET /\r\n"); again(w, 1) }, 0},
+		"another one, far":           {func(w *world) { w.login(); again(w, 1<<30) }, 0},
+		"another one, within a line": {func(w *world) { w.login(); w.say(client, "PORT 203,0,"); again(w, 1) }, 0},
+		"another one, without SYN-ACK": {func(w *world) {
+			w.login()
+			w.entry.Labels = [16]byte{}
+			w.next[client] += 1 << 30
+			w.next[server] += 1 << 30
+			w.acked = w.next
+		}, engine.Midstream},
 		"SYN-ACK in the middle": {func(w *world) {
 			// A server moves the beginning of its client's stream to where an upload holds a PORT.
 			w.open()
@@ -67,6 +73,7 @@ func TestSynproxy(t *testing.T) {
 	for _, offset := range []int32{1 << 30, -1 << 31, 1<<31 - 2, 5 << 20} {
 		for _, later := range []bool{true, false} {
 			w := newWorld(t, natOriginal, natReply)
+			w.entry.Apply(expect.Update{SetLabel: proxiedLabel})
 			adjust := func() { w.entry.SeqAdj[server] = expect.SeqAdj{After: offset, Before: offset} }
 			if !later {
 				adjust()

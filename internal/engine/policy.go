@@ -48,10 +48,12 @@ func (e *Engine) judge(f *flow, a announcement) Reason {
 	switch {
 	case !a.asked:
 		return Unasked
+	case a.dir == expect.Original && !f.head && !f.recognised:
+		return Midstream
 	case a.dir == expect.Original && !f.greeted:
 		return NotGreeted
-	case a.dir == expect.Original && f.sides[a.dir].midstream:
-		return Midstream
+	case a.dir == expect.Original && !f.recognised && !e.config.Monitor: // which may not have seen the login
+		return NoLogin
 	case a.dir == expect.Original && f.epsvAll:
 		return AfterEPSVALL
 	case !e.vouches(f, a.dir, a.at.Addr()) && !e.config.Policy.allows(a.at.Addr()):

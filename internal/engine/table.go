@@ -48,6 +48,7 @@ type entry struct {
 	last     Last
 	reported uint16
 	commands uint8 // unanswered; 64 at most
+	junk     uint8
 	flags    uint32
 }
 
@@ -65,7 +66,8 @@ const (
 	flagAwake
 	flagUnknown
 	flagGreeted
-	flagSpoken
+	flagHead
+	flagRecognised
 	flagAuth
 	flagEPSVAll
 	flagOpaque
@@ -74,8 +76,6 @@ const (
 	flagMarked
 	flagAdjustable
 	flagStarted
-	_
-	flagMidstream
 	_
 	flagSkips
 	_
@@ -286,7 +286,7 @@ func (en *entry) pack(f *flow) {
 	if f.unknown {
 		en.passive = uint64(f.retry.UnixNano())
 	}
-	en.reported = f.reported
+	en.reported, en.junk = f.reported, f.junk
 	en.expected, en.refused, en.last = f.expected, f.refused, f.last
 	flags := en.flags & flagIP4
 	for _, b := range f.bits() {
@@ -320,7 +320,7 @@ func (en *entry) unpack(f *flow) {
 	} else {
 		f.asked = commands{en.passive, int(en.commands)}
 	}
-	f.reported = en.reported
+	f.reported, f.junk = en.reported, en.junk
 	f.expected, f.refused, f.last = en.expected, en.refused, en.last
 }
 
@@ -330,12 +330,11 @@ type bit struct {
 }
 
 // bits are what is true or false of a flow.
-func (f *flow) bits() [14]bit {
+func (f *flow) bits() [13]bit {
 	return [...]bit{
-		{flagUnknown, &f.unknown}, {flagGreeted, &f.greeted}, {flagSpoken, &f.spoken}, {flagAuth, &f.auth},
+		{flagUnknown, &f.unknown}, {flagGreeted, &f.greeted}, {flagHead, &f.head}, {flagRecognised, &f.recognised}, {flagAuth, &f.auth},
 		{flagEPSVAll, &f.epsvAll}, {flagOpaque, &f.opaque}, {flagLabelled, &f.labelled}, {flagMayResize, &f.mayResize},
 		{flagMarked, &f.marked}, {flagAdjustable, &f.master.Adjustable},
 		{flagStarted, &f.sides[0].started}, {flagStarted << 1, &f.sides[1].started},
-		{flagMidstream, &f.sides[0].midstream}, {flagMidstream << 1, &f.sides[1].midstream},
 	}
 }

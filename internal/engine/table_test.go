@@ -136,7 +136,7 @@ func TestOpaqueRests(t *testing.T) {
 	if err := p.Decode(b); err != nil {
 		t.Fatal(err)
 	}
-	var f flow
+	f := flow{head: true}
 	f.sides[0].begin(0)
 	e.read(&f, 0, &p)
 	if !f.opaque || !f.rests() {

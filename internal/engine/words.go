@@ -75,8 +75,12 @@ const (
 	Unreadable
 	// Encrypted: the connection is, from here on; nothing in it is read any more.
 	Encrypted
-	// NotFTP: what the client said first is something else, or was missed; nothing is read any more.
+	// NotFTP: what the client said before its login is something else; nothing is read any more.
 	NotFTP
+	// Nonsense: what one side says, after the login, cannot be FTP; nothing is read any more.
+	Nonsense
+	// Unlabelled: conntrack does not take the label that says that the connection is recognised as FTP (Err).
+	Unlabelled
 	// StaysQueued: packets that need not be read stay queued (Err).
 	StaysQueued
 	// Unknown: a packet passes unread, since conntrack does not say what it belongs to (Err).
@@ -108,7 +112,9 @@ var kinds = [numKinds]kindWord{
 	Failed:      {Word{"failed", "the policy allows the announced endpoint, but it could not be opened or rewritten"}, slog.LevelWarn, "data connection cannot be helped", "could not help data connection"},
 	Unreadable:  {Word{"unreadable", "a line that should announce an endpoint has none"}, slog.LevelDebug, "no endpoint in line", ""},
 	Encrypted:   {Word{"encrypted", "the client and the server have switched to TLS; nothing is read any more"}, slog.LevelInfo, "control connection is encrypted from here on, its data connections cannot be helped: give the server a fixed range of passive ports and accept new connections to it", ""},
-	NotFTP:      {Word{"not-ftp", "the client does not speak FTP, or its first line was not seen; nothing is read any more"}, slog.LevelInfo, "control connection ignored: its client has not begun with FTP", ""},
+	NotFTP:      {Word{"not-ftp", "before its login, the client sent what no FTP client sends; nothing is read any more"}, slog.LevelInfo, "control connection ignored: its client has not begun with FTP", ""},
+	Nonsense:    {Word{"nonsense", "after the login, one side sent what cannot be FTP; nothing is read any more"}, slog.LevelInfo, "control connection ignored: what is sent on it cannot be FTP", ""},
+	Unlabelled:  {Word{"unlabelled", "conntrack does not take the label for a recognised connection; when the daemon restarts or forgets the connection, its PORT and EPRT are refused"}, slog.LevelWarn, "recognised connection is not labelled: after a restart its PORT and EPRT are refused", ""},
 	StaysQueued: {Word{"stays-queued", "packets that need not be read stay queued"}, slog.LevelWarn, "packets that need not be read stay queued", ""},
 	Unknown:     {Word{"unknown", "a packet passed unread: conntrack does not know its connection"}, slog.LevelWarn, "packet passed unread", ""},
 	Closed:      {Word{"closed", "one end has closed or reset the control connection, or conntrack has removed it"}, slog.LevelDebug, "control connection closed", ""},
@@ -169,7 +175,8 @@ const (
 	allowed      Reason = iota
 	Unasked             // a 227 or 229 without a PASV or EPSV
 	NotGreeted          // a PORT or EPRT before the server has greeted
-	Midstream           // a PORT or EPRT where no line may begin
+	NoLogin             // a PORT or EPRT before USER
+	Midstream           // a PORT or EPRT on a connection whose first lines were not read
 	AfterEPSVALL        // a PORT or EPRT after EPSV ALL
 	NotPeer             // an address that is not the sender's
 	LowPort             // a port below Policy.MinPort
@@ -186,7 +193,8 @@ var reasons = [numReasons]struct {
 	allowed:      {Word{"allowed", "it is opened"}, "allowed"},
 	Unasked:      {Word{"unasked", "a 227 or 229 without a PASV or EPSV before it"}, "no PASV or EPSV asked for it"},
 	NotGreeted:   {Word{"not_greeted", "a PORT or EPRT before the server's greeting"}, "the server has not greeted yet"},
-	Midstream:    {Word{"midstream", "a PORT or EPRT where no line is certain to begin: the connection was not seen from its start"}, "it is not certain that a line begins there: the connection was not seen from its beginning"},
+	NoLogin:      {Word{"no_login", "a PORT or EPRT before the client's USER"}, "the client has not logged in"},
+	Midstream:    {Word{"midstream", "a PORT or EPRT on a connection whose beginning the daemon has not read, so that it may not be FTP: the client has to connect again"}, "the beginning of the connection was not read (the daemon did not run, or its queue was full), so it may not be FTP: the client has to connect again"},
 	AfterEPSVALL: {Word{"after_epsv_all", "a PORT or EPRT after EPSV ALL"}, "the client has promised to use nothing but EPSV (EPSV ALL)"},
 	NotPeer:      {Word{"not_peer", "the announced address is not the sender's own (bounce protection, see --allow)"}, "the address is not that of the one who announces it"},
 	LowPort:      {Word{"low_port", "the announced port is below --min-port"}, "the port is below the lowest one allowed"},
@@ -221,7 +229,7 @@ func (r Reason) Sentence() string { return reasons[r].sentence }
 
 // Reasons returns all reasons for which an endpoint is refused.
 func Reasons() []Reason {
-	return []Reason{Unasked, NotGreeted, Midstream, AfterEPSVALL, NotPeer, LowPort, TooMany}
+	return []Reason{Unasked, NotGreeted, NoLogin, Midstream, AfterEPSVALL, NotPeer, LowPort, TooMany}
 }
 
 // State is what happens to the text of a control connection.

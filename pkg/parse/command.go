@@ -16,9 +16,10 @@ const (
 	// but EPSV, and a helper may rely on that.
 	EPSVALL
 	AUTH // RFC 4217: the control connection is to be encrypted, accepted by 234
+	USER // RFC 959: the login begins
 )
 
-var verbNames = [...]string{"unknown", "other", "PORT", "EPRT", "PASV", "EPSV", "EPSV ALL", "AUTH"}
+var verbNames = [...]string{"unknown", "other", "PORT", "EPRT", "PASV", "EPSV", "EPSV ALL", "AUTH", "USER"}
 
 // String returns the command as it is written in the RFC.
 func (v Verb) String() string { return verbNames[v] }
@@ -170,7 +171,7 @@ func fold(b []byte) uint32 {
 var verbs = func() map[uint32]Verb {
 	m := map[uint32]Verb{
 		word("PORT"): PORT, word("EPRT"): EPRT, word("PASV"): PASV, word("EPSV"): EPSV,
-		word("AUTH"): AUTH,
+		word("AUTH"): AUTH, word("USER"): USER,
 	}
 	// The rest of the IANA registry of FTP commands (RFC 5797), with the experimental
 	// X forms of RFC 775 and 1123 and what widespread servers add.
@@ -180,7 +181,7 @@ var verbs = func() map[uint32]Verb {
 		"LPRT", "LPSV", "MDTM", "MFCT", "MFF", "MFMT", "MIC", "MKD", "MLSD", "MLST", "MODE",
 		"NLST", "NOOP", "OPTS", "PASS", "PBSZ", "PROT", "PWD", "QUIT", "REIN", "REST", "RETR",
 		"RMD", "RNFR", "RNTO", "SITE", "SIZE", "SMNT", "SPSV", "STAT", "STOR", "STOU", "STRU",
-		"SYST", "THMB", "TYPE", "USER", "XCUP", "XCRC", "XCWD", "XMD", "XMKD", "XPWD", "XRMD",
+		"SYST", "THMB", "TYPE", "XCUP", "XCRC", "XCWD", "XMD", "XMKD", "XPWD", "XRMD",
 	} {
 		m[word(s)] = Other
 	}

@@ -222,6 +222,7 @@ func TestParseCommand(t *testing.T) {
 		{name: "EPSV ALL in lower case, more spaces", wire: "epsv  all \n", verb: EPSVALL},
 		{name: "EPSV and a longer word", wire: "EPSV ALLO\r\n", verb: EPSV},
 		{name: "EPSV and two words", wire: "EPSV ALL 1\r\n", verb: EPSV},
+		{name: "USER", wire: "user me\r\n", verb: USER},
 		{name: "AUTH", wire: "AUTH TLS\r\n", verb: AUTH},
 		{name: "AUTH in lower case", wire: "auth ssl\r\n", verb: AUTH},
 		{name: "CCC", wire: "CCC\r\n", verb: Other},
@@ -285,7 +286,7 @@ func TestParseCommand(t *testing.T) {
 func TestVerbString(t *testing.T) {
 	for v, want := range map[Verb]string{
 		Unknown: "unknown", Other: "other", PORT: "PORT", EPRT: "EPRT", PASV: "PASV",
-		EPSV: "EPSV", EPSVALL: "EPSV ALL", AUTH: "AUTH",
+		EPSV: "EPSV", EPSVALL: "EPSV ALL", AUTH: "AUTH", USER: "USER",
 	} {
 		if v.String() != want {
 			t.Errorf("verb %d is %q, want %q", v, v, want)
@@ -296,7 +297,7 @@ func TestVerbString(t *testing.T) {
 // The words that RFC 959 and its extensions list, none of which may make a connection look
 // as if it were not FTP.
 func TestKnownVerbs(t *testing.T) {
-	for _, s := range strings.Fields(`USER PASS ACCT CWD CDUP SMNT QUIT REIN TYPE STRU MODE RETR STOR
+	for _, s := range strings.Fields(`PASS ACCT CWD CDUP SMNT QUIT REIN TYPE STRU MODE RETR STOR
 		STOU APPE ALLO REST RNFR RNTO ABOR DELE RMD MKD PWD LIST NLST SITE SYST STAT HELP NOOP
 		FEAT OPTS LANG MDTM MLSD MLST SIZE ADAT PROT PBSZ MIC CONF ENC LPRT LPSV HOST ALGS
 		XMKD XRMD XPWD XCUP XCWD MFMT CLNT`) {

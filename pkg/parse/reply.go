@@ -1,5 +1,7 @@
 package parse
 
+import "bytes"
+
 // The replies that matter to a helper (RFC 959 section 5.4, RFC 2428 section 3,
 // RFC 4217 section 4).
 const (
@@ -162,6 +164,22 @@ type Replies struct {
 
 // Open reports whether a multi-line reply has begun and not ended.
 func (r *Replies) Open() bool { return r.open != 0 }
+
+// Inside returns how many bytes of text, with which a line begins, are whole lines that neither end the multi-line reply
+// that has begun nor have its code; 0 if none has begun. Next need not have them.
+func (r *Replies) Inside(text []byte) int {
+	if r.open == 0 {
+		return 0
+	}
+	code := [...]byte{'\n', '0' + byte(r.open/100), '0' + byte(r.open/10%10), '0' + byte(r.open%10)}
+	if bytes.HasPrefix(text, code[1:]) {
+		return 0
+	}
+	if i := bytes.Index(text, code[:]); i >= 0 {
+		return i + 1
+	}
+	return bytes.LastIndexByte(text, '\n') + 1
+}
 
 // Next takes the server's next line. It returns the reply that the line is and true, or
 // false for a line that is none: the first lines of a multi-line reply. Its last line has

@@ -75,6 +75,22 @@ func (s *Stream) Push(seq Seq, payload []byte) {
 	}
 }
 
+// Rest returns what Next has not read yet of what was pushed, if a line begins there.
+func (s *Stream) Rest() []byte {
+	if len(s.part) > 0 || s.cut || s.skip {
+		return nil
+	}
+	return s.rest
+}
+
+// Pass passes over n bytes of Rest, which are whole lines.
+func (s *Stream) Pass(n int) {
+	if n > 0 {
+		s.rest, s.next = s.rest[n:], s.next.Add(n)
+		s.line = s.next
+	}
+}
+
 // Next returns the next whole line of what was pushed, and false when there is none.
 func (s *Stream) Next() (Line, bool) {
 	for len(s.rest) > 0 {
