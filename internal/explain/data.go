@@ -182,7 +182,7 @@ func (d *Data) diagnose(r *Report) {
 		d.diagnosis = fmt.Sprintf("the control connection is encrypted from %s on: no helper can read it", seconds(c.opaque.at))
 		d.mend = "give the server a fixed range of passive ports, and let that range in"
 	case c.opaque != nil && c.opaque.at <= d.at:
-		d.diagnosis = "what the client says in the control connection does not begin as FTP, so it is not read"
+		d.diagnosis = "what is sent on the control connection is not FTP, so it is not read"
 	default:
 		d.diagnosis = fmt.Sprintf("no line of the control connection announces port %d", dst.Port())
 		if !c.begun || r.short > 0 || c.isCut() {
@@ -233,7 +233,11 @@ func mend(l *Line, c *Connection) string {
 		return "--rate lets more"
 	case engine.AfterEPSVALL:
 		return "the client sent EPSV ALL, and may use no other command after it: fix the client"
-	case engine.Unasked, engine.NotGreeted, engine.Midstream:
+	case engine.NoLogin:
+		return "the client has to log in before it asks for a transfer"
+	case engine.Midstream:
+		return "the capture lacks what the client sent before its login: begin it before the client connects"
+	case engine.Unasked, engine.NotGreeted:
 		if !c.begun {
 			return "the connection is older than the capture: begin the capture, as the helper, before the client connects"
 		}

@@ -59,22 +59,23 @@ type Report struct {
 
 // Connection is one control connection.
 type Connection struct {
-	number    int
-	tuples    [2]expect.Tuple
-	source    natSource
-	side      expect.Direction // whose side the capture has, where the NAT has been told
-	forwarded bool             // the capture has packets as they came in and as they went out
-	begun     bool             // it has the SYN
-	would     bool             // nothing shows a helper at work there: what ours does is said as a condition
-	at        time.Duration
-	steps     []*Step
-	data      []*Data
-	expected  []*Expectation
-	elsewhere []netip.Addr // that the server has announced
-	opaque    *Step        // from which on nothing is read
-	why       engine.Kind
-	unread    int // packets after that
-	entry     *memory.Entry
+	number     int
+	tuples     [2]expect.Tuple
+	source     natSource
+	side       expect.Direction // whose side the capture has, where the NAT has been told
+	forwarded  bool             // the capture has packets as they came in and as they went out
+	begun      bool             // it has the SYN
+	recognised bool             // it lacks the server's SYN-ACK
+	would      bool             // nothing shows a helper at work there: what ours does is said as a condition
+	at         time.Duration
+	steps      []*Step
+	data       []*Data
+	expected   []*Expectation
+	elsewhere  []netip.Addr // that the server has announced
+	opaque     *Step        // from which on nothing is read
+	why        engine.Kind
+	unread     int // packets after that
+	entry      *memory.Entry
 
 	lines [2][]*Line
 	next  [2]int // the first of lines of which the engine may still have something to say

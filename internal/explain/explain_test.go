@@ -223,10 +223,10 @@ func login(d *dialogue) *dialogue {
 // dialogues are of all sorts.
 var dialogues = []recorded{
 	{name: "secrets and controls", tape: func(d *dialogue) {
-		d.open().say(client, "USER \x1b[31mx\r\n").say(client, "pass eins").say(client, " two\r\n").rewind(client, 6).say(client, " two\r\n")
+		d.open().say(client, "USER x\r\n").say(client, "CWD \x1b[31m\u009bx\r\n").say(client, "pass eins").say(client, " two\r\n").rewind(client, 6).say(client, " two\r\n")
 		d.say(client, "\xff\xf4\xffPASS three\r\n").say(client, "ACCT four\r\n").say(server, "530 \xc3\xa4\xff\x00no\r\n")
-	}, want: []string{`USER \x1b[31mx`, "-> pass ***…", "-> pass ***\n", "(6 bytes that have been sent before)", "PASS ***", "ACCT ***", `530 ä\xff\x00no`},
-		not: []string{"eins", "two", "three", "four", "\x1b"}},
+	}, want: []string{`CWD \x1b[31m\xc2\x9bx`, "-> pass ***…", "-> pass ***\n", "(6 bytes that have been sent before)", "PASS ***", "ACCT ***", `530 ä\xff\x00no`},
+		not: []string{"eins", "two", "three", "four", "\x1b", "\u009b"}},
 	{name: "held", nat: true, tape: func(d *dialogue) {
 		login(d).say(client, "PORT 203,0,113,").say(client, "101,195,80\r\n").say(server, "200 ok\r\n")
 	}, want: []string{"PORT 203,0,113,…\n                 would wait 1 ms for the rest of its line", "-> PORT 203,0,113,101,195,80\n", "would rewrite: PORT 192,168,1,1,195,80"}},
@@ -371,7 +371,16 @@ var dialogues = []recorded{
 	}, want: []string{"would refuse 203.0.113.101:50000"}},
 	{name: "in the middle", tape: func(d *dialogue) {
 		d.say(server, "230 ok\r\n").say(client, "PORT 203,0,113,101,195,80\r\n")
-	}, want: []string{"would refuse 203.0.113.101:50000", "=> the connection is older than the capture"}},
+	}, want: []string{"would expect a connection from 198.51.100.2 to 203.0.113.101:50000", "the helper is taken to have read its beginning"}},
+	{name: "its beginning is missing", tape: func(d *dialogue) {
+		d.open().skip(client, "USER a\r\n").say(server, "230 ok\r\n").say(client, "PORT 203,0,113,101,195,80\r\n").say(client, "PORT 203,0,113,101,195,80\r\n")
+	}, want: []string{"would refuse 203.0.113.101:50000", "=> the capture lacks what the client sent before its login"}},
+	{name: "no login", tape: func(d *dialogue) {
+		d.open().say(client, "PORT 203,0,113,101,195,80\r\n")
+	}, want: []string{"would refuse 203.0.113.101:50000: the client has not logged in", "=> the client has to log in"}},
+	{name: "nonsense", tape: func(d *dialogue) {
+		login(d).say(client, strings.Repeat("x\n", 500)).say(client, "PORT 203,0,113,101,195,80\r\n")
+	}, want: []string{"this cannot be FTP", "0 endpoints announced."}},
 }
 
 // TestText explains the dialogues.

@@ -295,11 +295,11 @@ func (d *drawing) message(s *Step) {
 		d.lineNotes(l)
 	}
 	if s == d.c.opaque {
-		t := "this does not begin as FTP: nothing is read from here on"
-		if d.c.why == engine.Encrypted {
-			t = "encrypted from here on: nothing can be read"
-		}
-		d.note(t, lostInk)
+		d.note(map[engine.Kind]string{
+			engine.Encrypted: "encrypted from here on: nothing can be read",
+			engine.NotFTP:    "this does not begin as FTP: nothing is read from here on",
+			engine.Nonsense:  "this cannot be FTP: nothing is read from here on",
+		}[d.c.why], lostInk)
 	}
 }
 

@@ -38,6 +38,9 @@ type fed struct {
 	step       *Step
 }
 
+// recognisedLabel is the engine's label of connections that it has recognised as FTP, any bit.
+const recognisedLabel = 1
+
 func newReplay(report *Report, c Config) *replay {
 	r := &replay{
 		report:       report,
@@ -49,7 +52,7 @@ func newReplay(report *Report, c Config) *replay {
 		seen:         make(map[opening]*Data),
 	}
 	config := c.Engine
-	config.Conntrack, config.Observe = &r.conntrack, r.observe
+	config.Conntrack, config.Observe, config.RecognisedLabel = &r.conntrack, r.observe, recognisedLabel
 	config.Now = func() time.Time { return r.conntrack.Now }
 	r.engine = engine.New(config)
 	return r
@@ -67,6 +70,7 @@ func (r *replay) add(s *sides) {
 		r.told(c)
 	}
 	c.begun = near.hasISN[expect.Original] || far.hasISN[expect.Original]
+	c.recognised = !near.hasISN[expect.Reply] && !far.hasISN[expect.Reply]
 	first := time.Time{}
 	for _, dir := range []expect.Direction{expect.Original, expect.Reply} {
 		for _, p := range s.came(dir) {
@@ -170,6 +174,9 @@ func (r *replay) handle(id uint32, f *fed) {
 	if c.entry == nil {
 		c.entry = r.conntrack.Add(c.tuples[expect.Original], c.tuples[expect.Reply])
 		c.entry.NoSeqAdj = !c.entry.NAT()
+		if c.recognised { // the daemon is taken to have read what the capture lacks
+			c.entry.Apply(expect.Update{SetLabel: recognisedLabel})
+		}
 		r.connections[c.tuples[expect.Original]] = c
 	}
 	switch {
@@ -295,7 +302,7 @@ func (r *replay) observe(ev *engine.Event) {
 		if ev.Verb == engine.Verb227 || ev.Verb == engine.Verb229 {
 			dir = expect.Reply
 		}
-	case engine.Encrypted, engine.NotFTP:
+	case engine.Encrypted, engine.NotFTP, engine.Nonsense:
 		if c.opaque == nil && len(c.steps) > 0 {
 			c.opaque, c.why = c.steps[len(c.steps)-1], ev.Kind
 		}

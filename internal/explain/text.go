@@ -89,7 +89,7 @@ func (c *Connection) circumstances() []string {
 		says = append(says, "one side only was captured, so that no NAT shows; if a router translates, say so with --nat REAL=TRANSLATED")
 	}
 	if !c.begun {
-		says = append(says, "the connection is older than the capture")
+		says = append(says, "the connection is older than the capture: the helper is taken to have read its beginning")
 	}
 	switch {
 	case !c.would:
@@ -189,10 +189,12 @@ func (c *Connection) notes(s *Step) []string {
 	for _, l := range s.lines {
 		notes = append(notes, c.outcome(l)...)
 	}
-	if c.opaque == s && c.why == engine.Encrypted {
-		notes = append(notes, "encrypted from here on, which no helper can read: give the server a fixed range of passive ports, and let that range in")
-	} else if c.opaque == s {
-		notes = append(notes, "this does not begin as FTP: the helper leaves the connection alone from here on")
+	if c.opaque == s {
+		notes = append(notes, map[engine.Kind]string{
+			engine.Encrypted: "encrypted from here on, which no helper can read: give the server a fixed range of passive ports, and let that range in",
+			engine.NotFTP:    "this does not begin as FTP: the helper leaves the connection alone from here on",
+			engine.Nonsense:  "this cannot be FTP: the helper leaves the connection alone from here on",
+		}[c.why])
 	}
 	return notes
 }
