@@ -103,7 +103,8 @@ type Engine struct {
 	rate    rate
 	flows   flowTable
 	waiting []waiting
-	held    int // packets, of all flows
+	held    int // packets without a verdict, of all flows
+	copies  int // of packets that have theirs, and wait to be read
 	stats   Stats
 
 	// Of the call that is under way; the memory is used again by the next one.
@@ -192,6 +193,8 @@ func (e *Engine) handle(id uint32, packet []byte, verdicts []Verdict, again bool
 		e.label(f)
 	}
 	e.flows.rest(f)
+	e.makeRoom(false)
+	e.makeRoom(true)
 	return e.verdicts
 }
 

@@ -2,6 +2,8 @@ package engine
 
 import (
 	"bytes"
+	"cmp"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -17,8 +19,8 @@ import (
 // they are.
 
 const (
-	// maxHeldSide and maxHeld bound the packets held of one direction of a connection, and
-	// of all. One more, and those of its direction leave as if their time were up.
+	// maxHeldSide bounds the packets held of one direction of a connection, maxHeld those of all. Packets that have
+	// their verdict take no place in the kernel's queue: the copies of those are bounded apart from the others.
 	maxHeldSide = 512
 	maxHeld     = 3072
 )
@@ -108,10 +110,56 @@ func (e *Engine) hold(id uint32, f *flow, dir expect.Direction) {
 		return 1
 	})
 	s.held = slices.Insert(s.held, i, h)
-	e.held++
+	*e.places(h.left)++
 	e.stats.Held++
-	if len(s.held) > maxHeldSide || e.held > maxHeld {
+	if len(s.held) > maxHeldSide {
 		e.giveUp(f, dir)
+	}
+}
+
+// places returns how many packets are held that have their verdict, or that have none.
+func (e *Engine) places(left bool) *int {
+	if left {
+		return &e.copies
+	}
+	return &e.held
+}
+
+// makeRoom releases held packets where there are too many, so that an eighth of the places is free: those of the client
+// address that holds most, of its connections that which holds most, of these that which has waited longest.
+func (e *Engine) makeRoom(left bool) {
+	if *e.places(left) <= maxHeld {
+		return
+	}
+	type holder struct {
+		f    *flow
+		dir  expect.Direction
+		held int
+	}
+	var holders []holder
+	seen, byClient := make(map[*side]bool), make(map[netip.Addr]int)
+	for _, w := range e.waiting { // the longest first
+		f := e.flows.awake[w.number]
+		if f == nil {
+			continue
+		}
+		s := &f.sides[w.dir]
+		if n := len(s.held); n > 0 && s.held[0].left == left && !seen[s] {
+			seen[s] = true
+			byClient[f.master.Client().Addr()] += n
+			holders = append(holders, holder{f, w.dir, n})
+		}
+	}
+	slices.SortStableFunc(holders, func(a, b holder) int {
+		byMost := byClient[b.f.master.Client().Addr()] - byClient[a.f.master.Client().Addr()]
+		return cmp.Or(byMost, b.held-a.held)
+	})
+	for _, h := range holders {
+		if *e.places(left) <= maxHeld*7/8 {
+			return
+		}
+		e.giveUp(h.f, h.dir)
+		e.flows.rest(h.f)
 	}
 }
 
@@ -143,7 +191,7 @@ func (e *Engine) releaseAll(f *flow, dir expect.Direction) {
 
 // leave lets a packet go that is held no more.
 func (e *Engine) leave(h heldPacket, f *flow, dir expect.Direction) {
-	e.held--
+	*e.places(h.left)--
 	if !h.left {
 		e.letGo(h.id, &h.pkt, f, dir)
 	}

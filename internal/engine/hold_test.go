@@ -235,6 +235,70 @@ func TestHeldBound(t *testing.T) {
 	}
 }
 
+// TestHog has one client take all places for held packets, with one connection or many: a neighbour's line that comes in
+// pieces is helped all the same.
+func TestHog(t *testing.T) {
+	translated := func(i int) [2]expect.Tuple {
+		at := fmt.Sprintf(":%d", 2000+i)
+		return [2]expect.Tuple{tuple("203.0.113.102"+at, "192.0.2.2:21"), tuple("192.168.1.2:21", "192.168.1.1"+at)}
+	}
+	routed := func(i int) [2]expect.Tuple {
+		at := fmt.Sprintf(":%d", 2000+i)
+		return [2]expect.Tuple{tuple("203.0.113.102"+at, "192.168.1.2:21"), tuple("192.168.1.2:21", "203.0.113.102"+at)}
+	}
+	for name, c := range map[string]struct {
+		tuples          func(int) [2]expect.Tuple
+		connections, of int
+		released        bool
+	}{
+		"few connections":             {tuples: translated, connections: 20, of: 400},
+		"many connections":            {tuples: translated, connections: 7000, of: 1},
+		"packets that have a verdict": {tuples: routed, connections: 20, of: 400, released: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, natOriginal, natReply)
+			w.login()
+			entry, next, acked := w.entry, w.next, w.acked
+			var owed int
+			hog := func() {
+				for i := range c.connections {
+					nat := c.tuples(i)
+					w.entry = w.ct.Add(nat[0], nat[1])
+					w.next, w.acked = [2]uint32{1000, 500_000}, [2]uint32{1000, 500_000}
+					w.open()
+					for j := range c.of {
+						w.id++
+						owed += 1 - len(w.eng.Handle(w.id, w.segment(client, w.next[client]+uint32(10+j), "x"), nil))
+						if owed > 3072+1 { // the neighbour's packet is one of them
+							t.Fatalf("%d packets wait", owed)
+						}
+					}
+				}
+				w.entry, w.next, w.acked = entry, next, acked
+			}
+			hog()
+			if !c.released && owed < 2000 {
+				t.Fatalf("%d packets wait: the test shows nothing", owed)
+			}
+			for i := range 3 {
+				if got := w.say(client, "PORT 203,0,113,"); i == 0 && got != "" {
+					t.Fatalf("the beginning of a line came out as %q", got)
+				}
+				next, acked = w.next, w.acked
+				hog()
+				if got, want := w.say(client, "101,200,1\r\n"), portAfter; got != want {
+					t.Errorf("PORT came out as %q, want %q", got, want)
+				}
+				w.say(server, "200 ok\r\n")
+			}
+			w.eng.Flush(nil)
+			if _, waits := w.eng.Deadline(); waits {
+				t.Error("a packet still waits")
+			}
+		})
+	}
+}
+
 // TestHeldEviction says that a connection's packets do not wait for ever when it is forgotten.
 func TestHeldEviction(t *testing.T) {
 	w := newWorld(t, natOriginal, natReply, func(c *engine.Config) { c.MaxFlows = 1 })
