@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
@@ -153,5 +154,35 @@ func BenchmarkPassive(b *testing.B) {
 				ack += uint32(len(verdicts[0].Packet) - 40)
 			}
 		}
+	}
+}
+
+// BenchmarkNonsense has one connection after another whose first segment is as large as Ethernet takes it, and full of
+// lines that say nothing. A segment with one line is there to compare with.
+func BenchmarkNonsense(b *testing.B) {
+	for name, u := range map[string]turn{
+		"one line":        {client, "NOOP\r\n"},
+		"blank":           {client, strings.Repeat("\n", 1448)},
+		"letters":         {client, strings.Repeat("x\n", 724)},
+		"PORT":            {client, strings.Repeat("PORT\n", 289)},
+		"blank replies":   {server, strings.Repeat("\n", 1448)},
+		"unreadable":      {server, strings.Repeat("227\n", 362)},
+		"within a reply":  {server, "211-" + strings.Repeat("\n", 1444)},
+		"a reply's begin": {server, strings.Repeat("211-\n", 289)},
+	} {
+		b.Run(name, func(b *testing.B) {
+			w := newWorld(b, natOriginal, natReply)
+			w.restart(func(c *engine.Config) { c.Conntrack, c.Observe = &generated{}, func(*engine.Event) {} })
+			packet := w.segment(u.dir, 1000, u.text)
+			stranger := packet[17:20] // the client's address
+			if u.dir == client {
+				stranger = packet[13:16]
+			}
+			verdicts := make([]engine.Verdict, 0, 4)
+			for n := 0; b.Loop(); n++ {
+				stranger[0], stranger[1], stranger[2] = byte(n>>16), byte(n>>8), byte(n)
+				verdicts = w.eng.Handle(1, packet, verdicts[:0])
+			}
+		})
 	}
 }

@@ -65,7 +65,8 @@ func (e *Engine) gap(f *flow, dir expect.Direction) {
 	}
 }
 
-// maxJunk is how many lines from a client that cannot be FTP may follow each other.
+// maxJunk is how many lines from a client that cannot be FTP, or announce nothing that can be read, make it one that
+// talks nonsense, if no other line comes between them.
 const maxJunk = 64
 
 // maxLooks returns how many lines are read of one packet. The shortest that programs send, such as "NOOP", have six bytes.
@@ -130,18 +131,17 @@ func (e *Engine) command(f *flow, line parse.Line) {
 	if line.Cut {
 		cmd.Endpoint, err = parse.Endpoint{}, errLong
 	}
-	switch ok := !f.head && cmd.Verb != parse.Unknown || parse.IsClientLine(line.Text); {
-	case f.head && (!ok || line.Cut):
+	ok := !f.head && cmd.Verb != parse.Unknown || parse.IsClientLine(line.Text)
+	announces := cmd.Verb == parse.PORT || cmd.Verb == parse.EPRT
+	if ok && (err == nil || !announces) {
+		f.junk = 0
+	} else {
+		f.junk++
+	}
+	if f.head && (!ok || line.Cut) || f.junk == maxJunk {
 		// A browser that is made to talk to port 21 may upload any number of PORT commands.
 		e.giveUpReading(f)
 		return
-	case ok:
-		f.junk = 0
-	default:
-		if f.junk++; f.junk == maxJunk {
-			e.giveUpReading(f)
-			return
-		}
 	}
 	if f.head && (cmd.Verb == parse.USER || cmd.Verb == parse.AUTH) {
 		e.recognise(f)
@@ -182,7 +182,7 @@ func (e *Engine) reply(f *flow, line parse.Line) {
 	case r.Code == parse.CodeSecured && f.auth:
 		f.opaque = true
 		e.tell(Event{Kind: Encrypted, Master: &f.master})
-	case !r.Endpoint.IsValid() && err == nil:
+	case !r.Endpoint.IsValid() && (err == nil || !asked):
 	case r.Code == parse.CodePassive:
 		e.announced(f, announcement{dir: expect.Reply, verb: Verb227, line: line, endpoint: r.Endpoint, asked: asked}, err)
 	case r.Code == parse.CodeExtended:

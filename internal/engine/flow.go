@@ -23,7 +23,7 @@ type flow struct {
 	// no login has come. With the login the connection is recognised as FTP; only then PORT and EPRT open anything.
 	head       bool
 	recognised bool
-	junk       uint8 // lines from the client, the last ones, that cannot be FTP
+	junk       uint8 // how many lines from the client, the last ones, are nonsense: see maxJunk
 	auth       bool  // the client has sent AUTH
 	epsvAll    bool  // the client has sent EPSV ALL
 	opaque     bool  // encrypted, or no FTP at all: nothing is read any more

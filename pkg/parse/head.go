@@ -6,7 +6,7 @@ import (
 )
 
 // IsClientLine reports whether a line from a client, without its line end, can be one of FTP (RFC 959 section
-// 5.3): a verb of letters, known or not, and after it a blank or the end; no control characters but those of
+// 5.3): a verb, known or not, that begins with a letter, and after it a blank or the end; no control characters but those of
 // Telnet; and not the request of another protocol, whose verb may be an FTP command ("STAT / HTTP/1.1"). The
 // headers of such a request are none either: a colon follows their name. A blank line is one.
 func IsClientLine(line []byte) bool {
@@ -16,7 +16,7 @@ func IsClientLine(line []byte) bool {
 	}
 	line = line[skipTelnet(line):]
 	verb := 0
-	for verb < len(line) && (isLetter(line[verb]) || verb > 0 && line[verb] == '@') { // P@SW is a PASV of old
+	for verb < len(line) && (isLetter(line[verb]) || verb > 0 && (isDigit(line[verb]) || line[verb] == '@')) { // XSHA1, P@SW
 		verb++
 	}
 	if verb == 0 || verb < len(line) && !isSpace(line[verb]) {

@@ -8,7 +8,7 @@ import (
 func TestIsClientLine(t *testing.T) {
 	for _, line := range []string{
 		"", "\r", " \t\r", "\r\x00", "USER", "USER me\r", "user me", "USER J\u00fcrgen", "USER J\xfcrgen\xff", "USER a:b@example.org", "PASS a\tb",
-		"OPEN ftp.example.org", "SITE help", "HOST ftp.example.org", "XCRC", "P@SW\r", "PROXY TCP4 192.0.2.1 192.0.2.2 1 21\r",
+		"OPEN ftp.example.org", "SITE help", "HOST ftp.example.org", "XCRC", "XSHA256 x", "P@SW\r", "PROXY TCP4 192.0.2.1 192.0.2.2 1 21\r",
 		"\xff\xf4\xff\xf2ABOR\r", "\xff\xfd\x03USER me\r", "USER \xff\xfd\x03me", "USER me\r\x00", "USER a\r\x00b", "CLNT x HTTP", "CLNT a/1.0",
 	} {
 		if !IsClientLine([]byte(line)) {
