@@ -16,6 +16,7 @@ import (
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/confine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/daemon"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/jsonout"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/logqueue"
 )
 
@@ -115,7 +116,7 @@ func (src *source) reader(inForce *settings, level *slog.LevelVar) func() (daemo
 func logHandler(w io.Writer, format logFormat, level slog.Leveler) slog.Handler {
 	options := &slog.HandlerOptions{Level: level}
 	if format == "json" {
-		return slog.NewJSONHandler(w, options)
+		return slog.NewJSONHandler(jsonout.Writer(w), options)
 	}
 	return slog.NewTextHandler(w, options)
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"strconv"
@@ -13,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/control"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/jsonout"
 )
 
 func newStatus() *cobra.Command {
@@ -38,8 +38,7 @@ The exit code is 0 if FTP is helped, and 1 if it is not, or no daemon answers.`,
 				return err
 			}
 			if asJSON {
-				e := json.NewEncoder(out)
-				e.SetEscapeHTML(false)
+				e := jsonout.NewEncoder(out)
 				e.SetIndent("", "  ")
 				err = e.Encode(status)
 			} else {

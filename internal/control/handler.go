@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/jsonout"
 )
 
 // healthTimeout is how long the daemon has to say whether it is well, and statusTimeout for all else
@@ -185,7 +187,7 @@ func serveEvents(w http.ResponseWriter, r *http.Request, d Daemon) {
 		return
 	}
 	w.Header().Set("Content-Type", "application/x-ndjson")
-	lines := json.NewEncoder(w)
+	lines := jsonout.NewEncoder(w)
 	missed := func(n uint64) error {
 		if n == 0 {
 			return nil
@@ -230,5 +232,5 @@ func WriteError(w http.ResponseWriter, status int, err error) {
 func writeJSON(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(v) // who asked has gone, or gets it
+	_ = jsonout.NewEncoder(w).Encode(v) // who asked has gone, or gets it
 }

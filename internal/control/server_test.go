@@ -2,6 +2,7 @@ package control
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -346,7 +347,7 @@ func TestEvents(t *testing.T) {
 			if err := json.Unmarshal(line, &ev); err != nil {
 				return err
 			}
-			if n++; ev.Kind != "expected" || ev.Expected.Port() != uint16(n) {
+			if n++; ev.Kind != "expected" || ev.Expected.Port() != uint16(n) || ev.Line != "\u009b" || bytes.ContainsRune(line, '\u009b') {
 				t.Errorf("event %d is %s", n, line)
 			}
 			seen <- n
@@ -359,7 +360,7 @@ func TestEvents(t *testing.T) {
 	}()
 	<-following
 	for i := range total {
-		d.Publish(Event{Kind: "expected", Expected: netip.AddrPortFrom(netip.IPv6Loopback(), uint16(i+1))})
+		d.Publish(Event{Kind: "expected", Expected: netip.AddrPortFrom(netip.IPv6Loopback(), uint16(i+1)), Line: "\u009b"})
 		<-seen
 	}
 	stop()

@@ -1,11 +1,12 @@
 package doctor
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/jsonout"
 )
 
 // Count says how many findings are of a level.
@@ -21,8 +22,7 @@ func Count(findings []Finding, l Level) int {
 
 // WriteJSON writes the findings as one object.
 func WriteJSON(w io.Writer, findings []Finding) error {
-	e := json.NewEncoder(w)
-	e.SetEscapeHTML(false)
+	e := jsonout.NewEncoder(w)
 	e.SetIndent("", "  ")
 	return e.Encode(struct {
 		Problems int       `json:"problems"`

@@ -49,7 +49,7 @@ func TestOddDialogue(t *testing.T) {
 		"text without a code":         {{client, "HELP\r\n"}, {server, strings.Repeat("some help\r\n", 140)}, {server, "214 end\r\n"}},
 		"control characters in names": {{client, strings.Repeat("DELE \x01\x02\r\n", 100)}},
 		"some junk":                   {{client, strings.Repeat("\x01\r\n", 63)}, {client, "NOOP\r\n"}, {client, strings.Repeat("\x01\r\n", 63)}},
-		"keep-alive":                  {{client, strings.Repeat("\r\n", 90)}, {client, strings.Repeat("\r\n", 90)}},
+		"keep-alive":                  {{client, strings.Repeat("\r\n", 40)}, {client, strings.Repeat("\r\n", 40)}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, natOriginal, natReply)

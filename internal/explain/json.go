@@ -2,12 +2,12 @@ package explain
 
 import (
 	"bytes"
-	"encoding/json"
 	"io"
 	"net/netip"
 	"time"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/jsonout"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 )
 
@@ -117,8 +117,7 @@ func (r *Report) WriteJSON(w io.Writer) error {
 	for _, c := range r.Connections {
 		report.Connections = append(report.Connections, c.json())
 	}
-	encoder := json.NewEncoder(w)
-	encoder.SetEscapeHTML(false)
+	encoder := jsonout.NewEncoder(w)
 	encoder.SetIndent("", "  ")
 	return encoder.Encode(report)
 }
