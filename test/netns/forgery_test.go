@@ -120,6 +120,7 @@ type forgery struct {
 	family     Family
 	protection antiSpoofing
 
+	listener               *net.TCPListener // the server's
 	client, server         *net.TCPConn
 	fromServer, fromClient *bufio.Reader
 }
@@ -159,21 +160,29 @@ func (f *forgery) protect() {
 	}
 }
 
-// connect opens the control connection.
+// connect opens the control connection, and has the server greet.
 func (f *forgery) connect() {
 	f.t.Helper()
-	listener := f.listen(f.lab.Server, netip.AddrPortFrom(f.lab.Addresses.Server.Addr(), 21))
+	f.open()
+	f.say(f.server, "220 hello")
+	f.hear(f.fromServer, "220")
+}
+
+// open opens the control connection, on which neither side has said anything yet.
+func (f *forgery) open() {
+	f.t.Helper()
+	if f.listener == nil {
+		f.listener = f.listen(f.lab.Server, netip.AddrPortFrom(f.lab.Addresses.Server.Addr(), 21))
+	}
 	client, err := f.lab.Client.Dial(testContext(f.t, 10*time.Second), netip.AddrPort{}, netip.AddrPortFrom(f.lab.ServerAddress, 21))
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	f.client, f.server = client, f.accept(listener)
+	f.client, f.server = client, f.accept(f.listener)
 	f.fromServer, f.fromClient = bufio.NewReader(f.client), bufio.NewReader(f.server)
 	for _, conn := range []*net.TCPConn{f.client, f.server} {
 		f.t.Cleanup(func() { conn.Close() })
 	}
-	f.say(f.server, "220 hello")
-	f.hear(f.fromServer, "220")
 }
 
 func (f *forgery) login() {
@@ -241,7 +250,26 @@ func (f *forgery) forgeTo(attacker *Host, conn *net.TCPConn, src, dst netip.Addr
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	frame, etherType := forgedPacket(f.t, src, dst, next, ack, line+"\r\n")
+	f.inject(attacker, forgedPacket(f.t, src, dst, next, ack, line+"\r\n"))
+	r, ctx := f.lab.ServerRouter(), testContext(f.t, 10*time.Second)
+	for {
+		n, err := r.Counter(ctx, "spoofed", "forged")
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		if n > 0 {
+			return
+		}
+	}
+}
+
+// inject sends packets to the router.
+func (f *forgery) inject(attacker *Host, packets ...[]byte) {
+	f.t.Helper()
+	etherType := uint16(unix.ETH_P_IP)
+	if f.family == IPv6 {
+		etherType = unix.ETH_P_IPV6
+	}
 	r := f.lab.ServerRouter()
 	routerInterface := map[*Host]string{f.lab.Client: "eth0", f.lab.Server: "eth1"}[attacker]
 	gateway, err := r.nl.LinkByName(routerInterface)
@@ -260,20 +288,15 @@ func (f *forgery) forgeTo(attacker *Host, conn *net.TCPConn, src, dst netip.Addr
 			return err
 		}
 		defer unix.Close(fd)
-		return unix.Sendto(fd, frame, 0, to)
+		for _, p := range packets {
+			if err := unix.Sendto(fd, p, 0, to); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	if err != nil {
-		f.t.Fatalf("send a forged packet: %v", err)
-	}
-	ctx := testContext(f.t, 10*time.Second)
-	for {
-		n, err := r.Counter(ctx, "spoofed", "forged")
-		if err != nil {
-			f.t.Fatal(err)
-		}
-		if n > 0 {
-			return
-		}
+		f.t.Fatalf("send a packet: %v", err)
 	}
 }
 
@@ -313,22 +336,20 @@ func peerNumbers(conn *net.TCPConn) (next, ack uint32, err error) {
 	return next, ack, err
 }
 
-// forgedPacket returns an IP packet with a TCP segment, and its EtherType.
-func forgedPacket(t testing.TB, src, dst netip.AddrPort, seq, ack uint32, payload string) (packet []byte, etherType uint16) {
+// forgedPacket returns an IP packet with a TCP segment.
+func forgedPacket(t testing.TB, src, dst netip.AddrPort, seq, ack uint32, payload string) []byte {
 	t.Helper()
 	tcp := &layers.TCP{
 		SrcPort: layers.TCPPort(src.Port()), DstPort: layers.TCPPort(dst.Port()),
 		Seq: seq, Ack: ack, ACK: true, PSH: true, Window: 500,
 	}
 	var network gopacket.NetworkLayer
-	etherType = unix.ETH_P_IP
 	if src.Addr().Is4() {
 		network = &layers.IPv4{
 			Version: 4, TTL: 64, Protocol: layers.IPProtocolTCP,
 			SrcIP: src.Addr().AsSlice(), DstIP: dst.Addr().AsSlice(),
 		}
 	} else {
-		etherType = unix.ETH_P_IPV6
 		network = &layers.IPv6{
 			Version: 6, HopLimit: 64, NextHeader: layers.IPProtocolTCP,
 			SrcIP: src.Addr().AsSlice(), DstIP: dst.Addr().AsSlice(),
@@ -343,7 +364,7 @@ func forgedPacket(t testing.TB, src, dst netip.AddrPort, seq, ack uint32, payloa
 	if err != nil {
 		t.Fatal(err)
 	}
-	return buffer.Bytes(), etherType
+	return buffer.Bytes()
 }
 
 // wantOpen wants the attacker to reach the victim if the router trusts everything, and nothing to be

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestFirstLine has clients whose first line is a PORT or EPRT, on one connection after another between
-// the same ports: each is known to be seen from its beginning.
+// TestFirstLine has clients that ask for a transfer as soon as they have logged in, on one connection after another
+// between the same ports: each is known to be seen from its beginning.
 func TestFirstLine(t *testing.T) {
 	t.Parallel()
 	for _, queues := range []int{1, 4} {
@@ -29,6 +29,7 @@ func TestFirstLine(t *testing.T) {
 						if family == IPv4 && i%2 == 0 {
 							verb = PORT
 						}
+						client.do("331", "USER anonymous")
 						name := fmt.Sprintf("%s-%d", verb, i)
 						wantContent(t, name, client.fetchBy(verb, name, lab.ServerAddress), fileContent(name))
 						client.quit()
