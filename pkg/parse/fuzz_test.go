@@ -2,6 +2,7 @@ package parse
 
 import (
 	"bytes"
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
@@ -271,4 +272,36 @@ func TestStreamRandomCuts(t *testing.T) {
 		want, _ := linesOf(text.String())
 		checkStream(t, Seq(rnd.Uint32()), cut(text.String(), cuts), want)
 	}
+}
+
+// FuzzInside wants the lines that Inside passes over to say nothing.
+func FuzzInside(f *testing.F) {
+	f.Add("230-hello\n a\n227 (1,2,3,4,5,6)\n230-x\n230 end\n227 (1,2,3,4,5,6)\n", 12)
+	f.Fuzz(func(t *testing.T, text string, cut int) {
+		read := func(pass bool) (said []string) {
+			var s Stream
+			var r Replies
+			s.Start(0, true)
+			cut := min(max(0, cut), len(text))
+			for i, part := range []string{text[:cut], text[cut:]} {
+				s.Push(Seq(i*cut), []byte(part))
+				for {
+					if pass {
+						s.Pass(r.Inside(s.Rest()))
+					}
+					l, ok := s.Next()
+					if !ok {
+						break
+					}
+					if reply, ok, err := r.Next(l.Text); ok {
+						said = append(said, fmt.Sprint(l.Seq, reply, err))
+					}
+				}
+			}
+			return append(said, fmt.Sprint(s.Expected(), s.Pending(), r.Open()))
+		}
+		if got, want := read(true), read(false); !slices.Equal(got, want) {
+			t.Errorf("%q cut at %d says %q, line by line %q", text, cut, got, want)
+		}
+	})
 }
