@@ -52,7 +52,8 @@ func TestInside(t *testing.T) {
 		" a\r\n b\r\n c":               " a\r\n b\r\n",
 		" a\n227 (1,2,3,4,5,6)\n230 x": " a\n227 (1,2,3,4,5,6)\n",
 		"230 x\n a\n":                  "",
-		" a\n230-x\n b\n":              " a\n",
+		" a\n230-x\n b\n230":           " a\n230-x\n b\n",
+		"230-x\n230-y":                 "230-x\n",
 		"\n\n\n230":                    "\n\n\n",
 	} {
 		var r Replies

@@ -165,20 +165,23 @@ type Replies struct {
 // Open reports whether a multi-line reply has begun and not ended.
 func (r *Replies) Open() bool { return r.open != 0 }
 
-// Inside returns how many bytes of text, with which a line begins, are whole lines that neither end the multi-line reply
-// that has begun nor have its code; 0 if none has begun. Next need not have them.
+// Inside returns how many bytes of text, with which a line begins, are whole lines that do not end the multi-line reply
+// that has begun; 0 if none has begun. Next need not have them.
 func (r *Replies) Inside(text []byte) int {
 	if r.open == 0 {
 		return 0
 	}
 	code := [...]byte{'\n', '0' + byte(r.open/100), '0' + byte(r.open/10%10), '0' + byte(r.open%10)}
-	if bytes.HasPrefix(text, code[1:]) {
-		return 0
+	for i := 0; ; {
+		if line := text[i:]; bytes.HasPrefix(line, code[1:]) && (len(line) == 3 || line[3] != '-') {
+			return i
+		}
+		next := bytes.Index(text[i:], code[:])
+		if next < 0 {
+			return bytes.LastIndexByte(text, '\n') + 1
+		}
+		i += next + 1
 	}
-	if i := bytes.Index(text, code[:]); i >= 0 {
-		return i + 1
-	}
-	return bytes.LastIndexByte(text, '\n') + 1
 }
 
 // Next takes the server's next line. It returns the reply that the line is and true, or
