@@ -82,7 +82,7 @@ type Verdict = struct {
 // Stats counts what an Engine has done since it was made.
 type Stats struct {
 	Packets      uint64           // handled
-	Unknown      uint64           // of these, let go unread because conntrack did not say what they belong to
+	Unknown      uint64           // of these, released unread: conntrack does not know their connection, or their numbers are far from it
 	Malformed    uint64           // of these, let go unread because they are no whole TCP packets
 	Changed      uint64           // of these, let go with another payload, sequence or acknowledgement number
 	Unchanged    uint64           // of these, let go as they came; those that are in no count are held
