@@ -7,6 +7,7 @@ import (
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/doctor"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 func TestDoctorUsage(t *testing.T) {
@@ -78,7 +79,5 @@ func TestDoctor(t *testing.T) {
 		}
 		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
 
@@ -31,14 +32,8 @@ func call(t *testing.T, args ...string) (code int, stdout, stderr string) {
 func newHost(t *testing.T) *netns.Host {
 	t.Helper()
 	host, err := netns.NewHost("host")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := host.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	must.Do(t, err)
+	must.CloseAtEnd(t, host)
 	return host
 }
 
@@ -160,9 +155,7 @@ func TestRules(t *testing.T) {
 			}
 			return nil
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 	}
 }
 
@@ -180,9 +173,7 @@ func TestRefuse(t *testing.T) {
 		}
 		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	if left, err := host.Run(t.Context(), "", "nft", "list", "ruleset"); err != nil || left != "" {
 		t.Errorf("%v, it left\n%s", err, left)
 	}
@@ -199,9 +190,7 @@ func TestRemoveOwn(t *testing.T) {
 			config string
 			left   bool
 		}{{"rules: false\n", true}, {"rules: true\n", false}} {
-			if err := os.WriteFile(file, []byte(c.config), 0o600); err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, os.WriteFile(file, []byte(c.config), 0o600))
 			if code, stdout, stderr := call(t, "rules", "remove", "--own", "--config", file); code != 0 || stdout+stderr != "" {
 				t.Errorf("%s: exit code %d, it says\n%s%s", c.config, code, stdout, stderr)
 			}
@@ -211,18 +200,14 @@ func TestRemoveOwn(t *testing.T) {
 		}
 		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 }
 
 // TestNoTables: gopacket's layers have 6 MB of tables, which the garbage collector brings into the memory of a daemon that
 // needs none of them.
 func TestNoTables(t *testing.T) {
 	out, err := exec.Command("go", "list", "-deps", ".").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	if packages := strings.Fields(string(out)); slices.Contains(packages, "github.com/google/gopacket/layers") {
 		t.Error("the program links github.com/google/gopacket/layers")
 	}

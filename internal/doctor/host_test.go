@@ -18,6 +18,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
 
@@ -37,9 +38,7 @@ func TestTrial(t *testing.T) {
 			defer peer.Close()
 			return made.run(conn)
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		return made
 	}
 
@@ -89,9 +88,7 @@ func TestNothingChanges(t *testing.T) {
 		var all string
 		for _, command := range [][]string{{"nft", "list", "ruleset"}, {"conntrack", "-L"}, {"conntrack", "-L", "expect"}} {
 			out, err := h.Run(t.Context(), "", command[0], command[1:]...)
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, err)
 			all += out
 		}
 		return all
@@ -154,9 +151,7 @@ func unprivileged(t *testing.T, f func()) {
 		}
 		done <- err
 	}()
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, <-done)
 }
 
 // entries makes connections from successive addresses, without a packet.
@@ -190,13 +185,9 @@ func entries(t *testing.T, c *conntrack.Conn, count int, helper string) []conntr
 func sysctl(t *testing.T, name string) int {
 	t.Helper()
 	data, err := os.ReadFile("/proc/sys/net/netfilter/" + name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	n, err := strconv.Atoi(string(bytes.TrimSpace(data)))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	return n
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
 
@@ -33,9 +34,7 @@ func newTestRouter(t *testing.T) testRouter {
 		r.AddAddress("eth1", netip.MustParsePrefix("192.168.1.1/24")), r.AddAddress("eth1", netip.MustParsePrefix("2001:db8:2::1/64")),
 		r.AddDefaultRoute(netip.MustParseAddr("203.0.113.101")),
 	}
-	if err := errors.Join(steps...); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, errors.Join(steps...))
 	r.sh(t, "ip -6 route add default via 2001:db8:1::2")
 	return r
 }
@@ -251,9 +250,7 @@ func TestTransferToListener(t *testing.T) {
 	r := newTestRouter(t)
 	r.sh(t, "nft 'table inet filter { chain input { type filter hook input priority 0; ct state related drop; }; }'")
 	listener, err := r.Listen(t.Context(), netip.MustParseAddrPort("0.0.0.0:21"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	defer listener.Close()
 	findings := among(t, r.Host, ftp, "transfer", "related")
 	if findings[0].Level != Problem || !strings.Contains(findings[0].What, "chain input drops") {
@@ -344,9 +341,7 @@ table inet rich {
 func TestReplica(t *testing.T) {
 	t.Parallel()
 	r := newTestRouter(t)
-	if err := r.Nft(t.Context(), rich); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, r.Nft(t.Context(), rich))
 	r.sh(t, `iptables-nft -A FORWARD -p tcp -m multiport --dports 1:5,21 -m limit --limit 5/min -m addrtype --dst-type UNICAST -m comment --comment "some words" -j REJECT --reject-with tcp-reset
 ip6tables-legacy -N mine
 ip6tables-legacy -A mine -p tcp -m tcp --dport 21 -m conntrack --ctstate NEW,RELATED -j ACCEPT

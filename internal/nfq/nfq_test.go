@@ -23,6 +23,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfq"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/mangle"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
 
@@ -87,14 +88,8 @@ type lab struct {
 func newLab(t *testing.T) *lab {
 	t.Helper()
 	host, err := netns.NewHost("host")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := host.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	must.Do(t, err)
+	must.CloseAtEnd(t, host)
 	l := &lab{t, host}
 	l.do(func() error {
 		_, err := rules.Apply(rules.Config{Ports: []rules.PortRange{{First: port, Last: port}}, Queue: 7})
@@ -105,9 +100,7 @@ func newLab(t *testing.T) *lab {
 
 func (l *lab) do(f func() error) {
 	l.t.Helper()
-	if err := l.host.Do(f); err != nil {
-		l.t.Fatal(err)
-	}
+	must.Do(l.t, l.host.Do(f))
 }
 
 // serve binds the queue and returns what ends it.
@@ -130,16 +123,12 @@ func (l *lab) connect(address string) (client, server *net.TCPConn) {
 	l.t.Helper()
 	at := netip.AddrPortFrom(netip.MustParseAddr(address), port)
 	listener, err := l.host.Listen(l.t.Context(), at)
-	if err != nil {
-		l.t.Fatal(err)
-	}
+	must.Do(l.t, err)
 	defer listener.Close()
-	if client, err = l.host.Dial(l.t.Context(), netip.AddrPort{}, at); err != nil {
-		l.t.Fatal(err)
-	}
-	if server, err = listener.AcceptTCP(); err != nil {
-		l.t.Fatal(err)
-	}
+	client, err = l.host.Dial(l.t.Context(), netip.AddrPort{}, at)
+	must.Do(l.t, err)
+	server, err = listener.AcceptTCP()
+	must.Do(l.t, err)
 	l.t.Cleanup(func() { client.Close(); server.Close() })
 	return client, server
 }
@@ -224,9 +213,7 @@ func (l *lab) chatter(connections int, sent *atomic.Int64) (hush func()) {
 // count begins to count packets; the function that it returns says how many have got lost.
 func (l *lab) count() (lost func() int) {
 	l.t.Helper()
-	if err := l.host.Nft(l.t.Context(), countPackets); err != nil {
-		l.t.Fatal(err)
-	}
+	must.Do(l.t, l.host.Nft(l.t.Context(), countPackets))
 	// One segment is one packet: the kernel would cut larger ones up in the queue.
 	if _, err := l.host.Run(l.t.Context(), "", "ip", "link", "set", "lo", "gso_max_segs", "1"); err != nil {
 		l.t.Fatal(err)
@@ -274,9 +261,7 @@ func TestStartInTraffic(t *testing.T) {
 	for range 20 {
 		stop, _ := l.serve(&handler{})
 		time.Sleep(time.Millisecond)
-		if err := stop(); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, stop())
 	}
 	hush()
 	// With several processors, a packet may come between the kernel's making of the queue and its
@@ -331,9 +316,7 @@ const countPackets = `table inet count {
 func (l *lab) dropped() int {
 	l.t.Helper()
 	list, err := l.host.Run(l.t.Context(), "", "nft", "list", "counters", "table", "inet", "count")
-	if err != nil {
-		l.t.Fatal(err)
-	}
+	must.Do(l.t, err)
 	var n []int
 	for _, m := range regexp.MustCompile(`packets (\d+)`).FindAllStringSubmatch(list, -1) {
 		packets, _ := strconv.Atoi(m[1])

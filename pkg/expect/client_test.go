@@ -16,6 +16,7 @@ import (
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
 
@@ -55,18 +56,12 @@ const (
 func newLab(t testing.TB, ruleset string) *lab {
 	t.Helper()
 	host, err := netns.NewHost("host")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	l := &lab{t: t, host: host}
 	for _, a := range []string{"192.0.2.1/24", "2001:db8::1/64"} {
-		if err := host.AddAddress("lo", netip.MustParsePrefix(a)); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, host.AddAddress("lo", netip.MustParsePrefix(a)))
 	}
-	if err := host.Nft(t.Context(), nat+strings.TrimPrefix(ruleset, ours)); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, host.Nft(t.Context(), nat+strings.TrimPrefix(ruleset, ours)))
 	l.do(func() error {
 		if ruleset == ours {
 			if _, err := rules.Apply(rules.Config{Ports: []rules.PortRange{{First: 21, Last: 21}}}); err != nil {
@@ -89,9 +84,7 @@ func newLab(t testing.TB, ruleset string) *lab {
 
 func (l *lab) do(f func() error) {
 	l.t.Helper()
-	if err := l.host.Do(f); err != nil {
-		l.t.Fatal(err)
-	}
+	must.Do(l.t, l.host.Do(f))
 }
 
 // connect opens a control connection from local to remote, both of which may be zero in part,
@@ -99,18 +92,12 @@ func (l *lab) do(f func() error) {
 func (l *lab) connect(local, remote, listen string) *expect.Master {
 	l.t.Helper()
 	listener, err := l.host.Listen(l.t.Context(), netip.MustParseAddrPort(listen))
-	if err != nil {
-		l.t.Fatal(err)
-	}
+	must.Do(l.t, err)
 	defer listener.Close()
 	conn, err := l.host.Dial(l.t.Context(), netip.AddrPortFrom(netip.MustParseAddr(local), 0), netip.MustParseAddrPort(remote))
-	if err != nil {
-		l.t.Fatal(err)
-	}
+	must.Do(l.t, err)
 	peer, err := listener.Accept()
-	if err != nil {
-		l.t.Fatal(err)
-	}
+	must.Do(l.t, err)
 	l.t.Cleanup(func() { conn.Close(); peer.Close() })
 	tuple := expect.Tuple{Src: conn.LocalAddr().(*net.TCPAddr).AddrPort(), Dst: netip.MustParseAddrPort(remote)}
 	m, dir, err := l.client.Lookup(tuple)
@@ -141,9 +128,7 @@ type entry struct {
 func (l *lab) entry(m *expect.Master) (e entry) {
 	l.t.Helper()
 	flow, err := l.reader.Get(conntrack.Flow{TupleOrig: conntrackTuple(m.Tuples[expect.Original])})
-	if err != nil {
-		l.t.Fatal(err)
-	}
+	must.Do(l.t, err)
 	for dir, a := range []conntrack.SequenceAdjust{flow.SeqAdjOrig, flow.SeqAdjReply} {
 		e.seqAdj[dir] = expect.SeqAdj{Position: a.Position, Before: int32(a.OffsetBefore), After: int32(a.OffsetAfter)}
 	}
@@ -163,9 +148,7 @@ func (l *lab) wantEntry(m *expect.Master) {
 func (l *lab) wantExpectations(want ...expect.Expectation) {
 	l.t.Helper()
 	all, err := l.reader.DumpExpect()
-	if err != nil {
-		l.t.Fatal(err)
-	}
+	must.Do(l.t, err)
 	if len(all) != len(want) {
 		l.t.Errorf("%d expectations, want %d: %+v", len(all), len(want), all)
 	}
@@ -189,9 +172,7 @@ func (l *lab) listed() string {
 	var all string
 	for _, family := range []string{"ipv4", "ipv6"} {
 		out, err := l.host.Run(l.t.Context(), "", "conntrack", "-L", "expect", "-f", family)
-		if err != nil {
-			l.t.Fatal(err)
-		}
+		must.Do(l.t, err)
 		all += out
 	}
 	return all
@@ -223,9 +204,7 @@ func TestAnnounce(t *testing.T) {
 	for _, f := range families {
 		m := l.connect(f.local, f.public, f.own)
 		one := expect.For(m, expect.Reply, 40000)
-		if err := l.client.Announce(m, one, expect.Update{}); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, l.client.Announce(m, one, expect.Update{}))
 		line := fmt.Sprintf("src=%s dst=%s sport=0 dport=40000", m.Client().Addr(), one.Dst.Addr())
 		if s := l.listed(); strings.Count(s, line) != 1 || strings.Count(s, "helper=sane") != 1 {
 			t.Errorf("conntrack lists\n%swant %s", s, line)
@@ -236,9 +215,7 @@ func TestAnnounce(t *testing.T) {
 		// Another place replaces it, as the helper allows one. With everything at once:
 		next := expect.For(m, expect.Original, 40001)
 		u := expect.Update{Dir: expect.Original, Adjust: &expect.SeqAdj{Position: 7, After: 3}, SetLabel: 127, ClearLabel: 121}
-		if err := l.client.Announce(m, next, u); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, l.client.Announce(m, next, u))
 		if s := l.listed(); strings.Count(s, "helper=sane") != 1 || !strings.Contains(s, "dport=40001") {
 			t.Errorf("conntrack lists\n%swant port 40001 alone", s)
 		}
@@ -249,9 +226,7 @@ func TestAnnounce(t *testing.T) {
 		// The same place again replaces it as well, and where it leads to.
 		next.Port, next.NAT = 40002, true
 		u = expect.Update{Dir: expect.Reply, Adjust: &expect.SeqAdj{Position: 8, After: -4}, SetLabel: 1}
-		if err := l.client.Announce(m, next, u); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, l.client.Announce(m, next, u))
 		wantUpdated(t, m, u)
 		l.wantExpectations(next)
 		l.wantEntry(m)
@@ -360,28 +335,20 @@ func TestPortTaken(t *testing.T) {
 	for _, f := range families {
 		first, second := l.connect(f.local, f.public, f.own), l.connect(f.local, f.public, f.own)
 		one := expect.For(first, expect.Reply, 40000)
-		if err := l.client.Announce(first, one, expect.Update{}); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, l.client.Announce(first, one, expect.Update{}))
 		two := expect.For(second, expect.Reply, 40000)
 		for range 2 { // the second time with something to put back
 			for _, dir := range []expect.Direction{expect.Original, expect.Reply} {
 				for _, u := range updates(dir) {
 					l.wantRefused(refused{"taken", second, two, u, expect.ErrPortTaken, []expect.Expectation{one}})
 				}
-				if err := l.client.Update(second, expect.Update{Dir: dir, Adjust: &expect.SeqAdj{Position: 1000, After: 4}, SetLabel: 6}); err != nil {
-					t.Fatal(err)
-				}
+				must.Do(t, l.client.Update(second, expect.Update{Dir: dir, Adjust: &expect.SeqAdj{Position: 1000, After: 4}, SetLabel: 6}))
 			}
 		}
 		two = two.WithPort(40001)
-		if err := l.client.Announce(second, two, expect.Update{}); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, l.client.Announce(second, two, expect.Update{}))
 		l.wantExpectations(one, two)
-		if err := errors.Join(l.client.Unexpect(one), l.client.Unexpect(two)); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, errors.Join(l.client.Unexpect(one), l.client.Unexpect(two)))
 	}
 }
 
@@ -409,9 +376,7 @@ func TestNoSeqAdj(t *testing.T) {
 			}
 			left = []expect.Expectation{e}
 		}
-		if err := l.client.Unexpect(e); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, l.client.Unexpect(e))
 	}
 }
 
@@ -434,9 +399,7 @@ func TestNoLabels(t *testing.T) {
 				}
 				l.wantEntry(m)
 			}
-			if err := l.client.Update(m, expect.Update{Dir: expect.Reply, Adjust: &expect.SeqAdj{Position: 1, Before: 2, After: 3}}); err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, l.client.Update(m, expect.Update{Dir: expect.Reply, Adjust: &expect.SeqAdj{Position: 1, Before: 2, After: 3}}))
 		}
 	}
 }
@@ -476,9 +439,7 @@ func TestAnswersLost(t *testing.T) {
 					t.Errorf("update: %v, conntrack has %+v", err, l.entry(m))
 				}
 			}
-			if err := l.client.Update(m, expect.Update{Dir: expect.Reply, Adjust: &expect.SeqAdj{Position: 1, Before: 2, After: 3}, SetLabel: 6}); err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, l.client.Update(m, expect.Update{Dir: expect.Reply, Adjust: &expect.SeqAdj{Position: 1, Before: 2, After: 3}, SetLabel: 6}))
 		}
 	}
 }
@@ -507,13 +468,9 @@ func TestNoEntry(t *testing.T) {
 func TestFull(t *testing.T) {
 	const sysctl = "/proc/sys/net/netfilter/nf_conntrack_expect_max"
 	text, err := os.ReadFile(sysctl)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	limit, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	l := newLab(t, ours)
 	m := l.connect("192.0.2.1", "192.0.2.2:21", "127.0.0.1:21")
 	for i := range limit {
@@ -522,12 +479,10 @@ func TestFull(t *testing.T) {
 			Dst: netip.MustParseAddrPort("198.51.100.1:21"),
 		}
 		other := &expect.Master{Tuples: [2]expect.Tuple{master, {Src: master.Dst, Dst: master.Src}}}
-		if err := l.reader.Create(conntrack.Flow{
+		must.Do(t, l.reader.Create(conntrack.Flow{
 			TupleOrig: conntrackTuple(master), TupleReply: conntrackTuple(other.Tuples[expect.Reply]),
 			Timeout: 600, Helper: conntrack.Helper{Name: "sane\x00"},
-		}); err != nil {
-			t.Fatal(err)
-		}
+		}))
 		if err := l.client.Announce(other, expect.For(other, expect.Reply, 40000), expect.Update{}); err != nil {
 			t.Fatalf("expectation %d of %d: %v", i+1, limit, err)
 		}
@@ -615,9 +570,7 @@ func TestAllocations(t *testing.T) {
 			i := 0
 			n := testing.AllocsPerRun(100, func() {
 				i++
-				if err := o.do(i); err != nil {
-					t.Fatal(err)
-				}
+				must.Do(t, o.do(i))
 			})
 			if n != o.allocs {
 				t.Errorf("%s allocates %v times, want %v", o.name, n, o.allocs)
@@ -626,9 +579,7 @@ func TestAllocations(t *testing.T) {
 		// The first time the entry is read back.
 		if n := testing.AllocsPerRun(100, func() {
 			first := expect.Master{Tuples: m.Tuples, Helper: m.Helper}
-			if err := l.client.Update(&first, expect.Update{Dir: expect.Reply, Adjust: &expect.SeqAdj{Position: 1, After: 2}}); err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, l.client.Update(&first, expect.Update{Dir: expect.Reply, Adjust: &expect.SeqAdj{Position: 1, After: 2}}))
 		}); n != 0 {
 			t.Errorf("the first adjustment allocates %v times", n)
 		}
@@ -642,9 +593,7 @@ func BenchmarkClient(b *testing.B) {
 		b.Run(o.name, func(b *testing.B) {
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
-				if err := o.do(i); err != nil {
-					b.Fatal(err)
-				}
+				must.Do(b, o.do(i))
 			}
 		})
 	}

@@ -28,6 +28,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/control"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // samples are values by series, such as `name{label="value"}`, without the prefix of all names. A
@@ -41,9 +42,7 @@ func parseSamples(t testing.TB, text string) samples {
 	t.Helper()
 	parser := expfmt.NewTextParser(model.LegacyValidation)
 	families, err := parser.TextToMetricFamilies(strings.NewReader(text))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	values := make(samples)
 	for name, family := range families {
 		for _, m := range family.Metric {
@@ -72,9 +71,7 @@ func scrape(t testing.TB, r *Router) string {
 		_, err := io.Copy(&text, body)
 		return err
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	return text.String()
 }
 
@@ -136,9 +133,7 @@ func TestMetrics(t *testing.T) {
 	c.send("01,8,0\r\n")
 	c.want("200")
 	queued, err := router.QueuedByQueue()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	const rewritten = rounds // every 227
 	packets := queued[int(number)]
 	for series, n := range map[string]float64{
@@ -164,9 +159,7 @@ func TestMetrics(t *testing.T) {
 	}
 
 	// Over TCP there is the same, and nothing about who talks to whom.
-	if err := router.Nft(ctx, "add element inet filter ftp { 9921 }\n"); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, router.Nft(ctx, "add element inet filter ftp { 9921 }\n"))
 	web := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return router.Dial(ctx, netip.AddrPort{}, netip.MustParseAddrPort(at))
 	}}}
@@ -176,9 +169,7 @@ func TestMetrics(t *testing.T) {
 		control.PathFlows: 404, control.PathEvents: 404, control.PathStatus: 404, control.PathVersion: 404, "/": 404,
 	} {
 		answer, err := web.Get("http://" + at + path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		body, err := io.ReadAll(answer.Body)
 		answer.Body.Close()
 		if err != nil || answer.StatusCode != status {
@@ -322,9 +313,7 @@ func TestFlowsAndEvents(t *testing.T) {
 	startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{replies: map[string]string{"AUTH": "234 Go on"}})
 
 	events, err := router.Start(exec.Command(router.daemon.Binary, "events", "--control", router.Control()))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	// It follows as soon as it is connected, and says nothing about it: a packet shows that.
 	var over *net.TCPAddr
 	for follows := false; !follows; {
@@ -356,9 +345,7 @@ func TestFlowsAndEvents(t *testing.T) {
 	list := func(flags ...string) string {
 		t.Helper()
 		text, err := router.Run(ctx, "", router.daemon.Binary, append([]string{"flows", "--control", router.Control()}, flags...)...)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		return text
 	}
 	text := list()
@@ -387,9 +374,7 @@ func TestFlowsAndEvents(t *testing.T) {
 	if text := list("--all"); strings.Contains(text, over.String()) || !strings.Contains(text, client) {
 		t.Errorf("when conntrack has forgotten %s:\n%s", over, text)
 	}
-	if err := router.StopDaemon(ctx); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, router.StopDaemon(ctx))
 	if err := events.Wait(ctx); err == nil || !strings.HasSuffix(events.Output(), "nfq-ftphelper: the daemon has stopped\n") {
 		t.Errorf("when the daemon stops: %v", err)
 	}
@@ -405,13 +390,9 @@ func TestTop(t *testing.T) {
 	cmd := exec.Command("script", "-qfec", fmt.Sprintf("stty rows 24 cols 80; exec %s top --control %s", router.daemon.Binary, router.Control()), "/dev/null")
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "TERM=xterm-256color", "LC_ALL=C.UTF-8"}
 	keys, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	top, err := router.Start(cmd)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	c := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
 	c.login()
 	for !strings.Contains(top.Output(), c.conn.LocalAddr().String()) {

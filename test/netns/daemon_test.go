@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // TestAnotherPort adds a port to the set of control ports while the daemon runs.
@@ -33,9 +35,7 @@ func TestAnotherPort(t *testing.T) {
 			// The port is not in the set yet.
 			wantNoData(t, family, func(verb Verb) Outcome { return try(verb, failingTimeout) })
 			add := fmt.Sprintf("add element inet nfq_ftphelper ports { %d }\n", port)
-			if err := lab.ServerRouter().Nft(ctx, add); err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, lab.ServerRouter().Nft(ctx, add))
 			for _, verb := range family.Verbs() {
 				if outcome := try(verb, workingTimeout); outcome.Err != nil {
 					t.Errorf("%s after port %d is in the set: %v\n%s", verb, port, outcome.Err, outcome.Transcript)
@@ -76,9 +76,7 @@ func TestDaemonGone(t *testing.T) {
 			} else {
 				err = router.StopDaemon(ctx)
 			}
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, err)
 			for range 3 {
 				client.do("200", "NOOP")
 				client.do("257", "PWD")
@@ -89,9 +87,7 @@ func TestDaemonGone(t *testing.T) {
 			}
 			client.do("200", "NOOP")
 
-			if err := router.StartDaemon(ctx); err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, router.StartDaemon(ctx))
 			fetch()
 			client.do("257", "PWD")
 			fetch()
@@ -125,9 +121,7 @@ var countInLog = regexp.MustCompile(`\b(\w+)=(\d+)\b`)
 // names in its log.
 func stopAndCount(t testing.TB, r *Router) map[string]int {
 	t.Helper()
-	if err := r.StopDaemon(testContext(t, 20*time.Second)); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, r.StopDaemon(testContext(t, 20*time.Second)))
 	return countsInLog(t, r)
 }
 
@@ -146,9 +140,7 @@ func countsInLog(t testing.TB, r *Router) map[string]int {
 // stopAndCountQueues is the same by the number of the queue.
 func stopAndCountQueues(t testing.TB, r *Router) map[int]map[string]int {
 	t.Helper()
-	if err := r.StopDaemon(testContext(t, 20*time.Second)); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, r.StopDaemon(testContext(t, 20*time.Second)))
 	return queuesInLog(t, r)
 }
 
@@ -198,9 +190,7 @@ func TestStalledLog(t *testing.T) {
 	startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{})
 	router, d := lab.ServerRouter(), daemon(t, BackEnd{})
 	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	defer r.Close()
 	const room = 4096 // bytes
 	if _, err := unix.FcntlInt(w.Fd(), unix.F_SETPIPE_SZ, room); err != nil {
@@ -211,9 +201,7 @@ func TestStalledLog(t *testing.T) {
 	cmd.Stderr = w
 	process, err := router.Start(cmd)
 	w.Close()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	log := bufio.NewScanner(r)
 	for log.Scan() && !strings.Contains(log.Text(), "msg=ready") {
 	}
@@ -226,9 +214,7 @@ func TestStalledLog(t *testing.T) {
 	}
 	client.quit()
 
-	if err := process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, process.Signal(syscall.SIGTERM))
 	expected, bytes := 0, 0
 	for log.Scan() {
 		bytes += len(log.Text())

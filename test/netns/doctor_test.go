@@ -20,6 +20,8 @@ import (
 
 	"github.com/florianl/go-nfqueue/v2"
 	"github.com/mdlayher/netlink"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // doctor runs nfq-ftphelper doctor on a router and returns what it prints, with its
@@ -97,9 +99,7 @@ func TestDoctorFindings(t *testing.T) {
 	nft := func(ruleset string) func(*testing.T, *Lab) {
 		return func(t *testing.T, lab *Lab) {
 			t.Helper()
-			if err := lab.ServerRouter().Nft(testContext(t, 20*time.Second), ruleset); err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, lab.ServerRouter().Nft(testContext(t, 20*time.Second), ruleset))
 		}
 	}
 	for name, c := range map[string]struct {
@@ -109,9 +109,7 @@ func TestDoctorFindings(t *testing.T) {
 	}{
 		"daemon killed": {
 			func(t *testing.T, lab *Lab) {
-				if err := lab.ServerRouter().KillDaemon(); err != nil {
-					t.Fatal(err)
-				}
+				must.Do(t, lab.ServerRouter().KillDaemon())
 			},
 			`problem  queue +no program serves queue \d+`, `nfq-ftphelper run`,
 		},
@@ -145,9 +143,7 @@ func TestDoctorFindings(t *testing.T) {
 		},
 		"not forwarding": {
 			func(t *testing.T, lab *Lab) {
-				if err := lab.ServerRouter().Sysctl("ipv4.ip_forward", "0"); err != nil {
-					t.Fatal(err)
-				}
+				must.Do(t, lab.ServerRouter().Sysctl("ipv4.ip_forward", "0"))
 			},
 			`warning  forwarding +IPv4 is not forwarded between eth0, eth1`, `sysctl -w net\.ipv4\.ip_forward=1`,
 		},
@@ -186,9 +182,7 @@ func TestDoctorExitCode(t *testing.T) {
 	}
 	kill := func(t *testing.T, lab *Lab) {
 		t.Helper()
-		if err := lab.ServerRouter().KillDaemon(); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, lab.ServerRouter().KillDaemon())
 	}
 	chain := func(rules string) func(*testing.T, *Lab) {
 		return sh("nft 'flush chain inet filter forward; " + rules + "'")
@@ -300,9 +294,7 @@ func TestDoctorOnlyReads(t *testing.T) {
 	if report, code := examine(); code != 0 {
 		t.Errorf("exit code %d\n%s", code, report)
 	}
-	if err := router.Nft(testContext(t, 20*time.Second), "flush chain inet filter forward; add rule inet filter forward ct state established accept; add rule inet filter forward tcp dport 21 accept"); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, router.Nft(testContext(t, 20*time.Second), "flush chain inet filter forward; add rule inet filter forward ct state established accept; add rule inet filter forward tcp dport 21 accept"))
 	if report, code := examine(); code != 1 || !regexp.MustCompile(`(?m)^problem  related +table inet filter, chain forward drops`).MatchString(report) {
 		t.Errorf("exit code %d\n%s", code, report)
 	}
@@ -320,9 +312,7 @@ func wantLine(t *testing.T, report, line, mend string) {
 func stopDaemon(t *testing.T, lab *Lab) {
 	t.Helper()
 	process := lab.ServerRouter().DaemonProcess()
-	if err := process.Signal(syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, process.Signal(syscall.SIGSTOP))
 	stat := filepath.Join("/proc", strconv.Itoa(process.Pid()), "stat")
 	waitFor(t, "the daemon to stop", func() bool {
 		text, err := os.ReadFile(stat)
@@ -344,9 +334,7 @@ func waitFor(t *testing.T, what string, isTrue func() bool) {
 // ever giving a verdict.
 func bindQueue(t *testing.T, r *Router, room uint32) {
 	t.Helper()
-	if err := r.KillDaemon(); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, r.KillDaemon())
 	number := doctorsQueue(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	var queue *nfqueue.Nfqueue
@@ -354,20 +342,14 @@ func bindQueue(t *testing.T, r *Router, room uint32) {
 		queue, err = nfqueue.Open(&nfqueue.Config{NfQueue: number, MaxQueueLen: room, MaxPacketLen: 0xffff, Copymode: nfqueue.NfQnlCopyPacket})
 		return err
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	t.Cleanup(func() {
 		cancel()
 		queue.Close()
 	})
-	if err := queue.Con.SetOption(netlink.NoENOBUFS, true); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, queue.Con.SetOption(netlink.NoENOBUFS, true))
 	ignore := func(nfqueue.Attribute) int { return 0 }
-	if err := queue.RegisterWithErrorFunc(ctx, ignore, func(error) int { return 1 }); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, queue.RegisterWithErrorFunc(ctx, ignore, func(error) int { return 1 }))
 }
 
 // talk opens connections, waits until before has returned, and has the client send lines to the server,
@@ -376,16 +358,12 @@ func talk(t *testing.T, lab *Lab, before func(), connections, lines int) {
 	t.Helper()
 	ctx := testContext(t, 20*time.Second)
 	listener, err := lab.Server.Listen(ctx, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	t.Cleanup(func() { listener.Close() })
 	var conns []*net.TCPConn
 	for range connections {
 		conn, err := lab.Client.Dial(ctx, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		t.Cleanup(func() { conn.Close() })
 		conns = append(conns, conn)
 	}

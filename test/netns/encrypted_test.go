@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // TestEncrypted has a server accept AUTH TLS. What follows would be ciphertext, so
@@ -30,9 +32,7 @@ func TestEncrypted(t *testing.T) {
 			router := lab.ServerRouter()
 			queued := func() int {
 				n, err := router.QueuedPackets()
-				if err != nil {
-					t.Fatal(err)
-				}
+				must.Do(t, err)
 				return n
 			}
 			start := queued()

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // testFirewall is a program that owns a host's filter, as it is installed from its Debian package.
@@ -508,17 +510,13 @@ func TestDoctorOtherFixes(t *testing.T) {
 			// The daemon's control socket is in a /run of its own.
 			process, err := router.Start(exec.Command("unshare", "--mount", "--propagation", "private",
 				"sh", "-c", "mount -t tmpfs tmpfs /run; PATH=$PATH:"+path+"; exec "+fix))
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, err)
 			if strings.HasPrefix(fix, "nfq-ftphelper run") {
 				err = process.WaitOutput(testContext(t, 20*time.Second), func(output string) bool { return strings.Contains(output, "msg=ready") })
 			} else {
 				err = process.Wait(testContext(t, 20*time.Second))
 			}
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, err)
 			if report, code := doctor(t, router); code != 0 || findingsIn(report) != "" {
 				t.Errorf("fixed: exit code %d, doctor says\n%s", code, report)
 			}
@@ -558,17 +556,11 @@ func inFirewallsNamespace(t *testing.T, r *Router) func(script string) (output s
 	t.Helper()
 	process, err := r.Start(exec.Command("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc",
 		"sh", "-c", copyFolders+"echo ready; exec sleep infinity"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	ctx := testContext(t, 10*time.Minute)
-	if err := process.WaitOutput(ctx, func(output string) bool { return strings.Contains(output, "ready") }); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, process.WaitOutput(ctx, func(output string) bool { return strings.Contains(output, "ready") }))
 	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", process.Pid(), process.Pid()))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	child := strings.TrimSpace(string(children))
 	own := copyFolders[strings.Index(copyFolders, "own()"):]
 	return func(script string) (string, error) {

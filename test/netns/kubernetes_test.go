@@ -5,15 +5,15 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 func newKubeNode(t *testing.T, mode string, family Family, helper Helper) *KubeNode {
 	t.Helper()
 	ctx := testContext(t, 30*time.Second)
 	n, err := NewKubeNode(ctx, mode, family)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(n.Node.Logs())
@@ -22,16 +22,12 @@ func newKubeNode(t *testing.T, mode string, family Family, helper Helper) *KubeN
 			t.Error(err)
 		}
 	})
-	if err := n.Node.Nft(ctx, watch); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, n.Node.Nft(ctx, watch))
 	var d Daemon
 	if helper == Ours {
 		d = daemon(t, BackEnd{})
 	}
-	if err := n.Node.StartHelper(ctx, helper, d); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, n.Node.StartHelper(ctx, helper, d))
 	return n
 }
 

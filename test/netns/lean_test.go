@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // loseFirst drops every other 227 in front of the client: it is always sent twice.
@@ -43,9 +45,7 @@ func TestLean(t *testing.T) {
 			t.Errorf("round %d: %q came as %q", i, unasked, got)
 		}
 	}
-	if err := lab.Client.Nft(testContext(t, 20*time.Second), loseFirst); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, lab.Client.Nft(testContext(t, 20*time.Second), loseFirst))
 	for i := range rounds {
 		fetch(rounds + i)
 	}

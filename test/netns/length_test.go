@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // transfersPerConnection is how many data connections one control connection
@@ -100,9 +102,7 @@ func wantNothingInvalid(t testing.TB, routers ...*Router) {
 	t.Helper()
 	for _, r := range routers {
 		invalid, err := r.Invalid(testContext(t, 10*time.Second))
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		if invalid > 0 {
 			t.Errorf("conntrack on the %s found %d packets invalid", r.Name, invalid)
 		}

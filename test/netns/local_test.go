@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // place is where the two ends are when one is on the router, or both.
@@ -119,14 +121,10 @@ func TestLoopbackOnce(t *testing.T) {
 
 	received, sent := server.lines()
 	queued, err := host.QueuedPackets()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	segments := len(received) + len(sent)
 	again, err := retransmitted(host.Host)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	slices.Sort(times)
 	median := times[len(times)/2]
 	t.Logf("%d segments with payload, %d of them sent again, %d packets queued, NOOP answered within %s (median)",

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // wantWords parses lines of JSON, and compares each value whose key is a term with the list of words. It
@@ -50,9 +51,7 @@ func TestWords(t *testing.T) {
 	router, ctx := lab.ServerRouter(), testContext(t, time.Minute)
 	startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{})
 	events, err := router.Start(exec.Command(router.daemon.Binary, "events", "--json", "--control", router.Control()))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	client := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
 	// Until the events are followed.
 	deadline := time.Now().Add(Scale(20 * time.Second))
@@ -73,13 +72,9 @@ func TestWords(t *testing.T) {
 		client.do("200", "PORT 203,0,113,101,0,20")
 	}
 	client.do("200", "PORT 203,0,113,102,8,0")
-	if err := events.WaitOutput(ctx, func(text string) bool { return strings.Contains(text, "not_peer") }); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, events.WaitOutput(ctx, func(text string) bool { return strings.Contains(text, "not_peer") }))
 	flows, err := router.Run(ctx, "", router.daemon.Binary, "flows", "--json", "--control", router.Control())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	var all []map[string]any
 	if err := json.Unmarshal([]byte(flows), &all); err != nil {
 		var in struct{ Flows []map[string]any }
@@ -90,9 +85,7 @@ func TestWords(t *testing.T) {
 	}
 	for _, flow := range all {
 		row, err := json.Marshal(flow)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		wantWords(t, string(row))
 	}
 	for _, label := range regexp.MustCompile(`(\w+)="([^"]*)"`).FindAllStringSubmatch(scrape(t, router), -1) {
@@ -102,9 +95,7 @@ func TestWords(t *testing.T) {
 	}
 	shown := wantWords(t, events.Output())
 	client.quit()
-	if err := router.StopDaemon(ctx); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, router.StopDaemon(ctx))
 
 	logged := wantWords(t, router.DaemonProcess().Output())
 	if n := len(logged["expected"]); n != len(Verbs) || n != len(shown["expected"]) {

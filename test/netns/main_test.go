@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // binaryEnv names the environment variable with the path of the daemon to test.
@@ -84,9 +85,7 @@ var binary = sync.OnceValues(func() (string, error) {
 func daemon(t testing.TB, b BackEnd) Daemon {
 	t.Helper()
 	path, err := binary()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	d := Daemon{Binary: path, BackEnd: b, Queue: 100}
 	switch {
 	case CheckQueueStatement() != nil, b.Helper == CTHelper:
@@ -121,9 +120,7 @@ func newLab(t testing.TB, c Config) *Lab {
 		c.Daemon.Flags = flags
 	}
 	lab, err := New(testContext(t, 30*time.Second), c)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(lab.Logs() + whereabouts(lab))
@@ -165,9 +162,7 @@ func newRouter(t testing.TB, name string, helper Helper, ports ...uint16) *Route
 func newRouterWith(t testing.TB, name string, helper Helper, b BackEnd, ports ...uint16) *Router {
 	t.Helper()
 	r, err := NewRouter(name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(r.Logs())
@@ -177,16 +172,12 @@ func newRouterWith(t testing.TB, name string, helper Helper, b BackEnd, ports ..
 		}
 	})
 	ctx := testContext(t, 30*time.Second)
-	if err := r.LoadFirewall(ctx, ports); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, r.LoadFirewall(ctx, ports))
 	var d Daemon
 	if helper == Ours {
 		d = daemon(t, b)
 	}
-	if err := r.StartHelper(ctx, helper, d); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, r.StartHelper(ctx, helper, d))
 	return r
 }
 
@@ -194,17 +185,9 @@ func newRouterWith(t testing.TB, name string, helper Helper, b BackEnd, ports ..
 func attachHost(t testing.TB, r *Router, routerInterface, name string, address, gateway netip.Prefix) *Host {
 	t.Helper()
 	h, err := NewHost(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := h.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := h.attach(r, routerInterface, address, gateway); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
+	must.CloseAtEnd(t, h)
+	must.Do(t, h.attach(r, routerInterface, address, gateway))
 	return h
 }
 
@@ -212,14 +195,8 @@ func attachHost(t testing.TB, r *Router, routerInterface, name string, address, 
 func startSite(t testing.TB, h *Host, f Family, options SiteOptions) *Site {
 	t.Helper()
 	site, err := StartSite(testContext(t, 30*time.Second), h, f, options)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := site.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	must.Do(t, err)
+	must.CloseAtEnd(t, site)
 	return site
 }
 

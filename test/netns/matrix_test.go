@@ -8,6 +8,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // Time-outs of the clients: one that no working transfer reaches, and one that a
@@ -80,9 +82,7 @@ func TestMatrix(t *testing.T) {
 					wantSuccesses(t, lab, family, matrixOf(situation, family), results.column("ours"))
 					ctx := testContext(t, 30*time.Second)
 					for _, r := range lab.Routers {
-						if err := r.StopDaemon(ctx); err != nil {
-							t.Fatal(err)
-						}
+						must.Do(t, r.StopDaemon(ctx))
 					}
 					wantFailures(t, lab, situation, family, results.column("stopped"))
 				})

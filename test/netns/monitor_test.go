@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // monitorLine is a line of the JSON log of a daemon that monitors.
@@ -64,13 +66,9 @@ func testMonitor(t *testing.T, helper Helper, family Family) {
 	router, ctx := lab.ServerRouter(), testContext(t, 2*time.Minute)
 	d := daemon(t, BackEnd{})
 	d.Rules, d.Flags = RulesOwn, []string{"--monitor", "--log-format", "json"}
-	if err := router.StartHelper(ctx, Ours, d); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, router.StartHelper(ctx, Ours, d))
 	expectations, err := router.WatchEvents(ctx, "expect")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	try := func(verb Verb, timeout time.Duration) Outcome {
 		return cell{DNAT, family, verb, Download, Curl}.transfer(lab, site, timeout).Run(ctx, lab.Client)
 	}
@@ -90,9 +88,7 @@ func testMonitor(t *testing.T, helper Helper, family Family) {
 	client.login()
 	client.do("200", "NOOP")
 	entries, err := router.Run(ctx, "", "conntrack", "-L", "-p", "tcp", "--orig-port-dst", "21", "-o", "labels")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	if helper == None && (strings.Contains(entries, "helper=") || strings.Contains(entries, "labels=")) {
 		t.Errorf("connections have a helper or a label:\n%s", entries)
 	}
@@ -126,9 +122,7 @@ func testMonitor(t *testing.T, helper Helper, family Family) {
 	}
 	client.quit()
 
-	if err := router.StopDaemon(ctx); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, router.StopDaemon(ctx))
 	lines := monitored(t, router.DaemonProcess().Output())
 	var verbs, expected []string
 	for _, l := range lines {
@@ -177,13 +171,9 @@ func get(t *testing.T, r *Router, path string) string {
 	}}
 	defer client.CloseIdleConnections()
 	answer, err := client.Get("http://localhost" + path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	defer answer.Body.Close()
 	body, err := io.ReadAll(answer.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	return string(body)
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/ti-mo/netfilter"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/control"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // eventLog has the events of a router's daemon.
@@ -32,9 +33,7 @@ func (l *eventLog) all(flags ...string) (all []control.Event) {
 	l.Helper()
 	args := append([]string{"events", "--json", "--no-follow", "--since", l.begin.Format(time.RFC3339Nano), "--control", l.router.Control()}, flags...)
 	text, err := l.router.Run(testContext(l, 20*time.Second), "", l.router.daemon.Binary, args...)
-	if err != nil {
-		l.Fatal(err)
-	}
+	must.Do(l, err)
 	for line := range strings.Lines(text) {
 		d := json.NewDecoder(strings.NewReader(line))
 		d.DisallowUnknownFields()
@@ -202,9 +201,7 @@ func TestOutcomes(t *testing.T) {
 
 	c, client = login()
 	at := c.passive(PASV)
-	if err := router.Nft(ctx, "table ip lab_drop { chain f { type filter hook forward priority 0; ct state related drop; }; }\n"); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, router.Nft(ctx, "table ip lab_drop { chain f { type filter hook forward priority 0; ct state related drop; }; }\n"))
 	short, stop := context.WithTimeout(ctx, time.Second)
 	if conn, err := lab.Client.Dial(short, netip.AddrPort{}, at); err == nil {
 		conn.Close()
@@ -238,9 +235,7 @@ func TestOutcomes(t *testing.T) {
 	list := func(flags ...string) string {
 		t.Helper()
 		text, err := router.Run(ctx, "", router.daemon.Binary, append([]string{"flows", "--control", router.Control()}, flags...)...)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		return text
 	}
 	if text := list(); strings.Contains(text, client.String()) {
@@ -266,14 +261,10 @@ func TestOutcomes(t *testing.T) {
 		t.Errorf("by transfers the first one is %+v", flows.Flows[0])
 	}
 
-	if err := router.Nft(ctx, "add element inet nfq_ftphelper ports { 2100 }\n"); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, router.Nft(ctx, "add element inet nfq_ftphelper ports { 2100 }\n"))
 	var status control.Status
 	text, err := router.Run(ctx, "", router.daemon.Binary, "status", "--json", "--control", router.Control())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	d = json.NewDecoder(strings.NewReader(text))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&status); err != nil {
@@ -297,9 +288,7 @@ func TestOutcomes(t *testing.T) {
 		t.Helper()
 		command := fmt.Sprintf("stty rows 24 cols 80; exec %s events --since 1h --no-follow --control %s", router.daemon.Binary, router.Control())
 		text, err := router.Run(ctx, "", "env", "TERM=xterm", "LC_ALL=C.UTF-8", env, "script", "-qfec", command, "/dev/null")
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		return strings.ReplaceAll(text, "\r\n", "\n")
 	}
 	coloured, plain := terminal("A=B"), terminal("NO_COLOR=1")
@@ -364,7 +353,5 @@ func expireSoon(t testing.TB, h *Host) {
 		}
 		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 }

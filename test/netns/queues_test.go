@@ -6,6 +6,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // TestQueues has four queues on a router that changes both addresses of every connection. All
@@ -86,9 +88,7 @@ func TestQueues(t *testing.T) {
 func queuedBy(t testing.TB, r *Router) map[int]int {
 	t.Helper()
 	queued, err := r.QueuedByQueue()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	return queued
 }
 
@@ -98,9 +98,7 @@ func segmentsOf(t testing.TB, ends ...*net.TCPConn) int {
 	total := 0
 	for _, end := range ends {
 		_, segments, err := sentOnce(end)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		total += segments
 	}
 	return total

@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // configuredDaemon is a router's daemon with a configuration file.
@@ -28,21 +30,15 @@ func startConfigured(t testing.TB, r *Router, b BackEnd, settings string) *confi
 	c.write(settings)
 	d := daemon(t, b)
 	d.Rules, d.Flags = RulesOwn, []string{"--config", c.file}
-	if err := r.StartHelper(testContext(t, 30*time.Second), Ours, d); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, r.StartHelper(testContext(t, 30*time.Second), Ours, d))
 	return c
 }
 
 // write puts another file in place of the one that is there, as editors do.
 func (c *configuredDaemon) write(settings string) {
 	c.t.Helper()
-	if err := os.WriteFile(c.file+".new", []byte(settings), 0o600); err != nil {
-		c.t.Fatal(err)
-	}
-	if err := os.Rename(c.file+".new", c.file); err != nil {
-		c.t.Fatal(err)
-	}
+	must.Do(c.t, os.WriteFile(c.file+".new", []byte(settings), 0o600))
+	must.Do(c.t, os.Rename(c.file+".new", c.file))
 }
 
 // outcomes are the lines of the daemon's log that say what became of a reload.
@@ -69,9 +65,7 @@ func (c *configuredDaemon) reload(settings, want string) {
 func (c *configuredDaemon) again() (outcome string) {
 	c.t.Helper()
 	process := c.router.DaemonProcess()
-	if err := process.Signal(syscall.SIGHUP); err != nil {
-		c.t.Fatal(err)
-	}
+	must.Do(c.t, process.Signal(syscall.SIGHUP))
 	err := process.WaitOutput(testContext(c.t, 10*time.Second), func(log string) bool {
 		if all := outcomes(log); len(all) > c.reloads {
 			outcome = all[c.reloads]
@@ -79,9 +73,7 @@ func (c *configuredDaemon) again() (outcome string) {
 		}
 		return false
 	})
-	if err != nil {
-		c.t.Fatal(err)
-	}
+	must.Do(c.t, err)
 	c.reloads++
 	return outcome
 }
@@ -140,9 +132,7 @@ func TestReload(t *testing.T) {
 	d.reload("rules: true\nports: [21, 2121]\nmin-port: 61000\nqueues: 2\n", "msg=reloaded min-port=61000 needs_restart=queues\n")
 	// The command line, which names the queue, still wins.
 	d.reload("rules: true\nports: [21, 2121]\nmin-port: 61000\nqueue: 7\n", "msg=reloaded changed=nothing\n")
-	if err := os.Remove(d.file); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.Remove(d.file))
 	if got := d.again(); !strings.Contains(got, "the configuration file can't be read") {
 		t.Errorf("without its file the daemon says %s", got)
 	}
@@ -150,9 +140,7 @@ func TestReload(t *testing.T) {
 
 	// A port that is removed gets no new control connections; those that it has are still helped. One that
 	// was added by hand stays.
-	if err := router.Nft(t.Context(), "add element inet nfq_ftphelper ports { 2122 }"); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, router.Nft(t.Context(), "add element inet nfq_ftphelper ports { 2122 }"))
 	d.reload("rules: true\nports: 2121\nlog-level: debug\n", "msg=reloaded ports=2121 min-port=1024 log-level=debug\n")
 	helped(first)
 	helped(second)
@@ -174,16 +162,12 @@ func TestReload(t *testing.T) {
 	told(second, advertised)
 
 	// Rules that somebody has changed stay so, but not without a word. Those that are removed come back.
-	if err := router.Nft(t.Context(), "flush chain inet nfq_ftphelper prerouting"); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, router.Nft(t.Context(), "flush chain inet nfq_ftphelper prerouting"))
 	d.reload("rules: true\nports: 2121\nadvertise: "+advertised.String()+"\n", "msg=reloaded changed=nothing\n")
 	if got := router.DaemonProcess().Output(); !strings.Contains(got, "somebody has changed them") || !strings.Contains(got, "chain prerouting: rule 1 is not") {
 		t.Errorf("of a chain without rules the daemon says nothing:\n%s", got)
 	}
-	if err := router.Nft(t.Context(), "delete table inet nfq_ftphelper"); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, router.Nft(t.Context(), "delete table inet nfq_ftphelper"))
 	d.reload("rules: true\n", "msg=reloaded ports=21 advertise=\"\"\n")
 	third := dial(21)
 	helped(third)
@@ -194,9 +178,7 @@ func TestReload(t *testing.T) {
 
 	// Reloads that come with the stop are nothing to it.
 	for _, signal := range []syscall.Signal{syscall.SIGHUP, syscall.SIGTERM, syscall.SIGHUP} {
-		if err := router.DaemonProcess().Signal(signal); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, router.DaemonProcess().Signal(signal))
 	}
 	if err := router.DaemonProcess().Wait(testContext(t, 10*time.Second)); err != nil {
 		t.Error(err)
@@ -216,27 +198,20 @@ func TestReloadOthersRules(t *testing.T) {
 	d := &configuredDaemon{t: t, router: host, file: filepath.Join(t.TempDir(), "nfq-ftphelper.yaml")}
 	d.write("ports: [21]\n")
 	path, err := binary()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	ctx := testContext(t, 20*time.Second)
 	if _, err := host.Run(ctx, "", path, "rules", "apply", "--config", d.file); err != nil {
 		t.Fatal(err)
 	}
-	if host.process, err = host.Start(exec.Command(path, "run", "--config", d.file, "--control", filepath.Join(t.TempDir(), "control.sock"))); err != nil {
-		t.Fatal(err)
-	}
-	if err := host.process.WaitOutput(ctx, func(log string) bool { return strings.Contains(log, "msg=ready") }); err != nil {
-		t.Fatal(err)
-	}
+	host.process, err = host.Start(exec.Command(path, "run", "--config", d.file, "--control", filepath.Join(t.TempDir(), "control.sock")))
+	must.Do(t, err)
+	must.Do(t, host.process.WaitOutput(ctx, func(log string) bool { return strings.Contains(log, "msg=ready") }))
 	const warning = "set ports lacks 2121"
 	d.reload("ports: [21, 2121]\n", "msg=reloaded ports=21,2121")
 	if n := strings.Count(host.process.Output(), warning); n != 1 {
 		t.Errorf("it has warned %d times that the rules lack a port", n)
 	}
-	if err := host.Nft(ctx, "add element inet nfq_ftphelper ports { 2121 }"); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, host.Nft(ctx, "add element inet nfq_ftphelper ports { 2121 }"))
 	d.reload("ports: [21, 2121]\n", "msg=reloaded changed=nothing")
 	if n := strings.Count(host.process.Output(), warning); n != 1 {
 		t.Errorf("it has warned again, of rules that are as they should be")
@@ -254,32 +229,19 @@ func TestReloadLink(t *testing.T) {
 	d := &configuredDaemon{t: t, router: host, file: filepath.Join(t.TempDir(), "nfq-ftphelper.yaml")}
 	d.write("rules: true\n")
 	link := filepath.Join(t.TempDir(), "nfq-ftphelper.yaml")
-	if err := os.Symlink(d.file, link); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.Symlink(d.file, link))
 	path, err := binary()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	ctx := testContext(t, 20*time.Second)
-	if host.process, err = host.Start(exec.Command(path, "run", "--config", link, "--control", filepath.Join(t.TempDir(), "control.sock"))); err != nil {
-		t.Fatal(err)
-	}
-	if err := host.process.WaitOutput(ctx, func(log string) bool { return strings.Contains(log, "msg=ready") }); err != nil {
-		t.Fatal(err)
-	}
+	host.process, err = host.Start(exec.Command(path, "run", "--config", link, "--control", filepath.Join(t.TempDir(), "control.sock")))
+	must.Do(t, err)
+	must.Do(t, host.process.WaitOutput(ctx, func(log string) bool { return strings.Contains(log, "msg=ready") }))
 	d.reload("rules: true\nrate: 7\n", "msg=reloaded rate=7\n")
 	// What it cannot read, it says why.
 	elsewhere := filepath.Join(t.TempDir(), "nfq-ftphelper.yaml")
-	if err := os.WriteFile(elsewhere, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Remove(link); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink(elsewhere, link); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.WriteFile(elsewhere, nil, 0o600))
+	must.Do(t, os.Remove(link))
+	must.Do(t, os.Symlink(elsewhere, link))
 	if got := d.again(); !strings.Contains(got, "permission denied: the daemon has given up the right to read") {
 		t.Errorf("of a file in another folder the daemon says %s", got)
 	}
@@ -356,9 +318,7 @@ func TestReloadUnderLoad(t *testing.T) {
 			d.write(settings)
 			d.again()
 			// Two at once are one, or two.
-			if err := router.DaemonProcess().Signal(syscall.SIGHUP); err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, router.DaemonProcess().Signal(syscall.SIGHUP))
 		}
 		select {
 		case <-done:
@@ -375,9 +335,7 @@ func TestReloadUnderLoad(t *testing.T) {
 			t.Errorf("%v, the kernel has dropped %d packets", err, n)
 		}
 	}
-	if err := router.StopDaemon(testContext(t, 20*time.Second)); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, router.StopDaemon(testContext(t, 20*time.Second)))
 	log := router.DaemonProcess().Output()
 	var refused int
 	for _, outcome := range outcomes(log) {

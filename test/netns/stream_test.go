@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // The tests in this file cut the lines of control connections into segments in all
@@ -42,9 +44,7 @@ func sendByteSegments(t *testing.T, situation Situation, family Family) {
 	written := 0
 	for _, conn := range append(server.connections(), client.conn) {
 		bytes, segments, err := sentOnce(conn)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		if bytes == 0 || bytes != segments {
 			t.Errorf("%d bytes went in %d segments", bytes, segments)
 		}
@@ -245,12 +245,9 @@ func (p pipeline) wantSegments(fromClient, fromServer int, f func()) {
 	t.Helper()
 	count := func() (client, server int) {
 		_, client, err := sentOnce(p.client.conn)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, server, err = sentOnce(p.conn); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
+		_, server, err = sentOnce(p.conn)
+		must.Do(t, err)
 		return client, server
 	}
 	clientBefore, serverBefore := count()

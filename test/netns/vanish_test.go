@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/control"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // What the daemon says of its rules.
@@ -55,16 +56,10 @@ func TestRulesVanish(t *testing.T) {
 	}
 	// The firewall's own rules come back behind the flush, one by one.
 	saved, err := router.Run(ctx, "", "sh", "-c", "nft -s list ruleset | sed '/^table inet nfq_ftphelper {/,/^}/d'")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := router.Nft(ctx, "flush ruleset"); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
+	must.Do(t, router.Nft(ctx, "flush ruleset"))
 	said(t, router, saysRemoved, 1)
-	if err := router.Nft(ctx, saved); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, router.Nft(ctx, saved))
 	said(t, router, saysRestored, 1)
 	if err := control.NewClient(router.Control()).Ready(ctx); err != nil {
 		t.Error(err)
@@ -72,9 +67,7 @@ func TestRulesVanish(t *testing.T) {
 	helped()
 
 	// Something keeps removing them: that is not fought.
-	if err := router.Nft(ctx, "delete table inet nfq_ftphelper"); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, router.Nft(ctx, "delete table inet nfq_ftphelper"))
 	said(t, router, saysRemoved, 2)
 	said(t, router, saysStay, 1)
 	if err := control.NewClient(router.Control()).Ready(ctx); err == nil {
@@ -84,14 +77,10 @@ func TestRulesVanish(t *testing.T) {
 	helped()
 
 	// Rules that were changed stay so.
-	if err := router.Nft(ctx, "flush chain inet nfq_ftphelper prerouting"); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, router.Nft(ctx, "flush chain inet nfq_ftphelper prerouting"))
 	said(t, router, saysChanged, 1)
 
-	if err := router.StopDaemon(ctx); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, router.StopDaemon(ctx))
 	log := router.DaemonProcess().Output()
 	for text, n := range map[string]int{saysRemoved: 2, saysRestored: 2, saysStay: 1, saysChanged: 1} {
 		if got := strings.Count(log, text); got != n {
@@ -105,9 +94,7 @@ func TestOthersRulesVanish(t *testing.T) {
 	t.Parallel()
 	host := newRouter(t, "host", None, 21)
 	path, err := binary()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	ctx := testContext(t, time.Minute)
 	apply := func() {
 		t.Helper()
@@ -116,28 +103,19 @@ func TestOthersRulesVanish(t *testing.T) {
 		}
 	}
 	apply()
-	if host.process, err = host.Start(exec.Command(path, "run", "--control", filepath.Join(t.TempDir(), "control.sock"))); err != nil {
-		t.Fatal(err)
-	}
-	if err := host.process.WaitOutput(ctx, func(log string) bool { return strings.Contains(log, "msg=ready") }); err != nil {
-		t.Fatal(err)
-	}
+	host.process, err = host.Start(exec.Command(path, "run", "--control", filepath.Join(t.TempDir(), "control.sock")))
+	must.Do(t, err)
+	must.Do(t, host.process.WaitOutput(ctx, func(log string) bool { return strings.Contains(log, "msg=ready") }))
 	apply() // the same again, which is no change
 	for n := range 5 {
-		if err := host.Nft(ctx, "delete table inet nfq_ftphelper"); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, host.Nft(ctx, "delete table inet nfq_ftphelper"))
 		said(t, host, saysRemoved, n+1)
 		apply()
 		said(t, host, saysBack, n+1)
 	}
-	if err := host.Nft(ctx, "delete element inet nfq_ftphelper ports { 21 }"); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, host.Nft(ctx, "delete element inet nfq_ftphelper ports { 21 }"))
 	said(t, host, saysChanged, 1)
-	if err := host.StopDaemon(ctx); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, host.StopDaemon(ctx))
 	if log := host.DaemonProcess().Output(); strings.Contains(log, saysRestored) {
 		t.Errorf("it has applied rules that are not its own:\n%s", log)
 	}
