@@ -98,8 +98,8 @@ func TestActivePortCollision(t *testing.T) {
 func collideActive(t *testing.T, family Family, verb Verb) {
 	lab := newLab(t, Config{Situation: SNAT, Family: family, Helper: Ours})
 	second := addHost(t, lab, "second client", family)
-	server := startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{})
-	one := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
+	server := lab.serve(t, script{})
+	one := lab.dial(t)
 	two := dialScripted(t, second.Host, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
 	one.login()
 	two.login()

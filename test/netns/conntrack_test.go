@@ -55,7 +55,7 @@ func watchClassic(t *testing.T, verb Verb, helper Helper) classicView {
 	// connection's state on two processors at once, and then conntrack prints one
 	// state or the other.
 	wait := Scale(150 * time.Millisecond)
-	startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{
+	lab.serve(t, script{
 		passivePort: classicPassivePort, activePort: classicServerPort, lateClose: wait,
 	})
 	router := lab.ServerRouter()

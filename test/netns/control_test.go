@@ -84,7 +84,7 @@ func TestMetrics(t *testing.T) {
 	router, ctx := lab.ServerRouter(), testContext(t, time.Minute)
 	neverRetransmit(t, lab.Client)
 	neverRetransmit(t, lab.Server)
-	startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{})
+	lab.serve(t, script{})
 
 	number := uint16(100)
 	if router.daemon.Rules == rulesetFile {
@@ -118,12 +118,9 @@ func TestMetrics(t *testing.T) {
 	wantSamples(t, got, want)
 
 	const rounds = 3
-	c := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-	c.login()
+	c := lab.login(t)
 	for range rounds {
-		for _, verb := range Verbs {
-			wantContent(t, string(verb), c.fetchBy(verb, string(verb), lab.ServerAddress), fileContent(string(verb)))
-		}
+		c.wantFiles(lab.ServerAddress, Verbs...)
 	}
 	c.do("200", "PORT 203,0,113,101,0,20")
 	c.do("200", "PORT 203,0,113,102,8,0")
@@ -191,9 +188,7 @@ func TestMetrics(t *testing.T) {
 	if err := d.Ready(ctx); err != nil {
 		t.Error(err)
 	}
-	if _, err := router.Run(ctx, "", "nft", "flush", "chain", "inet", "nfq_ftphelper", "control"); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, router.Nft(ctx, "flush chain inet nfq_ftphelper control"))
 	if err := d.Ready(ctx); err == nil || !strings.Contains(err.Error(), "the daemon says: ") {
 		t.Errorf("without its rules: %v", err)
 	}
@@ -226,7 +221,7 @@ func TestControlUnderFire(t *testing.T) {
 	t.Parallel()
 	lab := newLab(t, Config{Situation: DNAT, Family: IPv4, Helper: Ours})
 	router := lab.ServerRouter()
-	startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{})
+	lab.serve(t, script{})
 	ctx, stop := context.WithCancel(testContext(t, time.Minute))
 	var fire sync.WaitGroup
 	defer fire.Wait()
@@ -242,14 +237,12 @@ func TestControlUnderFire(t *testing.T) {
 	const clients, rounds = 8, 10
 	var all sync.WaitGroup
 	for range clients {
-		c := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
+		c := lab.dial(t)
 		c.t = onGoroutine{t}
 		all.Go(func() {
 			c.login()
 			for range rounds {
-				for _, verb := range Verbs {
-					wantContent(c.t, string(verb), c.fetchBy(verb, string(verb), lab.ServerAddress), fileContent(string(verb)))
-				}
+				c.wantFiles(lab.ServerAddress, Verbs...)
 			}
 			c.quit()
 		})
@@ -310,25 +303,22 @@ func TestFlowsAndEvents(t *testing.T) {
 	t.Parallel()
 	lab := newLab(t, Config{Situation: DNAT, Family: IPv4, Helper: Ours, Daemon: Daemon{BackEnd: BackEnd{Queues: 2}}})
 	router, ctx := lab.ServerRouter(), testContext(t, time.Minute)
-	startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{replies: map[string]string{"AUTH": "234 Go on"}})
+	lab.serve(t, script{replies: map[string]string{"AUTH": "234 Go on"}})
 
 	events, err := router.Start(exec.Command(router.daemon.Binary, "events", "--control", router.Control()))
 	must.Do(t, err)
 	// It follows as soon as it is connected, and says nothing about it: a packet shows that.
 	var over *net.TCPAddr
 	for follows := false; !follows; {
-		c := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-		c.login()
+		c := lab.login(t)
 		c.quit()
 		over = c.conn.LocalAddr().(*net.TCPAddr)
 		follows = strings.Contains(events.Output(), "tracked")
 	}
-	c := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-	c.login()
+	c := lab.login(t)
 	c.fetchBy(PASV, "file", lab.ServerAddress)
 	c.do("200", "PORT 203,0,113,101,0,20")
-	other := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-	other.login()
+	other := lab.login(t)
 	other.do("234", "AUTH TLS")
 
 	client, otherClient := c.conn.LocalAddr().String(), other.conn.LocalAddr().String()
@@ -342,13 +332,7 @@ func TestFlowsAndEvents(t *testing.T) {
 			t.Errorf("no line with %s: %v", want, err)
 		}
 	}
-	list := func(flags ...string) string {
-		t.Helper()
-		text, err := router.Run(ctx, "", router.daemon.Binary, append([]string{"flows", "--control", router.Control()}, flags...)...)
-		must.Do(t, err)
-		return text
-	}
-	text := list()
+	text := router.command(t, "flows")
 	for _, want := range []string{
 		client + `  +192\.168\.1\.2:21  read +1 +1  PORT 20: low_port +server reached at 192\.0\.2\.2\n`,
 		otherClient + `  +192\.168\.1\.2:21  encrypted +0 +0 +server reached at 192\.0\.2\.2\n`,
@@ -360,18 +344,18 @@ func TestFlowsAndEvents(t *testing.T) {
 	if strings.Contains(text, over.String()) {
 		t.Errorf("%s is closing, and listed in\n%s", over, text)
 	}
-	if text = list("--all"); !strings.Contains(text, over.String()) {
+	if text = router.command(t, "flows", "--all"); !strings.Contains(text, over.String()) {
 		t.Errorf("there is no %s in\n%s", over, text)
 	}
 	var flows control.Flows
-	if err := json.Unmarshal([]byte(list("--json", "--all")), &flows); err != nil || flows.Unchecked > 0 || len(flows.Flows) != strings.Count(text, "\n")-1 {
+	if err := json.Unmarshal([]byte(router.command(t, "flows", "--json", "--all")), &flows); err != nil || flows.Unchecked > 0 || len(flows.Flows) != strings.Count(text, "\n")-1 {
 		t.Errorf("%v, as JSON there are %+v", err, flows)
 	}
 	// Conntrack remembers one that is over for a while.
 	if _, err := router.Run(ctx, "", "conntrack", "-D", "-p", "tcp", "--orig-port-src", strconv.Itoa(over.Port)); err != nil {
 		t.Fatal(err)
 	}
-	if text := list("--all"); strings.Contains(text, over.String()) || !strings.Contains(text, client) {
+	if text := router.command(t, "flows", "--all"); strings.Contains(text, over.String()) || !strings.Contains(text, client) {
 		t.Errorf("when conntrack has forgotten %s:\n%s", over, text)
 	}
 	must.Do(t, router.StopDaemon(ctx))
@@ -385,7 +369,7 @@ func TestTop(t *testing.T) {
 	t.Parallel()
 	lab := newLab(t, Config{Situation: DNAT, Family: IPv4, Helper: Ours})
 	router, ctx := lab.ServerRouter(), testContext(t, time.Minute)
-	startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{})
+	lab.serve(t, script{})
 	// script gives it a terminal.
 	cmd := exec.Command("script", "-qfec", fmt.Sprintf("stty rows 24 cols 80; exec %s top --control %s", router.daemon.Binary, router.Control()), "/dev/null")
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "TERM=xterm-256color", "LC_ALL=C.UTF-8"}
@@ -393,8 +377,7 @@ func TestTop(t *testing.T) {
 	must.Do(t, err)
 	top, err := router.Start(cmd)
 	must.Do(t, err)
-	c := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-	c.login()
+	c := lab.login(t)
 	for !strings.Contains(top.Output(), c.conn.LocalAddr().String()) {
 		if err := ctx.Err(); err != nil || !top.Running() {
 			t.Fatalf("%v, it shows\n%q", err, top.Output())

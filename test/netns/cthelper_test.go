@@ -36,13 +36,6 @@ func TestCTHelperInFilter(t *testing.T) {
 		Daemon: Daemon{BackEnd: BackEnd{Helper: CTHelper}}})
 	router, ctx := lab.ServerRouter(), testContext(t, time.Minute)
 	site := startSite(t, lab.Server, IPv4, SiteOptions{})
-	outcomes := func(verbs ...Verb) map[Verb]Outcome {
-		found := make(map[Verb]Outcome)
-		for _, verb := range verbs {
-			found[verb] = cell{DNATMasquerade, IPv4, verb, Download, Curl}.transfer(lab, site, failingTimeout).Run(ctx, lab.Client)
-		}
-		return found
-	}
 	for _, c := range []struct {
 		in, helper string
 		works      map[Verb]bool
@@ -53,7 +46,7 @@ func TestCTHelperInFilter(t *testing.T) {
 	} {
 		must.Do(t, router.Nft(ctx, fmt.Sprintf(onlyOurHelper, c.in, c.helper)))
 		for verb, works := range c.works {
-			if outcome := outcomes(verb)[verb]; (outcome.Err == nil) != works {
+			if outcome := lab.download(t, site, verb, failingTimeout); (outcome.Err == nil) != works {
 				t.Errorf("%s with what helper %s expects let in from %s: %v, want it to work: %v\n%s",
 					verb, c.helper, c.in, outcome.Err, works, outcome.Transcript)
 			}
@@ -110,8 +103,7 @@ func TestCTHelperStays(t *testing.T) {
 				}
 			})
 			site := startSite(t, lab.Server, IPv4, SiteOptions{})
-			client := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-			client.login()
+			client := lab.login(t)
 			wantContent(t, siteFile, client.fetch(siteFile, client.passive(PASV), netip.AddrPort{}), site.Content)
 
 			must.Do(t, c.end(t, router))
@@ -126,7 +118,7 @@ func TestCTHelperStays(t *testing.T) {
 			// An enabled helper that nobody serves makes the kernel leave out its own work, the
 			// adjustment of sequence numbers too.
 			if c.name == "killed" {
-				client = dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
+				client = lab.dial(t)
 				client.login()
 			}
 			client.do("257", "PWD")
@@ -161,9 +153,7 @@ func TestCTHelperCalledFTP(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "the name is taken for IPv4 by a helper of the kernel: unload its module") {
 		t.Errorf("with the kernel's own: %v\n%s", err, output)
 	}
-	if left, err := router.Run(ctx, "", "nft", "list", "tables"); err != nil || strings.Contains(left, "nfq_ftphelper") {
-		t.Errorf("it left rules behind: %v\n%s", err, left)
-	}
+	wantNoRules(t, router.Host)
 
 	for _, module := range []string{"nf_nat_ftp", "nf_conntrack_ftp"} {
 		if _, err := os.Stat("/sys/module/" + module); err != nil {
@@ -202,10 +192,7 @@ func TestCTHelperCalledFTP(t *testing.T) {
 	}
 	must.Do(t, router.Nft(ctx, fmt.Sprintf(onlyOurHelperToo, "eth1", "ftp")))
 	site := startSite(t, lab.Server, IPv4, SiteOptions{})
-	outcome := cell{DNATMasquerade, IPv4, PASV, Download, Curl}.transfer(lab, site, workingTimeout).Run(ctx, lab.Client)
-	if outcome.Err != nil {
-		t.Errorf("%v\n%s", outcome.Err, outcome.Transcript)
-	}
+	lab.wantDownloads(t, site, PASV)
 	report, code := examine()
 	// A copy of the host can't have the helper, so the one warning is that no test transfer was made.
 	if code != 0 || !strings.Contains(report, "cthelper ftp") || strings.Count(report, "warning") != 1 ||

@@ -3,7 +3,6 @@ package netns
 import (
 	"bufio"
 	"fmt"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -29,18 +28,11 @@ func TestAnotherPort(t *testing.T) {
 			lab := newLab(t, Config{Situation: DNAT, Family: family, Helper: Ours, Ports: []uint16{21, port}})
 			site := startSite(t, lab.Server, family, SiteOptions{Port: port})
 			ctx := testContext(t, 2*time.Minute)
-			try := func(verb Verb, timeout time.Duration) Outcome {
-				return cell{DNAT, family, verb, Download, Curl}.transfer(lab, site, timeout).Run(ctx, lab.Client)
-			}
 			// The port is not in the set yet.
-			wantNoData(t, family, func(verb Verb) Outcome { return try(verb, failingTimeout) })
+			wantNoData(t, family, func(verb Verb) Outcome { return lab.download(t, site, verb, failingTimeout) })
 			add := fmt.Sprintf("add element inet nfq_ftphelper ports { %d }\n", port)
 			must.Do(t, lab.ServerRouter().Nft(ctx, add))
-			for _, verb := range family.Verbs() {
-				if outcome := try(verb, workingTimeout); outcome.Err != nil {
-					t.Errorf("%s after port %d is in the set: %v\n%s", verb, port, outcome.Err, outcome.Transcript)
-				}
-			}
+			lab.wantDownloads(t, site, family.Verbs()...)
 			wantNothingInvalid(t, lab.Routers...)
 		})
 	}
@@ -57,15 +49,10 @@ func TestDaemonGone(t *testing.T) {
 			lab := newLab(t, Config{Situation: DNAT, Family: IPv4, Helper: Ours})
 			site := startSite(t, lab.Server, IPv4, SiteOptions{})
 			router, ctx := lab.ServerRouter(), testContext(t, time.Minute)
-			client := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-			client.login()
+			client := lab.login(t)
 			fetch := func() {
 				t.Helper()
-				at := client.passive(PASV)
-				if at.Addr() != lab.ServerAddress {
-					t.Fatalf("the client was told %s", at)
-				}
-				wantContent(t, siteFile, client.fetch(siteFile, at, netip.AddrPort{}), site.Content)
+				wantContent(t, siteFile, client.fetchBy(PASV, siteFile, lab.ServerAddress), site.Content)
 			}
 			fetch()
 			fetch()
@@ -187,7 +174,7 @@ func TestStalledLog(t *testing.T) {
 	t.Parallel()
 	const transfers = 60
 	lab := newLab(t, Config{Situation: DNAT, Family: IPv4, Helper: None})
-	startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{})
+	lab.serve(t, script{})
 	router, d := lab.ServerRouter(), daemon(t, BackEnd{})
 	r, w, err := os.Pipe()
 	must.Do(t, err)
@@ -206,11 +193,9 @@ func TestStalledLog(t *testing.T) {
 	for log.Scan() && !strings.Contains(log.Text(), "msg=ready") {
 	}
 
-	client := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-	client.login()
-	for i := range transfers {
-		name := fmt.Sprint(i)
-		wantContent(t, name, client.fetchBy(PASV, name, lab.ServerAddress), fileContent(name))
+	client := lab.login(t)
+	for range transfers {
+		client.wantFiles(lab.ServerAddress, PASV)
 	}
 	client.quit()
 

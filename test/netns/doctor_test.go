@@ -34,14 +34,17 @@ func doctor(t *testing.T, r *Router, flags ...string) (report string, code int) 
 		args = append(args, "--queue", strconv.Itoa(int(d.Queue)))
 	}
 	report, err := r.Run(testContext(t, 20*time.Second), "", d.Binary, args...)
-	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) {
-		t.Fatal(err)
+	return report, exitCode(t, err)
+}
+
+// exitCode is that of a program that a host has run to its end.
+func exitCode(t testing.TB, err error) int {
+	t.Helper()
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		return exit.ExitCode()
 	}
-	if exit != nil {
-		code = exit.ExitCode()
-	}
-	return report, code
+	must.Do(t, err)
+	return 0
 }
 
 // doctorsQueue is the number of the queue that the rules fill.
@@ -72,10 +75,7 @@ func TestDoctorHealthy(t *testing.T) {
 				if code != 0 {
 					t.Errorf("exit code %d", code)
 				}
-				outcome := cell{DNATMasquerade, family, EPSV, Download, Curl}.transfer(lab, site, workingTimeout).Run(testContext(t, time.Minute), lab.Client)
-				if outcome.Err != nil {
-					t.Errorf("%v\n%s", outcome.Err, outcome.Transcript)
-				}
+				lab.wantDownloads(t, site, EPSV)
 			}
 			report, _ := doctor(t, lab.ServerRouter(), "--json")
 			var parsed struct {
@@ -87,82 +87,6 @@ func TestDoctorHealthy(t *testing.T) {
 			}
 			if parsed.Problems == nil || *parsed.Problems != 0 || parsed.Warnings == nil || *parsed.Warnings != 0 || len(parsed.Findings) < 10 {
 				t.Errorf("it says\n%s", report)
-			}
-		})
-	}
-}
-
-// TestDoctorFindings breaks a router that is in order, in one way each, and reads the
-// line that says so. Nothing else may be wrong.
-func TestDoctorFindings(t *testing.T) {
-	t.Parallel()
-	nft := func(ruleset string) func(*testing.T, *Lab) {
-		return func(t *testing.T, lab *Lab) {
-			t.Helper()
-			must.Do(t, lab.ServerRouter().Nft(testContext(t, 20*time.Second), ruleset))
-		}
-	}
-	for name, c := range map[string]struct {
-		fault func(*testing.T, *Lab)
-		line  string
-		mend  string
-	}{
-		"daemon killed": {
-			func(t *testing.T, lab *Lab) {
-				must.Do(t, lab.ServerRouter().KillDaemon())
-			},
-			`problem  queue +no program serves queue \d+`, `nfq-ftphelper run`,
-		},
-		"daemon stopped": {stopDaemon, `problem  queue +queue \d+: nfq-ftphelper, process \d+, is stopped`, `kill -CONT \d+`},
-		"another program": {
-			func(t *testing.T, lab *Lab) { bindQueue(t, lab.ServerRouter(), 0) },
-			`problem  queue +queue \d+ is bound by another program: netns\.test, process \d+`, `--queue NUMBER`,
-		},
-		"no rules": {nft("delete table inet nfq_ftphelper"), `problem  rules +the queue rules are not installed`, `nfq-ftphelper rules apply`},
-		"a rule gone": {
-			nft("flush chain inet nfq_ftphelper prerouting"), `problem  rules +table inet nfq_ftphelper: chain prerouting: rule 1 is not "ct state new`, `nfq-ftphelper rules apply`,
-		},
-		"no ports": {nft("flush set inet nfq_ftphelper ports"), `problem  rules +set ports of table inet nfq_ftphelper is empty`, `nft add element inet nfq_ftphelper ports '\{ 21 \}'`},
-		"helper after NAT": {
-			nft(`table inet mine { ct helper h { type "sane" protocol tcp; }; chain pre { type filter hook prerouting priority 0; tcp dport 21 ct helper set "h"; }; }`),
-			`problem  helper priority +table inet mine, chain pre \(prerouting priority 0, after NAT\): helper "sane" for port 21`,
-			`nft delete rule inet mine pre handle \d+`,
-		},
-		"kernel's helper": {
-			nft(`table ip mine { ct helper h { type "ftp" protocol tcp; }; chain pre { type filter hook prerouting priority -160; tcp dport 21 ct helper set "h"; }; }`),
-			`problem  other helpers +table ip mine, chain pre \(prerouting priority -160\): helper "ftp" for port 21`,
-			`nft delete rule ip mine pre handle \d+`,
-		},
-		"no related": {
-			nft(`flush chain inet filter forward; add rule inet filter forward ct state established accept; add rule inet filter forward ct state new tcp dport @ftp accept`),
-			`problem  related +table inet filter, chain forward drops`, `nft insert rule inet filter forward ct state established,related accept`,
-		},
-		"not tracked": {
-			nft(`table inet mine { chain pre { type filter hook prerouting priority raw; tcp dport 21 notrack; }; }`),
-			`problem  notrack +table inet mine, chain pre hides connections to port 21 from conntrack`, `nft delete rule inet mine pre handle \d+`,
-		},
-		"not forwarding": {
-			func(t *testing.T, lab *Lab) {
-				must.Do(t, lab.ServerRouter().Sysctl("ipv4.ip_forward", "0"))
-			},
-			`warning  forwarding +IPv4 is not forwarded between eth0, eth1`, `sysctl -w net\.ipv4\.ip_forward=1`,
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			lab := newLab(t, Config{Situation: DNAT, Family: IPv4, Helper: Ours})
-			c.fault(t, lab)
-			report, code := doctor(t, lab.ServerRouter())
-			wantLine(t, report, c.line, c.mend)
-			wantCode := 0
-			if strings.HasPrefix(c.line, "problem") {
-				wantCode = 1
-			}
-			if code != wantCode {
-				t.Errorf("exit code %d, want %d", code, wantCode)
-			}
-			if bad := regexp.MustCompile(`(?m)^(warning|problem)`).FindAllString(strings.ReplaceAll(report, "warning  transfer             no test transfer", ""), -1); len(bad) != 1 {
-				t.Errorf("want one thing to be wrong, it says\n%s", report)
 			}
 		})
 	}
@@ -256,7 +180,7 @@ func TestDoctorExitCode(t *testing.T) {
 			var tries sync.WaitGroup
 			for i, verb := range []Verb{PASV, PORT} {
 				tries.Go(func() {
-					outcomes[i] = cell{DNAT, IPv4, verb, Download, Curl}.transfer(lab, site, timeout).Run(testContext(t, time.Minute), lab.Client)
+					outcomes[i] = lab.download(t, site, verb, timeout)
 				})
 			}
 			tries.Wait()
@@ -279,17 +203,10 @@ func TestDoctorOnlyReads(t *testing.T) {
 		d := daemon(t, BackEnd{})
 		report, err := router.Run(testContext(t, 20*time.Second), "", "setpriv", "--bounding-set", "-sys_admin",
 			d.Binary, "doctor", "--queue", strconv.Itoa(int(doctorsQueue(t))))
-		var exit *exec.ExitError
-		if err != nil && !errors.As(err, &exit) {
-			t.Fatal(err)
-		}
-		if exit != nil {
-			code = exit.ExitCode()
-		}
 		if !regexp.MustCompile(`(?m)^warning  transfer +no test transfer, the rules have only been read: this host cannot be copied: no network namespace can be made: operation not permitted$`).MatchString(report) {
 			t.Errorf("it says\n%s", report)
 		}
-		return report, code
+		return report, exitCode(t, err)
 	}
 	if report, code := examine(); code != 0 {
 		t.Errorf("exit code %d\n%s", code, report)
@@ -297,6 +214,15 @@ func TestDoctorOnlyReads(t *testing.T) {
 	must.Do(t, router.Nft(testContext(t, 20*time.Second), "flush chain inet filter forward; add rule inet filter forward ct state established accept; add rule inet filter forward tcp dport 21 accept"))
 	if report, code := examine(); code != 1 || !regexp.MustCompile(`(?m)^problem  related +table inet filter, chain forward drops`).MatchString(report) {
 		t.Errorf("exit code %d\n%s", code, report)
+	}
+}
+
+// wantOneFinding wants a report to find one thing wrong. That no test transfer was possible does not count.
+func wantOneFinding(t *testing.T, report string) {
+	t.Helper()
+	found := strings.ReplaceAll(findingsIn(report), "warning  transfer             no test transfer", "")
+	if bad := regexp.MustCompile(`(?m)^(warning|problem)`).FindAllString(found, -1); len(bad) != 1 {
+		t.Errorf("want one thing to be wrong, it says\n%s", report)
 	}
 }
 
@@ -397,7 +323,7 @@ func TestDoctorPacketsWaiting(t *testing.T) {
 	wantLine(t, report, `problem  queue +queue \d+: nfq-ftphelper, process \d+, is stopped`, `kill -CONT`)
 }
 
-// TestDoctorOverflow has a program serve the queue that has room for one packet only.
+// TestDoctorOverflow has another program serve the queue, which has room for one packet only.
 func TestDoctorOverflow(t *testing.T) {
 	t.Parallel()
 	lab := newLab(t, Config{Situation: DNAT, Family: IPv4, Helper: Ours})
@@ -410,4 +336,5 @@ func TestDoctorOverflow(t *testing.T) {
 	if !regexp.MustCompile(`(?m)^warning  queue +queue \d+ has dropped \d+ packets$`).MatchString(report) {
 		t.Errorf("it says\n%s", report)
 	}
+	wantLine(t, report, `problem  queue +queue \d+ is bound by another program: netns\.test, process \d+`, `--queue NUMBER`)
 }

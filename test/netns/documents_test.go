@@ -54,8 +54,7 @@ func runDocumented(t *testing.T, root, commands string) {
 	t.Parallel()
 	lab := newLab(t, Config{Situation: DNAT, Family: IPv4})
 	site := startSite(t, lab.Server, IPv4, SiteOptions{})
-	path, err := binary()
-	must.Do(t, err)
+	path := daemon(t, BackEnd{}).Binary
 	file := filepath.Join(t.TempDir(), "commands")
 	must.Do(t, os.WriteFile(file, []byte(commands), 0o600))
 	ctx, stop := context.WithCancel(testContext(t, 2*time.Minute))

@@ -52,8 +52,7 @@ var documentedFilter = regexp.MustCompile(`(?s)tcpdump [^']*-c [0-9]+ -w ftp.pca
 // captureFilter is the filter of captures that the documents and the manual name: one for all of them.
 func captureFilter(t *testing.T) string {
 	t.Helper()
-	path, err := binary()
-	must.Do(t, err)
+	path := daemon(t, BackEnd{}).Binary
 	help, err := exec.Command(path, "explain", "--help").Output()
 	must.Do(t, err)
 	texts := map[string]string{"explain --help": string(help)}
@@ -118,10 +117,8 @@ func TestExplain(t *testing.T) {
 				t.Errorf("the capture has data, such as %q", first)
 			}
 
-			helper, err := binary()
-			must.Do(t, err)
 			drawing := filepath.Join(t.TempDir(), "ladder.svg")
-			text, err := router.Run(ctx, file.String(), helper, "explain", "--config", "none", "--svg", drawing, "-")
+			text, err := router.Run(ctx, file.String(), daemon(t, BackEnd{}).Binary, "explain", "--config", "none", "--svg", drawing, "-")
 			must.Do(t, err)
 			for _, want := range c.want {
 				if !strings.Contains(text, want) {

@@ -90,20 +90,16 @@ type dialogue struct {
 func startDialogue(t *testing.T, lab *Lab) dialogue {
 	t.Helper()
 	p := &pauser{paused: make(chan struct{}), goOn: make(chan struct{}), over: make(chan struct{})}
-	server := startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{write: p.write})
+	server := lab.serve(t, script{write: p.write})
 	t.Cleanup(func() { close(p.over) })
-	client := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-	client.login()
+	client := lab.login(t)
 	return dialogue{client, server, p, lab}
 }
 
 // fetch makes a passive and an active transfer.
 func (d dialogue) fetch() {
 	d.client.t.Helper()
-	for _, verb := range []Verb{PASV, PORT} {
-		name := string(verb)
-		wantContent(d.client.t, name, d.client.fetchBy(verb, name, d.lab.ServerAddress), fileContent(name))
-	}
+	d.client.wantFiles(d.lab.ServerAddress, PASV, PORT)
 }
 
 // halve has one side send half a line.

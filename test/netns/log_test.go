@@ -3,7 +3,6 @@ package netns
 import (
 	"encoding/json"
 	"fmt"
-	"net/netip"
 	"os/exec"
 	"regexp"
 	"strings"
@@ -49,41 +48,33 @@ func TestWords(t *testing.T) {
 	lab := newLab(t, Config{Situation: DNATMasquerade, Family: IPv4, Helper: Ours,
 		Daemon: Daemon{Flags: []string{"--log-format", "json", "--log-opened"}}})
 	router, ctx := lab.ServerRouter(), testContext(t, time.Minute)
-	startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{})
+	lab.serve(t, script{})
 	events, err := router.Start(exec.Command(router.daemon.Binary, "events", "--json", "--control", router.Control()))
 	must.Do(t, err)
-	client := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
+	client := lab.dial(t)
 	// Until the events are followed.
 	deadline := time.Now().Add(Scale(20 * time.Second))
 	for !strings.Contains(events.Output(), `"tracked"`) {
 		if time.Now().After(deadline) {
 			t.Fatal("no event was shown")
 		}
-		c := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-		c.login()
+		c := lab.login(t)
 		c.quit()
 	}
 	client.login()
-	for _, verb := range Verbs {
-		wantContent(t, string(verb), client.fetchBy(verb, string(verb), lab.ServerAddress), fileContent(string(verb)))
-	}
+	client.wantFiles(lab.ServerAddress, Verbs...)
 	const refusals = 6
 	for range refusals {
 		client.do("200", "PORT 203,0,113,101,0,20")
 	}
 	client.do("200", "PORT 203,0,113,102,8,0")
 	must.Do(t, events.WaitOutput(ctx, func(text string) bool { return strings.Contains(text, "not_peer") }))
-	flows, err := router.Run(ctx, "", router.daemon.Binary, "flows", "--json", "--control", router.Control())
-	must.Do(t, err)
-	var all []map[string]any
-	if err := json.Unmarshal([]byte(flows), &all); err != nil {
-		var in struct{ Flows []map[string]any }
-		if err := json.Unmarshal([]byte(flows), &in); err != nil {
-			t.Fatalf("%v: %s", err, flows)
-		}
-		all = in.Flows
+	var all struct{ Flows []map[string]any }
+	must.Do(t, json.Unmarshal([]byte(router.command(t, "flows", "--json")), &all))
+	if len(all.Flows) == 0 {
+		t.Error("no flow was listed")
 	}
-	for _, flow := range all {
+	for _, flow := range all.Flows {
 		row, err := json.Marshal(flow)
 		must.Do(t, err)
 		wantWords(t, string(row))

@@ -55,7 +55,7 @@ func TestLoss(t *testing.T) {
 	}, faults)
 	router, ctx := lab.ServerRouter(), testContext(t, 5*time.Minute)
 	must.Do(t, router.Nft(ctx, watch))
-	server := startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{
+	server := lab.serve(t, script{
 		write: anyWrite, coalesce: true, patience: lossyPatience,
 	})
 	start := time.Now()

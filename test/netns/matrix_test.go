@@ -115,15 +115,7 @@ func wantSuccesses(t *testing.T, lab *Lab, f Family, cells []cell, record func(c
 	if t.Failed() {
 		t.Logf("vsftpd's log:\n%s", site.Log())
 	}
-	for _, r := range lab.Routers {
-		invalid, err := r.Invalid(ctx)
-		if err != nil {
-			t.Error(err)
-		}
-		if invalid > 0 {
-			t.Errorf("conntrack on the %s found %d packets invalid", r.Name, invalid)
-		}
-	}
+	wantNothingInvalid(t, lab.Routers...)
 }
 
 // wantFailures tries a download with each verb.

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/netip"
 	"regexp"
 	"slices"
 	"strings"
@@ -69,23 +68,15 @@ func testMonitor(t *testing.T, helper Helper, family Family) {
 	must.Do(t, router.StartHelper(ctx, Ours, d))
 	expectations, err := router.WatchEvents(ctx, "expect")
 	must.Do(t, err)
-	try := func(verb Verb, timeout time.Duration) Outcome {
-		return cell{DNAT, family, verb, Download, Curl}.transfer(lab, site, timeout).Run(ctx, lab.Client)
-	}
 	if helper == None {
-		wantNoData(t, family, func(verb Verb) Outcome { return try(verb, failingTimeout) })
+		wantNoData(t, family, func(verb Verb) Outcome { return lab.download(t, site, verb, failingTimeout) })
 	} else {
-		for _, verb := range family.Verbs() {
-			if outcome := try(verb, workingTimeout); outcome.Err != nil {
-				t.Errorf("%s beside the kernel's helper: %v\n%s", verb, outcome.Err, outcome.Transcript)
-			}
-		}
+		lab.wantDownloads(t, site, family.Verbs()...)
 	}
 	wantNothingInvalid(t, router)
 
 	// A connection that is still there.
-	client := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-	client.login()
+	client := lab.login(t)
 	client.do("200", "NOOP")
 	entries, err := router.Run(ctx, "", "conntrack", "-L", "-p", "tcp", "--orig-port-dst", "21", "-o", "labels")
 	must.Do(t, err)
@@ -146,9 +137,7 @@ func testMonitor(t *testing.T, helper Helper, family Family) {
 	case helper == Kernel && !slices.Equal(expected, seen):
 		t.Errorf("it would have had conntrack expect %q, and the kernel's helper had it expect %q", expected, seen)
 	}
-	if left, err := router.Run(ctx, "", "nft", "list", "tables"); err != nil || strings.Contains(left, "nfq_ftphelper") {
-		t.Errorf("%v, it left\n%s", err, left)
-	}
+	wantNoRules(t, router.Host)
 }
 
 // expectationEnds are where the data connections of new expectations go, in the events of conntrack(8).

@@ -67,12 +67,7 @@ func TestPrivileges(t *testing.T) {
 			}
 			wantConfined(t, router.DaemonProcess().Pid())
 
-			for _, verb := range Verbs {
-				outcome := cell{DNAT, IPv4, verb, Download, Curl}.transfer(lab, site, workingTimeout).Run(ctx, lab.Client)
-				if outcome.Err != nil {
-					t.Errorf("%s: %v\n%s", verb, outcome.Err, outcome.Transcript)
-				}
-			}
+			lab.wantDownloads(t, site, Verbs...)
 			// It answers those who ask, and can still read what it tells them.
 			asked := router.Control()
 			if name == "service" {
@@ -106,9 +101,7 @@ func TestPrivileges(t *testing.T) {
 			for wantMessage(t, manager, "WATCHDOG=1", "STOPPING=1\n") == "WATCHDOG=1" {
 			}
 			must.Do(t, router.DaemonProcess().Wait(ctx))
-			if left, err := router.Run(ctx, "", "nft", "list", "tables", "inet"); err != nil || strings.Contains(left, "nfq_ftphelper") {
-				t.Errorf("%v, it left\n%s", err, left)
-			}
+			wantNoRules(t, router.Host)
 			if _, err := os.Lstat(router.Control()); err == nil {
 				t.Error("it left its control socket")
 			}

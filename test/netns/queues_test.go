@@ -2,7 +2,6 @@ package netns
 
 import (
 	"net"
-	"net/netip"
 	"sync"
 	"testing"
 	"time"
@@ -29,25 +28,18 @@ func TestQueues(t *testing.T) {
 				retransmitAfter(t, h, Scale(3*time.Second))
 			}
 			router := lab.ServerRouter()
-			server := startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{})
+			server := lab.serve(t, script{})
 			var clients []*scriptedClient
 			for range connections {
-				c := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-				c.login()
+				c := lab.login(t)
 				clients = append(clients, c)
-			}
-			transfers := func(c *scriptedClient) {
-				for _, verb := range family.Verbs() {
-					name := string(verb)
-					wantContent(c.t, name, c.fetchBy(verb, name, lab.ServerAddress), fileContent(name))
-				}
 			}
 
 			// One after the other talks while all are open.
 			expected := make(map[int]int) // data connections, by queue
 			for i, c := range clients {
 				segments, queued := segmentsOf(t, c.conn, server.connections()[i]), queuedBy(t, router)
-				transfers(c)
+				c.wantFiles(lab.ServerAddress, family.Verbs()...)
 				segments = segmentsOf(t, c.conn, server.connections()[i]) - segments
 				for number, n := range queuedBy(t, router) {
 					switch n -= queued[number]; n {
@@ -64,7 +56,7 @@ func TestQueues(t *testing.T) {
 			for _, c := range clients {
 				c.t = onGoroutine{t}
 				all.Go(func() {
-					transfers(c)
+					c.wantFiles(lab.ServerAddress, family.Verbs()...)
 					c.quit()
 				})
 			}

@@ -1,10 +1,8 @@
 package netns
 
 import (
-	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -93,14 +91,9 @@ func TestReload(t *testing.T) {
 		c.login()
 		return c
 	}
-	n := 0
 	helped := func(c *scriptedClient) {
 		t.Helper()
-		for _, verb := range Verbs {
-			n++
-			name := fmt.Sprint("file-", n)
-			wantContent(t, name, c.fetchBy(verb, name, lab.ServerAddress), fileContent(name))
-		}
+		c.wantFiles(lab.ServerAddress, Verbs...)
 	}
 	told := func(c *scriptedClient, want netip.Addr) {
 		t.Helper()
@@ -186,9 +179,7 @@ func TestReload(t *testing.T) {
 	if got := router.DaemonProcess().Output(); strings.Contains(got, "context canceled") {
 		t.Errorf("of a reload that came too late the daemon says\n%s", got)
 	}
-	if left, err := router.Run(t.Context(), "", "nft", "list", "tables"); err != nil || strings.Contains(left, "nfq_ftphelper") {
-		t.Errorf("%v, it left\n%s", err, left)
-	}
+	wantNoRules(t, router.Host)
 }
 
 // TestReloadOthersRules has rules that are not the daemon's: other ports are for somebody else to add.
@@ -197,15 +188,10 @@ func TestReloadOthersRules(t *testing.T) {
 	host := newRouter(t, "host", None, 21)
 	d := &configuredDaemon{t: t, router: host, file: filepath.Join(t.TempDir(), "nfq-ftphelper.yaml")}
 	d.write("ports: [21]\n")
-	path, err := binary()
-	must.Do(t, err)
 	ctx := testContext(t, 20*time.Second)
-	if _, err := host.Run(ctx, "", path, "rules", "apply", "--config", d.file); err != nil {
-		t.Fatal(err)
-	}
-	host.process, err = host.Start(exec.Command(path, "run", "--config", d.file, "--control", filepath.Join(t.TempDir(), "control.sock")))
+	_, err := host.Run(ctx, "", daemon(t, BackEnd{}).Binary, "rules", "apply", "--config", d.file)
 	must.Do(t, err)
-	must.Do(t, host.process.WaitOutput(ctx, func(log string) bool { return strings.Contains(log, "msg=ready") }))
+	host.runDaemon(t, "--config", d.file)
 	const warning = "set ports lacks 2121"
 	d.reload("ports: [21, 2121]\n", "msg=reloaded ports=21,2121")
 	if n := strings.Count(host.process.Output(), warning); n != 1 {
@@ -216,9 +202,7 @@ func TestReloadOthersRules(t *testing.T) {
 	if n := strings.Count(host.process.Output(), warning); n != 1 {
 		t.Errorf("it has warned again, of rules that are as they should be")
 	}
-	if err := host.StopDaemon(ctx); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, host.StopDaemon(testContext(t, 20*time.Second)))
 }
 
 // TestReloadLink has the file be a link to one in another folder, which the daemon has to be able to read
@@ -230,12 +214,7 @@ func TestReloadLink(t *testing.T) {
 	d.write("rules: true\n")
 	link := filepath.Join(t.TempDir(), "nfq-ftphelper.yaml")
 	must.Do(t, os.Symlink(d.file, link))
-	path, err := binary()
-	must.Do(t, err)
-	ctx := testContext(t, 20*time.Second)
-	host.process, err = host.Start(exec.Command(path, "run", "--config", link, "--control", filepath.Join(t.TempDir(), "control.sock")))
-	must.Do(t, err)
-	must.Do(t, host.process.WaitOutput(ctx, func(log string) bool { return strings.Contains(log, "msg=ready") }))
+	host.runDaemon(t, "--config", link)
 	d.reload("rules: true\nrate: 7\n", "msg=reloaded rate=7\n")
 	// What it cannot read, it says why.
 	elsewhere := filepath.Join(t.TempDir(), "nfq-ftphelper.yaml")
@@ -245,9 +224,7 @@ func TestReloadLink(t *testing.T) {
 	if got := d.again(); !strings.Contains(got, "permission denied: the daemon has given up the right to read") {
 		t.Errorf("of a file in another folder the daemon says %s", got)
 	}
-	if err := host.StopDaemon(ctx); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, host.StopDaemon(testContext(t, 20*time.Second)))
 }
 
 // TestReloadWithoutFile has a daemon without a file reload: that changes nothing, and is no error.
@@ -259,9 +236,7 @@ func TestReloadWithoutFile(t *testing.T) {
 	if got := d.again(); !strings.Contains(got, want) {
 		t.Errorf("the daemon says %s", got)
 	}
-	if err := host.StopDaemon(t.Context()); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, host.StopDaemon(t.Context()))
 }
 
 // TestReloadUnderLoad reads settings again and again, others each time, while 200 connections transfer.
@@ -286,24 +261,20 @@ func TestReloadUnderLoad(t *testing.T) {
 		"rates: 0\n",
 	}
 	d := startConfigured(t, router, BackEnd{Queues: 2}, variants[0])
-	startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{})
+	lab.serve(t, script{})
 
 	var clients []*scriptedClient
 	for range connections {
-		c := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-		c.login()
+		c := lab.login(t)
 		clients = append(clients, c)
 	}
 	begin := time.Now()
 	var all sync.WaitGroup
-	for i, c := range clients {
+	for _, c := range clients {
 		c.t = onGoroutine{t}
 		all.Go(func() {
-			for round := range rounds {
-				for _, verb := range Verbs {
-					name := fmt.Sprintf("%d-%d-%s", i, round, verb)
-					wantContent(c.t, name, c.fetchBy(verb, name, lab.ServerAddress), fileContent(name))
-				}
+			for range rounds {
+				c.wantFiles(lab.ServerAddress, Verbs...)
 			}
 			c.quit()
 		})

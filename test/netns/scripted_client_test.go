@@ -251,6 +251,15 @@ func (c *scriptedClient) fetchBy(verb Verb, name string, server netip.Addr) []by
 	return c.fetch(name, at, netip.AddrPort{})
 }
 
+// wantFiles downloads a scripted server's file by each verb. All the names differ, and so do the contents.
+func (c *scriptedClient) wantFiles(server netip.Addr, verbs ...Verb) {
+	c.t.Helper()
+	for _, verb := range verbs {
+		name := fmt.Sprintf("%s-%d-%d", verb, c.conn.LocalAddr().(*net.TCPAddr).Port, len(c.received))
+		wantContent(c.t, name, c.fetchBy(verb, name, server), fileContent(name))
+	}
+}
+
 // pipeline sends commands together.
 func (c *scriptedClient) pipeline(commands ...string) {
 	c.t.Helper()

@@ -35,8 +35,7 @@ func sendByteSegments(t *testing.T, situation Situation, family Family) {
 	lab := newLab(t, Config{Situation: situation, Family: family, Helper: Ours})
 	widenWindow(t, lab.Client)
 	widenWindow(t, lab.Server)
-	server := startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21),
-		script{write: writeByteSegments})
+	server := lab.serve(t, script{write: writeByteSegments})
 	client := &scriptedClient{t: t, host: lab.Client, write: writeByteSegments}
 	client.connect(netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
 	everyTransfer(client, server, lab, family)
@@ -85,8 +84,7 @@ func waitForProbes(t *testing.T, write func(*net.TCPConn, string) error) {
 		t.Run(family.String(), func(t *testing.T) {
 			t.Parallel()
 			lab := newLab(t, Config{Situation: DNATMasquerade, Family: family, Helper: Ours})
-			server := startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21),
-				script{write: write})
+			server := lab.serve(t, script{write: write})
 			client := &scriptedClient{t: t, host: lab.Client, write: write}
 			client.connect(netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
 			everyTransfer(client, server, lab, family)
@@ -137,8 +135,7 @@ func TestSplitLines(t *testing.T) {
 func splitEverywhere(t *testing.T, situation Situation, family Family, verb Verb) {
 	lab := newLab(t, Config{Situation: situation, Family: family, Helper: Ours})
 	fromServer, fromClient := &splitter{}, &splitter{}
-	startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21),
-		script{write: fromServer.write})
+	lab.serve(t, script{write: fromServer.write})
 	client := &scriptedClient{t: t, host: lab.Client, write: fromClient.write}
 	client.connect(netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
 	client.login()
@@ -209,10 +206,8 @@ func TestPipelinedCommands(t *testing.T) {
 
 func sendPipelined(t *testing.T, situation Situation, family Family) {
 	lab := newLab(t, Config{Situation: situation, Family: family, Helper: Ours})
-	server := startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21),
-		script{coalesce: true})
-	client := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-	client.login()
+	server := lab.serve(t, script{coalesce: true})
+	client := lab.login(t)
 	p := pipeline{client: client, conn: server.connections()[0], lab: lab}
 	for i := range 5 {
 		for _, verb := range family.Verbs() {

@@ -1,10 +1,6 @@
 package netns
 
 import (
-	"fmt"
-	"net/netip"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -39,15 +35,11 @@ func TestRulesVanish(t *testing.T) {
 	router, ctx := lab.ServerRouter(), testContext(t, 2*time.Minute)
 	c := startConfigured(t, router, BackEnd{}, "rules: true\nports: 2121\n")
 	c.reload("rules: true\nports: 21\n", "msg=reloaded ports=21\n")
-	startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{})
-	n := 0
+	lab.serve(t, script{})
 	helped := func() {
 		t.Helper()
-		client := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-		client.login()
-		n++
-		name := fmt.Sprint("file-", n)
-		wantContent(t, name, client.fetchBy(PASV, name, lab.ServerAddress), fileContent(name))
+		client := lab.login(t)
+		client.wantFiles(lab.ServerAddress, PASV)
 		client.quit()
 	}
 	helped()
@@ -93,19 +85,14 @@ func TestRulesVanish(t *testing.T) {
 func TestOthersRulesVanish(t *testing.T) {
 	t.Parallel()
 	host := newRouter(t, "host", None, 21)
-	path, err := binary()
-	must.Do(t, err)
 	ctx := testContext(t, time.Minute)
 	apply := func() {
 		t.Helper()
-		if _, err := host.Run(ctx, "", path, "rules", "apply"); err != nil {
-			t.Fatal(err)
-		}
+		_, err := host.Run(ctx, "", daemon(t, BackEnd{}).Binary, "rules", "apply")
+		must.Do(t, err)
 	}
 	apply()
-	host.process, err = host.Start(exec.Command(path, "run", "--control", filepath.Join(t.TempDir(), "control.sock")))
-	must.Do(t, err)
-	must.Do(t, host.process.WaitOutput(ctx, func(log string) bool { return strings.Contains(log, "msg=ready") }))
+	host.runDaemon(t)
 	apply() // the same again, which is no change
 	for n := range 5 {
 		must.Do(t, host.Nft(ctx, "delete table inet nfq_ftphelper"))
