@@ -8,6 +8,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/doctor"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
 
 func TestDoctorUsage(t *testing.T) {
@@ -49,7 +50,7 @@ func TestVerdict(t *testing.T) {
 
 // TestDoctor examines a host without rules, and with them. The daemon does not run in either case.
 func TestDoctor(t *testing.T) {
-	host := newHost(t)
+	host := netns.NewTestHost(t, "host")
 	flags := []string{"doctor", "--ports", "21,990", "--queue", "9"}
 	err := host.Do(func() error {
 		code, stdout, stderr := call(t, flags...)

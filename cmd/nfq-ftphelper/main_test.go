@@ -28,15 +28,6 @@ func call(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	return code, out.String(), errs.String()
 }
 
-// newHost is a host with nothing on it, until the test's end.
-func newHost(t *testing.T) *netns.Host {
-	t.Helper()
-	host, err := netns.NewHost("host")
-	must.Do(t, err)
-	must.CloseAtEnd(t, host)
-	return host
-}
-
 // TestUsage says that a wrong command line ends with 2 and a sentence that names the fault.
 func TestUsage(t *testing.T) {
 	for _, c := range []struct {
@@ -119,7 +110,7 @@ func TestVersion(t *testing.T) {
 
 // TestRules goes through the life of the rules on a host of its own.
 func TestRules(t *testing.T) {
-	host := newHost(t)
+	host := netns.NewTestHost(t, "host")
 	flags := []string{"--ports", "21,2200-2210", "--queue", "9"}
 	for _, c := range []struct {
 		command string
@@ -162,7 +153,7 @@ func TestRules(t *testing.T) {
 // TestRefuse says that the daemon does not start where it could help no connection, and leaves
 // nothing behind.
 func TestRefuse(t *testing.T) {
-	host := newHost(t)
+	host := netns.NewTestHost(t, "host")
 	err := host.Do(func() error {
 		for _, flags := range [][]string{{"--rules"}, {}} {
 			code, _, stderr := call(t, append([]string{"run", "--helper", "carrier", "--helper-name", "none-such"}, flags...)...)
@@ -181,7 +172,7 @@ func TestRefuse(t *testing.T) {
 
 // TestRemoveOwn says that rules which the daemon does not apply stay.
 func TestRemoveOwn(t *testing.T) {
-	host, file := newHost(t), filepath.Join(t.TempDir(), "nfq-ftphelper.yaml")
+	host, file := netns.NewTestHost(t, "host"), filepath.Join(t.TempDir(), "nfq-ftphelper.yaml")
 	err := host.Do(func() error {
 		if code, _, stderr := call(t, "rules", "apply"); code != 0 {
 			t.Fatal(stderr)

@@ -102,14 +102,6 @@ func expectRegistered(t *testing.T, h Helper) {
 	}
 }
 
-func newHost(t *testing.T) *netns.Host {
-	t.Helper()
-	host, err := netns.NewHost("host")
-	must.Do(t, err)
-	must.CloseAtEnd(t, host)
-	return host
-}
-
 // attach is a ruleset that attaches a helper to what is local.
 func attach(name string) string {
 	return fmt.Sprintf(`table inet attach {
@@ -140,7 +132,7 @@ func testRegister(t *testing.T) {
 	}
 	expectRegistered(t, h)
 	// It is there in every network namespace, and can be removed from any.
-	if err := newHost(t).Do(func() error {
+	if err := netns.NewTestHost(t, "host").Do(func() error {
 		expectRegistered(t, h)
 		return Unregister(h.Name)
 	}); err != nil {
@@ -156,7 +148,7 @@ func testRegister(t *testing.T) {
 
 // testNft has rules use a helper, which holds it.
 func testNft(t *testing.T) {
-	h, host := newHelper(), newHost(t)
+	h, host := newHelper(), netns.NewTestHost(t, "host")
 	if err := host.Nft(t.Context(), attach(h.Name)); err == nil {
 		t.Fatal("nft takes a helper that is not there")
 	}
@@ -207,7 +199,7 @@ func testTaken(t *testing.T) {
 
 // testKernel has the kernel load a helper of its own, and cannot have its name.
 func testKernel(t *testing.T) {
-	host := newHost(t)
+	host := netns.NewTestHost(t, "host")
 	must.Do(t, host.Nft(t.Context(), attach("ftp")))
 	if _, err := os.Stat("/sys/module/nf_conntrack_ftp"); err != nil {
 		t.Fatal(err)
@@ -223,7 +215,7 @@ func testKernel(t *testing.T) {
 
 // testConnection removes the helper of a connection, which goes on without.
 func testConnection(t *testing.T) {
-	h, host := newHelper(), newHost(t)
+	h, host := newHelper(), netns.NewTestHost(t, "host")
 	register(t, h)
 	must.Do(t, host.Nft(t.Context(), attach(h.Name)+`table ip nat {
 	chain output {

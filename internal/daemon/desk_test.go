@@ -25,9 +25,7 @@ import (
 // TestHang has the goroutine that serves a queue hang for a while: who asks is told so, and told
 // more when it goes on.
 func TestHang(t *testing.T) {
-	host, err := netns.NewHost("host")
-	must.Do(t, err)
-	must.CloseAtEnd(t, host)
+	host := netns.NewTestHost(t, "host")
 	log, path := slog.New(slog.DiscardHandler), filepath.Join(t.TempDir(), "control.sock")
 	d := &daemon{settings: Settings{Control: path, Version: "v1"}, log: log, choice: backend.Choice{Rules: rules.Config{Queue: 7, Queues: 1}}}
 	w := &worker{number: 7, engine: engine.New(engine.Config{})}
@@ -37,7 +35,7 @@ func TestHang(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- host.Do(func() error { return w.queue.Run(ctx) }) }()
 	<-w.queue.Ready()
-	err = host.Do(func() error {
+	err := host.Do(func() (err error) {
 		if d.desk, err = d.openDesk(); err != nil {
 			return err
 		}

@@ -79,7 +79,7 @@ func TestTrial(t *testing.T) {
 
 // TestNothingChanges examines a host with a helper's rules and wants to find it as it was.
 func TestNothingChanges(t *testing.T) {
-	h := newHost(t)
+	h := netns.NewTestHost(t, "host")
 	do(t, h, func() error {
 		_, err := rules.Apply(ftp)
 		return err
@@ -112,7 +112,7 @@ func TestReady(t *testing.T) {
 		_, err := Ready(backend.Wish{Rules: ftp})
 		return err
 	}
-	do(t, newHost(t), ready)
+	do(t, netns.NewTestHost(t, "host"), ready)
 	unprivileged(t, func() {
 		if err := ready(); err == nil || err.Error() != "privileges: CAP_NET_ADMIN is missing (rules, queues and conntrack can be neither read nor used without it)" {
 			t.Error(err)
@@ -206,7 +206,7 @@ func dialConntrack(t *testing.T, h *netns.Host) *conntrack.Conn {
 // TestFullConntrackTable fills it to four fifths.
 func TestFullConntrackTable(t *testing.T) {
 	t.Parallel()
-	h := newHost(t)
+	h := netns.NewTestHost(t, "host")
 	limit := sysctl(t, conntrackMax)
 	begin := time.Now()
 	entries(t, dialConntrack(t, h), limit*8/10+1, "")
@@ -218,7 +218,7 @@ func TestFullConntrackTable(t *testing.T) {
 // TestFullExpectationTable fills it to four fifths, from as many connections.
 func TestFullExpectationTable(t *testing.T) {
 	t.Parallel()
-	h := newHost(t)
+	h := netns.NewTestHost(t, "host")
 	do(t, h, func() error { // so that the helper is there
 		_, err := rules.Apply(ftp)
 		return err
@@ -241,7 +241,7 @@ func TestFullExpectationTable(t *testing.T) {
 
 // TestAddresses leaves out loopback.
 func TestAddresses(t *testing.T) {
-	h := newHost(t)
+	h := netns.NewTestHost(t, "host")
 	do(t, h, func() error {
 		found, err := host{}.addresses()
 		if err != nil || len(found) != 0 {

@@ -16,15 +16,6 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
 
-// newHost makes a host that is gone at the test's end.
-func newHost(t *testing.T) *netns.Host {
-	t.Helper()
-	h, err := netns.NewHost("host")
-	must.Do(t, err)
-	must.CloseAtEnd(t, h)
-	return h
-}
-
 // do runs f in the host's namespace.
 func do(t *testing.T, h *netns.Host, f func() error) {
 	t.Helper()
@@ -212,7 +203,7 @@ func TestUserRules(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			h := newHost(t)
+			h := netns.NewTestHost(t, "host")
 			must.Do(t, h.Nft(t.Context(), c.ruleset))
 			findings := among(t, h, ftp, "other helpers", "notrack", "related")
 			if c.want != nil {
@@ -226,7 +217,7 @@ func TestUserRules(t *testing.T) {
 
 // TestOwnRules says that our own rules are nobody else's.
 func TestOwnRules(t *testing.T) {
-	h := newHost(t)
+	h := netns.NewTestHost(t, "host")
 	do(t, h, func() error {
 		_, err := rules.Apply(ftp)
 		return err
@@ -238,7 +229,7 @@ func TestOwnRules(t *testing.T) {
 
 // TestAddedPorts adds a port to the set while the settings have another one.
 func TestAddedPorts(t *testing.T) {
-	h := newHost(t)
+	h := netns.NewTestHost(t, "host")
 	do(t, h, func() error {
 		_, err := rules.Apply(ftp)
 		return err
@@ -255,7 +246,7 @@ func TestAddedPorts(t *testing.T) {
 
 // TestBrokenRules empties the set of ports, and breaks more.
 func TestBrokenRules(t *testing.T) {
-	h := newHost(t)
+	h := netns.NewTestHost(t, "host")
 	do(t, h, func() error {
 		_, err := rules.Apply(ftp)
 		return err

@@ -27,7 +27,7 @@ type testRouter struct {
 
 func newTestRouter(t *testing.T) testRouter {
 	t.Helper()
-	r := testRouter{newHost(t), newHost(t), newHost(t)}
+	r := testRouter{netns.NewTestHost(t, "host"), netns.NewTestHost(t, "host"), netns.NewTestHost(t, "host")}
 	steps := []error{
 		netns.Connect(r.Host, "eth0", r.left, "eth0"), netns.Connect(r.Host, "eth1", r.right, "eth0"), r.Forward(),
 		r.AddAddress("eth0", netip.MustParsePrefix("203.0.113.1/24")), r.AddAddress("eth0", netip.MustParsePrefix("2001:db8:1::1/64")),

@@ -205,9 +205,7 @@ type track struct {
 
 func newTrack(b *testing.B, connections int, queued bool) *track {
 	b.Helper()
-	host, err := netns.NewHost("host")
-	must.Do(b, err)
-	must.CloseAtEnd(b, host)
+	host := netns.NewTestHost(b, "host")
 	if queued {
 		err := host.Do(func() error {
 			_, err := rules.Apply(rules.Config{Ports: []rules.PortRange{{First: port, Last: port}}, Queue: 7})

@@ -24,9 +24,7 @@ func (idle) Flush(verdicts []Verdict) []Verdict                      { return ve
 
 // TestLost says that Run ends with an error when the queue's socket is gone.
 func TestLost(t *testing.T) {
-	host, err := netns.NewHost("host")
-	must.Do(t, err)
-	must.CloseAtEnd(t, host)
+	host := netns.NewTestHost(t, "host")
 	q := New(7, idle{}, slog.New(slog.DiscardHandler))
 	ended := make(chan error, 1)
 	go func() { ended <- host.Do(func() error { return q.Run(context.Background()) }) }()

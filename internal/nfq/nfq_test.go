@@ -87,9 +87,7 @@ type lab struct {
 
 func newLab(t *testing.T) *lab {
 	t.Helper()
-	host, err := netns.NewHost("host")
-	must.Do(t, err)
-	must.CloseAtEnd(t, host)
+	host := netns.NewTestHost(t, "host")
 	l := &lab{t, host}
 	l.do(func() error {
 		_, err := rules.Apply(rules.Config{Ports: []rules.PortRange{{First: port, Last: port}}, Queue: 7})

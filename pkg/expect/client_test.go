@@ -55,8 +55,7 @@ const (
 
 func newLab(t testing.TB, ruleset string) *lab {
 	t.Helper()
-	host, err := netns.NewHost("host")
-	must.Do(t, err)
+	host := netns.NewTestHost(t, "host")
 	l := &lab{t: t, host: host}
 	for _, a := range []string{"192.0.2.1/24", "2001:db8::1/64"} {
 		must.Do(t, host.AddAddress("lo", netip.MustParsePrefix(a)))
@@ -68,17 +67,15 @@ func newLab(t testing.TB, ruleset string) *lab {
 				return err
 			}
 		}
+		var err error
 		if l.reader, err = conntrack.Dial(nil); err != nil {
 			return err
 		}
 		l.client, err = expect.Dial()
 		return err
 	})
-	t.Cleanup(func() {
-		if err := errors.Join(l.client.Close(), l.reader.Close(), host.Close()); err != nil {
-			t.Error(err)
-		}
-	})
+	must.CloseAtEnd(t, l.reader)
+	must.CloseAtEnd(t, l.client)
 	return l
 }
 
