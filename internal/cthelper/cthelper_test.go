@@ -132,12 +132,10 @@ func testRegister(t *testing.T) {
 	}
 	expectRegistered(t, h)
 	// It is there in every network namespace, and can be removed from any.
-	if err := netns.NewTestHost(t, "host").Do(func() error {
+	must.Do(t, netns.NewTestHost(t, "host").Do(func() error {
 		expectRegistered(t, h)
 		return Unregister(h.Name)
-	}); err != nil {
-		t.Error(err)
-	}
+	}))
 	if there := registered(t, h.Name); len(there) != 0 {
 		t.Errorf("the kernel still has %v", there)
 	}
@@ -165,13 +163,9 @@ func testNft(t *testing.T) {
 	expectRegistered(t, h)
 	// In use or not, it can be enabled.
 	h.Enabled = true
-	if err := Register(h); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, Register(h))
 	expectRegistered(t, h)
-	if err := host.Nft(t.Context(), "delete table inet attach"); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, host.Nft(t.Context(), "delete table inet attach"))
 }
 
 // testTaken has one family taken by a helper of another kind, one with room for data in its

@@ -76,15 +76,11 @@ func TestHang(t *testing.T) {
 		t.Errorf("before the end: %v", err)
 	}
 	stop()
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
+	must.Do(t, <-ended)
 	if err := scrape(); err == nil || !strings.Contains(err.Error(), "queue 7: "+nfq.ErrNotServed.Error()) {
 		t.Errorf("when the queue is gone: %v", err)
 	}
-	if err := d.desk.close(); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, d.desk.close())
 }
 
 // TestLookup asks conntrack for a connection, which it does not have, and does not ask when there is

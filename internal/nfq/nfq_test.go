@@ -168,9 +168,7 @@ func TestQueue(t *testing.T) {
 		if got := l.pass(server, client, "old text"); got != "new text" {
 			t.Errorf("%s: received %q", address, got)
 		}
-		if err := stop(); err != nil {
-			t.Error(err)
-		}
+		must.Do(t, stop())
 		if got := h.seen(); got != "helloold text" || q.Overflows() != 0 {
 			t.Errorf("%s: handled %q, %d overflows", address, got, q.Overflows())
 		}
@@ -235,9 +233,7 @@ func TestDrain(t *testing.T) {
 	var sent atomic.Int64
 	hush := l.chatter(8, &sent)
 	time.Sleep(100 * time.Millisecond)
-	if err := stop(); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, stop())
 	handled := int64(len(h.seen()))
 	time.Sleep(100 * time.Millisecond)
 	hush()
@@ -293,9 +289,7 @@ func TestStopAfterOverflow(t *testing.T) {
 	}
 	time.Sleep(netns.Scale(300 * time.Millisecond))
 	time.AfterFunc(netns.Scale(200*time.Millisecond), func() { close(goOn) })
-	if err := stop(); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, stop())
 	if q.Overflows() == 0 || len(h.packets) < 100 {
 		t.Errorf("%d overflows, %d packets handled: the test shows nothing", q.Overflows(), len(h.packets))
 	}
@@ -347,9 +341,7 @@ func TestLater(t *testing.T) {
 				t.Errorf("received %q", got)
 			}
 			if wait != time.Hour {
-				if err := stop(); err != nil {
-					t.Error(err)
-				}
+				must.Do(t, stop())
 			}
 		})
 	}
@@ -382,9 +374,7 @@ func TestOwner(t *testing.T) {
 		}
 		return nil
 	})
-	if err != nil {
-		t.Error(err)
-	}
+	must.Do(t, err)
 }
 
 // TestTaken says what a second program on the same queue is told.
@@ -406,9 +396,7 @@ func TestTaken(t *testing.T) {
 	// The first one is unharmed.
 	client, server := l.connect("127.0.0.1")
 	l.pass(client, server, "hello")
-	if err := errors.Join(stop()); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, stop())
 }
 
 // TestDoInCrowd has so many want functions called that one more always waits: packets pass meanwhile,
@@ -435,9 +423,7 @@ func TestDoInCrowd(t *testing.T) {
 	for range 20 {
 		l.pass(client, server, "line\r\n")
 	}
-	if err := stop(); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, stop())
 	callers.Wait()
 }
 
@@ -464,9 +450,7 @@ func TestDoDeadline(t *testing.T) {
 	if got := h.seen(); got != "line\r\n" {
 		t.Errorf("there were the packets %q: the client had to send one again", got)
 	}
-	if err := stop(); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, stop())
 }
 
 // TestDo says when a function is called on the queue's goroutine, and when it never is.
@@ -510,9 +494,7 @@ func TestDo(t *testing.T) {
 	close(release)
 	callers.Wait()
 
-	if err := stop(); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, stop())
 	if err := q.Do(t.Context(), func() { t.Error("called after the end") }); !errors.Is(err, nfq.ErrNotServed) {
 		t.Errorf("after the end: %v", err)
 	}

@@ -169,9 +169,7 @@ func TestEnvironment(t *testing.T) {
 		t.Setenv("NOTIFY_SOCKET", "")
 		t.Setenv("WATCHDOG_USEC", "1000")
 		m := manager(t)
-		if err := errors.Join(m.Ready("ready"), m.Reloading(), m.Stopping()); err != nil {
-			t.Error(err)
-		}
+		must.Do(t, errors.Join(m.Ready("ready"), m.Reloading(), m.Stopping()))
 		m.Watch(t.Context(), func(context.Context) error { t.Error("asked"); return nil }, slog.New(slog.DiscardHandler))
 	})
 	t.Run("somebody else's watchdog", func(t *testing.T) {
@@ -202,9 +200,7 @@ func TestEnvironment(t *testing.T) {
 		must.Do(t, err)
 		defer conn.Close()
 		t.Setenv("NOTIFY_SOCKET", name)
-		if err := manager(t).Ready("ready"); err != nil {
-			t.Error(err)
-		}
+		must.Do(t, manager(t).Ready("ready"))
 		if got, err := told(t, conn, 10*time.Second); err != nil || got != "READY=1\nSTATUS=ready" {
 			t.Errorf("it was told %q (%v)", got, err)
 		}

@@ -229,9 +229,7 @@ func TestAnnounce(t *testing.T) {
 		l.wantEntry(m)
 
 		for range 2 { // that it is gone already is no error
-			if err := l.client.Unexpect(next); err != nil {
-				t.Error(err)
-			}
+			must.Do(t, l.client.Unexpect(next))
 		}
 		l.wantExpectations()
 	}
@@ -520,9 +518,7 @@ func TestNotPermitted(t *testing.T) {
 		}
 		done <- nil
 	}()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
+	must.Do(t, <-done)
 }
 
 // operations are what a data connection costs; each is called with a counter.

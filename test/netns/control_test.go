@@ -185,9 +185,7 @@ func TestMetrics(t *testing.T) {
 
 	// Without its rules it is not ready.
 	d := control.NewClient(router.Control())
-	if err := d.Ready(ctx); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, d.Ready(ctx))
 	must.Do(t, router.Nft(ctx, "flush chain inet nfq_ftphelper control"))
 	if err := d.Ready(ctx); err == nil || !strings.Contains(err.Error(), "the daemon says: ") {
 		t.Errorf("without its rules: %v", err)
@@ -250,9 +248,7 @@ func TestControlUnderFire(t *testing.T) {
 	all.Wait()
 	stop()
 	fire.Wait()
-	if err := control.NewClient(router.Control()).Ready(testContext(t, 20*time.Second)); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, control.NewClient(router.Control()).Ready(testContext(t, 20*time.Second)))
 	wantNothingInvalid(t, lab.Routers...)
 	if counts := stopAndCount(t, router); counts["expected"] != clients*rounds*len(Verbs) || counts["failed"]+counts["unknown"]+counts["overflows"] > 0 {
 		t.Errorf("the daemon is to have helped %d times: %v", clients*rounds*len(Verbs), counts)
@@ -395,7 +391,5 @@ func TestTop(t *testing.T) {
 			t.Errorf("after %q: %v", step.keys, err)
 		}
 	}
-	if err := top.Wait(ctx); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, top.Wait(ctx))
 }

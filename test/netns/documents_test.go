@@ -75,7 +75,5 @@ func runDocumented(t *testing.T, root, commands string) {
 	}
 	p, err := lab.ServerRouter().Start(cmd)
 	must.Do(t, err)
-	if err := p.Wait(ctx); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, p.Wait(ctx))
 }

@@ -95,9 +95,7 @@ func wantEncryptedLines(t testing.TB, r *Router, want int) {
 	t.Helper()
 	count := func(output string) int { return strings.Count(output, "encrypted from here on") }
 	enough := func(output string) bool { return count(output) >= want }
-	if err := r.DaemonProcess().WaitOutput(testContext(t, 10*time.Second), enough); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, r.DaemonProcess().WaitOutput(testContext(t, 10*time.Second), enough))
 	if n := count(r.DaemonProcess().Output()); n != want {
 		t.Errorf("the daemon said %d times that a connection is encrypted, want %d", n, want)
 	}

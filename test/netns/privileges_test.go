@@ -90,9 +90,7 @@ func TestPrivileges(t *testing.T) {
 				}
 				return err
 			})
-			if err != nil {
-				t.Error(err)
-			}
+			must.Do(t, err)
 			// There is no other message, and the first was due at once.
 			for range 3 {
 				wantMessage(t, manager, "WATCHDOG=1")

@@ -140,11 +140,9 @@ func TestReload(t *testing.T) {
 	unknown := dial(21)
 	told(unknown, own)
 	unknown.quit()
-	if err := router.DaemonProcess().WaitOutput(testContext(t, 5*time.Second), func(log string) bool {
+	must.Do(t, router.DaemonProcess().WaitOutput(testContext(t, 5*time.Second), func(log string) bool {
 		return strings.Contains(log, "level=DEBUG")
-	}); err != nil {
-		t.Error(err)
-	}
+	}))
 	set, err := router.Run(t.Context(), "", "nft", "list", "set", "inet", "nfq_ftphelper", "ports")
 	if err != nil || !strings.Contains(set, "elements = { 2121, 2122 }") {
 		t.Errorf("%v, the set is\n%s", err, set)
@@ -173,9 +171,7 @@ func TestReload(t *testing.T) {
 	for _, signal := range []syscall.Signal{syscall.SIGHUP, syscall.SIGTERM, syscall.SIGHUP} {
 		must.Do(t, router.DaemonProcess().Signal(signal))
 	}
-	if err := router.DaemonProcess().Wait(testContext(t, 10*time.Second)); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, router.DaemonProcess().Wait(testContext(t, 10*time.Second)))
 	if got := router.DaemonProcess().Output(); strings.Contains(got, "context canceled") {
 		t.Errorf("of a reload that came too late the daemon says\n%s", got)
 	}

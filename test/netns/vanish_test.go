@@ -53,9 +53,7 @@ func TestRulesVanish(t *testing.T) {
 	said(t, router, saysRemoved, 1)
 	must.Do(t, router.Nft(ctx, saved))
 	said(t, router, saysRestored, 1)
-	if err := control.NewClient(router.Control()).Ready(ctx); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, control.NewClient(router.Control()).Ready(ctx))
 	helped()
 
 	// Something keeps removing them: that is not fought.
