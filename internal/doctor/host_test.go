@@ -80,10 +80,7 @@ func TestTrial(t *testing.T) {
 // TestNothingChanges examines a host with a helper's rules and wants to find it as it was.
 func TestNothingChanges(t *testing.T) {
 	h := netns.NewTestHost(t, "host")
-	do(t, h, func() error {
-		_, err := rules.Apply(ftp)
-		return err
-	})
+	applyRules(t, h)
 	state := func() string {
 		var all string
 		for _, command := range [][]string{{"nft", "list", "ruleset"}, {"conntrack", "-L"}, {"conntrack", "-L", "expect"}} {
@@ -219,10 +216,7 @@ func TestFullConntrackTable(t *testing.T) {
 func TestFullExpectationTable(t *testing.T) {
 	t.Parallel()
 	h := netns.NewTestHost(t, "host")
-	do(t, h, func() error { // so that the helper is there
-		_, err := rules.Apply(ftp)
-		return err
-	})
+	applyRules(t, h) // so that the helper is there
 	c := dialConntrack(t, h)
 	limit := sysctl(t, expectMax)
 	count := limit*8/10 + 1

@@ -22,6 +22,15 @@ func do(t *testing.T, h *netns.Host, f func() error) {
 	must.Do(t, h.Do(f))
 }
 
+// applyRules loads the daemon's rules on a host.
+func applyRules(t *testing.T, h *netns.Host) {
+	t.Helper()
+	do(t, h, func() error {
+		_, err := rules.Apply(ftp)
+		return err
+	})
+}
+
 // among are the findings of some checks on this host.
 func among(t *testing.T, h *netns.Host, c rules.Config, names ...string) []Finding {
 	t.Helper()
@@ -218,10 +227,7 @@ func TestUserRules(t *testing.T) {
 // TestOwnRules says that our own rules are nobody else's.
 func TestOwnRules(t *testing.T) {
 	h := netns.NewTestHost(t, "host")
-	do(t, h, func() error {
-		_, err := rules.Apply(ftp)
-		return err
-	})
+	applyRules(t, h)
 	if findings := among(t, h, ftp, "rules", "other helpers", "related"); Count(findings, OK) != len(findings) {
 		t.Error(text(findings))
 	}
@@ -230,10 +236,7 @@ func TestOwnRules(t *testing.T) {
 // TestAddedPorts adds a port to the set while the settings have another one.
 func TestAddedPorts(t *testing.T) {
 	h := netns.NewTestHost(t, "host")
-	do(t, h, func() error {
-		_, err := rules.Apply(ftp)
-		return err
-	})
+	applyRules(t, h)
 	add := "add element inet nfq_ftphelper ports { 2100, 2200-2210 }"
 	must.Do(t, h.Nft(t.Context(), add+`; table inet f { chain pre { type filter hook prerouting priority raw; tcp dport 2100 notrack; }; }`))
 	findings := among(t, h, ftp, "rules", "notrack")
@@ -247,10 +250,7 @@ func TestAddedPorts(t *testing.T) {
 // TestBrokenRules empties the set of ports, and breaks more.
 func TestBrokenRules(t *testing.T) {
 	h := netns.NewTestHost(t, "host")
-	do(t, h, func() error {
-		_, err := rules.Apply(ftp)
-		return err
-	})
+	applyRules(t, h)
 	for _, c := range []struct {
 		command string
 		want    want

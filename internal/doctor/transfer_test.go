@@ -81,10 +81,11 @@ func TestTransfers(t *testing.T) {
 		fix    string
 		absent string
 	}
-	cases := map[string]struct {
+	type transferCase struct {
 		script string
 		want   want
-	}{
+	}
+	cases := map[string]transferCase{
 		"no filter":       {"", want{what: "test transfers passed in a copy of this host: ", rule: bothWays}},
 		"related":         {forward + "ct state established,related accept; " + port + end, want{what: "passed", rule: bothWays}},
 		"no related":      {forward + established + port + end, want{Problem, drops, bothWays, insert, "passive"}},
@@ -181,37 +182,16 @@ func TestTransfers(t *testing.T) {
 		const control = "-A FORWARD -p tcp -m multiport --dports 21,2121 -m comment --comment FTP -j ACCEPT"
 		chain := map[string]string{"nft": "table ip filter, chain FORWARD drops", "legacy": "table ip filter (iptables-legacy), chain FORWARD drops"}[variant]
 		fix := "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
-		cases[name+", related"] = struct {
-			script string
-			want   want
-		}{iptables(variant, "-P FORWARD DROP", "-A FORWARD -m state --state ESTABLISHED,RELATED -j ACCEPT", control), want{what: "passed", rule: bothWays}}
-		cases[name+", no related"] = struct {
-			script string
-			want   want
-		}{iptables(variant, "-P FORWARD DROP", estab, control), want{Problem, chain, "eth0 to eth1 (IPv4)", fix, ""}}
-		cases[name+", reject"] = struct {
-			script string
-			want   want
-		}{iptables(variant, estab, control, "-A FORWARD -p tcp -j REJECT --reject-with tcp-reset"),
+		cases[name+", related"] = transferCase{iptables(variant, "-P FORWARD DROP", "-A FORWARD -m state --state ESTABLISHED,RELATED -j ACCEPT", control), want{what: "passed", rule: bothWays}}
+		cases[name+", no related"] = transferCase{iptables(variant, "-P FORWARD DROP", estab, control), want{Problem, chain, "eth0 to eth1 (IPv4)", fix, ""}}
+		cases[name+", reject"] = transferCase{iptables(variant, estab, control, "-A FORWARD -p tcp -j REJECT --reject-with tcp-reset"),
 			want{Problem, chain, "eth0 to eth1 (IPv4)", fix, ""}}
-		cases[name+", high ports in a chain"] = struct {
-			script string
-			want   want
-		}{iptables(variant, "-N strict", "-A strict -p tcp --syn --dport 1024:65535 -j DROP", "-A FORWARD -j strict"),
+		cases[name+", high ports in a chain"] = transferCase{iptables(variant, "-N strict", "-A strict -p tcp --syn --dport 1024:65535 -j DROP", "-A FORWARD -j strict"),
 			want{Problem, chain, "eth0 to eth1 (IPv4)", fix, ""}}
-		cases[name+", reject in a chain"] = struct {
-			script string
-			want   want
-		}{iptables(variant, estab, control, "-N other", "-A other -j REJECT", "-A FORWARD -g other"), want{Problem, chain, "eth0 to eth1 (IPv4)", fix, ""}}
-		cases[name+", no answers"] = struct {
-			script string
-			want   want
-		}{iptables(variant, "-P FORWARD DROP", control, "-A FORWARD -m conntrack --ctstate RELATED -j ACCEPT"),
+		cases[name+", reject in a chain"] = transferCase{iptables(variant, estab, control, "-N other", "-A other -j REJECT", "-A FORWARD -g other"), want{Problem, chain, "eth0 to eth1 (IPv4)", fix, ""}}
+		cases[name+", no answers"] = transferCase{iptables(variant, "-P FORWARD DROP", control, "-A FORWARD -m conntrack --ctstate RELATED -j ACCEPT"),
 			want{Problem, chain + " the servers' answers on control connections", "eth0 to eth1 (IPv4)", fix, ""}}
-		cases[name+", to this host"] = struct {
-			script string
-			want   want
-		}{iptables(variant, "-P INPUT DROP", strings.ReplaceAll(estab, "FORWARD", "INPUT"), strings.ReplaceAll(control, "FORWARD", "INPUT")),
+		cases[name+", to this host"] = transferCase{iptables(variant, "-P INPUT DROP", strings.ReplaceAll(estab, "FORWARD", "INPUT"), strings.ReplaceAll(control, "FORWARD", "INPUT")),
 			want{Problem, strings.ReplaceAll(chain, "FORWARD", "INPUT"), "eth0 to this host", fix, ""}}
 	}
 	for name, c := range cases {
@@ -462,10 +442,7 @@ func TestLostMarker(t *testing.T) {
 func TestNothingLeaves(t *testing.T) {
 	t.Parallel()
 	r := newTestRouter(t)
-	do(t, r.Host, func() error {
-		_, err := rules.Apply(ftp)
-		return err
-	})
+	applyRules(t, r.Host)
 	r.sh(t, `nft 'table inet filter { counter c { }; chain out { type filter hook output priority -400; counter name c; }; chain in { type filter hook prerouting priority -400; counter name c; }; }'
 iptables-legacy -A FORWARD -p tcp -m conntrack --ctstate RELATED -j DROP`)
 	const state = "nft -s list ruleset; iptables-legacy-save | grep -v '^#'; ip6tables-legacy-save; conntrack -L; conntrack -L expect; ip link; ip route show table all; sysctl -a 2>/dev/null | grep '^net.ipv4.conf\\|forward'"

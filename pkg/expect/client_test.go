@@ -311,6 +311,18 @@ func (l *lab) wantRefused(r refused) {
 	}
 }
 
+// wantUpdateRefused updates in vain.
+func (l *lab) wantUpdateRefused(m *expect.Master, u expect.Update, want error) {
+	l.t.Helper()
+	before := l.entry(m)
+	if err := l.client.Update(m, u); !errors.Is(err, want) {
+		l.t.Errorf("update %+v: %v, want %v", u, err, want)
+	}
+	if now := l.entry(m); now != before {
+		l.t.Errorf("update %+v: conntrack has %+v, want still %+v", u, now, before)
+	}
+}
+
 // updates are all kinds of them.
 func updates(dir expect.Direction) []expect.Update {
 	adjust := &expect.SeqAdj{Position: 2000, Before: 4, After: 5}
@@ -360,10 +372,7 @@ func TestNoSeqAdj(t *testing.T) {
 					continue
 				}
 				l.wantRefused(refused{"not translated", m, e, u, expect.ErrNoSeqAdj, left})
-				before := l.entry(m)
-				if err := l.client.Update(m, u); !errors.Is(err, expect.ErrNoSeqAdj) || l.entry(m) != before {
-					t.Errorf("update: %v, conntrack has %+v", err, l.entry(m))
-				}
+				l.wantUpdateRefused(m, u, expect.ErrNoSeqAdj)
 				l.wantEntry(m)
 			}
 			if err := l.client.Announce(m, e, expect.Update{SetLabel: 9}); err != nil || !m.Label(9) {
@@ -388,10 +397,7 @@ func TestNoLabels(t *testing.T) {
 					continue
 				}
 				l.wantRefused(refused{"no room for labels", m, e, u, unix.ENOSPC, nil})
-				before := l.entry(m)
-				if err := l.client.Update(m, u); !errors.Is(err, unix.ENOSPC) || l.entry(m) != before {
-					t.Errorf("update: %v, conntrack has %+v", err, l.entry(m))
-				}
+				l.wantUpdateRefused(m, u, unix.ENOSPC)
 				l.wantEntry(m)
 			}
 			must.Do(t, l.client.Update(m, expect.Update{Dir: expect.Reply, Adjust: &expect.SeqAdj{Position: 1, Before: 2, After: 3}}))
@@ -428,11 +434,8 @@ func TestAnswersLost(t *testing.T) {
 				if u == (expect.Update{}) {
 					continue
 				}
-				before := l.entry(m)
 				expect.LoseAnswers(t, l.client)
-				if err := l.client.Update(m, u); !errors.Is(err, unix.ENOBUFS) || l.entry(m) != before {
-					t.Errorf("update: %v, conntrack has %+v", err, l.entry(m))
-				}
+				l.wantUpdateRefused(m, u, unix.ENOBUFS)
 			}
 			must.Do(t, l.client.Update(m, expect.Update{Dir: expect.Reply, Adjust: &expect.SeqAdj{Position: 1, Before: 2, After: 3}, SetLabel: 6}))
 		}

@@ -5,7 +5,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -13,13 +12,6 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
-
-// on runs a program on the machine, with its podman, and returns its standard output.
-func (m *machine) on(ctx context.Context, command ...string) (string, error) {
-	pid := strconv.Itoa(m.init.Pid())
-	return m.host.Run(ctx, "", "nsenter", append([]string{"--target", pid, "--pid", "--mount",
-		"env", "CONTAINERS_CONF=" + m.conf}, command...)...)
-}
 
 const composeFile = "../../compose/compose.yaml"
 

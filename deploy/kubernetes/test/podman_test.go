@@ -80,9 +80,14 @@ func newMachine(t *testing.T, host *netns.Host) *machine {
 
 // podman runs podman to its end and returns its standard output.
 func (m *machine) podman(ctx context.Context, args ...string) (string, error) {
+	return m.on(ctx, append([]string{"podman"}, args...)...)
+}
+
+// on runs a program on the machine, with its podman, and returns its standard output.
+func (m *machine) on(ctx context.Context, command ...string) (string, error) {
 	pid := strconv.Itoa(m.init.Pid())
 	return m.host.Run(ctx, "", "nsenter", append([]string{"--target", pid, "--pid", "--mount",
-		"env", "CONTAINERS_CONF=" + m.conf, "podman"}, args...)...)
+		"env", "CONTAINERS_CONF=" + m.conf}, command...)...)
 }
 
 // buildImage builds the image of the daemon, from the Containerfile that users have.
@@ -175,9 +180,7 @@ type container struct {
 // logs is what it has printed.
 func (c container) logs(ctx context.Context) string {
 	// podman prints each stream of the container to its own.
-	pid := strconv.Itoa(c.machine.init.Pid())
-	text, err := c.machine.host.Run(ctx, "", "nsenter", "--target", pid, "--pid", "--mount",
-		"env", "CONTAINERS_CONF="+c.machine.conf, "sh", "-c", `podman logs "$0" 2>&1`, c.name)
+	text, err := c.machine.on(ctx, "sh", "-c", `podman logs "$0" 2>&1`, c.name)
 	if err != nil {
 		return err.Error()
 	}
@@ -187,7 +190,6 @@ func (c container) logs(ctx context.Context) string {
 // status is that of the container's first process, from /proc.
 func (c container) status(t *testing.T) map[string]string {
 	t.Helper()
-	pid := strconv.Itoa(c.machine.init.Pid())
 	ctx := testContext(t, 10*time.Second)
 	inspected, err := c.machine.podman(ctx, "inspect", c.name)
 	must.Do(t, err)
@@ -195,8 +197,7 @@ func (c container) status(t *testing.T) map[string]string {
 	if err := json.Unmarshal([]byte(inspected), &containers); err != nil || len(containers) != 1 {
 		t.Fatalf("podman inspect says %v: %s", err, inspected)
 	}
-	text, err := c.machine.host.Run(ctx, "", "nsenter", "--target", pid, "--pid", "--mount",
-		"cat", fmt.Sprintf("/proc/%d/status", containers[0].State.Pid))
+	text, err := c.machine.on(ctx, "cat", fmt.Sprintf("/proc/%d/status", containers[0].State.Pid))
 	must.Do(t, err)
 	fields := map[string]string{}
 	for line := range strings.Lines(text) {
