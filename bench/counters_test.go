@@ -4,6 +4,8 @@ import (
 	"os"
 	"testing"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 func TestIdleTime(t *testing.T) {
@@ -25,9 +27,7 @@ func TestIdleTime(t *testing.T) {
 
 func TestProcessorTime(t *testing.T) {
 	before, err := processorTime(os.Getpid())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	for begin := time.Now(); time.Since(begin) < 20*time.Millisecond; {
 	}
 	after, err := processorTime(os.Getpid())

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
 
@@ -72,9 +73,7 @@ func TestQuick(t *testing.T) {
 	}
 	name := kernelName(kernelRelease())
 	text, err := os.ReadFile(filepath.Join(out, name+".json"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	var results []Result
 	if err := json.Unmarshal(text, &results); err != nil || len(results) != 1 {
 		t.Fatalf("%d results: %v", len(results), err)

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 var update = flag.Bool("update", false, "write testdata anew")
@@ -68,14 +70,10 @@ func TestMarkdown(t *testing.T) {
 	golden := filepath.Join("testdata", "table.golden")
 	got := markdown([]Result{example()}, "6.12")
 	if *update {
-		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, os.WriteFile(golden, []byte(got), 0o644))
 	}
 	want, err := os.ReadFile(golden)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	if got != string(want) {
 		t.Errorf("the tables differ from %s (-update writes it anew):\n%s", golden, got)
 	}

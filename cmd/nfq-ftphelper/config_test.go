@@ -11,15 +11,14 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/config"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // configFile writes a configuration file.
 func configFile(t *testing.T, text string) string {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "nfq-ftphelper.yaml")
-	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.WriteFile(name, []byte(text), 0o600))
 	return name
 }
 
@@ -247,9 +246,7 @@ func TestConfigInit(t *testing.T) {
 		t.Fatalf("exit code %d; it says\n%s%s", code, stdout, stderr)
 	}
 	text, err := os.ReadFile(name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	if _, stdout, _ := call(t, "config", "init"); stdout != string(text) {
 		t.Errorf("standard output gets\n%s", stdout)
 	}

@@ -7,6 +7,8 @@ import (
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/doctor"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
 
 func TestDoctorUsage(t *testing.T) {
@@ -48,7 +50,7 @@ func TestVerdict(t *testing.T) {
 
 // TestDoctor examines a host without rules, and with them. The daemon does not run in either case.
 func TestDoctor(t *testing.T) {
-	host := newHost(t)
+	host := netns.NewTestHost(t, "host")
 	flags := []string{"doctor", "--ports", "21,990", "--queue", "9"}
 	err := host.Do(func() error {
 		code, stdout, stderr := call(t, flags...)
@@ -78,7 +80,5 @@ func TestDoctor(t *testing.T) {
 		}
 		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 }

@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // TestExplain gives explain its flags, and files that it can and cannot read.
@@ -12,9 +14,7 @@ func TestExplain(t *testing.T) {
 	const capture = "../../internal/explain/testdata/dnat.pcap"
 	dir := t.TempDir()
 	garbage, drawing := filepath.Join(dir, "garbage"), filepath.Join(dir, "ladder.svg")
-	if err := os.WriteFile(garbage, []byte("this is not what tcpdump writes"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.WriteFile(garbage, []byte("this is not what tcpdump writes"), 0o600))
 	file := configFile(t, "min-port: 65535\n")
 	for _, c := range []struct {
 		args string

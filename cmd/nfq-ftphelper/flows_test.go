@@ -15,6 +15,7 @@ import (
 	"github.com/charmbracelet/x/ansi"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/control"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -24,9 +25,7 @@ func wantGolden(t *testing.T, name, got string) {
 	t.Helper()
 	file := filepath.Join("testdata", name)
 	if *update {
-		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, os.WriteFile(file, []byte(got), 0o644))
 	}
 	want, err := os.ReadFile(file)
 	if err != nil || got != string(want) {
@@ -80,13 +79,9 @@ func TestEventLines(t *testing.T) {
 		}
 		// As it comes from a daemon.
 		line, err := json.Marshal(ev)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		var come control.Event
-		if err := json.Unmarshal(line, &come); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, json.Unmarshal(line, &come))
 		for i := range screens {
 			sc := &screens[i]
 			line := sc.lines.line(&come, time.UTC, sc.width)
@@ -121,9 +116,7 @@ func TestEventFilter(t *testing.T) {
 		{"", "tracked,refused", "refused missed tracked"}, {"192.0.2.0/24", "used", "missed"},
 	} {
 		var f eventFilter
-		if err := errors.Join(prefixesFlag{&f.clients}.Set(c.clients), kindsFlag{&f.kinds}.Set(c.kinds)); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, errors.Join(prefixesFlag{&f.clients}.Set(c.clients), kindsFlag{&f.kinds}.Set(c.kinds)))
 		var got []string
 		for _, ev := range events {
 			if f.matches(&ev) {
@@ -172,9 +165,7 @@ func TestFlowView(t *testing.T) {
 		{flowView{order: control.ByRefused}, "", "10.0.0.1:1 203.0.113.101:40000 10.0.0.1:2"},
 		{flowView{order: control.ByClient}, "state=read client=10.0.0.0/8", "10.0.0.1:2"},
 	} {
-		if err := (filterFlag{&c.flowView}).Set(c.filter); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, (filterFlag{&c.flowView}).Set(c.filter))
 		var got []string
 		for _, f := range c.of(slices.Clone(flows)) {
 			got = append(got, f.Client.String())

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/control"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 const jsonDocument = "../../docs/json.md"
@@ -62,15 +63,11 @@ func typeName(t reflect.Type, optional bool) string {
 // TestJSONDocument compares the document with what is marshalled: every field, its type and every value.
 func TestJSONDocument(t *testing.T) {
 	text, err := os.ReadFile(jsonDocument)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	fields, end, _ := strings.Cut(string(text), "The same lists are in nfq-ftphelper(8).\n\n")
 	if want := valueTables(); end != want {
 		if *update {
-			if err := os.WriteFile(jsonDocument, []byte(strings.TrimSuffix(string(text), end)+want), 0o644); err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, os.WriteFile(jsonDocument, []byte(strings.TrimSuffix(string(text), end)+want), 0o644))
 		}
 		t.Errorf("%s lists\n%s\nwant\n%s", jsonDocument, end, want)
 	}

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
 
@@ -25,21 +26,6 @@ func call(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	var out, errs bytes.Buffer
 	code = execute(t.Context(), args, &out, &errs)
 	return code, out.String(), errs.String()
-}
-
-// newHost is a host with nothing on it, until the test's end.
-func newHost(t *testing.T) *netns.Host {
-	t.Helper()
-	host, err := netns.NewHost("host")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := host.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return host
 }
 
 // TestUsage says that a wrong command line ends with 2 and a sentence that names the fault.
@@ -124,7 +110,7 @@ func TestVersion(t *testing.T) {
 
 // TestRules goes through the life of the rules on a host of its own.
 func TestRules(t *testing.T) {
-	host := newHost(t)
+	host := netns.NewTestHost(t, "host")
 	flags := []string{"--ports", "21,2200-2210", "--queue", "9"}
 	for _, c := range []struct {
 		command string
@@ -160,16 +146,14 @@ func TestRules(t *testing.T) {
 			}
 			return nil
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 	}
 }
 
 // TestRefuse says that the daemon does not start where it could help no connection, and leaves
 // nothing behind.
 func TestRefuse(t *testing.T) {
-	host := newHost(t)
+	host := netns.NewTestHost(t, "host")
 	err := host.Do(func() error {
 		for _, flags := range [][]string{{"--rules"}, {}} {
 			code, _, stderr := call(t, append([]string{"run", "--helper", "carrier", "--helper-name", "none-such"}, flags...)...)
@@ -180,9 +164,7 @@ func TestRefuse(t *testing.T) {
 		}
 		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	if left, err := host.Run(t.Context(), "", "nft", "list", "ruleset"); err != nil || left != "" {
 		t.Errorf("%v, it left\n%s", err, left)
 	}
@@ -190,7 +172,7 @@ func TestRefuse(t *testing.T) {
 
 // TestRemoveOwn says that rules which the daemon does not apply stay.
 func TestRemoveOwn(t *testing.T) {
-	host, file := newHost(t), filepath.Join(t.TempDir(), "nfq-ftphelper.yaml")
+	host, file := netns.NewTestHost(t, "host"), filepath.Join(t.TempDir(), "nfq-ftphelper.yaml")
 	err := host.Do(func() error {
 		if code, _, stderr := call(t, "rules", "apply"); code != 0 {
 			t.Fatal(stderr)
@@ -199,9 +181,7 @@ func TestRemoveOwn(t *testing.T) {
 			config string
 			left   bool
 		}{{"rules: false\n", true}, {"rules: true\n", false}} {
-			if err := os.WriteFile(file, []byte(c.config), 0o600); err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, os.WriteFile(file, []byte(c.config), 0o600))
 			if code, stdout, stderr := call(t, "rules", "remove", "--own", "--config", file); code != 0 || stdout+stderr != "" {
 				t.Errorf("%s: exit code %d, it says\n%s%s", c.config, code, stdout, stderr)
 			}
@@ -211,18 +191,14 @@ func TestRemoveOwn(t *testing.T) {
 		}
 		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 }
 
 // TestNoTables: gopacket's layers have 6 MB of tables, which the garbage collector brings into the memory of a daemon that
 // needs none of them.
 func TestNoTables(t *testing.T) {
 	out, err := exec.Command("go", "list", "-deps", ".").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	if packages := strings.Fields(string(out)); slices.Contains(packages, "github.com/google/gopacket/layers") {
 		t.Error("the program links github.com/google/gopacket/layers")
 	}

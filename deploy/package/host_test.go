@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // host is this machine's files with a memory of its own: an overlay, on which packages are
@@ -31,9 +33,7 @@ func newHost(t *testing.T) host {
 	h := host{t: t, root: filepath.Join(memory, "root"), changes: filepath.Join(memory, "changes")}
 	mount := func(source, target, kind string, flags uintptr, options string) {
 		t.Helper()
-		if err := os.MkdirAll(target, 0o755); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, os.MkdirAll(target, 0o755))
 		if err := unix.Mount(source, target, kind, flags, options); err != nil {
 			t.Fatalf("mounting %s on %s: %v", kind, target, err)
 		}
@@ -46,9 +46,7 @@ func newHost(t *testing.T) host {
 	mount("memory", memory, "tmpfs", 0, "")
 	work := filepath.Join(memory, "work")
 	for _, folder := range []string{h.changes, work} {
-		if err := os.Mkdir(folder, 0o755); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, os.Mkdir(folder, 0o755))
 	}
 	mount("root", h.root, "overlay", 0, "lowerdir=/,upperdir="+h.changes+",workdir="+work)
 	mount("proc", h.path("/proc"), "proc", 0, "")
@@ -60,9 +58,7 @@ func newHost(t *testing.T) host {
 		t.Fatal(err)
 	}
 	h.write("/usr/bin/systemctl", "#!/bin/sh\necho \"$*\" >>/run/calls\n", 0o755)
-	if err := os.MkdirAll(h.path("/run/systemd/system"), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.MkdirAll(h.path("/run/systemd/system"), 0o755))
 	// Where this machine forbids packages to stop services, the host does not.
 	if err := os.Remove(h.path("/usr/sbin/policy-rc.d")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		t.Fatal(err)
@@ -75,20 +71,14 @@ func (h host) path(name string) string { return filepath.Join(h.root, name) }
 
 func (h host) write(name, text string, mode fs.FileMode) {
 	h.t.Helper()
-	if err := os.MkdirAll(filepath.Dir(h.path(name)), 0o755); err != nil {
-		h.t.Fatal(err)
-	}
-	if err := os.WriteFile(h.path(name), []byte(text), mode); err != nil {
-		h.t.Fatal(err)
-	}
+	must.Do(h.t, os.MkdirAll(filepath.Dir(h.path(name)), 0o755))
+	must.Do(h.t, os.WriteFile(h.path(name), []byte(text), mode))
 }
 
 func (h host) read(name string) string {
 	h.t.Helper()
 	text, err := os.ReadFile(h.path(name))
-	if err != nil {
-		h.t.Fatal(err)
-	}
+	must.Do(h.t, err)
 	return string(text)
 }
 
@@ -96,9 +86,7 @@ func (h host) read(name string) string {
 func (h host) take(file string) string {
 	h.t.Helper()
 	data, err := os.ReadFile(file)
-	if err != nil {
-		h.t.Fatal(err)
-	}
+	must.Do(h.t, err)
 	name := filepath.Join("/run", filepath.Base(file))
 	h.write(name, string(data), 0o644)
 	return name
@@ -133,12 +121,8 @@ func (h host) called() []string {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	if err := os.Remove(h.path("/run/calls")); err != nil {
-		h.t.Fatal(err)
-	}
+	must.Do(h.t, err)
+	must.Do(h.t, os.Remove(h.path("/run/calls")))
 	return strings.Split(strings.TrimSpace(string(text)), "\n")
 }
 
@@ -171,8 +155,6 @@ func (h host) changed() []string {
 		list = append(list, info.Mode().String()+" "+name)
 		return nil
 	})
-	if err != nil {
-		h.t.Fatal(err)
-	}
+	must.Do(h.t, err)
 	return list
 }

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // The folders with packages of two versions.
@@ -186,12 +187,8 @@ func TestDeb(t *testing.T) {
 	const config, link = "/etc/nfq-ftphelper/nfq-ftphelper.yaml", "/etc/systemd/system/multi-user.target.wants/nfq-ftphelper.service"
 	settings := h.read(config) + "# and a comment\n"
 	h.write(config, settings, 0o600)
-	if err := os.MkdirAll(filepath.Dir(h.path(link)), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink("/usr/lib/systemd/system/nfq-ftphelper.service", h.path(link)); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.MkdirAll(filepath.Dir(h.path(link)), 0o755))
+	must.Do(t, os.Symlink("/usr/lib/systemd/system/nfq-ftphelper.service", h.path(link)))
 	dpkg("--install", h.take(deb(newer, "1.2.3+5.gb544e49", runtime.GOARCH)))
 	wantCalls(t, h, "upgraded", "--system daemon-reload", "try-restart nfq-ftphelper.service")
 	if got := h.read(config); got != settings {
@@ -310,9 +307,7 @@ func tryInstalled(t *testing.T, h host) {
 	// The example of /etc/nftables.conf finds the rules. What it does is tested in package rules.
 	const example = "/usr/share/doc/nfq-ftphelper/examples/nftables.conf"
 	ruleset, err := os.ReadFile("../../rules/ftp-queue.nft")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	const queueStatement = "queue flags bypass"
 	statements := strings.Count(string(ruleset), queueStatement)
 	out, err := h.try("nft", "--check", "--file", example)
@@ -372,9 +367,7 @@ func probe(t *testing.T) rules.Statement {
 		}
 	}()
 	<-done
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	return statement
 }
 
@@ -400,9 +393,7 @@ func TestArchitectures(t *testing.T) {
 		}
 		h.do("dpkg-deb", "--extract", debian, "/run/"+architecture)
 		binary, err := elf.Open(h.path("/run/" + architecture + "/usr/sbin/nfq-ftphelper"))
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		defer binary.Close()
 		if binary.Machine != machine {
 			t.Errorf("the binary for %s is for %s", architecture, binary.Machine)

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 const unitFile = "nfq-ftphelper.service"
@@ -29,9 +31,7 @@ func analyze(t *testing.T, dir string, args ...string) (output string, err error
 func enabled(t *testing.T, change ...string) string {
 	t.Helper()
 	unit, err := os.ReadFile(unitFile)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	if !strings.Contains(string(unit), "\nWantedBy=multi-user.target nftables.service\n") {
 		t.Fatal("it is enabled elsewhere than this test believes")
 	}
@@ -61,25 +61,17 @@ Type=oneshot
 ExecStart=/bin/true
 `,
 	} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644))
 	}
 	for _, link := range []string{
 		"multi-user.target.wants/" + unitFile, "nftables.service.wants/" + unitFile,
 		"sysinit.target.wants/nftables.service", "sysinit.target.wants/early-network.service",
 	} {
-		if err := os.MkdirAll(filepath.Join(dir, filepath.Dir(link)), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Symlink(filepath.Join(dir, filepath.Base(link)), filepath.Join(dir, link)); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, os.MkdirAll(filepath.Join(dir, filepath.Dir(link)), 0o755))
+		must.Do(t, os.Symlink(filepath.Join(dir, filepath.Base(link)), filepath.Join(dir, link)))
 	}
 	// This machine's firewalld, if it has one, waits for sysinit.target, which waits for early-network.service here.
-	if err := os.Symlink("/dev/null", filepath.Join(dir, "firewalld.service")); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.Symlink("/dev/null", filepath.Join(dir, "firewalld.service")))
 	return dir
 }
 

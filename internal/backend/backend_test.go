@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // kernel has what is listed.
@@ -80,9 +81,7 @@ func TestChoose(t *testing.T) {
 			if c.wish.Rules.Ports == nil {
 				c.wish.Rules = ftp
 			}
-			if err := c.wish.Validate(); err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, c.wish.Validate())
 			choice, err := Choose(c.wish, c.kernel)
 			got := fmt.Sprintln(choice.Helper, choice.Rules.Helper, choice.Rules.Ruleset)
 			if err != nil {

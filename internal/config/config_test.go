@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // words is a flag that takes words of small letters.
@@ -216,9 +218,7 @@ func TestParseAll(t *testing.T) {
 
 func TestClosest(t *testing.T) {
 	flags, _ := newFlags()
-	if err := flags.MarkHidden("name"); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, flags.MarkHidden("name"))
 	for misspelt, want := range map[string]string{"lists": "list", "lsit": "list", "cuont": "count", "lowport": "low-port", "holdtime": "hold-time", "nothing-like-it": "", "name": ""} {
 		if got := Closest(misspelt, flags); got != want {
 			t.Errorf("%q stands for %q, want %q", misspelt, got, want)
@@ -253,9 +253,7 @@ func TestExcerpt(t *testing.T) {
 func TestErrorf(t *testing.T) {
 	flags, _ := newFlags()
 	file, err := Parse("file", []byte("on: true\nlist: [a, b]\n"), flags)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	if keys := slices.Sorted(slices.Values(file.Keys())); !slices.Equal(keys, []string{"list", "on"}) {
 		t.Errorf("the file has %q", keys)
 	}
@@ -273,9 +271,7 @@ func TestErrorf(t *testing.T) {
 func TestLoad(t *testing.T) {
 	dir := t.TempDir()
 	name := filepath.Join(dir, "file.yaml")
-	if err := os.WriteFile(name, []byte("count: 7\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.WriteFile(name, []byte("count: 7\n"), 0o600))
 	flags, got := newFlags()
 	if _, err := Load(name, flags); err != nil || got.count != 7 {
 		t.Errorf("count is %d, %v", got.count, err)

@@ -21,6 +21,8 @@ import (
 
 	ll "github.com/landlock-lsm/go-landlock/landlock/syscall"
 	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // childEnv names the folder in which a process that TestSelf starts does what child does.
@@ -187,26 +189,18 @@ func TestSelf(t *testing.T) {
 func start(t *testing.T, attr syscall.SysProcAttr) (r result, pid int) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "confine-")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	mustWrite := func(name string) {
-		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o666); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, os.WriteFile(filepath.Join(dir, name), nil, 0o666))
 	}
 	for _, sub := range []string{"", "readable", "removable"} {
-		if err := errors.Join(os.MkdirAll(filepath.Join(dir, sub), 0o777), os.Chmod(filepath.Join(dir, sub), 0o777)); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, errors.Join(os.MkdirAll(filepath.Join(dir, sub), 0o777), os.Chmod(filepath.Join(dir, sub), 0o777)))
 	}
 	mustWrite("file")
 	for _, file := range []string{"readable/file", "removable/file"} {
 		mustWrite(file)
-		if err := os.Chmod(filepath.Join(dir, file), 0o666); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, os.Chmod(filepath.Join(dir, file), 0o666))
 	}
 
 	cmd := exec.Command("/proc/self/exe") // whose folder others may not enter
@@ -216,35 +210,23 @@ func start(t *testing.T, attr syscall.SysProcAttr) (r result, pid int) {
 	attr.Pdeathsig = syscall.SIGKILL
 	cmd.SysProcAttr = &attr
 	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	// The parent's death is that of the thread that has started it.
 	runtime.LockOSThread()
 	t.Cleanup(runtime.UnlockOSThread)
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, cmd.Start())
 	t.Cleanup(func() {
 		stdin.Close()
 		if err := cmd.Wait(); err != nil {
 			t.Error(err)
 		}
 	})
-	if err := stdout.(*os.File).SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, stdout.(*os.File).SetReadDeadline(time.Now().Add(time.Minute)))
 	line, err := bufio.NewReader(stdout).ReadBytes('\n')
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := json.Unmarshal(line, &r); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
+	must.Do(t, json.Unmarshal(line, &r))
 	return r, cmd.Process.Pid
 }
 
@@ -297,16 +279,13 @@ func statusOf(t *testing.T, pid int) (threads []map[string]uint64) {
 	}
 	for _, file := range files {
 		text, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		status := make(map[string]uint64)
 		for line := range strings.Lines(string(text)) {
 			name, value, _ := strings.Cut(line, ":")
 			if strings.HasPrefix(name, "Cap") || name == "NoNewPrivs" {
-				if status[name], err = strconv.ParseUint(strings.TrimSpace(value), 16, 64); err != nil {
-					t.Fatal(err)
-				}
+				status[name], err = strconv.ParseUint(strings.TrimSpace(value), 16, 64)
+				must.Do(t, err)
 			}
 		}
 		threads = append(threads, status)

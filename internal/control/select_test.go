@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 var listed = []Flow{
@@ -18,9 +20,7 @@ var listed = []Flow{
 func select3(t *testing.T, filter string) (places []int) {
 	t.Helper()
 	f, err := ParseFilter(filter)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	for i := range listed {
 		if f.Matches(&listed[i]) {
 			places = append(places, i)

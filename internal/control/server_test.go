@@ -22,6 +22,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // fake is a Daemon.
@@ -59,9 +61,7 @@ func start(t *testing.T, d *fake) (path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "run", "control.sock")
 	l, err := Listen(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	metrics := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "numbers") })
 	s := Serve(l, NewHandler(d, metrics), slog.New(slog.DiscardHandler))
 	t.Cleanup(func() {
@@ -79,16 +79,12 @@ func start(t *testing.T, d *fake) (path string) {
 func say(t *testing.T, path, text string) string {
 	t.Helper()
 	c, err := net.Dial("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	defer c.Close()
 	if _, err := io.WriteString(c, text); err != nil {
 		t.Log(err) // it has answered already
 	}
-	if err := c.SetReadDeadline(time.Now().Add(2 * readTimeout)); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, c.SetReadDeadline(time.Now().Add(2*readTimeout)))
 	answer, err := io.ReadAll(c)
 	if err != nil && !errors.Is(err, unix.ECONNRESET) {
 		t.Errorf("%.50q: %v", text, err)
@@ -143,9 +139,7 @@ func TestSlow(t *testing.T) {
 	var told atomic.Int32
 	for range maxConns { // there is room for no more
 		c, err := net.Dial("unix", path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		defer c.Close()
 		if _, err := io.WriteString(c, "GET /livez HT"); err != nil {
 			t.Fatal(err)
@@ -205,9 +199,7 @@ func TestStranger(t *testing.T) {
 		t.Errorf("the mode of the socket is %s", mode)
 	}
 	for p := path; p != "/tmp" && p != "/"; p = filepath.Dir(p) {
-		if err := os.Chmod(p, 0o777); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, os.Chmod(p, 0o777))
 	}
 	answer := make(chan string)
 	go func() {
@@ -228,9 +220,7 @@ func TestStranger(t *testing.T) {
 func stat(t *testing.T, path string) os.FileInfo {
 	t.Helper()
 	file, err := os.Lstat(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	return file
 }
 
@@ -238,16 +228,12 @@ func stat(t *testing.T, path string) os.FileInfo {
 func TestListen(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "run", "control.sock")
 	first, err := Listen(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	if _, err := Listen(path); err == nil || err.Error() != "another daemon serves "+path+": choose another with --control" {
 		t.Errorf("where another one is: %v", err)
 	}
 	// It dies.
-	if err := first.UnixListener.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, first.UnixListener.Close())
 	if err := NewClient(path).Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "has died: start the daemon (nfq-ftphelper run --rules)") {
 		t.Errorf("asking a dead daemon: %v", err)
 	}
@@ -256,27 +242,17 @@ func TestListen(t *testing.T) {
 		t.Fatalf("where a dead one was: %v", err)
 	}
 	// What is not its own stays.
-	if err := os.Remove(path); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.Remove(path))
 	third, err := Listen(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := second.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
+	must.Do(t, second.Close())
 	stat(t, path)
-	if err := third.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, third.Close())
 	if err := NewClient(path).Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "no daemon answers, as "+path) {
 		t.Errorf("asking nobody: %v", err)
 	}
 
-	if err := os.WriteFile(path, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.WriteFile(path, nil, 0o600))
 	for path, want := range map[string]string{
 		path:                                     "is there, and is no socket: choose another with --control",
 		filepath.Join(path, "x"):                 "not a directory: choose another with --control",
@@ -294,13 +270,9 @@ func TestLocked(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	f, err := os.Open(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	defer f.Close()
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, unix.Flock(int(f.Fd()), unix.LOCK_EX))
 	made := make(chan error, 1)
 	go func() {
 		s, err := Listen(filepath.Join(dir, "control.sock"))
@@ -327,15 +299,11 @@ func TestEvents(t *testing.T) {
 	d.Publish(Event{Kind: "tracked"}) // is over before anybody follows
 
 	slow, err := net.Dial("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	defer slow.Close()
 	fmt.Fprintf(slow, "GET /v1/events HTTP/1.1\r\nHost: daemon\r\n\r\n")
 	answer, err := http.ReadResponse(bufio.NewReaderSize(slow, 16), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	const total = 20_000
 	seen, following := make(chan int), make(chan struct{})
 	ctx, stop := context.WithCancel(t.Context())
@@ -371,9 +339,7 @@ func TestEvents(t *testing.T) {
 	lines, last, missed := json.NewDecoder(answer.Body), uint16(0), 0
 	for n := 0; ; n++ {
 		var ev Event
-		if err := lines.Decode(&ev); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, lines.Decode(&ev))
 		switch {
 		case ev.Kind == KindMissed:
 			missed += int(ev.Missed)
@@ -400,9 +366,7 @@ func TestFollowers(t *testing.T) {
 	var all []*Follower
 	for range maxFollowers {
 		f, err := d.Follow(time.Now())
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		all = append(all, f)
 	}
 	err := NewClient(path).Events(t.Context(), EventsQuery{}, func() {}, func([]byte) error { return nil })

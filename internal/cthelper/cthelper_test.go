@@ -13,6 +13,7 @@ import (
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfnetlink"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
 
@@ -69,9 +70,7 @@ func newHelper() Helper {
 // register registers h until the end of the test.
 func register(t *testing.T, h Helper) {
 	t.Helper()
-	if err := Register(h); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, Register(h))
 	t.Cleanup(func() {
 		if err := Unregister(h.Name); err != nil {
 			t.Error(err)
@@ -83,16 +82,12 @@ func register(t *testing.T, h Helper) {
 func registered(t *testing.T, name string) map[family]Helper {
 	t.Helper()
 	c, err := dial()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	defer c.nf.Close()
 	there := map[family]Helper{}
 	for _, f := range families {
 		h, ok, err := c.lookup(name, f)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		if ok {
 			there[f] = h
 		}
@@ -105,20 +100,6 @@ func expectRegistered(t *testing.T, h Helper) {
 	if there := registered(t, h.Name); len(there) != 2 || there[ipv4] != h || there[ipv6] != h {
 		t.Errorf("the kernel has %+v, want %+v for both families", there, h)
 	}
-}
-
-func newHost(t *testing.T) *netns.Host {
-	t.Helper()
-	host, err := netns.NewHost("host")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := host.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return host
 }
 
 // attach is a ruleset that attaches a helper to what is local.
@@ -140,9 +121,7 @@ func attach(name string) string {
 func testRegister(t *testing.T) {
 	h := newHelper()
 	for _, h.Enabled = range []bool{true, true, false, true} {
-		if err := Register(h); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, Register(h))
 		expectRegistered(t, h)
 	}
 	other := h
@@ -153,12 +132,10 @@ func testRegister(t *testing.T) {
 	}
 	expectRegistered(t, h)
 	// It is there in every network namespace, and can be removed from any.
-	if err := newHost(t).Do(func() error {
+	must.Do(t, netns.NewTestHost(t, "host").Do(func() error {
 		expectRegistered(t, h)
 		return Unregister(h.Name)
-	}); err != nil {
-		t.Error(err)
-	}
+	}))
 	if there := registered(t, h.Name); len(there) != 0 {
 		t.Errorf("the kernel still has %v", there)
 	}
@@ -169,14 +146,12 @@ func testRegister(t *testing.T) {
 
 // testNft has rules use a helper, which holds it.
 func testNft(t *testing.T) {
-	h, host := newHelper(), newHost(t)
+	h, host := newHelper(), netns.NewTestHost(t, "host")
 	if err := host.Nft(t.Context(), attach(h.Name)); err == nil {
 		t.Fatal("nft takes a helper that is not there")
 	}
 	register(t, h)
-	if err := host.Nft(t.Context(), attach(h.Name)); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, host.Nft(t.Context(), attach(h.Name)))
 	// nft must be able to read it back.
 	text, err := host.Run(t.Context(), "", "nft", "list", "ruleset")
 	if err != nil || !strings.Contains(text, "l3proto inet") { // both families
@@ -188,13 +163,9 @@ func testNft(t *testing.T) {
 	expectRegistered(t, h)
 	// In use or not, it can be enabled.
 	h.Enabled = true
-	if err := Register(h); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, Register(h))
 	expectRegistered(t, h)
-	if err := host.Nft(t.Context(), "delete table inet attach"); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, host.Nft(t.Context(), "delete table inet attach"))
 }
 
 // testTaken has one family taken by a helper of another kind, one with room for data in its
@@ -202,9 +173,7 @@ func testNft(t *testing.T) {
 func testTaken(t *testing.T) {
 	h := newHelper()
 	c, err := dial()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	defer c.nf.Close()
 	for _, f := range families {
 		attrs := nfnetlink.Attributes(h.attributes(f)).Without(attrPrivDataLen)
@@ -218,18 +187,14 @@ func testTaken(t *testing.T) {
 		if there := registered(t, h.Name); len(there) != 1 || there[f] != h {
 			t.Errorf("the kernel has %v, want the one for %s alone", there, f)
 		}
-		if err := Unregister(h.Name); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, Unregister(h.Name))
 	}
 }
 
 // testKernel has the kernel load a helper of its own, and cannot have its name.
 func testKernel(t *testing.T) {
-	host := newHost(t)
-	if err := host.Nft(t.Context(), attach("ftp")); err != nil {
-		t.Fatal(err)
-	}
+	host := netns.NewTestHost(t, "host")
+	must.Do(t, host.Nft(t.Context(), attach("ftp")))
 	if _, err := os.Stat("/sys/module/nf_conntrack_ftp"); err != nil {
 		t.Fatal(err)
 	}
@@ -244,35 +209,25 @@ func testKernel(t *testing.T) {
 
 // testConnection removes the helper of a connection, which goes on without.
 func testConnection(t *testing.T) {
-	h, host := newHelper(), newHost(t)
+	h, host := newHelper(), netns.NewTestHost(t, "host")
 	register(t, h)
-	if err := host.Nft(t.Context(), attach(h.Name)+`table ip nat {
+	must.Do(t, host.Nft(t.Context(), attach(h.Name)+`table ip nat {
 	chain output {
 		type nat hook output priority -100;
 		ip daddr 192.0.2.2 tcp dport 21 dnat to 127.0.0.1
 	}
 }
-`); err != nil {
-		t.Fatal(err)
-	}
-	if err := host.AddAddress("lo", netip.MustParsePrefix("192.0.2.1/24")); err != nil {
-		t.Fatal(err)
-	}
+`))
+	must.Do(t, host.AddAddress("lo", netip.MustParsePrefix("192.0.2.1/24")))
 	tuple := expect.Tuple{Src: netip.MustParseAddrPort("192.0.2.1:40000"), Dst: netip.MustParseAddrPort("192.0.2.2:21")}
 	listener, err := host.Listen(t.Context(), netip.MustParseAddrPort("127.0.0.1:21"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	defer listener.Close()
 	conn, err := host.Dial(t.Context(), tuple.Src, tuple.Dst)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	defer conn.Close()
 	var client *expect.Client
-	if err := host.Do(func() (err error) { client, err = expect.Dial(); return err }); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, host.Do(func() (err error) { client, err = expect.Dial(); return err }))
 	defer client.Close()
 
 	m, _, err := client.Lookup(tuple)
@@ -281,25 +236,17 @@ func testConnection(t *testing.T) {
 	}
 	// One expectation, as the policy says: the second one replaces the first.
 	for _, port := range []uint16{50000, 50001} {
-		if err := client.Announce(m, expect.For(m, expect.Reply, port), expect.Update{}); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, client.Announce(m, expect.For(m, expect.Reply, port), expect.Update{}))
 	}
 	if text := expectations(t, host); strings.Count(text, "helper="+h.Name) != 1 || !strings.Contains(text, "dport=50001") {
 		t.Errorf("conntrack lists %s", text)
 	}
 	adjustment := expect.SeqAdj{Position: 1000, Before: 0, After: -2}
-	if err := client.Update(m, expect.Update{Dir: expect.Reply, Adjust: &adjustment}); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, client.Update(m, expect.Update{Dir: expect.Reply, Adjust: &adjustment}))
 
 	// Connections don't hold it.
-	if err := host.Nft(t.Context(), "delete table inet attach"); err != nil {
-		t.Fatal(err)
-	}
-	if err := Unregister(h.Name); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, host.Nft(t.Context(), "delete table inet attach"))
+	must.Do(t, Unregister(h.Name))
 	if text := expectations(t, host); text != "" {
 		t.Errorf("conntrack still lists %s", text)
 	}
@@ -312,18 +259,14 @@ func testConnection(t *testing.T) {
 		if err := client.Announce(m, expect.For(m, expect.Reply, 50002), expect.Update{}); !errors.Is(err, expect.ErrNoHelper) {
 			t.Errorf("expectation: %v", err)
 		}
-		if err := Register(h); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, Register(h))
 	}
 }
 
 func expectations(t *testing.T, host *netns.Host) string {
 	t.Helper()
 	text, err := host.Run(t.Context(), "", "conntrack", "-L", "expect")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	return text
 }
 

@@ -18,21 +18,14 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfq"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
 
 // TestHang has the goroutine that serves a queue hang for a while: who asks is told so, and told
 // more when it goes on.
 func TestHang(t *testing.T) {
-	host, err := netns.NewHost("host")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := host.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	host := netns.NewTestHost(t, "host")
 	log, path := slog.New(slog.DiscardHandler), filepath.Join(t.TempDir(), "control.sock")
 	d := &daemon{settings: Settings{Control: path, Version: "v1"}, log: log, choice: backend.Choice{Rules: rules.Config{Queue: 7, Queues: 1}}}
 	w := &worker{number: 7, engine: engine.New(engine.Config{})}
@@ -42,16 +35,14 @@ func TestHang(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- host.Do(func() error { return w.queue.Run(ctx) }) }()
 	<-w.queue.Ready()
-	err = host.Do(func() error {
+	err := host.Do(func() (err error) {
 		if d.desk, err = d.openDesk(); err != nil {
 			return err
 		}
 		d.desk.serve(filling{})
 		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 
 	client := control.NewClient(path)
 	live := func() error { return client.Ready(t.Context()) }
@@ -61,9 +52,7 @@ func TestHang(t *testing.T) {
 			return err
 		})
 	}
-	if err := errors.Join(live(), scrape()); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, errors.Join(live(), scrape()))
 	begun, goOn := make(chan struct{}), make(chan struct{})
 	go w.queue.Do(t.Context(), func() {
 		close(begun)
@@ -87,15 +76,11 @@ func TestHang(t *testing.T) {
 		t.Errorf("before the end: %v", err)
 	}
 	stop()
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
+	must.Do(t, <-ended)
 	if err := scrape(); err == nil || !strings.Contains(err.Error(), "queue 7: "+nfq.ErrNotServed.Error()) {
 		t.Errorf("when the queue is gone: %v", err)
 	}
-	if err := d.desk.close(); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, d.desk.close())
 }
 
 // TestLookup asks conntrack for a connection, which it does not have, and does not ask when there is
@@ -108,9 +93,7 @@ func TestLookup(t *testing.T) {
 		t.Errorf("without time: %v", err)
 	}
 	ct, err := expect.Dial()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	defer ct.Close()
 	d.conntrack = ct
 	if _, err := d.lookup(f, time.Now().Add(time.Minute)); !errors.Is(err, expect.ErrNoEntry) {
@@ -126,9 +109,7 @@ func TestObserve(t *testing.T) {
 	master := &expect.Master{Tuples: [2]expect.Tuple{{Src: client, Dst: public}, {Src: server, Dst: client}}}
 	ev := &engine.Event{Kind: engine.Refused, Master: master, Verb: engine.VerbPORT, Announced: at("203.0.113.101:20"), Reason: engine.LowPort}
 	f, err := d.Follow(time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	for range 10_000 {
 		d.observe(7, ev)
 	}
@@ -162,13 +143,9 @@ func TestEventWords(t *testing.T) {
 	}}
 	check := func(ev control.Event) {
 		text, err := json.Marshal(ev)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		var fields map[string]any
-		if err := json.Unmarshal(text, &fields); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, json.Unmarshal(text, &fields))
 		for key, value := range fields {
 			if word, ok := value.(string); ok {
 				if err := engine.IsWord(key, word); err != nil {

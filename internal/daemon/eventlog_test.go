@@ -13,6 +13,7 @@ import (
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // line is a line of a JSON log.
@@ -36,9 +37,7 @@ func logged(t *testing.T, opened bool, events []engine.Event) (now, later []line
 		for row := range strings.Lines(text.String()) {
 			var fields map[string]any
 			var one line
-			if err := json.Unmarshal([]byte(row), &fields); err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, json.Unmarshal([]byte(row), &fields))
 			for key, value := range fields {
 				if word, ok := value.(string); ok {
 					if err := engine.IsWord(key, word); err != nil {
@@ -48,9 +47,7 @@ func logged(t *testing.T, opened bool, events []engine.Event) (now, later []line
 					t.Errorf("%s is no word: %s", key, row)
 				}
 			}
-			if err := json.Unmarshal([]byte(row), &one); err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, json.Unmarshal([]byte(row), &one))
 			all = append(all, one)
 		}
 		text.Reset()
@@ -85,9 +82,7 @@ func TestPeriod(t *testing.T) {
 	counted := 0
 	for lines := json.NewDecoder(r); counted < 6; {
 		var one line
-		if err := lines.Decode(&one); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, lines.Decode(&one))
 		if one.Count == 0 || one.Kind != "refused" || !strings.Contains(one.Msg, " more in the last ") {
 			t.Fatalf("%+v", one)
 		}

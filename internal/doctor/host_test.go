@@ -18,6 +18,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
 
@@ -37,9 +38,7 @@ func TestTrial(t *testing.T) {
 			defer peer.Close()
 			return made.run(conn)
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		return made
 	}
 
@@ -80,18 +79,13 @@ func TestTrial(t *testing.T) {
 
 // TestNothingChanges examines a host with a helper's rules and wants to find it as it was.
 func TestNothingChanges(t *testing.T) {
-	h := newHost(t)
-	do(t, h, func() error {
-		_, err := rules.Apply(ftp)
-		return err
-	})
+	h := netns.NewTestHost(t, "host")
+	applyRules(t, h)
 	state := func() string {
 		var all string
 		for _, command := range [][]string{{"nft", "list", "ruleset"}, {"conntrack", "-L"}, {"conntrack", "-L", "expect"}} {
 			out, err := h.Run(t.Context(), "", command[0], command[1:]...)
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, err)
 			all += out
 		}
 		return all
@@ -115,7 +109,7 @@ func TestReady(t *testing.T) {
 		_, err := Ready(backend.Wish{Rules: ftp})
 		return err
 	}
-	do(t, newHost(t), ready)
+	do(t, netns.NewTestHost(t, "host"), ready)
 	unprivileged(t, func() {
 		if err := ready(); err == nil || err.Error() != "privileges: CAP_NET_ADMIN is missing (rules, queues and conntrack can be neither read nor used without it)" {
 			t.Error(err)
@@ -154,9 +148,7 @@ func unprivileged(t *testing.T, f func()) {
 		}
 		done <- err
 	}()
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, <-done)
 }
 
 // entries makes connections from successive addresses, without a packet.
@@ -190,13 +182,9 @@ func entries(t *testing.T, c *conntrack.Conn, count int, helper string) []conntr
 func sysctl(t *testing.T, name string) int {
 	t.Helper()
 	data, err := os.ReadFile("/proc/sys/net/netfilter/" + name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	n, err := strconv.Atoi(string(bytes.TrimSpace(data)))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	return n
 }
 
@@ -215,7 +203,7 @@ func dialConntrack(t *testing.T, h *netns.Host) *conntrack.Conn {
 // TestFullConntrackTable fills it to four fifths.
 func TestFullConntrackTable(t *testing.T) {
 	t.Parallel()
-	h := newHost(t)
+	h := netns.NewTestHost(t, "host")
 	limit := sysctl(t, conntrackMax)
 	begin := time.Now()
 	entries(t, dialConntrack(t, h), limit*8/10+1, "")
@@ -227,11 +215,8 @@ func TestFullConntrackTable(t *testing.T) {
 // TestFullExpectationTable fills it to four fifths, from as many connections.
 func TestFullExpectationTable(t *testing.T) {
 	t.Parallel()
-	h := newHost(t)
-	do(t, h, func() error { // so that the helper is there
-		_, err := rules.Apply(ftp)
-		return err
-	})
+	h := netns.NewTestHost(t, "host")
+	applyRules(t, h) // so that the helper is there
 	c := dialConntrack(t, h)
 	limit := sysctl(t, expectMax)
 	count := limit*8/10 + 1
@@ -250,7 +235,7 @@ func TestFullExpectationTable(t *testing.T) {
 
 // TestAddresses leaves out loopback.
 func TestAddresses(t *testing.T) {
-	h := newHost(t)
+	h := netns.NewTestHost(t, "host")
 	do(t, h, func() error {
 		found, err := host{}.addresses()
 		if err != nil || len(found) != 0 {

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 var sample = []Finding{
@@ -24,9 +26,7 @@ warning  queue   nobody
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 	var coloured strings.Builder
-	if err := WriteText(&coloured, sample, true); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, WriteText(&coloured, sample, true))
 	got := coloured.String()
 	for _, colour := range colours {
 		if !strings.Contains(got, colour) {
@@ -41,16 +41,12 @@ warning  queue   nobody
 
 func TestWriteJSON(t *testing.T) {
 	var b strings.Builder
-	if err := WriteJSON(&b, sample); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, WriteJSON(&b, sample))
 	var got struct {
 		Problems, Warnings int
 		Findings           []map[string]string
 	}
-	if err := json.Unmarshal([]byte(b.String()), &got); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, json.Unmarshal([]byte(b.String()), &got))
 	if got.Problems != 1 || got.Warnings != 1 || len(got.Findings) != 3 || got.Findings[1]["level"] != "problem" ||
 		got.Findings[1]["mend"] != "nfq-ftphelper rules apply '<>'" {
 		t.Errorf("%+v of\n%s", got, b.String())

@@ -12,30 +12,23 @@ import (
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
-
-// newHost makes a host that is gone at the test's end.
-func newHost(t *testing.T) *netns.Host {
-	t.Helper()
-	h, err := netns.NewHost("host")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := h.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return h
-}
 
 // do runs f in the host's namespace.
 func do(t *testing.T, h *netns.Host, f func() error) {
 	t.Helper()
-	if err := h.Do(f); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, h.Do(f))
+}
+
+// applyRules loads the daemon's rules on a host.
+func applyRules(t *testing.T, h *netns.Host) {
+	t.Helper()
+	do(t, h, func() error {
+		_, err := rules.Apply(ftp)
+		return err
+	})
 }
 
 // among are the findings of some checks on this host.
@@ -219,10 +212,8 @@ func TestUserRules(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			h := newHost(t)
-			if err := h.Nft(t.Context(), c.ruleset); err != nil {
-				t.Fatal(err)
-			}
+			h := netns.NewTestHost(t, "host")
+			must.Do(t, h.Nft(t.Context(), c.ruleset))
 			findings := among(t, h, ftp, "other helpers", "notrack", "related")
 			if c.want != nil {
 				wantFinding(t, findings, *c.want)
@@ -235,11 +226,8 @@ func TestUserRules(t *testing.T) {
 
 // TestOwnRules says that our own rules are nobody else's.
 func TestOwnRules(t *testing.T) {
-	h := newHost(t)
-	do(t, h, func() error {
-		_, err := rules.Apply(ftp)
-		return err
-	})
+	h := netns.NewTestHost(t, "host")
+	applyRules(t, h)
 	if findings := among(t, h, ftp, "rules", "other helpers", "related"); Count(findings, OK) != len(findings) {
 		t.Error(text(findings))
 	}
@@ -247,15 +235,10 @@ func TestOwnRules(t *testing.T) {
 
 // TestAddedPorts adds a port to the set while the settings have another one.
 func TestAddedPorts(t *testing.T) {
-	h := newHost(t)
-	do(t, h, func() error {
-		_, err := rules.Apply(ftp)
-		return err
-	})
+	h := netns.NewTestHost(t, "host")
+	applyRules(t, h)
 	add := "add element inet nfq_ftphelper ports { 2100, 2200-2210 }"
-	if err := h.Nft(t.Context(), add+`; table inet f { chain pre { type filter hook prerouting priority raw; tcp dport 2100 notrack; }; }`); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, h.Nft(t.Context(), add+`; table inet f { chain pre { type filter hook prerouting priority raw; tcp dport 2100 notrack; }; }`))
 	findings := among(t, h, ftp, "rules", "notrack")
 	wantFinding(t, findings, want{Problem, "notrack", "hides connections to port 2100 from", "nft delete rule inet f pre handle"})
 	const line = "table inet nfq_ftphelper is in place, with port 21, and with ports 2100, 2200-2210 that the settings don't have"
@@ -266,11 +249,8 @@ func TestAddedPorts(t *testing.T) {
 
 // TestBrokenRules empties the set of ports, and breaks more.
 func TestBrokenRules(t *testing.T) {
-	h := newHost(t)
-	do(t, h, func() error {
-		_, err := rules.Apply(ftp)
-		return err
-	})
+	h := netns.NewTestHost(t, "host")
+	applyRules(t, h)
 	for _, c := range []struct {
 		command string
 		want    want
@@ -280,9 +260,7 @@ func TestBrokenRules(t *testing.T) {
 		{"add element inet nfq_ftphelper ports { 21 }; flush chain inet nfq_ftphelper output", want{Problem, "rules", "chain output", "nfq-ftphelper rules apply"}},
 		{"delete table inet nfq_ftphelper", want{Problem, "rules", "there is no table", "nfq-ftphelper rules apply"}},
 	} {
-		if err := h.Nft(t.Context(), c.command); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, h.Nft(t.Context(), c.command))
 		wantFinding(t, among(t, h, ftp, "rules"), c.want)
 	}
 }
@@ -293,9 +271,7 @@ func wire(t *testing.T, c chain, exprs ...expr.Any) rule {
 	r := rule{table: c.table, chain: c.name, handle: 1}
 	for _, e := range exprs {
 		data, err := expr.Marshal(c.table.family, e)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		r.exprs = append(r.exprs, newExpression(data))
 	}
 	return r

@@ -15,6 +15,7 @@ import (
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
 
@@ -26,16 +27,14 @@ type testRouter struct {
 
 func newTestRouter(t *testing.T) testRouter {
 	t.Helper()
-	r := testRouter{newHost(t), newHost(t), newHost(t)}
+	r := testRouter{netns.NewTestHost(t, "host"), netns.NewTestHost(t, "host"), netns.NewTestHost(t, "host")}
 	steps := []error{
 		netns.Connect(r.Host, "eth0", r.left, "eth0"), netns.Connect(r.Host, "eth1", r.right, "eth0"), r.Forward(),
 		r.AddAddress("eth0", netip.MustParsePrefix("203.0.113.1/24")), r.AddAddress("eth0", netip.MustParsePrefix("2001:db8:1::1/64")),
 		r.AddAddress("eth1", netip.MustParsePrefix("192.168.1.1/24")), r.AddAddress("eth1", netip.MustParsePrefix("2001:db8:2::1/64")),
 		r.AddDefaultRoute(netip.MustParseAddr("203.0.113.101")),
 	}
-	if err := errors.Join(steps...); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, errors.Join(steps...))
 	r.sh(t, "ip -6 route add default via 2001:db8:1::2")
 	return r
 }
@@ -82,10 +81,11 @@ func TestTransfers(t *testing.T) {
 		fix    string
 		absent string
 	}
-	cases := map[string]struct {
+	type transferCase struct {
 		script string
 		want   want
-	}{
+	}
+	cases := map[string]transferCase{
 		"no filter":       {"", want{what: "test transfers passed in a copy of this host: ", rule: bothWays}},
 		"related":         {forward + "ct state established,related accept; " + port + end, want{what: "passed", rule: bothWays}},
 		"no related":      {forward + established + port + end, want{Problem, drops, bothWays, insert, "passive"}},
@@ -182,37 +182,16 @@ func TestTransfers(t *testing.T) {
 		const control = "-A FORWARD -p tcp -m multiport --dports 21,2121 -m comment --comment FTP -j ACCEPT"
 		chain := map[string]string{"nft": "table ip filter, chain FORWARD drops", "legacy": "table ip filter (iptables-legacy), chain FORWARD drops"}[variant]
 		fix := "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
-		cases[name+", related"] = struct {
-			script string
-			want   want
-		}{iptables(variant, "-P FORWARD DROP", "-A FORWARD -m state --state ESTABLISHED,RELATED -j ACCEPT", control), want{what: "passed", rule: bothWays}}
-		cases[name+", no related"] = struct {
-			script string
-			want   want
-		}{iptables(variant, "-P FORWARD DROP", estab, control), want{Problem, chain, "eth0 to eth1 (IPv4)", fix, ""}}
-		cases[name+", reject"] = struct {
-			script string
-			want   want
-		}{iptables(variant, estab, control, "-A FORWARD -p tcp -j REJECT --reject-with tcp-reset"),
+		cases[name+", related"] = transferCase{iptables(variant, "-P FORWARD DROP", "-A FORWARD -m state --state ESTABLISHED,RELATED -j ACCEPT", control), want{what: "passed", rule: bothWays}}
+		cases[name+", no related"] = transferCase{iptables(variant, "-P FORWARD DROP", estab, control), want{Problem, chain, "eth0 to eth1 (IPv4)", fix, ""}}
+		cases[name+", reject"] = transferCase{iptables(variant, estab, control, "-A FORWARD -p tcp -j REJECT --reject-with tcp-reset"),
 			want{Problem, chain, "eth0 to eth1 (IPv4)", fix, ""}}
-		cases[name+", high ports in a chain"] = struct {
-			script string
-			want   want
-		}{iptables(variant, "-N strict", "-A strict -p tcp --syn --dport 1024:65535 -j DROP", "-A FORWARD -j strict"),
+		cases[name+", high ports in a chain"] = transferCase{iptables(variant, "-N strict", "-A strict -p tcp --syn --dport 1024:65535 -j DROP", "-A FORWARD -j strict"),
 			want{Problem, chain, "eth0 to eth1 (IPv4)", fix, ""}}
-		cases[name+", reject in a chain"] = struct {
-			script string
-			want   want
-		}{iptables(variant, estab, control, "-N other", "-A other -j REJECT", "-A FORWARD -g other"), want{Problem, chain, "eth0 to eth1 (IPv4)", fix, ""}}
-		cases[name+", no answers"] = struct {
-			script string
-			want   want
-		}{iptables(variant, "-P FORWARD DROP", control, "-A FORWARD -m conntrack --ctstate RELATED -j ACCEPT"),
+		cases[name+", reject in a chain"] = transferCase{iptables(variant, estab, control, "-N other", "-A other -j REJECT", "-A FORWARD -g other"), want{Problem, chain, "eth0 to eth1 (IPv4)", fix, ""}}
+		cases[name+", no answers"] = transferCase{iptables(variant, "-P FORWARD DROP", control, "-A FORWARD -m conntrack --ctstate RELATED -j ACCEPT"),
 			want{Problem, chain + " the servers' answers on control connections", "eth0 to eth1 (IPv4)", fix, ""}}
-		cases[name+", to this host"] = struct {
-			script string
-			want   want
-		}{iptables(variant, "-P INPUT DROP", strings.ReplaceAll(estab, "FORWARD", "INPUT"), strings.ReplaceAll(control, "FORWARD", "INPUT")),
+		cases[name+", to this host"] = transferCase{iptables(variant, "-P INPUT DROP", strings.ReplaceAll(estab, "FORWARD", "INPUT"), strings.ReplaceAll(control, "FORWARD", "INPUT")),
 			want{Problem, strings.ReplaceAll(chain, "FORWARD", "INPUT"), "eth0 to this host", fix, ""}}
 	}
 	for name, c := range cases {
@@ -251,9 +230,7 @@ func TestTransferToListener(t *testing.T) {
 	r := newTestRouter(t)
 	r.sh(t, "nft 'table inet filter { chain input { type filter hook input priority 0; ct state related drop; }; }'")
 	listener, err := r.Listen(t.Context(), netip.MustParseAddrPort("0.0.0.0:21"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	defer listener.Close()
 	findings := among(t, r.Host, ftp, "transfer", "related")
 	if findings[0].Level != Problem || !strings.Contains(findings[0].What, "chain input drops") {
@@ -344,9 +321,7 @@ table inet rich {
 func TestReplica(t *testing.T) {
 	t.Parallel()
 	r := newTestRouter(t)
-	if err := r.Nft(t.Context(), rich); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, r.Nft(t.Context(), rich))
 	r.sh(t, `iptables-nft -A FORWARD -p tcp -m multiport --dports 1:5,21 -m limit --limit 5/min -m addrtype --dst-type UNICAST -m comment --comment "some words" -j REJECT --reject-with tcp-reset
 ip6tables-legacy -N mine
 ip6tables-legacy -A mine -p tcp -m tcp --dport 21 -m conntrack --ctstate NEW,RELATED -j ACCEPT
@@ -467,10 +442,7 @@ func TestLostMarker(t *testing.T) {
 func TestNothingLeaves(t *testing.T) {
 	t.Parallel()
 	r := newTestRouter(t)
-	do(t, r.Host, func() error {
-		_, err := rules.Apply(ftp)
-		return err
-	})
+	applyRules(t, r.Host)
 	r.sh(t, `nft 'table inet filter { counter c { }; chain out { type filter hook output priority -400; counter name c; }; chain in { type filter hook prerouting priority -400; counter name c; }; }'
 iptables-legacy -A FORWARD -p tcp -m conntrack --ctstate RELATED -j DROP`)
 	const state = "nft -s list ruleset; iptables-legacy-save | grep -v '^#'; ip6tables-legacy-save; conntrack -L; conntrack -L expect; ip link; ip route show table all; sysctl -a 2>/dev/null | grep '^net.ipv4.conf\\|forward'"

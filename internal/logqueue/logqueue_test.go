@@ -11,6 +11,8 @@ import (
 	"testing"
 	"testing/slogtest"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // TestHandler has the standard library judge the handler.
@@ -21,9 +23,7 @@ func TestHandler(t *testing.T) {
 		end()
 		for line := range bytes.Lines(out.Bytes()) {
 			var m map[string]any
-			if err := json.Unmarshal(line, &m); err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, json.Unmarshal(line, &m))
 			results = append(results, m)
 		}
 		return results

@@ -22,6 +22,7 @@ import (
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfq"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
 
@@ -171,18 +172,12 @@ func compileAccept(dir string) (string, error) {
 func (c *contestant) round(b *testing.B, t *track, n int) {
 	cmd := c.start()
 	p, err := t.host.Start(cmd)
-	if err != nil {
-		b.Fatal(err)
-	}
+	must.Do(b, err)
 	ctx, cancel := context.WithTimeout(b.Context(), time.Minute)
 	defer cancel()
-	if err := p.WaitOutput(ctx, func(out string) bool { return strings.HasPrefix(out, "ready\n") }); err != nil {
-		b.Fatal(err)
-	}
+	must.Do(b, p.WaitOutput(ctx, func(out string) bool { return strings.HasPrefix(out, "ready\n") }))
 	c.rates = append(c.rates, t.run(b, n))
-	if err := p.Signal(syscall.SIGTERM); err != nil {
-		b.Fatal(err)
-	}
+	must.Do(b, p.Signal(syscall.SIGTERM))
 	if err := p.Wait(ctx); err != nil && c.name != "C" {
 		b.Fatal(err)
 	}
@@ -210,50 +205,32 @@ type track struct {
 
 func newTrack(b *testing.B, connections int, queued bool) *track {
 	b.Helper()
-	host, err := netns.NewHost("host")
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() {
-		if err := host.Close(); err != nil {
-			b.Error(err)
-		}
-	})
+	host := netns.NewTestHost(b, "host")
 	if queued {
 		err := host.Do(func() error {
 			_, err := rules.Apply(rules.Config{Ports: []rules.PortRange{{First: port, Last: port}}, Queue: 7})
 			return err
 		})
-		if err != nil {
-			b.Fatal(err)
-		}
+		must.Do(b, err)
 	}
 	at := netip.MustParseAddrPort("127.0.0.1:2121")
 	listener, err := host.Listen(b.Context(), at)
-	if err != nil {
-		b.Fatal(err)
-	}
+	must.Do(b, err)
 	defer listener.Close()
 	t := &track{host: host}
 	descriptor := func(conn interface{ File() (*os.File, error) }) int {
 		f, err := conn.File()
-		if err != nil {
-			b.Fatal(err)
-		}
+		must.Do(b, err)
 		b.Cleanup(func() { f.Close() })
 		return int(f.Fd()) // it blocks from now on
 	}
 	for range connections {
 		client, err := host.Dial(b.Context(), netip.AddrPort{}, at)
-		if err != nil {
-			b.Fatal(err)
-		}
+		must.Do(b, err)
 		t.clients = append(t.clients, descriptor(client))
 		client.Close()
 		server, err := listener.AcceptTCP()
-		if err != nil {
-			b.Fatal(err)
-		}
+		must.Do(b, err)
 		t.servers = append(t.servers, descriptor(server))
 		server.Close()
 	}
@@ -286,9 +263,7 @@ func (t *track) run(b *testing.B, n int) float64 {
 	defer runtime.UnlockOSThread()
 	begin := time.Now()
 	for range n {
-		if err := errors.Join(pass(t.clients, t.servers), pass(t.servers, t.clients)); err != nil {
-			b.Fatal(err)
-		}
+		must.Do(b, errors.Join(pass(t.clients, t.servers), pass(t.servers, t.clients)))
 	}
 	return float64(n*len(t.clients)) / time.Since(begin).Seconds()
 }

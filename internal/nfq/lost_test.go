@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
 
@@ -23,36 +24,20 @@ func (idle) Flush(verdicts []Verdict) []Verdict                      { return ve
 
 // TestLost says that Run ends with an error when the queue's socket is gone.
 func TestLost(t *testing.T) {
-	host, err := netns.NewHost("host")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := host.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	host := netns.NewTestHost(t, "host")
 	q := New(7, idle{}, slog.New(slog.DiscardHandler))
 	ended := make(chan error, 1)
 	go func() { ended <- host.Do(func() error { return q.Run(context.Background()) }) }()
 	<-q.Ready()
 	// What Run receives from next is no socket.
 	same, err := unix.Dup(q.fd)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	defer unix.Close(same)
 	null, err := os.Open(os.DevNull)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	defer null.Close()
-	if err := unix.Dup3(int(null.Fd()), q.fd, unix.O_CLOEXEC); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Send(same, noop(), 0); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, unix.Dup3(int(null.Fd()), q.fd, unix.O_CLOEXEC))
+	must.Do(t, unix.Send(same, noop(), 0))
 	if err := <-ended; err == nil || !strings.Contains(err.Error(), "queue 7 is lost") {
 		t.Errorf("Run ended with %v", err)
 	}

@@ -23,6 +23,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfq"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/mangle"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
 
@@ -86,15 +87,7 @@ type lab struct {
 
 func newLab(t *testing.T) *lab {
 	t.Helper()
-	host, err := netns.NewHost("host")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := host.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	host := netns.NewTestHost(t, "host")
 	l := &lab{t, host}
 	l.do(func() error {
 		_, err := rules.Apply(rules.Config{Ports: []rules.PortRange{{First: port, Last: port}}, Queue: 7})
@@ -105,9 +98,7 @@ func newLab(t *testing.T) *lab {
 
 func (l *lab) do(f func() error) {
 	l.t.Helper()
-	if err := l.host.Do(f); err != nil {
-		l.t.Fatal(err)
-	}
+	must.Do(l.t, l.host.Do(f))
 }
 
 // serve binds the queue and returns what ends it.
@@ -130,16 +121,12 @@ func (l *lab) connect(address string) (client, server *net.TCPConn) {
 	l.t.Helper()
 	at := netip.AddrPortFrom(netip.MustParseAddr(address), port)
 	listener, err := l.host.Listen(l.t.Context(), at)
-	if err != nil {
-		l.t.Fatal(err)
-	}
+	must.Do(l.t, err)
 	defer listener.Close()
-	if client, err = l.host.Dial(l.t.Context(), netip.AddrPort{}, at); err != nil {
-		l.t.Fatal(err)
-	}
-	if server, err = listener.AcceptTCP(); err != nil {
-		l.t.Fatal(err)
-	}
+	client, err = l.host.Dial(l.t.Context(), netip.AddrPort{}, at)
+	must.Do(l.t, err)
+	server, err = listener.AcceptTCP()
+	must.Do(l.t, err)
 	l.t.Cleanup(func() { client.Close(); server.Close() })
 	return client, server
 }
@@ -181,9 +168,7 @@ func TestQueue(t *testing.T) {
 		if got := l.pass(server, client, "old text"); got != "new text" {
 			t.Errorf("%s: received %q", address, got)
 		}
-		if err := stop(); err != nil {
-			t.Error(err)
-		}
+		must.Do(t, stop())
 		if got := h.seen(); got != "helloold text" || q.Overflows() != 0 {
 			t.Errorf("%s: handled %q, %d overflows", address, got, q.Overflows())
 		}
@@ -224,9 +209,7 @@ func (l *lab) chatter(connections int, sent *atomic.Int64) (hush func()) {
 // count begins to count packets; the function that it returns says how many have got lost.
 func (l *lab) count() (lost func() int) {
 	l.t.Helper()
-	if err := l.host.Nft(l.t.Context(), countPackets); err != nil {
-		l.t.Fatal(err)
-	}
+	must.Do(l.t, l.host.Nft(l.t.Context(), countPackets))
 	// One segment is one packet: the kernel would cut larger ones up in the queue.
 	if _, err := l.host.Run(l.t.Context(), "", "ip", "link", "set", "lo", "gso_max_segs", "1"); err != nil {
 		l.t.Fatal(err)
@@ -250,9 +233,7 @@ func TestDrain(t *testing.T) {
 	var sent atomic.Int64
 	hush := l.chatter(8, &sent)
 	time.Sleep(100 * time.Millisecond)
-	if err := stop(); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, stop())
 	handled := int64(len(h.seen()))
 	time.Sleep(100 * time.Millisecond)
 	hush()
@@ -274,9 +255,7 @@ func TestStartInTraffic(t *testing.T) {
 	for range 20 {
 		stop, _ := l.serve(&handler{})
 		time.Sleep(time.Millisecond)
-		if err := stop(); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, stop())
 	}
 	hush()
 	// With several processors, a packet may come between the kernel's making of the queue and its
@@ -310,9 +289,7 @@ func TestStopAfterOverflow(t *testing.T) {
 	}
 	time.Sleep(netns.Scale(300 * time.Millisecond))
 	time.AfterFunc(netns.Scale(200*time.Millisecond), func() { close(goOn) })
-	if err := stop(); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, stop())
 	if q.Overflows() == 0 || len(h.packets) < 100 {
 		t.Errorf("%d overflows, %d packets handled: the test shows nothing", q.Overflows(), len(h.packets))
 	}
@@ -331,9 +308,7 @@ const countPackets = `table inet count {
 func (l *lab) dropped() int {
 	l.t.Helper()
 	list, err := l.host.Run(l.t.Context(), "", "nft", "list", "counters", "table", "inet", "count")
-	if err != nil {
-		l.t.Fatal(err)
-	}
+	must.Do(l.t, err)
 	var n []int
 	for _, m := range regexp.MustCompile(`packets (\d+)`).FindAllStringSubmatch(list, -1) {
 		packets, _ := strconv.Atoi(m[1])
@@ -366,9 +341,7 @@ func TestLater(t *testing.T) {
 				t.Errorf("received %q", got)
 			}
 			if wait != time.Hour {
-				if err := stop(); err != nil {
-					t.Error(err)
-				}
+				must.Do(t, stop())
 			}
 		})
 	}
@@ -401,9 +374,7 @@ func TestOwner(t *testing.T) {
 		}
 		return nil
 	})
-	if err != nil {
-		t.Error(err)
-	}
+	must.Do(t, err)
 }
 
 // TestTaken says what a second program on the same queue is told.
@@ -425,9 +396,7 @@ func TestTaken(t *testing.T) {
 	// The first one is unharmed.
 	client, server := l.connect("127.0.0.1")
 	l.pass(client, server, "hello")
-	if err := errors.Join(stop()); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, stop())
 }
 
 // TestDoInCrowd has so many want functions called that one more always waits: packets pass meanwhile,
@@ -454,9 +423,7 @@ func TestDoInCrowd(t *testing.T) {
 	for range 20 {
 		l.pass(client, server, "line\r\n")
 	}
-	if err := stop(); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, stop())
 	callers.Wait()
 }
 
@@ -483,9 +450,7 @@ func TestDoDeadline(t *testing.T) {
 	if got := h.seen(); got != "line\r\n" {
 		t.Errorf("there were the packets %q: the client had to send one again", got)
 	}
-	if err := stop(); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, stop())
 }
 
 // TestDo says when a function is called on the queue's goroutine, and when it never is.
@@ -529,9 +494,7 @@ func TestDo(t *testing.T) {
 	close(release)
 	callers.Wait()
 
-	if err := stop(); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, stop())
 	if err := q.Do(t.Context(), func() { t.Error("called after the end") }); !errors.Is(err, nfq.ErrNotServed) {
 		t.Errorf("after the end: %v", err)
 	}

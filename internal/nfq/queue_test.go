@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfnetlink"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // letGo is a Handler that lets everything go, every fourth one with a changed byte.
@@ -28,9 +29,7 @@ func (letGo) Handle(id uint32, packet []byte, verdicts []Verdict) []Verdict {
 func newPair(t *testing.T) (q *Queue, kernel int) {
 	t.Helper()
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	t.Cleanup(func() { unix.Close(pair[0]); unix.Close(pair[1]) })
 	q = New(7, letGo{}, slog.New(slog.DiscardHandler))
 	q.fd, q.buffer = pair[0], make([]byte, maxMessageLen)
@@ -52,14 +51,11 @@ func sent(t *testing.T, kernel int) (ids []uint32) {
 	t.Helper()
 	b := make([]byte, 1<<16)
 	n, err := unix.Read(kernel, b)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	for b := b[:n]; len(b) > 0; {
 		var m nfnetlink.Message
-		if m, b, err = nfnetlink.Next(b); err != nil {
-			t.Fatal(err)
-		}
+		m, b, err = nfnetlink.Next(b)
+		must.Do(t, err)
 		want := append([]byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, 7}, 12, 0, attrVerdictHdr, 0, 0, 0, 0, 1)
 		if binary.NativeEndian.Uint16([]byte{1, 0}) != 1 {
 			want[4], want[5], want[6], want[7] = 0, 12, 0, attrVerdictHdr
@@ -95,14 +91,10 @@ func TestVerdicts(t *testing.T) {
 			q, kernel := newPair(t)
 			q.crowded = c.crowded
 			for _, id := range c.ids {
-				if err := unix.Send(kernel, packetMessage(id, 0, "packet"), 0); err != nil {
-					t.Fatal(err)
-				}
+				must.Do(t, unix.Send(kernel, packetMessage(id, 0, "packet"), 0))
 			}
 			q.stopping = true // receive ends when there is no more
-			if err := q.receive(); err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, q.receive())
 			for _, want := range c.want {
 				if got := sent(t, kernel); !slices.Equal(got, want) {
 					t.Errorf("sent %v, want %v", got, want)
@@ -122,15 +114,9 @@ func TestAllocations(t *testing.T) {
 	n := testing.AllocsPerRun(100, func() {
 		id++
 		binary.BigEndian.PutUint32(packet[nfnetlink.HeaderLen+unix.SizeofNlAttr:], id)
-		if err := unix.Send(kernel, packet, 0); err != nil {
-			t.Fatal(err)
-		}
-		if err := q.next(); err != nil {
-			t.Fatal(err)
-		}
-		if err := q.send(); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, unix.Send(kernel, packet, 0))
+		must.Do(t, q.next())
+		must.Do(t, q.send())
 		if n, err := unix.Read(kernel, b); err != nil || n < 32 {
 			t.Fatalf("verdict for %d: %d bytes, %v", id, n, err)
 		}
@@ -152,14 +138,10 @@ func TestDistinguish(t *testing.T) {
 		if id == 0 {
 			continue
 		}
-		if err := unix.Send(kernel, packetMessage(uint32(id), priority, "packet"), 0); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, unix.Send(kernel, packetMessage(uint32(id), priority, "packet"), 0))
 	}
 	q.stopping = true
-	if err := q.receive(); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, q.receive())
 	if !slices.Equal(special, []uint32{2, 4}) {
 		t.Errorf("packets %v came to the function, want 2 and 4", special)
 	}

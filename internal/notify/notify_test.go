@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // listen is a service manager: it sets the environment, and returns what it is told.
@@ -22,9 +24,7 @@ func listen(t *testing.T, watchdog time.Duration) *net.UnixConn {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "notify")
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	t.Cleanup(func() { conn.Close() })
 	t.Setenv("NOTIFY_SOCKET", name)
 	if watchdog > 0 {
@@ -36,9 +36,7 @@ func listen(t *testing.T, watchdog time.Duration) *net.UnixConn {
 
 func told(t *testing.T, conn *net.UnixConn, timeout time.Duration) (string, error) {
 	t.Helper()
-	if err := conn.SetReadDeadline(time.Now().Add(timeout)); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, conn.SetReadDeadline(time.Now().Add(timeout)))
 	b := make([]byte, 4096)
 	n, err := conn.Read(b)
 	return string(b[:n]), err
@@ -47,23 +45,15 @@ func told(t *testing.T, conn *net.UnixConn, timeout time.Duration) (string, erro
 func manager(t *testing.T) *Manager {
 	t.Helper()
 	m, err := FromEnvironment()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := m.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	must.Do(t, err)
+	must.CloseAtEnd(t, m)
 	return m
 }
 
 func monotonic(t *testing.T) int64 {
 	t.Helper()
 	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, unix.ClockGettime(unix.CLOCK_MONOTONIC, &now))
 	return now.Nano() / 1000
 }
 
@@ -73,9 +63,7 @@ func TestLife(t *testing.T) {
 	m := manager(t)
 	before := monotonic(t)
 	err := errors.Join(m.Ready("serves queue 7"), m.Reloading(), m.Ready("serves\nqueue 7"), m.Stopping())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	for i, want := range []string{
 		"READY=1\nSTATUS=serves queue 7",
 		"RELOADING=1\nMONOTONIC_USEC=",
@@ -83,9 +71,7 @@ func TestLife(t *testing.T) {
 		"STOPPING=1\nSTATUS=stopping",
 	} {
 		got, err := told(t, conn, 10*time.Second)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		if i == 1 {
 			number, _ := strings.CutPrefix(got, want)
 			at, err := strconv.ParseInt(number, 10, 64)
@@ -183,9 +169,7 @@ func TestEnvironment(t *testing.T) {
 		t.Setenv("NOTIFY_SOCKET", "")
 		t.Setenv("WATCHDOG_USEC", "1000")
 		m := manager(t)
-		if err := errors.Join(m.Ready("ready"), m.Reloading(), m.Stopping()); err != nil {
-			t.Error(err)
-		}
+		must.Do(t, errors.Join(m.Ready("ready"), m.Reloading(), m.Stopping()))
 		m.Watch(t.Context(), func(context.Context) error { t.Error("asked"); return nil }, slog.New(slog.DiscardHandler))
 	})
 	t.Run("somebody else's watchdog", func(t *testing.T) {
@@ -213,14 +197,10 @@ func TestEnvironment(t *testing.T) {
 	t.Run("abstract", func(t *testing.T) {
 		name := fmt.Sprintf("@notify-test-%d", os.Getpid())
 		conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		defer conn.Close()
 		t.Setenv("NOTIFY_SOCKET", name)
-		if err := manager(t).Ready("ready"); err != nil {
-			t.Error(err)
-		}
+		must.Do(t, manager(t).Ready("ready"))
 		if got, err := told(t, conn, 10*time.Second); err != nil || got != "READY=1\nSTATUS=ready" {
 			t.Errorf("it was told %q (%v)", got, err)
 		}

@@ -17,6 +17,7 @@ import (
 	"github.com/charmbracelet/x/ansi"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/control"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -84,9 +85,7 @@ func watched(t *testing.T) *model {
 	m := newModel("v1.2.3")
 	for s := range 13 {
 		c, err := readCounters(strings.NewReader(metricsAt(s)))
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		now := begin.Add(time.Duration(s) * time.Second)
 		m.Update(answer{at: now, counters: c, flows: control.Flows{Flows: flowsAt(s)}})
 		f := flowsAt(s)[0]
@@ -153,9 +152,7 @@ func TestScreen(t *testing.T) {
 			press(m, c.keys...)
 			got, file := screen(t, m, c.width, c.height), filepath.Join("testdata", name+".golden")
 			if *update {
-				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
+				must.Do(t, os.WriteFile(file, []byte(got), 0o644))
 			}
 			want, err := os.ReadFile(file)
 			if err != nil || got != string(want) {
@@ -186,9 +183,7 @@ func TestStops(t *testing.T) {
 		t.Errorf("when it has stopped:\n%s", got)
 	}
 	c, err := readCounters(strings.NewReader(strings.Replace(metricsAt(1), "ready 1", "ready 0", 1)))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	m.Update(answer{at: begin.Add(14 * time.Second), counters: c})
 	if got := screen(t, m, 80, 24); !strings.Contains(got, "NOT READY") || strings.Contains(got, "203.0.113.101:40000") || !strings.Contains(got, "packets     0/s") || !strings.Contains(got, "no FTP control connections") {
 		t.Errorf("when there is another:\n%s", got)
@@ -208,9 +203,7 @@ func TestUnknown(t *testing.T) {
 		}
 	}
 	c, err := readCounters(strings.NewReader(strings.Join(lines, "")))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	m := newModel("v1.2.3")
 	m.Update(answer{at: begin, counters: c})
 	if got, want := screen(t, m, 80, 24), "waiting – · dropped – · overflows 0"; !strings.Contains(got, want) {

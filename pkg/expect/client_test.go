@@ -16,6 +16,7 @@ import (
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
 
@@ -54,44 +55,33 @@ const (
 
 func newLab(t testing.TB, ruleset string) *lab {
 	t.Helper()
-	host, err := netns.NewHost("host")
-	if err != nil {
-		t.Fatal(err)
-	}
+	host := netns.NewTestHost(t, "host")
 	l := &lab{t: t, host: host}
 	for _, a := range []string{"192.0.2.1/24", "2001:db8::1/64"} {
-		if err := host.AddAddress("lo", netip.MustParsePrefix(a)); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, host.AddAddress("lo", netip.MustParsePrefix(a)))
 	}
-	if err := host.Nft(t.Context(), nat+strings.TrimPrefix(ruleset, ours)); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, host.Nft(t.Context(), nat+strings.TrimPrefix(ruleset, ours)))
 	l.do(func() error {
 		if ruleset == ours {
 			if _, err := rules.Apply(rules.Config{Ports: []rules.PortRange{{First: 21, Last: 21}}}); err != nil {
 				return err
 			}
 		}
+		var err error
 		if l.reader, err = conntrack.Dial(nil); err != nil {
 			return err
 		}
 		l.client, err = expect.Dial()
 		return err
 	})
-	t.Cleanup(func() {
-		if err := errors.Join(l.client.Close(), l.reader.Close(), host.Close()); err != nil {
-			t.Error(err)
-		}
-	})
+	must.CloseAtEnd(t, l.reader)
+	must.CloseAtEnd(t, l.client)
 	return l
 }
 
 func (l *lab) do(f func() error) {
 	l.t.Helper()
-	if err := l.host.Do(f); err != nil {
-		l.t.Fatal(err)
-	}
+	must.Do(l.t, l.host.Do(f))
 }
 
 // connect opens a control connection from local to remote, both of which may be zero in part,
@@ -99,18 +89,12 @@ func (l *lab) do(f func() error) {
 func (l *lab) connect(local, remote, listen string) *expect.Master {
 	l.t.Helper()
 	listener, err := l.host.Listen(l.t.Context(), netip.MustParseAddrPort(listen))
-	if err != nil {
-		l.t.Fatal(err)
-	}
+	must.Do(l.t, err)
 	defer listener.Close()
 	conn, err := l.host.Dial(l.t.Context(), netip.AddrPortFrom(netip.MustParseAddr(local), 0), netip.MustParseAddrPort(remote))
-	if err != nil {
-		l.t.Fatal(err)
-	}
+	must.Do(l.t, err)
 	peer, err := listener.Accept()
-	if err != nil {
-		l.t.Fatal(err)
-	}
+	must.Do(l.t, err)
 	l.t.Cleanup(func() { conn.Close(); peer.Close() })
 	tuple := expect.Tuple{Src: conn.LocalAddr().(*net.TCPAddr).AddrPort(), Dst: netip.MustParseAddrPort(remote)}
 	m, dir, err := l.client.Lookup(tuple)
@@ -141,9 +125,7 @@ type entry struct {
 func (l *lab) entry(m *expect.Master) (e entry) {
 	l.t.Helper()
 	flow, err := l.reader.Get(conntrack.Flow{TupleOrig: conntrackTuple(m.Tuples[expect.Original])})
-	if err != nil {
-		l.t.Fatal(err)
-	}
+	must.Do(l.t, err)
 	for dir, a := range []conntrack.SequenceAdjust{flow.SeqAdjOrig, flow.SeqAdjReply} {
 		e.seqAdj[dir] = expect.SeqAdj{Position: a.Position, Before: int32(a.OffsetBefore), After: int32(a.OffsetAfter)}
 	}
@@ -163,9 +145,7 @@ func (l *lab) wantEntry(m *expect.Master) {
 func (l *lab) wantExpectations(want ...expect.Expectation) {
 	l.t.Helper()
 	all, err := l.reader.DumpExpect()
-	if err != nil {
-		l.t.Fatal(err)
-	}
+	must.Do(l.t, err)
 	if len(all) != len(want) {
 		l.t.Errorf("%d expectations, want %d: %+v", len(all), len(want), all)
 	}
@@ -189,9 +169,7 @@ func (l *lab) listed() string {
 	var all string
 	for _, family := range []string{"ipv4", "ipv6"} {
 		out, err := l.host.Run(l.t.Context(), "", "conntrack", "-L", "expect", "-f", family)
-		if err != nil {
-			l.t.Fatal(err)
-		}
+		must.Do(l.t, err)
 		all += out
 	}
 	return all
@@ -223,9 +201,7 @@ func TestAnnounce(t *testing.T) {
 	for _, f := range families {
 		m := l.connect(f.local, f.public, f.own)
 		one := expect.For(m, expect.Reply, 40000)
-		if err := l.client.Announce(m, one, expect.Update{}); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, l.client.Announce(m, one, expect.Update{}))
 		line := fmt.Sprintf("src=%s dst=%s sport=0 dport=40000", m.Client().Addr(), one.Dst.Addr())
 		if s := l.listed(); strings.Count(s, line) != 1 || strings.Count(s, "helper=sane") != 1 {
 			t.Errorf("conntrack lists\n%swant %s", s, line)
@@ -236,9 +212,7 @@ func TestAnnounce(t *testing.T) {
 		// Another place replaces it, as the helper allows one. With everything at once:
 		next := expect.For(m, expect.Original, 40001)
 		u := expect.Update{Dir: expect.Original, Adjust: &expect.SeqAdj{Position: 7, After: 3}, SetLabel: 127, ClearLabel: 121}
-		if err := l.client.Announce(m, next, u); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, l.client.Announce(m, next, u))
 		if s := l.listed(); strings.Count(s, "helper=sane") != 1 || !strings.Contains(s, "dport=40001") {
 			t.Errorf("conntrack lists\n%swant port 40001 alone", s)
 		}
@@ -249,17 +223,13 @@ func TestAnnounce(t *testing.T) {
 		// The same place again replaces it as well, and where it leads to.
 		next.Port, next.NAT = 40002, true
 		u = expect.Update{Dir: expect.Reply, Adjust: &expect.SeqAdj{Position: 8, After: -4}, SetLabel: 1}
-		if err := l.client.Announce(m, next, u); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, l.client.Announce(m, next, u))
 		wantUpdated(t, m, u)
 		l.wantExpectations(next)
 		l.wantEntry(m)
 
 		for range 2 { // that it is gone already is no error
-			if err := l.client.Unexpect(next); err != nil {
-				t.Error(err)
-			}
+			must.Do(t, l.client.Unexpect(next))
 		}
 		l.wantExpectations()
 	}
@@ -341,6 +311,18 @@ func (l *lab) wantRefused(r refused) {
 	}
 }
 
+// wantUpdateRefused updates in vain.
+func (l *lab) wantUpdateRefused(m *expect.Master, u expect.Update, want error) {
+	l.t.Helper()
+	before := l.entry(m)
+	if err := l.client.Update(m, u); !errors.Is(err, want) {
+		l.t.Errorf("update %+v: %v, want %v", u, err, want)
+	}
+	if now := l.entry(m); now != before {
+		l.t.Errorf("update %+v: conntrack has %+v, want still %+v", u, now, before)
+	}
+}
+
 // updates are all kinds of them.
 func updates(dir expect.Direction) []expect.Update {
 	adjust := &expect.SeqAdj{Position: 2000, Before: 4, After: 5}
@@ -360,28 +342,20 @@ func TestPortTaken(t *testing.T) {
 	for _, f := range families {
 		first, second := l.connect(f.local, f.public, f.own), l.connect(f.local, f.public, f.own)
 		one := expect.For(first, expect.Reply, 40000)
-		if err := l.client.Announce(first, one, expect.Update{}); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, l.client.Announce(first, one, expect.Update{}))
 		two := expect.For(second, expect.Reply, 40000)
 		for range 2 { // the second time with something to put back
 			for _, dir := range []expect.Direction{expect.Original, expect.Reply} {
 				for _, u := range updates(dir) {
 					l.wantRefused(refused{"taken", second, two, u, expect.ErrPortTaken, []expect.Expectation{one}})
 				}
-				if err := l.client.Update(second, expect.Update{Dir: dir, Adjust: &expect.SeqAdj{Position: 1000, After: 4}, SetLabel: 6}); err != nil {
-					t.Fatal(err)
-				}
+				must.Do(t, l.client.Update(second, expect.Update{Dir: dir, Adjust: &expect.SeqAdj{Position: 1000, After: 4}, SetLabel: 6}))
 			}
 		}
 		two = two.WithPort(40001)
-		if err := l.client.Announce(second, two, expect.Update{}); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, l.client.Announce(second, two, expect.Update{}))
 		l.wantExpectations(one, two)
-		if err := errors.Join(l.client.Unexpect(one), l.client.Unexpect(two)); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, errors.Join(l.client.Unexpect(one), l.client.Unexpect(two)))
 	}
 }
 
@@ -398,10 +372,7 @@ func TestNoSeqAdj(t *testing.T) {
 					continue
 				}
 				l.wantRefused(refused{"not translated", m, e, u, expect.ErrNoSeqAdj, left})
-				before := l.entry(m)
-				if err := l.client.Update(m, u); !errors.Is(err, expect.ErrNoSeqAdj) || l.entry(m) != before {
-					t.Errorf("update: %v, conntrack has %+v", err, l.entry(m))
-				}
+				l.wantUpdateRefused(m, u, expect.ErrNoSeqAdj)
 				l.wantEntry(m)
 			}
 			if err := l.client.Announce(m, e, expect.Update{SetLabel: 9}); err != nil || !m.Label(9) {
@@ -409,9 +380,7 @@ func TestNoSeqAdj(t *testing.T) {
 			}
 			left = []expect.Expectation{e}
 		}
-		if err := l.client.Unexpect(e); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, l.client.Unexpect(e))
 	}
 }
 
@@ -428,15 +397,10 @@ func TestNoLabels(t *testing.T) {
 					continue
 				}
 				l.wantRefused(refused{"no room for labels", m, e, u, unix.ENOSPC, nil})
-				before := l.entry(m)
-				if err := l.client.Update(m, u); !errors.Is(err, unix.ENOSPC) || l.entry(m) != before {
-					t.Errorf("update: %v, conntrack has %+v", err, l.entry(m))
-				}
+				l.wantUpdateRefused(m, u, unix.ENOSPC)
 				l.wantEntry(m)
 			}
-			if err := l.client.Update(m, expect.Update{Dir: expect.Reply, Adjust: &expect.SeqAdj{Position: 1, Before: 2, After: 3}}); err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, l.client.Update(m, expect.Update{Dir: expect.Reply, Adjust: &expect.SeqAdj{Position: 1, Before: 2, After: 3}}))
 		}
 	}
 }
@@ -470,15 +434,10 @@ func TestAnswersLost(t *testing.T) {
 				if u == (expect.Update{}) {
 					continue
 				}
-				before := l.entry(m)
 				expect.LoseAnswers(t, l.client)
-				if err := l.client.Update(m, u); !errors.Is(err, unix.ENOBUFS) || l.entry(m) != before {
-					t.Errorf("update: %v, conntrack has %+v", err, l.entry(m))
-				}
+				l.wantUpdateRefused(m, u, unix.ENOBUFS)
 			}
-			if err := l.client.Update(m, expect.Update{Dir: expect.Reply, Adjust: &expect.SeqAdj{Position: 1, Before: 2, After: 3}, SetLabel: 6}); err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, l.client.Update(m, expect.Update{Dir: expect.Reply, Adjust: &expect.SeqAdj{Position: 1, Before: 2, After: 3}, SetLabel: 6}))
 		}
 	}
 }
@@ -507,13 +466,9 @@ func TestNoEntry(t *testing.T) {
 func TestFull(t *testing.T) {
 	const sysctl = "/proc/sys/net/netfilter/nf_conntrack_expect_max"
 	text, err := os.ReadFile(sysctl)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	limit, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	l := newLab(t, ours)
 	m := l.connect("192.0.2.1", "192.0.2.2:21", "127.0.0.1:21")
 	for i := range limit {
@@ -522,12 +477,10 @@ func TestFull(t *testing.T) {
 			Dst: netip.MustParseAddrPort("198.51.100.1:21"),
 		}
 		other := &expect.Master{Tuples: [2]expect.Tuple{master, {Src: master.Dst, Dst: master.Src}}}
-		if err := l.reader.Create(conntrack.Flow{
+		must.Do(t, l.reader.Create(conntrack.Flow{
 			TupleOrig: conntrackTuple(master), TupleReply: conntrackTuple(other.Tuples[expect.Reply]),
 			Timeout: 600, Helper: conntrack.Helper{Name: "sane\x00"},
-		}); err != nil {
-			t.Fatal(err)
-		}
+		}))
 		if err := l.client.Announce(other, expect.For(other, expect.Reply, 40000), expect.Update{}); err != nil {
 			t.Fatalf("expectation %d of %d: %v", i+1, limit, err)
 		}
@@ -568,9 +521,7 @@ func TestNotPermitted(t *testing.T) {
 		}
 		done <- nil
 	}()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
+	must.Do(t, <-done)
 }
 
 // operations are what a data connection costs; each is called with a counter.
@@ -615,9 +566,7 @@ func TestAllocations(t *testing.T) {
 			i := 0
 			n := testing.AllocsPerRun(100, func() {
 				i++
-				if err := o.do(i); err != nil {
-					t.Fatal(err)
-				}
+				must.Do(t, o.do(i))
 			})
 			if n != o.allocs {
 				t.Errorf("%s allocates %v times, want %v", o.name, n, o.allocs)
@@ -626,9 +575,7 @@ func TestAllocations(t *testing.T) {
 		// The first time the entry is read back.
 		if n := testing.AllocsPerRun(100, func() {
 			first := expect.Master{Tuples: m.Tuples, Helper: m.Helper}
-			if err := l.client.Update(&first, expect.Update{Dir: expect.Reply, Adjust: &expect.SeqAdj{Position: 1, After: 2}}); err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, l.client.Update(&first, expect.Update{Dir: expect.Reply, Adjust: &expect.SeqAdj{Position: 1, After: 2}}))
 		}); n != 0 {
 			t.Errorf("the first adjustment allocates %v times", n)
 		}
@@ -642,9 +589,7 @@ func BenchmarkClient(b *testing.B) {
 		b.Run(o.name, func(b *testing.B) {
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
-				if err := o.do(i); err != nil {
-					b.Fatal(err)
-				}
+				must.Do(b, o.do(i))
 			}
 		})
 	}

@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfnetlink"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // ask looks up what is not there, and says what came of it.
@@ -28,9 +29,7 @@ func put(t testing.TB, c *Client) {
 // LoseAnswers fills the socket, so that the answers of the next exchange find no room.
 func LoseAnswers(t testing.TB, c *Client) {
 	t.Helper()
-	if err := unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 1); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 1))
 	for range 100 {
 		put(t, c)
 	}
@@ -39,9 +38,7 @@ func LoseAnswers(t testing.TB, c *Client) {
 // TestExchangeFails makes exchanges fail, and looks that the next one does not.
 func TestExchangeFails(t *testing.T) {
 	c, err := Dial()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	defer c.Close()
 	whole := c.in
 	for _, tt := range []struct {
@@ -88,12 +85,8 @@ func TestExchangeFails(t *testing.T) {
 
 func TestClosed(t *testing.T) {
 	c, err := Dial()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
+	must.Do(t, c.Close())
 	if err := ask(c); !errors.Is(err, unix.EBADF) {
 		t.Errorf("look-up: %v", err)
 	}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfnetlink"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // Answers of Linux 6.18 on a little-endian machine: to IPCTNL_MSG_CT_GET, to
@@ -38,9 +39,7 @@ const (
 func unhex(t testing.TB, s string) []byte {
 	t.Helper()
 	b, err := hex.DecodeString(s)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	return b
 }
 
@@ -192,9 +191,7 @@ func TestZone(t *testing.T) {
 		named := false
 		for attrs := attributes(c.out.Buffer[nfnetlink.HeaderLen:]); len(attrs) > 0; {
 			typ, v, err := attrs.Next()
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, err)
 			named = named || typ == want && bytes.Equal(v, []byte{0, zone})
 		}
 		if !named {
@@ -208,9 +205,7 @@ func TestOpening(t *testing.T) {
 	const established, synRecv = "0500010003000000", "0500010002000000"
 	for text, want := range map[string]bool{answerEntry4: false, strings.Replace(answerEntry4, established, synRecv, 1): true} {
 		message, err := hex.DecodeString(text)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		var m Master
 		if err := m.decode(message[unix.SizeofNlMsghdr:]); err != nil || m.Opening != want {
 			t.Errorf("opening: %v, %v, want %v", m.Opening, err, want)

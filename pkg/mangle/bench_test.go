@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 const passiveLine = "227 Entering Passive Mode (192,168,1,2,195,80).\r\n"
@@ -12,9 +13,7 @@ const passiveLine = "227 Entering Passive Mode (192,168,1,2,195,80).\r\n"
 func passiveEdit(t testing.TB, seq parse.Seq) *Edits {
 	t.Helper()
 	var e Edits
-	if err := e.Add(seq.Add(27), []byte("192,168,1,2,195,80"), []byte("203,0,113,101,195,80")); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, e.Add(seq.Add(27), []byte("192,168,1,2,195,80"), []byte("203,0,113,101,195,80")))
 	return &e
 }
 
@@ -48,9 +47,7 @@ func BenchmarkDecode(b *testing.B) {
 			var p Packet
 			b.ReportAllocs()
 			for b.Loop() {
-				if err := p.Decode(tt.bytes); err != nil {
-					b.Fatal(err)
-				}
+				must.Do(b, p.Decode(tt.bytes))
 			}
 		})
 	}

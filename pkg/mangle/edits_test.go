@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // change is an edit by its place in the stream instead of its sequence number.
@@ -248,9 +249,7 @@ func TestRender(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var e Edits
-			if err := e.Add(start.Add(span.at), []byte(line[span.at:span.at+span.old]), []byte(tt.new)); err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, e.Add(start.Add(span.at), []byte(line[span.at:span.at+span.old]), []byte(tt.new)))
 			first, payload, changed := e.Render(nil, start.Add(tt.i), []byte(line[tt.i:tt.j]))
 			if first != start.Add(tt.first) || string(payload) != tt.payload || changed != (tt.payload != "") {
 				t.Errorf("%q at %d, %v; want %q at %d", payload, first.Sub(start), changed, tt.payload, tt.first)
@@ -266,9 +265,7 @@ func TestRender(t *testing.T) {
 // flags arrive.
 func TestRenderNothingLeft(t *testing.T) {
 	var e Edits
-	if err := e.Add(100, make([]byte, 10), []byte("xyz")); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, e.Add(100, make([]byte, 10), []byte("xyz")))
 	first, payload, changed := e.Render(nil, 104, make([]byte, 3))
 	if first != 110 || len(payload) != 0 || !changed {
 		t.Errorf("%q at %d, %v", payload, first, changed)
@@ -300,9 +297,7 @@ func TestRenderNoPayload(t *testing.T) {
 func TestAddRefuses(t *testing.T) {
 	for _, start := range []parse.Seq{0, 1 << 31, 1<<32 - 105} {
 		var e Edits
-		if err := e.Add(start+100, make([]byte, 10), []byte("x")); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, e.Add(start+100, make([]byte, 10), []byte("x")))
 		for _, at := range []parse.Seq{50, 99, 100, 105, 109} {
 			if err := e.Add(start+at, make([]byte, 1), []byte("x")); !errors.Is(err, ErrOverlap) {
 				t.Errorf("an edit at %d behind one from 100 to 110: %v", at, err)
@@ -349,9 +344,7 @@ func TestUndoAdd(t *testing.T) {
 func TestTooManyEdits(t *testing.T) {
 	var e Edits
 	for i := range MaxEdits {
-		if err := e.Add(parse.Seq(10*i), make([]byte, 1), []byte("x")); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, e.Add(parse.Seq(10*i), make([]byte, 1), []byte("x")))
 	}
 	if err := e.Add(10*MaxEdits, make([]byte, 1), []byte("x")); err != ErrTooMany || e.Len() != MaxEdits {
 		t.Errorf("one more: %v, %d edits", err, e.Len())
@@ -360,9 +353,7 @@ func TestTooManyEdits(t *testing.T) {
 
 func TestResume(t *testing.T) {
 	var e Edits
-	if err := e.Add(100, make([]byte, 1), []byte("xx")); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, e.Add(100, make([]byte, 1), []byte("xx")))
 	e.Resume(-7)
 	if e.Len() != 0 || e.Offset(0) != -7 || e.Offset(200) != -7 {
 		t.Errorf("%d edits, offsets %d and %d", e.Len(), e.Offset(0), e.Offset(200))
@@ -431,9 +422,7 @@ func TestOldBytes(t *testing.T) {
 		{"192,168,1,2,4,1", "10,0,0,2,4,1"},
 	} {
 		var e Edits
-		if err := e.Add(1000+parse.Seq(len(before)), []byte(tt.old), []byte(tt.new)); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, e.Add(1000+parse.Seq(len(before)), []byte(tt.old), []byte(tt.new)))
 		line, want := before+tt.old+after, before+tt.new+after
 		_, once, changed := e.Render(nil, 1000, []byte(line))
 		if string(once) != want || !changed {

@@ -14,6 +14,7 @@ import (
 	"github.com/google/gopacket/layers"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // unhex returns the bytes of hexadecimal text with spaces in it.
@@ -287,9 +288,8 @@ func TestAppendSegment(t *testing.T) {
 			for n := range len(text) + 1 {
 				seq := parse.Seq(rnd.Uint32())
 				var err error
-				if buf, err = p.AppendSegment(buf[:0], seq, text[:n]); err != nil {
-					t.Fatal(err)
-				}
+				buf, err = p.AppendSegment(buf[:0], seq, text[:n])
+				must.Do(t, err)
 				checkRendered(t, p, buf, seq, text[:n])
 				if !tt.fragment {
 					checkWithGopacket(t, buf, seq, text[:n])
@@ -366,9 +366,7 @@ func checkWithGopacket(t *testing.T, b []byte, seq parse.Seq, payload []byte) {
 		}
 		again := gopacket.NewSerializeBuffer()
 		sum := ip.Checksum
-		if err := ip.SerializeTo(again, gopacket.SerializeOptions{ComputeChecksums: true}); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, ip.SerializeTo(again, gopacket.SerializeOptions{ComputeChecksums: true}))
 		if ip.Checksum != sum {
 			t.Errorf("gopacket: IPv4 checksum %04x, want %04x", sum, ip.Checksum)
 		}
@@ -384,9 +382,7 @@ func checkWithGopacket(t *testing.T, b []byte, seq parse.Seq, payload []byte) {
 	if parse.Seq(tcp.Seq) != seq || !bytes.Equal(tcp.Payload, payload) {
 		t.Errorf("gopacket: sequence number %d, payload %q; want %d, %q", tcp.Seq, tcp.Payload, seq, payload)
 	}
-	if err := tcp.SetNetworkLayerForChecksum(pkt.NetworkLayer()); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, tcp.SetNetworkLayerForChecksum(pkt.NetworkLayer()))
 	// With the checksum in it.
 	if sum, err := tcp.ComputeChecksum(); sum != 0 || err != nil {
 		t.Errorf("gopacket: TCP checksum is off by %04x, %v", sum, err)
@@ -406,9 +402,7 @@ func TestAppendSegmentTooLong(t *testing.T) {
 				longest += ip6Header
 			}
 			b, err := p.AppendSegment(nil, 1, text[:longest])
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, err)
 			checkRendered(t, p, b, 1, text[:longest])
 			for _, n := range []int{longest + 1, len(text)} {
 				b, err := p.AppendSegment([]byte("before"), 1, text[:n])

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // seqadj is the kernel's struct nf_ct_seqadj, with what it does
@@ -218,9 +219,7 @@ func TestAdjustment(t *testing.T) {
 			var e Edits
 			e.Resume(tt.resumed)
 			for _, d := range tt.edits {
-				if err := e.Add(d.at, make([]byte, d.old), []byte(d.new)); err != nil {
-					t.Fatal(err)
-				}
+				must.Do(t, e.Add(d.at, make([]byte, d.old), []byte(d.new)))
 			}
 			if got := adjustment(&e); got != tt.want {
 				t.Errorf("%+v, want %+v", got, tt.want)
@@ -299,9 +298,7 @@ func TestForgetBoundsMemory(t *testing.T) {
 	seq, off := parse.Seq(1<<32-500), 0
 	for i := range 10_000 {
 		text := []byte("1234567890"[:1+i%10])
-		if err := e.Add(seq, make([]byte, 5), text); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, e.Add(seq, make([]byte, 5), text))
 		off += len(text) - 5
 		seq = seq.Add(1 << 20) // farther than numbers can be compared, all in all
 		if got := e.Offset(seq); got != int32(off) {

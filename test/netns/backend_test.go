@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // backEnds are those with which every transfer works in every situation, but for the default
@@ -73,9 +75,7 @@ func wantBackEnd(t *testing.T, r *Router, family Family) {
 	t.Helper()
 	ctx, b := testContext(t, 30*time.Second), r.BackEnd()
 	entries, err := r.Run(ctx, "", "conntrack", "-L", "-f", strings.ToLower(family.String()), "-p", "tcp", "--orig-port-dst", "21")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	helper := b.HelperName
 	if helper == "" {
 		helper = "sane"

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // In the tests in this file two ends behind one address announce the same port at
@@ -50,9 +52,7 @@ func collidePassive(t *testing.T, family Family, verb Verb, clients int) {
 	if clients == 2 {
 		address := lab.Addresses.Client
 		other := netip.PrefixFrom(address.Addr().Next(), address.Bits())
-		if err := lab.Client.AddAddress("eth0", other); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, lab.Client.AddAddress("eth0", other))
 		from = [2]netip.AddrPort{netip.AddrPortFrom(address.Addr(), 0), netip.AddrPortFrom(other.Addr(), 0)}
 	}
 	one := dialScripted(t, lab.Client, from[0], netip.AddrPortFrom(lab.ServerAddress, 21))
@@ -98,8 +98,8 @@ func TestActivePortCollision(t *testing.T) {
 func collideActive(t *testing.T, family Family, verb Verb) {
 	lab := newLab(t, Config{Situation: SNAT, Family: family, Helper: Ours})
 	second := addHost(t, lab, "second client", family)
-	server := startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{})
-	one := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
+	server := lab.serve(t, script{})
+	one := lab.dial(t)
 	two := dialScripted(t, second.Host, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
 	one.login()
 	two.login()
@@ -155,7 +155,5 @@ func redirectPort(t testing.TB, lab *Lab, family Family, port uint16, server net
 	rules := fmt.Sprintf(`add rule %s nat prerouting %s daddr %s tcp dport %d dnat to %s
 		add element inet nfq_ftphelper ports { %d }
 	`, ip, ip, lab.Addresses.Public, port, netip.AddrPortFrom(server, 21), port)
-	if err := lab.ServerRouter().Nft(testContext(t, 10*time.Second), rules); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, lab.ServerRouter().Nft(testContext(t, 10*time.Second), rules))
 }

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // The ports of the classic case. With all of them pinned, two runs show the same
@@ -53,7 +55,7 @@ func watchClassic(t *testing.T, verb Verb, helper Helper) classicView {
 	// connection's state on two processors at once, and then conntrack prints one
 	// state or the other.
 	wait := Scale(150 * time.Millisecond)
-	startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{
+	lab.serve(t, script{
 		passivePort: classicPassivePort, activePort: classicServerPort, lateClose: wait,
 	})
 	router := lab.ServerRouter()
@@ -63,13 +65,9 @@ func watchClassic(t *testing.T, verb Verb, helper Helper) classicView {
 		dataPort = fmt.Sprint(classicActivePort)
 	}
 	expectations, err := router.WatchEvents(ctx, "expect")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	connections, err := router.WatchEvents(ctx, "-p", "tcp", "--orig-port-dst", dataPort)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 
 	from := lab.Addresses.Client.Addr()
 	client := dialScripted(t, lab.Client, netip.AddrPortFrom(from, classicControlPort),
@@ -91,17 +89,13 @@ func watchClassic(t *testing.T, verb Verb, helper Helper) classicView {
 
 	// The entry would stay for minutes.
 	closed := func(output string) bool { return strings.Contains(output, "TIME_WAIT") }
-	if err := connections.WaitOutput(ctx, closed); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, connections.WaitOutput(ctx, closed))
 	if _, err := router.Run(ctx, "", "conntrack", "-D", "-p", "tcp", "--orig-port-dst", dataPort); err != nil {
 		t.Fatal(err)
 	}
 	hasDestroy := func(output string) bool { return strings.Contains(output, "[DESTROY]") }
 	for _, watch := range []*Process{expectations, connections} {
-		if err := watch.WaitOutput(ctx, hasDestroy); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, watch.WaitOutput(ctx, hasDestroy))
 	}
 	return classicView{eventLines(expectations), eventLines(connections)}
 }

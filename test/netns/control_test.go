@@ -28,6 +28,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/control"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // samples are values by series, such as `name{label="value"}`, without the prefix of all names. A
@@ -41,9 +42,7 @@ func parseSamples(t testing.TB, text string) samples {
 	t.Helper()
 	parser := expfmt.NewTextParser(model.LegacyValidation)
 	families, err := parser.TextToMetricFamilies(strings.NewReader(text))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	values := make(samples)
 	for name, family := range families {
 		for _, m := range family.Metric {
@@ -72,9 +71,7 @@ func scrape(t testing.TB, r *Router) string {
 		_, err := io.Copy(&text, body)
 		return err
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	return text.String()
 }
 
@@ -87,7 +84,7 @@ func TestMetrics(t *testing.T) {
 	router, ctx := lab.ServerRouter(), testContext(t, time.Minute)
 	neverRetransmit(t, lab.Client)
 	neverRetransmit(t, lab.Server)
-	startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{})
+	lab.serve(t, script{})
 
 	number := uint16(100)
 	if router.daemon.Rules == rulesetFile {
@@ -121,12 +118,9 @@ func TestMetrics(t *testing.T) {
 	wantSamples(t, got, want)
 
 	const rounds = 3
-	c := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-	c.login()
+	c := lab.login(t)
 	for range rounds {
-		for _, verb := range Verbs {
-			wantContent(t, string(verb), c.fetchBy(verb, string(verb), lab.ServerAddress), fileContent(string(verb)))
-		}
+		c.wantFiles(lab.ServerAddress, Verbs...)
 	}
 	c.do("200", "PORT 203,0,113,101,0,20")
 	c.do("200", "PORT 203,0,113,102,8,0")
@@ -136,9 +130,7 @@ func TestMetrics(t *testing.T) {
 	c.send("01,8,0\r\n")
 	c.want("200")
 	queued, err := router.QueuedByQueue()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	const rewritten = rounds // every 227
 	packets := queued[int(number)]
 	for series, n := range map[string]float64{
@@ -164,9 +156,7 @@ func TestMetrics(t *testing.T) {
 	}
 
 	// Over TCP there is the same, and nothing about who talks to whom.
-	if err := router.Nft(ctx, "add element inet filter ftp { 9921 }\n"); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, router.Nft(ctx, "add element inet filter ftp { 9921 }\n"))
 	web := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return router.Dial(ctx, netip.AddrPort{}, netip.MustParseAddrPort(at))
 	}}}
@@ -176,9 +166,7 @@ func TestMetrics(t *testing.T) {
 		control.PathFlows: 404, control.PathEvents: 404, control.PathStatus: 404, control.PathVersion: 404, "/": 404,
 	} {
 		answer, err := web.Get("http://" + at + path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		body, err := io.ReadAll(answer.Body)
 		answer.Body.Close()
 		if err != nil || answer.StatusCode != status {
@@ -197,12 +185,8 @@ func TestMetrics(t *testing.T) {
 
 	// Without its rules it is not ready.
 	d := control.NewClient(router.Control())
-	if err := d.Ready(ctx); err != nil {
-		t.Error(err)
-	}
-	if _, err := router.Run(ctx, "", "nft", "flush", "chain", "inet", "nfq_ftphelper", "control"); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, d.Ready(ctx))
+	must.Do(t, router.Nft(ctx, "flush chain inet nfq_ftphelper control"))
 	if err := d.Ready(ctx); err == nil || !strings.Contains(err.Error(), "the daemon says: ") {
 		t.Errorf("without its rules: %v", err)
 	}
@@ -235,7 +219,7 @@ func TestControlUnderFire(t *testing.T) {
 	t.Parallel()
 	lab := newLab(t, Config{Situation: DNAT, Family: IPv4, Helper: Ours})
 	router := lab.ServerRouter()
-	startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{})
+	lab.serve(t, script{})
 	ctx, stop := context.WithCancel(testContext(t, time.Minute))
 	var fire sync.WaitGroup
 	defer fire.Wait()
@@ -251,14 +235,12 @@ func TestControlUnderFire(t *testing.T) {
 	const clients, rounds = 8, 10
 	var all sync.WaitGroup
 	for range clients {
-		c := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
+		c := lab.dial(t)
 		c.t = onGoroutine{t}
 		all.Go(func() {
 			c.login()
 			for range rounds {
-				for _, verb := range Verbs {
-					wantContent(c.t, string(verb), c.fetchBy(verb, string(verb), lab.ServerAddress), fileContent(string(verb)))
-				}
+				c.wantFiles(lab.ServerAddress, Verbs...)
 			}
 			c.quit()
 		})
@@ -266,9 +248,7 @@ func TestControlUnderFire(t *testing.T) {
 	all.Wait()
 	stop()
 	fire.Wait()
-	if err := control.NewClient(router.Control()).Ready(testContext(t, 20*time.Second)); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, control.NewClient(router.Control()).Ready(testContext(t, 20*time.Second)))
 	wantNothingInvalid(t, lab.Routers...)
 	if counts := stopAndCount(t, router); counts["expected"] != clients*rounds*len(Verbs) || counts["failed"]+counts["unknown"]+counts["overflows"] > 0 {
 		t.Errorf("the daemon is to have helped %d times: %v", clients*rounds*len(Verbs), counts)
@@ -319,27 +299,22 @@ func TestFlowsAndEvents(t *testing.T) {
 	t.Parallel()
 	lab := newLab(t, Config{Situation: DNAT, Family: IPv4, Helper: Ours, Daemon: Daemon{BackEnd: BackEnd{Queues: 2}}})
 	router, ctx := lab.ServerRouter(), testContext(t, time.Minute)
-	startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{replies: map[string]string{"AUTH": "234 Go on"}})
+	lab.serve(t, script{replies: map[string]string{"AUTH": "234 Go on"}})
 
 	events, err := router.Start(exec.Command(router.daemon.Binary, "events", "--control", router.Control()))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	// It follows as soon as it is connected, and says nothing about it: a packet shows that.
 	var over *net.TCPAddr
 	for follows := false; !follows; {
-		c := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-		c.login()
+		c := lab.login(t)
 		c.quit()
 		over = c.conn.LocalAddr().(*net.TCPAddr)
 		follows = strings.Contains(events.Output(), "tracked")
 	}
-	c := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-	c.login()
+	c := lab.login(t)
 	c.fetchBy(PASV, "file", lab.ServerAddress)
 	c.do("200", "PORT 203,0,113,101,0,20")
-	other := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-	other.login()
+	other := lab.login(t)
 	other.do("234", "AUTH TLS")
 
 	client, otherClient := c.conn.LocalAddr().String(), other.conn.LocalAddr().String()
@@ -353,15 +328,7 @@ func TestFlowsAndEvents(t *testing.T) {
 			t.Errorf("no line with %s: %v", want, err)
 		}
 	}
-	list := func(flags ...string) string {
-		t.Helper()
-		text, err := router.Run(ctx, "", router.daemon.Binary, append([]string{"flows", "--control", router.Control()}, flags...)...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return text
-	}
-	text := list()
+	text := router.command(t, "flows")
 	for _, want := range []string{
 		client + `  +192\.168\.1\.2:21  read +1 +1  PORT 20: low_port +server reached at 192\.0\.2\.2\n`,
 		otherClient + `  +192\.168\.1\.2:21  encrypted +0 +0 +server reached at 192\.0\.2\.2\n`,
@@ -373,23 +340,21 @@ func TestFlowsAndEvents(t *testing.T) {
 	if strings.Contains(text, over.String()) {
 		t.Errorf("%s is closing, and listed in\n%s", over, text)
 	}
-	if text = list("--all"); !strings.Contains(text, over.String()) {
+	if text = router.command(t, "flows", "--all"); !strings.Contains(text, over.String()) {
 		t.Errorf("there is no %s in\n%s", over, text)
 	}
 	var flows control.Flows
-	if err := json.Unmarshal([]byte(list("--json", "--all")), &flows); err != nil || flows.Unchecked > 0 || len(flows.Flows) != strings.Count(text, "\n")-1 {
+	if err := json.Unmarshal([]byte(router.command(t, "flows", "--json", "--all")), &flows); err != nil || flows.Unchecked > 0 || len(flows.Flows) != strings.Count(text, "\n")-1 {
 		t.Errorf("%v, as JSON there are %+v", err, flows)
 	}
 	// Conntrack remembers one that is over for a while.
 	if _, err := router.Run(ctx, "", "conntrack", "-D", "-p", "tcp", "--orig-port-src", strconv.Itoa(over.Port)); err != nil {
 		t.Fatal(err)
 	}
-	if text := list("--all"); strings.Contains(text, over.String()) || !strings.Contains(text, client) {
+	if text := router.command(t, "flows", "--all"); strings.Contains(text, over.String()) || !strings.Contains(text, client) {
 		t.Errorf("when conntrack has forgotten %s:\n%s", over, text)
 	}
-	if err := router.StopDaemon(ctx); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, router.StopDaemon(ctx))
 	if err := events.Wait(ctx); err == nil || !strings.HasSuffix(events.Output(), "nfq-ftphelper: the daemon has stopped\n") {
 		t.Errorf("when the daemon stops: %v", err)
 	}
@@ -400,20 +365,15 @@ func TestTop(t *testing.T) {
 	t.Parallel()
 	lab := newLab(t, Config{Situation: DNAT, Family: IPv4, Helper: Ours})
 	router, ctx := lab.ServerRouter(), testContext(t, time.Minute)
-	startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{})
+	lab.serve(t, script{})
 	// script gives it a terminal.
 	cmd := exec.Command("script", "-qfec", fmt.Sprintf("stty rows 24 cols 80; exec %s top --control %s", router.daemon.Binary, router.Control()), "/dev/null")
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "TERM=xterm-256color", "LC_ALL=C.UTF-8"}
 	keys, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	top, err := router.Start(cmd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-	c.login()
+	must.Do(t, err)
+	c := lab.login(t)
 	for !strings.Contains(top.Output(), c.conn.LocalAddr().String()) {
 		if err := ctx.Err(); err != nil || !top.Running() {
 			t.Fatalf("%v, it shows\n%q", err, top.Output())
@@ -431,7 +391,5 @@ func TestTop(t *testing.T) {
 			t.Errorf("after %q: %v", step.keys, err)
 		}
 	}
-	if err := top.Wait(ctx); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, top.Wait(ctx))
 }

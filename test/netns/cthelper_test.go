@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/cthelper"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // onlyOurHelper is a firewall as the classic howtos have it: of what is related, it lets in what
@@ -35,13 +36,6 @@ func TestCTHelperInFilter(t *testing.T) {
 		Daemon: Daemon{BackEnd: BackEnd{Helper: CTHelper}}})
 	router, ctx := lab.ServerRouter(), testContext(t, time.Minute)
 	site := startSite(t, lab.Server, IPv4, SiteOptions{})
-	outcomes := func(verbs ...Verb) map[Verb]Outcome {
-		found := make(map[Verb]Outcome)
-		for _, verb := range verbs {
-			found[verb] = cell{DNATMasquerade, IPv4, verb, Download, Curl}.transfer(lab, site, failingTimeout).Run(ctx, lab.Client)
-		}
-		return found
-	}
 	for _, c := range []struct {
 		in, helper string
 		works      map[Verb]bool
@@ -50,11 +44,9 @@ func TestCTHelperInFilter(t *testing.T) {
 		{"eth1", router.BackEnd().HelperName, map[Verb]bool{PASV: false, PORT: true, EPRT: true}},
 		{"eth0", "somebody-else", map[Verb]bool{PASV: false}},
 	} {
-		if err := router.Nft(ctx, fmt.Sprintf(onlyOurHelper, c.in, c.helper)); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, router.Nft(ctx, fmt.Sprintf(onlyOurHelper, c.in, c.helper)))
 		for verb, works := range c.works {
-			if outcome := outcomes(verb)[verb]; (outcome.Err == nil) != works {
+			if outcome := lab.download(t, site, verb, failingTimeout); (outcome.Err == nil) != works {
 				t.Errorf("%s with what helper %s expects let in from %s: %v, want it to work: %v\n%s",
 					verb, c.helper, c.in, outcome.Err, works, outcome.Transcript)
 			}
@@ -111,13 +103,10 @@ func TestCTHelperStays(t *testing.T) {
 				}
 			})
 			site := startSite(t, lab.Server, IPv4, SiteOptions{})
-			client := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-			client.login()
+			client := lab.login(t)
 			wantContent(t, siteFile, client.fetch(siteFile, client.passive(PASV), netip.AddrPort{}), site.Content)
 
-			if err := c.end(t, router); err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, c.end(t, router))
 			_, there, err := cthelper.Lookup(name)
 			if err != nil || there != c.stays {
 				t.Errorf("the helper is there: %v, %v; want %v", there, err, c.stays)
@@ -125,13 +114,11 @@ func TestCTHelperStays(t *testing.T) {
 			if c.name != "killed" {
 				client.do("257", "PWD")
 			}
-			if err := router.StartDaemon(testContext(t, 30*time.Second)); err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, router.StartDaemon(testContext(t, 30*time.Second)))
 			// An enabled helper that nobody serves makes the kernel leave out its own work, the
 			// adjustment of sequence numbers too.
 			if c.name == "killed" {
-				client = dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
+				client = lab.dial(t)
 				client.login()
 			}
 			client.do("257", "PWD")
@@ -161,16 +148,12 @@ func TestCTHelperCalledFTP(t *testing.T) {
 	ctx := testContext(t, time.Minute)
 	path := daemon(t, BackEnd{}).Binary
 
-	if err := loadModule(ctx, router.Host, "nf_conntrack_ftp"); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, loadModule(ctx, router.Host, "nf_conntrack_ftp"))
 	output, err := router.Run(ctx, "", path, "run", "--config", "none", "--rules", "--helper", "cthelper", "--control", "")
 	if err == nil || !strings.Contains(err.Error(), "the name is taken for IPv4 by a helper of the kernel: unload its module") {
 		t.Errorf("with the kernel's own: %v\n%s", err, output)
 	}
-	if left, err := router.Run(ctx, "", "nft", "list", "tables"); err != nil || strings.Contains(left, "nfq_ftphelper") {
-		t.Errorf("it left rules behind: %v\n%s", err, left)
-	}
+	wantNoRules(t, router.Host)
 
 	for _, module := range []string{"nf_nat_ftp", "nf_conntrack_ftp"} {
 		if _, err := os.Stat("/sys/module/" + module); err != nil {
@@ -199,9 +182,7 @@ func TestCTHelperCalledFTP(t *testing.T) {
 	lab := newLab(t, Config{Situation: DNATMasquerade, Family: IPv4, Helper: Ours,
 		Daemon: Daemon{BackEnd: BackEnd{Helper: CTHelper, HelperName: "ftp"}}})
 	router = lab.ServerRouter()
-	if err := router.Nft(ctx, fmt.Sprintf(onlyOurHelper, "eth0", "ftp")); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, router.Nft(ctx, fmt.Sprintf(onlyOurHelper, "eth0", "ftp")))
 	examine := func() (string, int) {
 		t.Helper()
 		return doctor(t, router, "--helper", "cthelper", "--queue", strconv.Itoa(int(daemon(t, router.BackEnd()).Queue)))
@@ -209,14 +190,9 @@ func TestCTHelperCalledFTP(t *testing.T) {
 	if report, code := examine(); code != 1 || !strings.Contains(report, "chain forward (eth1 to eth0) drops, and has no rule that accepts related") {
 		t.Errorf("doctor, where active FTP fails: exit code %d\n%s", code, report)
 	}
-	if err := router.Nft(ctx, fmt.Sprintf(onlyOurHelperToo, "eth1", "ftp")); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, router.Nft(ctx, fmt.Sprintf(onlyOurHelperToo, "eth1", "ftp")))
 	site := startSite(t, lab.Server, IPv4, SiteOptions{})
-	outcome := cell{DNATMasquerade, IPv4, PASV, Download, Curl}.transfer(lab, site, workingTimeout).Run(ctx, lab.Client)
-	if outcome.Err != nil {
-		t.Errorf("%v\n%s", outcome.Err, outcome.Transcript)
-	}
+	lab.wantDownloads(t, site, PASV)
 	report, code := examine()
 	// A copy of the host can't have the helper, so the one warning is that no test transfer was made.
 	if code != 0 || !strings.Contains(report, "cthelper ftp") || strings.Count(report, "warning") != 1 ||

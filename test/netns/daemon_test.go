@@ -3,7 +3,6 @@ package netns
 import (
 	"bufio"
 	"fmt"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // TestAnotherPort adds a port to the set of control ports while the daemon runs.
@@ -27,20 +28,11 @@ func TestAnotherPort(t *testing.T) {
 			lab := newLab(t, Config{Situation: DNAT, Family: family, Helper: Ours, Ports: []uint16{21, port}})
 			site := startSite(t, lab.Server, family, SiteOptions{Port: port})
 			ctx := testContext(t, 2*time.Minute)
-			try := func(verb Verb, timeout time.Duration) Outcome {
-				return cell{DNAT, family, verb, Download, Curl}.transfer(lab, site, timeout).Run(ctx, lab.Client)
-			}
 			// The port is not in the set yet.
-			wantNoData(t, family, func(verb Verb) Outcome { return try(verb, failingTimeout) })
+			wantNoData(t, family, func(verb Verb) Outcome { return lab.download(t, site, verb, failingTimeout) })
 			add := fmt.Sprintf("add element inet nfq_ftphelper ports { %d }\n", port)
-			if err := lab.ServerRouter().Nft(ctx, add); err != nil {
-				t.Fatal(err)
-			}
-			for _, verb := range family.Verbs() {
-				if outcome := try(verb, workingTimeout); outcome.Err != nil {
-					t.Errorf("%s after port %d is in the set: %v\n%s", verb, port, outcome.Err, outcome.Transcript)
-				}
-			}
+			must.Do(t, lab.ServerRouter().Nft(ctx, add))
+			lab.wantDownloads(t, site, family.Verbs()...)
 			wantNothingInvalid(t, lab.Routers...)
 		})
 	}
@@ -57,15 +49,10 @@ func TestDaemonGone(t *testing.T) {
 			lab := newLab(t, Config{Situation: DNAT, Family: IPv4, Helper: Ours})
 			site := startSite(t, lab.Server, IPv4, SiteOptions{})
 			router, ctx := lab.ServerRouter(), testContext(t, time.Minute)
-			client := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-			client.login()
+			client := lab.login(t)
 			fetch := func() {
 				t.Helper()
-				at := client.passive(PASV)
-				if at.Addr() != lab.ServerAddress {
-					t.Fatalf("the client was told %s", at)
-				}
-				wantContent(t, siteFile, client.fetch(siteFile, at, netip.AddrPort{}), site.Content)
+				wantContent(t, siteFile, client.fetchBy(PASV, siteFile, lab.ServerAddress), site.Content)
 			}
 			fetch()
 			fetch()
@@ -76,9 +63,7 @@ func TestDaemonGone(t *testing.T) {
 			} else {
 				err = router.StopDaemon(ctx)
 			}
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, err)
 			for range 3 {
 				client.do("200", "NOOP")
 				client.do("257", "PWD")
@@ -89,9 +74,7 @@ func TestDaemonGone(t *testing.T) {
 			}
 			client.do("200", "NOOP")
 
-			if err := router.StartDaemon(ctx); err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, router.StartDaemon(ctx))
 			fetch()
 			client.do("257", "PWD")
 			fetch()
@@ -125,9 +108,7 @@ var countInLog = regexp.MustCompile(`\b(\w+)=(\d+)\b`)
 // names in its log.
 func stopAndCount(t testing.TB, r *Router) map[string]int {
 	t.Helper()
-	if err := r.StopDaemon(testContext(t, 20*time.Second)); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, r.StopDaemon(testContext(t, 20*time.Second)))
 	return countsInLog(t, r)
 }
 
@@ -146,9 +127,7 @@ func countsInLog(t testing.TB, r *Router) map[string]int {
 // stopAndCountQueues is the same by the number of the queue.
 func stopAndCountQueues(t testing.TB, r *Router) map[int]map[string]int {
 	t.Helper()
-	if err := r.StopDaemon(testContext(t, 20*time.Second)); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, r.StopDaemon(testContext(t, 20*time.Second)))
 	return queuesInLog(t, r)
 }
 
@@ -195,12 +174,10 @@ func TestStalledLog(t *testing.T) {
 	t.Parallel()
 	const transfers = 60
 	lab := newLab(t, Config{Situation: DNAT, Family: IPv4, Helper: None})
-	startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{})
+	lab.serve(t, script{})
 	router, d := lab.ServerRouter(), daemon(t, BackEnd{})
 	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	defer r.Close()
 	const room = 4096 // bytes
 	if _, err := unix.FcntlInt(w.Fd(), unix.F_SETPIPE_SZ, room); err != nil {
@@ -211,24 +188,18 @@ func TestStalledLog(t *testing.T) {
 	cmd.Stderr = w
 	process, err := router.Start(cmd)
 	w.Close()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	log := bufio.NewScanner(r)
 	for log.Scan() && !strings.Contains(log.Text(), "msg=ready") {
 	}
 
-	client := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-	client.login()
-	for i := range transfers {
-		name := fmt.Sprint(i)
-		wantContent(t, name, client.fetchBy(PASV, name, lab.ServerAddress), fileContent(name))
+	client := lab.login(t)
+	for range transfers {
+		client.wantFiles(lab.ServerAddress, PASV)
 	}
 	client.quit()
 
-	if err := process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, process.Signal(syscall.SIGTERM))
 	expected, bytes := 0, 0
 	for log.Scan() {
 		bytes += len(log.Text())

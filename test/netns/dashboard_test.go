@@ -10,6 +10,8 @@ import (
 
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 const (
@@ -47,9 +49,7 @@ func namesIn(expr string) (metrics, labels []string) {
 func expressions(t testing.TB) []string {
 	t.Helper()
 	text, err := os.ReadFile(dashboardFile)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	var dashboard struct {
 		Panels []struct {
 			ID      int
@@ -58,9 +58,7 @@ func expressions(t testing.TB) []string {
 		}
 		Templating struct{ List []struct{ Name string } }
 	}
-	if err := json.Unmarshal(text, &dashboard); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, json.Unmarshal(text, &dashboard))
 	var all []string
 	ids := make(map[int]bool)
 	for _, p := range dashboard.Panels {
@@ -72,9 +70,8 @@ func expressions(t testing.TB) []string {
 		}
 		ids[p.ID] = true
 	}
-	if text, err = os.ReadFile(alertsFile); err != nil {
-		t.Fatal(err)
-	}
+	text, err = os.ReadFile(alertsFile)
+	must.Do(t, err)
 	for _, match := range alertExpr.FindAllStringSubmatch(string(text), -1) {
 		all = append(all, match[1])
 	}
@@ -91,9 +88,7 @@ func wantKnown(t testing.TB, scraped string) {
 	t.Helper()
 	parser := expfmt.NewTextParser(model.LegacyValidation)
 	families, err := parser.TextToMetricFamilies(strings.NewReader(scraped))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	// Prometheus itself adds these.
 	known, knownLabels := map[string]bool{"up": true}, map[string]bool{"instance": true, "job": true}
 	used := make(map[string]bool)

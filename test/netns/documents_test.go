@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 var (
@@ -22,23 +24,17 @@ var (
 func TestDocuments(t *testing.T) {
 	t.Parallel()
 	root, err := filepath.Abs("../..")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	var files []string
 	for _, pattern := range []string{"*.md", "docs/*.md", "deploy/*/*.md"} {
 		found, err := filepath.Glob(filepath.Join(root, pattern))
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		files = append(files, found...)
 	}
 	blocks := 0
 	for _, file := range files {
 		text, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		found := append(shellBlock.FindAllStringSubmatch(string(text), -1), indented.FindAllStringSubmatch(string(text), -1)...)
 		for i, block := range found {
 			blocks++
@@ -58,14 +54,9 @@ func runDocumented(t *testing.T, root, commands string) {
 	t.Parallel()
 	lab := newLab(t, Config{Situation: DNAT, Family: IPv4})
 	site := startSite(t, lab.Server, IPv4, SiteOptions{})
-	path, err := binary()
-	if err != nil {
-		t.Fatal(err)
-	}
+	path := daemon(t, BackEnd{}).Binary
 	file := filepath.Join(t.TempDir(), "commands")
-	if err := os.WriteFile(file, []byte(commands), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.WriteFile(file, []byte(commands), 0o600))
 	ctx, stop := context.WithCancel(testContext(t, 2*time.Minute))
 	traffic := make(chan struct{})
 	go func() {
@@ -83,10 +74,6 @@ func runDocumented(t *testing.T, root, commands string) {
 		cmd.Env = append(cmd.Env, "FTPHELPER_NO_QUEUE=1")
 	}
 	p, err := lab.ServerRouter().Start(cmd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := p.Wait(ctx); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, err)
+	must.Do(t, p.Wait(ctx))
 }

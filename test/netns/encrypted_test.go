@@ -1,11 +1,12 @@
 package netns
 
 import (
-	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // TestEncrypted has a server accept AUTH TLS. What follows would be ciphertext, so
@@ -18,21 +19,16 @@ func TestEncrypted(t *testing.T) {
 			t.Parallel()
 			verb := map[Family]Verb{IPv4: PASV, IPv6: EPRT}[family]
 			lab := newLab(t, Config{Situation: DNATMasquerade, Family: family, Helper: Ours})
-			server := startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{
+			server := lab.serve(t, script{
 				replies: map[string]string{"AUTH": "234 Go ahead"},
 			})
-			client := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-			// The sequence numbers of both directions may be adjusted by now.
-			client.login()
-			for _, verb := range family.Verbs() {
-				wantContent(t, "before", client.fetchBy(verb, "before", lab.ServerAddress), fileContent("before"))
-			}
+			client := lab.login(t)
+			// After these the sequence numbers of both directions may be adjusted.
+			client.wantFiles(lab.ServerAddress, family.Verbs()...)
 			router := lab.ServerRouter()
 			queued := func() int {
 				n, err := router.QueuedPackets()
-				if err != nil {
-					t.Fatal(err)
-				}
+				must.Do(t, err)
 				return n
 			}
 			start := queued()
@@ -64,10 +60,8 @@ func TestEncrypted(t *testing.T) {
 			wantEncryptedLines(t, router, 1)
 
 			// That goes for this connection and no other.
-			other := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-			other.login()
-			name := string(verb)
-			wantContent(t, name, other.fetchBy(verb, name, lab.ServerAddress), fileContent(name))
+			other := lab.login(t)
+			other.wantFiles(lab.ServerAddress, verb)
 			other.quit()
 			client.quit()
 			wantEncryptedLines(t, router, 1)
@@ -84,14 +78,11 @@ func TestEncrypted(t *testing.T) {
 func TestEncryptionRefused(t *testing.T) {
 	t.Parallel()
 	lab := newLab(t, Config{Situation: DNATMasquerade, Family: IPv4, Helper: Ours})
-	startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{})
-	client := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
+	lab.serve(t, script{})
+	client := lab.dial(t)
 	client.do("502", "AUTH TLS")
 	client.login()
-	for i, verb := range Verbs {
-		name := fmt.Sprintf("%s-%d", verb, i)
-		wantContent(t, name, client.fetchBy(verb, name, lab.ServerAddress), fileContent(name))
-	}
+	client.wantFiles(lab.ServerAddress, Verbs...)
 	client.quit()
 	wantEncryptedLines(t, lab.ServerRouter(), 0)
 	wantNothingInvalid(t, lab.Routers...)
@@ -104,9 +95,7 @@ func wantEncryptedLines(t testing.TB, r *Router, want int) {
 	t.Helper()
 	count := func(output string) int { return strings.Count(output, "encrypted from here on") }
 	enough := func(output string) bool { return count(output) >= want }
-	if err := r.DaemonProcess().WaitOutput(testContext(t, 10*time.Second), enough); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, r.DaemonProcess().WaitOutput(testContext(t, 10*time.Second), enough))
 	if n := count(r.DaemonProcess().Output()); n != want {
 		t.Errorf("the daemon said %d times that a connection is encrypted, want %d", n, want)
 	}

@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 var capturesDir = flag.String("captures", "", "leave the captures of TestExplain in this `folder`")
@@ -50,20 +52,13 @@ var documentedFilter = regexp.MustCompile(`(?s)tcpdump [^']*-c [0-9]+ -w ftp.pca
 // captureFilter is the filter of captures that the documents and the manual name: one for all of them.
 func captureFilter(t *testing.T) string {
 	t.Helper()
-	path, err := binary()
-	if err != nil {
-		t.Fatal(err)
-	}
+	path := daemon(t, BackEnd{}).Binary
 	help, err := exec.Command(path, "explain", "--help").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	texts := map[string]string{"explain --help": string(help)}
 	for _, name := range []string{"README.md", "docs/explain.md", "docs/troubleshooting.md"} {
 		text, err := os.ReadFile(filepath.Join("../..", name))
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		texts[name] = string(text)
 	}
 	filter := ""
@@ -92,20 +87,14 @@ func TestExplain(t *testing.T) {
 			site := startSite(t, lab.Server, c.family, SiteOptions{})
 			router := lab.ServerRouter()
 			path, err := FindProgram("tcpdump")
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, err)
 			var file bytes.Buffer
 			cmd := exec.Command(path, "-i", "any", "-s", "256", "-n", "-U", "--immediate-mode", "-w", "-", filter)
 			cmd.Stdout = &file
 			tcpdump, err := router.Start(cmd)
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, err)
 			ctx := testContext(t, 60*time.Second)
-			if err := tcpdump.WaitOutput(ctx, func(s string) bool { return strings.Contains(s, "listening on") }); err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, tcpdump.WaitOutput(ctx, func(s string) bool { return strings.Contains(s, "listening on") }))
 			for _, verb := range c.verbs {
 				timeout := 8 * time.Second
 				if c.helper == None {
@@ -117,16 +106,10 @@ func TestExplain(t *testing.T) {
 				}
 			}
 			time.Sleep(Scale(200 * time.Millisecond)) // what was captured last
-			if err := tcpdump.Signal(syscall.SIGINT); err != nil {
-				t.Fatal(err)
-			}
-			if err := tcpdump.Wait(ctx); err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, tcpdump.Signal(syscall.SIGINT))
+			must.Do(t, tcpdump.Wait(ctx))
 			if *capturesDir != "" {
-				if err := os.WriteFile(filepath.Join(*capturesDir, c.name+".pcap"), file.Bytes(), 0o644); err != nil {
-					t.Fatal(err)
-				}
+				must.Do(t, os.WriteFile(filepath.Join(*capturesDir, c.name+".pcap"), file.Bytes(), 0o644))
 			}
 
 			// The data, of several packets, is not in it.
@@ -134,15 +117,9 @@ func TestExplain(t *testing.T) {
 				t.Errorf("the capture has data, such as %q", first)
 			}
 
-			helper, err := binary()
-			if err != nil {
-				t.Fatal(err)
-			}
 			drawing := filepath.Join(t.TempDir(), "ladder.svg")
-			text, err := router.Run(ctx, file.String(), helper, "explain", "--config", "none", "--svg", drawing, "-")
-			if err != nil {
-				t.Fatal(err)
-			}
+			text, err := router.Run(ctx, file.String(), daemon(t, BackEnd{}).Binary, "explain", "--config", "none", "--svg", drawing, "-")
+			must.Do(t, err)
 			for _, want := range c.want {
 				if !strings.Contains(text, want) {
 					t.Errorf("explain does not say %q:\n%s", want, text)

@@ -265,9 +265,12 @@ func (r *Router) StartDaemon(ctx context.Context) error {
 	r.process = process
 	ctx, cancel := context.WithTimeout(ctx, Scale(10*time.Second))
 	defer cancel()
-	return process.WaitOutput(ctx, func(output string) bool {
-		return strings.Contains(output, "msg=ready") || strings.Contains(output, `"msg":"ready"`)
-	})
+	return process.WaitOutput(ctx, isReady)
+}
+
+// isReady says whether a daemon's log says that it is ready.
+func isReady(log string) bool {
+	return strings.Contains(log, "msg=ready") || strings.Contains(log, `"msg":"ready"`)
 }
 
 // StopDaemon asks the daemon to end, and returns an error unless it does so

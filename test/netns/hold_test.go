@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // The tests in this file have one side send the first part of a line that has to
@@ -56,9 +58,7 @@ type halfLine struct {
 func (h halfLine) arrived(t testing.TB) bool {
 	t.Helper()
 	info, err := tcpInfo(h.receiver)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	switch n := info.Bytes_received - h.before; n {
 	case 0:
 		return false
@@ -90,20 +90,16 @@ type dialogue struct {
 func startDialogue(t *testing.T, lab *Lab) dialogue {
 	t.Helper()
 	p := &pauser{paused: make(chan struct{}), goOn: make(chan struct{}), over: make(chan struct{})}
-	server := startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{write: p.write})
+	server := lab.serve(t, script{write: p.write})
 	t.Cleanup(func() { close(p.over) })
-	client := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-	client.login()
+	client := lab.login(t)
 	return dialogue{client, server, p, lab}
 }
 
 // fetch makes a passive and an active transfer.
 func (d dialogue) fetch() {
 	d.client.t.Helper()
-	for _, verb := range []Verb{PASV, PORT} {
-		name := string(verb)
-		wantContent(d.client.t, name, d.client.fetchBy(verb, name, d.lab.ServerAddress), fileContent(name))
-	}
+	d.client.wantFiles(d.lab.ServerAddress, PASV, PORT)
 }
 
 // halve has one side send half a line.
@@ -112,9 +108,7 @@ func (d dialogue) halve(verb Verb) halfLine {
 	t.Helper()
 	received := func(conn *net.TCPConn) uint64 {
 		info, err := tcpInfo(conn)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		return info.Bytes_received
 	}
 	serverConn := d.server.connections()[0]
@@ -221,9 +215,7 @@ func stopWhileHolding(t *testing.T, how string, verb Verb) {
 	}
 
 	if how == "stopped" {
-		if err := router.StopDaemon(ctx); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, router.StopDaemon(ctx))
 	} else if err := router.KillDaemon(); err != nil {
 		t.Fatal(err)
 	}
@@ -234,9 +226,7 @@ func stopWhileHolding(t *testing.T, how string, verb Verb) {
 	half.finish()
 	d.client.do("200", "NOOP")
 
-	if err := router.StartDaemon(ctx); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, router.StartDaemon(ctx))
 	d.client.do("200", "NOOP")
 	d.fetch()
 	d.client.quit()
@@ -250,9 +240,7 @@ func waitHeld(t testing.TB, r *Router) {
 	steady := 0
 	for deadline := time.Now().Add(Scale(5 * time.Second)); steady < 10; time.Sleep(Scale(5 * time.Millisecond)) {
 		waiting, err := r.WaitingPackets()
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		if steady++; waiting == 0 {
 			steady = 0
 		}

@@ -8,9 +8,12 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"testing"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // Host is a machine of the test network: a namespace with interfaces, addresses,
@@ -37,6 +40,15 @@ func NewHost(name string) (*Host, error) {
 		return nil, errors.Join(fmt.Errorf("%s: %w", name, err), h.Close())
 	}
 	return h, nil
+}
+
+// NewTestHost makes a host for a test, at whose end it is closed.
+func NewTestHost(t testing.TB, name string) *Host {
+	t.Helper()
+	h, err := NewHost(name)
+	must.Do(t, err)
+	must.CloseAtEnd(t, h)
+	return h
 }
 
 func (h *Host) prepare() error {

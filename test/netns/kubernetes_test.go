@@ -5,33 +5,22 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 func newKubeNode(t *testing.T, mode string, family Family, helper Helper) *KubeNode {
 	t.Helper()
 	ctx := testContext(t, 30*time.Second)
 	n, err := NewKubeNode(ctx, mode, family)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Log(n.Node.Logs())
-		}
-		if err := n.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := n.Node.Nft(ctx, watch); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
+	closeWithLogs(t, n, n.Node.Logs)
+	must.Do(t, n.Node.Nft(ctx, watch))
 	var d Daemon
 	if helper == Ours {
 		d = daemon(t, BackEnd{})
 	}
-	if err := n.Node.StartHelper(ctx, helper, d); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, n.Node.StartHelper(ctx, helper, d))
 	return n
 }
 
@@ -48,10 +37,7 @@ func TestKubernetesNode(t *testing.T) {
 				for _, c := range n.Clients() {
 					t.Run("from the "+c.Name, func(t *testing.T) {
 						t.Parallel()
-						ctx := testContext(t, time.Minute)
-						wantNoData(t, family, func(verb Verb) Outcome {
-							return c.transfer(site, verb, Download, failingTimeout).Run(ctx, c.Host)
-						})
+						wantNoData(t, family, func(verb Verb) Outcome { return download(t, c.Host, c.At, site, verb, failingTimeout) })
 					})
 				}
 			})
@@ -74,22 +60,10 @@ func TestKubernetesNode(t *testing.T) {
 	}
 }
 
-func (c KubeClient) transfer(site *Site, verb Verb, operation Operation, timeout time.Duration) Transfer {
-	return Transfer{Program: Curl, Verb: verb, Operation: operation, Server: c.At, Site: site, Timeout: timeout}
-}
-
 func (c KubeClient) wantSuccesses(t *testing.T, site *Site, family Family) {
 	t.Helper()
-	ctx := testContext(t, 2*time.Minute)
 	before := len(site.Log())
-	for _, verb := range family.Verbs() {
-		for _, operation := range Operations {
-			outcome := c.transfer(site, verb, operation, workingTimeout).Run(ctx, c.Host)
-			if outcome.Err != nil {
-				t.Errorf("%s, %s from the %s: %v\n%s", verb, operation, c.Name, outcome.Err, outcome.Transcript)
-			}
-		}
-	}
+	wantTransfers(t, c.Host, c.At, site, family)
 	log := site.Log()[before:]
 	if all, right := strings.Count(log, `Client "`), strings.Count(log, fmt.Sprintf(`Client "%s"`, c.SeenAs)); all == 0 || right != all {
 		t.Errorf("want the server to see the %s as %s in %d lines, not %d:\n%s", c.Name, c.SeenAs, all, right, log)

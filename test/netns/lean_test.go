@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // loseFirst drops every other 227 in front of the client: it is always sent twice.
@@ -25,29 +27,17 @@ func TestLean(t *testing.T) {
 	own := lab.Addresses.Server.Addr()
 	unasked := fmt.Sprintf("227 look here (%s)", numbers(netip.AddrPortFrom(own, 40000), "%d"))
 	startScripted(t, lab.Server, netip.AddrPortFrom(own, 21), script{replies: map[string]string{"STAT": unasked}})
-	client := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-	client.login()
+	client := lab.login(t)
 	const rounds = 5
-	fetch := func(i int) {
-		t.Helper()
-		name := fmt.Sprintf("file-%d", i)
-		at := client.passive(PASV)
-		if at.Addr() != lab.ServerAddress {
-			t.Fatalf("round %d: the client was told %s", i, at)
-		}
-		wantContent(t, name, client.fetch(name, at, netip.AddrPort{}), fileContent(name))
-	}
 	for i := range rounds {
-		fetch(i)
+		client.wantFiles(lab.ServerAddress, PASV)
 		if got := client.do("227", "STAT"); got != unasked {
 			t.Errorf("round %d: %q came as %q", i, unasked, got)
 		}
 	}
-	if err := lab.Client.Nft(testContext(t, 20*time.Second), loseFirst); err != nil {
-		t.Fatal(err)
-	}
-	for i := range rounds {
-		fetch(rounds + i)
+	must.Do(t, lab.Client.Nft(testContext(t, 20*time.Second), loseFirst))
+	for range rounds {
+		client.wantFiles(lab.ServerAddress, PASV)
 	}
 	client.quit()
 	wantNothingInvalid(t, lab.Routers...)

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // transfersPerConnection is how many data connections one control connection
@@ -100,9 +102,7 @@ func wantNothingInvalid(t testing.TB, routers ...*Router) {
 	t.Helper()
 	for _, r := range routers {
 		invalid, err := r.Invalid(testContext(t, 10*time.Second))
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		if invalid > 0 {
 			t.Errorf("conntrack on the %s found %d packets invalid", r.Name, invalid)
 		}
@@ -137,13 +137,12 @@ func TestManyPassiveLengths(t *testing.T) {
 	forEachHelper(t, func(t *testing.T, helper Helper) {
 		lab := newLab(t, Config{Situation: DNAT, Family: IPv4, Helper: helper, Addresses: shortPrivate(DNAT)})
 		var lengths swing
-		server := startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{
+		server := lab.serve(t, script{
 			passive: func(_ int, at netip.AddrPort) string {
 				return fmt.Sprintf("227 Entering Passive Mode (%s).", lengths.numbers(at, lab.ServerAddress))
 			},
 		})
-		client := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-		client.login()
+		client := lab.login(t)
 		for i := range transfersPerConnection {
 			name := fmt.Sprintf("passive-%d", i)
 			at := client.passive(PASV)
@@ -168,22 +167,11 @@ func TestManyPassiveLengths(t *testing.T) {
 func TestManyActiveLengths(t *testing.T) {
 	t.Parallel()
 	forEachHelper(t, func(t *testing.T, helper Helper) {
-		lab := newLab(t, Config{Situation: SNAT, Family: IPv4, Helper: helper, Addresses: shortPrivate(SNAT)})
-		server := startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{})
-		client := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-		client.login()
-		var lengths swing
-		for i := range transfersPerConnection {
-			name := fmt.Sprintf("active-%d", i)
-			content := client.fetchActive(name, 0, func(at netip.AddrPort) string {
-				return "PORT " + lengths.numbers(at, lab.Addresses.ServerGateway.Addr())
+		sent, received := manyActive(t, Config{Situation: SNAT, Family: IPv4, Helper: helper, Addresses: shortPrivate(SNAT)},
+			func(lengths *swing, at netip.AddrPort, public netip.Addr) string {
+				return "PORT " + lengths.numbers(at, public)
 			})
-			wantContent(t, name, content, fileContent(name))
-		}
-		client.quit()
-		received, _ := server.lines()
-		wantBothSigns(t, client.sent, received, "PORT ")
-		wantNothingInvalid(t, lab.Routers...)
+		wantBothSigns(t, sent, received, "PORT ")
 	})
 }
 
@@ -193,29 +181,36 @@ func TestManyActiveLengths(t *testing.T) {
 func TestManyExtendedLengths(t *testing.T) {
 	t.Parallel()
 	forEachHelper(t, func(t *testing.T, helper Helper) {
-		lab := newLab(t, Config{Situation: SNAT, Family: IPv6, Helper: helper})
-		server := startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{})
-		client := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-		client.login()
-		var lengths swing
-		for i := range transfersPerConnection {
-			name := fmt.Sprintf("extended-%d", i)
-			content := client.fetchActive(name, 0, func(at netip.AddrPort) string {
+		sent, received := manyActive(t, Config{Situation: SNAT, Family: IPv6, Helper: helper},
+			func(lengths *swing, at netip.AddrPort, public netip.Addr) string {
 				long := fmt.Sprintf("EPRT |2|%s|%d|", at.Addr().StringExpanded(), at.Port())
-				rewritten := eprtCommand(netip.AddrPortFrom(lab.Addresses.ServerGateway.Addr(), at.Port()))
-				return lengths.word(eprtCommand(at), long, len(rewritten))
+				return lengths.word(eprtCommand(at), long, len(eprtCommand(netip.AddrPortFrom(public, at.Port()))))
 			})
-			wantContent(t, name, content, fileContent(name))
-		}
-		client.quit()
-		received, _ := server.lines()
 		if helper == Ours {
-			wantBothSigns(t, client.sent, received, "EPRT ")
-		} else if longer, _ := lengthChanges(t, client.sent, received, "EPRT "); longer == 0 {
+			wantBothSigns(t, sent, received, "EPRT ")
+		} else if longer, _ := lengthChanges(t, sent, received, "EPRT "); longer == 0 {
 			t.Error("no line is longer behind the router")
 		}
-		wantNothingInvalid(t, lab.Routers...)
 	})
+}
+
+// manyActive makes 200 active transfers over one control connection. It returns the lines that the client
+// has sent and those that the server has received.
+func manyActive(t *testing.T, c Config, command func(lengths *swing, at netip.AddrPort, public netip.Addr) string) (sent, received []string) {
+	lab := newLab(t, c)
+	server, client := lab.serve(t, script{}), lab.login(t)
+	var lengths swing
+	for i := range transfersPerConnection {
+		name := fmt.Sprintf("active-%d", i)
+		content := client.fetchActive(name, 0, func(at netip.AddrPort) string {
+			return command(&lengths, at, lab.Addresses.ServerGateway.Addr())
+		})
+		wantContent(t, name, content, fileContent(name))
+	}
+	client.quit()
+	wantNothingInvalid(t, lab.Routers...)
+	received, _ = server.lines()
+	return client.sent, received
 }
 
 // TestManyTransfersVsftpd makes 200 passive transfers, and as many active ones,
@@ -225,15 +220,11 @@ func TestManyTransfersVsftpd(t *testing.T) {
 	forEachHelper(t, func(t *testing.T, helper Helper) {
 		lab := newLab(t, Config{Situation: TwoRouters, Family: IPv4, Helper: helper})
 		site := startSite(t, lab.Server, IPv4, SiteOptions{})
-		client := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-		client.login()
-		for i := range transfersPerConnection {
-			at := client.passive(PASV)
-			if at.Addr() != lab.ServerAddress {
-				t.Fatalf("transfer %d: the client was told %s", i, at)
+		client := lab.login(t)
+		for range transfersPerConnection {
+			for _, verb := range []Verb{PASV, PORT} {
+				wantContent(t, siteFile, client.fetchBy(verb, siteFile, lab.ServerAddress), site.Content)
 			}
-			wantContent(t, siteFile, client.fetch(siteFile, at, netip.AddrPort{}), site.Content)
-			wantContent(t, siteFile, client.fetchActive(siteFile, 0, portCommand), site.Content)
 		}
 		client.quit()
 		wantNothingInvalid(t, lab.Routers...)
@@ -248,9 +239,8 @@ func TestGrowthAfterShrinking(t *testing.T) {
 	t.Parallel()
 	const shrinking, growing = 40, 80
 	lab := newLab(t, Config{Situation: SNAT, Family: IPv4, Helper: Ours, Addresses: shortPrivate(SNAT)})
-	server := startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{})
-	client := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-	client.login()
+	server := lab.serve(t, script{})
+	client := lab.login(t)
 	for i := range shrinking + growing {
 		name := fmt.Sprintf("active-%d", i)
 		content := client.fetchActive(name, 0, func(at netip.AddrPort) string {

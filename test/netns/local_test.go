@@ -1,15 +1,13 @@
 package netns
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"slices"
-	"strconv"
-	"strings"
 	"testing"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // place is where the two ends are when one is on the router, or both.
@@ -67,32 +65,16 @@ func overLoopback(t *testing.T, f Family, helper Helper, b BackEnd) place {
 	return place{router: router, client: router.Host, server: router.Host, at: at}
 }
 
-func (p place) transfer(site *Site, verb Verb, operation Operation, timeout time.Duration) Transfer {
-	return Transfer{Program: Curl, Verb: verb, Operation: operation, Server: p.at, Site: site, Timeout: timeout}
-}
-
 func (p place) wantSuccesses(t *testing.T, f Family) {
 	t.Helper()
-	site := startSite(t, p.server, f, SiteOptions{})
-	ctx := testContext(t, 2*time.Minute)
-	for _, verb := range f.Verbs() {
-		for _, operation := range Operations {
-			outcome := p.transfer(site, verb, operation, workingTimeout).Run(ctx, p.client)
-			if outcome.Err != nil {
-				t.Errorf("%s %s: %v\n%s", verb, operation, outcome.Err, outcome.Transcript)
-			}
-		}
-	}
+	wantTransfers(t, p.client, p.at, startSite(t, p.server, f, SiteOptions{}), f)
 	wantNothingInvalid(t, p.router)
 }
 
 func (p place) wantFailures(t *testing.T, f Family) {
 	t.Helper()
 	site := startSite(t, p.server, f, SiteOptions{})
-	ctx := testContext(t, time.Minute)
-	wantNoData(t, f, func(verb Verb) Outcome {
-		return p.transfer(site, verb, Download, failingTimeout).Run(ctx, p.client)
-	})
+	wantNoData(t, f, func(verb Verb) Outcome { return download(t, p.client, p.at, site, verb, failingTimeout) })
 }
 
 // TestLoopbackOnce shows that a packet which a host sends to itself is queued
@@ -119,14 +101,9 @@ func TestLoopbackOnce(t *testing.T) {
 
 	received, sent := server.lines()
 	queued, err := host.QueuedPackets()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	segments := len(received) + len(sent)
-	again, err := retransmitted(host.Host)
-	if err != nil {
-		t.Fatal(err)
-	}
+	again := tcpCounters(t, host.Host)["RetransSegs"]
 	slices.Sort(times)
 	median := times[len(times)/2]
 	t.Logf("%d segments with payload, %d of them sent again, %d packets queued, NOOP answered within %s (median)",
@@ -143,29 +120,4 @@ func TestLoopbackOnce(t *testing.T) {
 		t.Errorf("a NOOP takes %s, want less than %s", median, limit)
 	}
 	wantNothingInvalid(t, host)
-}
-
-// retransmitted is the number of TCP segments that the host has sent again.
-func retransmitted(h *Host) (int, error) {
-	var text []byte
-	err := h.Do(func() (err error) {
-		text, err = os.ReadFile("/proc/thread-self/net/snmp")
-		return err
-	})
-	if err != nil {
-		return 0, err
-	}
-	var names []string
-	for line := range strings.Lines(string(text)) {
-		fields := strings.Fields(line)
-		if len(fields) == 0 || fields[0] != "Tcp:" {
-			continue
-		}
-		if names == nil {
-			names = fields
-			continue
-		}
-		return strconv.Atoi(fields[slices.Index(names, "RetransSegs")])
-	}
-	return 0, errors.New("no line about TCP in /proc/net/snmp")
 }

@@ -3,7 +3,6 @@ package netns
 import (
 	"encoding/json"
 	"fmt"
-	"net/netip"
 	"os/exec"
 	"regexp"
 	"strings"
@@ -11,6 +10,7 @@ import (
 	"time"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // wantWords parses lines of JSON, and compares each value whose key is a term with the list of words. It
@@ -48,51 +48,35 @@ func TestWords(t *testing.T) {
 	lab := newLab(t, Config{Situation: DNATMasquerade, Family: IPv4, Helper: Ours,
 		Daemon: Daemon{Flags: []string{"--log-format", "json", "--log-opened"}}})
 	router, ctx := lab.ServerRouter(), testContext(t, time.Minute)
-	startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{})
+	lab.serve(t, script{})
 	events, err := router.Start(exec.Command(router.daemon.Binary, "events", "--json", "--control", router.Control()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	client := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
+	must.Do(t, err)
+	client := lab.dial(t)
 	// Until the events are followed.
 	deadline := time.Now().Add(Scale(20 * time.Second))
 	for !strings.Contains(events.Output(), `"tracked"`) {
 		if time.Now().After(deadline) {
 			t.Fatal("no event was shown")
 		}
-		c := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-		c.login()
+		c := lab.login(t)
 		c.quit()
 	}
 	client.login()
-	for _, verb := range Verbs {
-		wantContent(t, string(verb), client.fetchBy(verb, string(verb), lab.ServerAddress), fileContent(string(verb)))
-	}
+	client.wantFiles(lab.ServerAddress, Verbs...)
 	const refusals = 6
 	for range refusals {
 		client.do("200", "PORT 203,0,113,101,0,20")
 	}
 	client.do("200", "PORT 203,0,113,102,8,0")
-	if err := events.WaitOutput(ctx, func(text string) bool { return strings.Contains(text, "not_peer") }); err != nil {
-		t.Fatal(err)
+	must.Do(t, events.WaitOutput(ctx, func(text string) bool { return strings.Contains(text, "not_peer") }))
+	var all struct{ Flows []map[string]any }
+	must.Do(t, json.Unmarshal([]byte(router.command(t, "flows", "--json")), &all))
+	if len(all.Flows) == 0 {
+		t.Error("no flow was listed")
 	}
-	flows, err := router.Run(ctx, "", router.daemon.Binary, "flows", "--json", "--control", router.Control())
-	if err != nil {
-		t.Fatal(err)
-	}
-	var all []map[string]any
-	if err := json.Unmarshal([]byte(flows), &all); err != nil {
-		var in struct{ Flows []map[string]any }
-		if err := json.Unmarshal([]byte(flows), &in); err != nil {
-			t.Fatalf("%v: %s", err, flows)
-		}
-		all = in.Flows
-	}
-	for _, flow := range all {
+	for _, flow := range all.Flows {
 		row, err := json.Marshal(flow)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		wantWords(t, string(row))
 	}
 	for _, label := range regexp.MustCompile(`(\w+)="([^"]*)"`).FindAllStringSubmatch(scrape(t, router), -1) {
@@ -102,9 +86,7 @@ func TestWords(t *testing.T) {
 	}
 	shown := wantWords(t, events.Output())
 	client.quit()
-	if err := router.StopDaemon(ctx); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, router.StopDaemon(ctx))
 
 	logged := wantWords(t, router.DaemonProcess().Output())
 	if n := len(logged["expected"]); n != len(Verbs) || n != len(shown["expected"]) {

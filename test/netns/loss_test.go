@@ -13,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // lossyPatience is for connections of which much gets lost: TCP doubles its
@@ -52,10 +54,8 @@ func TestLoss(t *testing.T) {
 		Daemon: Daemon{Flags: []string{"--hold-time", "30s"}},
 	}, faults)
 	router, ctx := lab.ServerRouter(), testContext(t, 5*time.Minute)
-	if err := router.Nft(ctx, watch); err != nil {
-		t.Fatal(err)
-	}
-	server := startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{
+	must.Do(t, router.Nft(ctx, watch))
+	server := lab.serve(t, script{
 		write: anyWrite, coalesce: true, patience: lossyPatience,
 	})
 	start := time.Now()
@@ -74,18 +74,14 @@ func TestLoss(t *testing.T) {
 
 	counter := func(name string) int {
 		n, err := router.Counter(ctx, "watch", name)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		return n
 	}
 	if n := counter("invalid"); n > 0 {
 		t.Errorf("conntrack found %d packets of control connections invalid", n)
 	}
 	invalid, err := router.Invalid(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	toServer, toClient := counter("sack_to_server"), counter("sack_to_client")
 	if toServer == 0 || toClient == 0 {
 		t.Errorf("%d packets with SACK went to the server and %d to the client on control connections", toServer, toClient)
@@ -127,11 +123,7 @@ func lossyLab(t *testing.T, c Config, faults Faults) (*Lab, func() int) {
 		wire.Faults = Faults{}
 	}
 	c.Connect = wire.Connect
-	t.Cleanup(func() {
-		if err := wire.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	must.CloseAtEnd(t, wire)
 	lab := newLab(t, c)
 	if CheckNetem() != nil {
 		return lab, func() int {
@@ -148,16 +140,12 @@ func lossyLab(t *testing.T, c Config, faults Faults) (*Lab, func() int) {
 		{lab.Client, "eth0"}, {lab.ClientRouter().Host, "eth0"}, {lab.ServerRouter().Host, "eth1"}, {lab.Server, "eth0"},
 	}
 	for _, end := range ends {
-		if err := end.host.AddNetem(ctx, end.name, faults); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, end.host.AddNetem(ctx, end.name, faults))
 	}
 	return lab, func() (total int) {
 		for _, end := range ends {
 			n, err := end.host.LostToNetem(ctx, end.name)
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, err)
 			t.Logf("netem: %d packets lost at the %s's %s", n, end.host.Name, end.name)
 			total += n
 		}
@@ -275,8 +263,6 @@ func tcpCounters(t testing.TB, h *Host) map[string]int {
 		}
 		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	return counters
 }

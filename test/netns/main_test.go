@@ -2,8 +2,10 @@ package netns
 
 import (
 	"context"
+	"encoding/json"
 	"flag"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -16,6 +18,7 @@ import (
 	"time"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // binaryEnv names the environment variable with the path of the daemon to test.
@@ -84,9 +87,7 @@ var binary = sync.OnceValues(func() (string, error) {
 func daemon(t testing.TB, b BackEnd) Daemon {
 	t.Helper()
 	path, err := binary()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	d := Daemon{Binary: path, BackEnd: b, Queue: 100}
 	switch {
 	case CheckQueueStatement() != nil, b.Helper == CTHelper:
@@ -121,18 +122,75 @@ func newLab(t testing.TB, c Config) *Lab {
 		c.Daemon.Flags = flags
 	}
 	lab, err := New(testContext(t, 30*time.Second), c)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
+	closeWithLogs(t, lab, func() string { return lab.Logs() + whereabouts(lab) })
+	return lab
+}
+
+// closeWithLogs closes c when the test ends. A failed test shows the logs first.
+func closeWithLogs(t testing.TB, c io.Closer, logs func() string) {
+	must.CloseAtEnd(t, c)
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Log(lab.Logs() + whereabouts(lab))
-		}
-		if err := lab.Close(); err != nil {
-			t.Error(err)
+			t.Log(logs())
 		}
 	})
-	return lab
+}
+
+// serve starts a scripted server on the lab's server until the test's end.
+func (l *Lab) serve(t testing.TB, how script) *scriptedServer {
+	t.Helper()
+	return startScripted(t, l.Server, netip.AddrPortFrom(l.Addresses.Server.Addr(), 21), how)
+}
+
+// dial opens a control connection from the lab's client to its server and reads the greeting.
+func (l *Lab) dial(t testing.TB) *scriptedClient {
+	t.Helper()
+	return dialScripted(t, l.Client, netip.AddrPort{}, netip.AddrPortFrom(l.ServerAddress, 21))
+}
+
+// login is dial with a login.
+func (l *Lab) login(t testing.TB) *scriptedClient {
+	t.Helper()
+	c := l.dial(t)
+	c.login()
+	return c
+}
+
+// download has curl on the lab's client download a site's file by a verb.
+func (l *Lab) download(t testing.TB, site *Site, verb Verb, timeout time.Duration) Outcome {
+	t.Helper()
+	return download(t, l.Client, l.ServerAddress, site, verb, timeout)
+}
+
+// download has curl on a host download the file of a site, which it reaches at an address, by a verb.
+func download(t testing.TB, from *Host, at netip.Addr, site *Site, verb Verb, timeout time.Duration) Outcome {
+	t.Helper()
+	return Transfer{Program: Curl, Verb: verb, Operation: Download, Server: at, Site: site, Timeout: timeout}.Run(testContext(t, time.Minute), from)
+}
+
+// wantTransfers wants downloads, uploads and listings by each verb to work.
+func wantTransfers(t testing.TB, from *Host, at netip.Addr, site *Site, f Family) {
+	t.Helper()
+	ctx := testContext(t, 2*time.Minute)
+	for _, verb := range f.Verbs() {
+		for _, operation := range Operations {
+			outcome := Transfer{Program: Curl, Verb: verb, Operation: operation, Server: at, Site: site, Timeout: workingTimeout}.Run(ctx, from)
+			if outcome.Err != nil {
+				t.Errorf("%s, %s from the %s: %v\n%s", verb, operation, from.Name, outcome.Err, outcome.Transcript)
+			}
+		}
+	}
+}
+
+// wantDownloads wants downloads by verbs to work.
+func (l *Lab) wantDownloads(t testing.TB, site *Site, verbs ...Verb) {
+	t.Helper()
+	for _, verb := range verbs {
+		if outcome := l.download(t, site, verb, workingTimeout); outcome.Err != nil {
+			t.Errorf("%s: %v\n%s", verb, outcome.Err, outcome.Transcript)
+		}
+	}
 }
 
 // whereabouts is what the kernel says of packets and connections in a lab whose test has failed: a packet
@@ -165,46 +223,33 @@ func newRouter(t testing.TB, name string, helper Helper, ports ...uint16) *Route
 func newRouterWith(t testing.TB, name string, helper Helper, b BackEnd, ports ...uint16) *Router {
 	t.Helper()
 	r, err := NewRouter(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Log(r.Logs())
-		}
-		if err := r.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	must.Do(t, err)
+	closeWithLogs(t, r, r.Logs)
 	ctx := testContext(t, 30*time.Second)
-	if err := r.LoadFirewall(ctx, ports); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, r.LoadFirewall(ctx, ports))
 	var d Daemon
 	if helper == Ours {
 		d = daemon(t, b)
 	}
-	if err := r.StartHelper(ctx, helper, d); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, r.StartHelper(ctx, helper, d))
 	return r
+}
+
+// runDaemon starts the daemon with these flags and no others, and waits until it is ready.
+func (r *Router) runDaemon(t testing.TB, flags ...string) {
+	t.Helper()
+	args := append([]string{"run", "--control", filepath.Join(t.TempDir(), "control.sock")}, flags...)
+	process, err := r.Start(exec.Command(daemon(t, BackEnd{}).Binary, args...))
+	must.Do(t, err)
+	r.process = process
+	must.Do(t, process.WaitOutput(testContext(t, 20*time.Second), isReady))
 }
 
 // attachHost makes a host that has a router, by one more interface of it, for its gateway.
 func attachHost(t testing.TB, r *Router, routerInterface, name string, address, gateway netip.Prefix) *Host {
 	t.Helper()
-	h, err := NewHost(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := h.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := h.attach(r, routerInterface, address, gateway); err != nil {
-		t.Fatal(err)
-	}
+	h := NewTestHost(t, name)
+	must.Do(t, h.attach(r, routerInterface, address, gateway))
 	return h
 }
 
@@ -212,15 +257,37 @@ func attachHost(t testing.TB, r *Router, routerInterface, name string, address, 
 func startSite(t testing.TB, h *Host, f Family, options SiteOptions) *Site {
 	t.Helper()
 	site, err := StartSite(testContext(t, 30*time.Second), h, f, options)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := site.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	must.Do(t, err)
+	must.CloseAtEnd(t, site)
 	return site
+}
+
+// command runs one of the program's commands that ask the router's daemon, such as "flows", and returns
+// what it prints.
+func (r *Router) command(t testing.TB, name string, flags ...string) string {
+	t.Helper()
+	text, err := r.Run(testContext(t, 20*time.Second), "", r.daemon.Binary, append([]string{name, "--control", r.Control()}, flags...)...)
+	must.Do(t, err)
+	return text
+}
+
+// decodeStrictly reads a value from JSON that has no other fields.
+func decodeStrictly(t testing.TB, text string, value any) {
+	t.Helper()
+	d := json.NewDecoder(strings.NewReader(text))
+	d.DisallowUnknownFields()
+	if err := d.Decode(value); err != nil {
+		t.Fatalf("%v in %s", err, text)
+	}
+}
+
+// wantNoRules wants a daemon that has ended to have left no rules on its host.
+func wantNoRules(t testing.TB, h *Host) {
+	t.Helper()
+	left, err := h.Run(testContext(t, 20*time.Second), "", "nft", "list", "tables")
+	if err != nil || strings.Contains(left, "nfq_ftphelper") {
+		t.Errorf("%v, it left\n%s", err, left)
+	}
 }
 
 // needKernelHelper is for tests that compare with the kernel's helper.

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // Time-outs of the clients: one that no working transfer reaches, and one that a
@@ -80,9 +82,7 @@ func TestMatrix(t *testing.T) {
 					wantSuccesses(t, lab, family, matrixOf(situation, family), results.column("ours"))
 					ctx := testContext(t, 30*time.Second)
 					for _, r := range lab.Routers {
-						if err := r.StopDaemon(ctx); err != nil {
-							t.Fatal(err)
-						}
+						must.Do(t, r.StopDaemon(ctx))
 					}
 					wantFailures(t, lab, situation, family, results.column("stopped"))
 				})
@@ -115,15 +115,7 @@ func wantSuccesses(t *testing.T, lab *Lab, f Family, cells []cell, record func(c
 	if t.Failed() {
 		t.Logf("vsftpd's log:\n%s", site.Log())
 	}
-	for _, r := range lab.Routers {
-		invalid, err := r.Invalid(ctx)
-		if err != nil {
-			t.Error(err)
-		}
-		if invalid > 0 {
-			t.Errorf("conntrack on the %s found %d packets invalid", r.Name, invalid)
-		}
-	}
+	wantNothingInvalid(t, lab.Routers...)
 }
 
 // wantFailures tries a download with each verb.

@@ -7,12 +7,13 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/netip"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // monitorLine is a line of the JSON log of a daemon that monitors.
@@ -64,35 +65,21 @@ func testMonitor(t *testing.T, helper Helper, family Family) {
 	router, ctx := lab.ServerRouter(), testContext(t, 2*time.Minute)
 	d := daemon(t, BackEnd{})
 	d.Rules, d.Flags = RulesOwn, []string{"--monitor", "--log-format", "json"}
-	if err := router.StartHelper(ctx, Ours, d); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, router.StartHelper(ctx, Ours, d))
 	expectations, err := router.WatchEvents(ctx, "expect")
-	if err != nil {
-		t.Fatal(err)
-	}
-	try := func(verb Verb, timeout time.Duration) Outcome {
-		return cell{DNAT, family, verb, Download, Curl}.transfer(lab, site, timeout).Run(ctx, lab.Client)
-	}
+	must.Do(t, err)
 	if helper == None {
-		wantNoData(t, family, func(verb Verb) Outcome { return try(verb, failingTimeout) })
+		wantNoData(t, family, func(verb Verb) Outcome { return lab.download(t, site, verb, failingTimeout) })
 	} else {
-		for _, verb := range family.Verbs() {
-			if outcome := try(verb, workingTimeout); outcome.Err != nil {
-				t.Errorf("%s beside the kernel's helper: %v\n%s", verb, outcome.Err, outcome.Transcript)
-			}
-		}
+		lab.wantDownloads(t, site, family.Verbs()...)
 	}
 	wantNothingInvalid(t, router)
 
 	// A connection that is still there.
-	client := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-	client.login()
+	client := lab.login(t)
 	client.do("200", "NOOP")
 	entries, err := router.Run(ctx, "", "conntrack", "-L", "-p", "tcp", "--orig-port-dst", "21", "-o", "labels")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	if helper == None && (strings.Contains(entries, "helper=") || strings.Contains(entries, "labels=")) {
 		t.Errorf("connections have a helper or a label:\n%s", entries)
 	}
@@ -126,9 +113,7 @@ func testMonitor(t *testing.T, helper Helper, family Family) {
 	}
 	client.quit()
 
-	if err := router.StopDaemon(ctx); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, router.StopDaemon(ctx))
 	lines := monitored(t, router.DaemonProcess().Output())
 	var verbs, expected []string
 	for _, l := range lines {
@@ -152,9 +137,7 @@ func testMonitor(t *testing.T, helper Helper, family Family) {
 	case helper == Kernel && !slices.Equal(expected, seen):
 		t.Errorf("it would have had conntrack expect %q, and the kernel's helper had it expect %q", expected, seen)
 	}
-	if left, err := router.Run(ctx, "", "nft", "list", "tables"); err != nil || strings.Contains(left, "nfq_ftphelper") {
-		t.Errorf("%v, it left\n%s", err, left)
-	}
+	wantNoRules(t, router.Host)
 }
 
 // expectationEnds are where the data connections of new expectations go, in the events of conntrack(8).
@@ -177,13 +160,9 @@ func get(t *testing.T, r *Router, path string) string {
 	}}
 	defer client.CloseIdleConnections()
 	answer, err := client.Get("http://localhost" + path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	defer answer.Body.Close()
 	body, err := io.ReadAll(answer.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	return string(body)
 }

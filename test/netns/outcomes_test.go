@@ -2,7 +2,6 @@ package netns
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -16,6 +15,7 @@ import (
 	"github.com/ti-mo/netfilter"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/control"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // eventLog has the events of a router's daemon.
@@ -30,18 +30,10 @@ func newEventLog(t testing.TB, r *Router) *eventLog { return &eventLog{t, r, tim
 // all returns the events so far, as the command of that name prints them, and checks their words.
 func (l *eventLog) all(flags ...string) (all []control.Event) {
 	l.Helper()
-	args := append([]string{"events", "--json", "--no-follow", "--since", l.begin.Format(time.RFC3339Nano), "--control", l.router.Control()}, flags...)
-	text, err := l.router.Run(testContext(l, 20*time.Second), "", l.router.daemon.Binary, args...)
-	if err != nil {
-		l.Fatal(err)
-	}
+	text := l.router.command(l, "events", append([]string{"--json", "--no-follow", "--since", l.begin.Format(time.RFC3339Nano)}, flags...)...)
 	for line := range strings.Lines(text) {
-		d := json.NewDecoder(strings.NewReader(line))
-		d.DisallowUnknownFields()
 		var ev control.Event
-		if err := d.Decode(&ev); err != nil {
-			l.Fatalf("%v in %s", err, line)
-		}
+		decodeStrictly(l, line, &ev)
 		wantWord(l, control.Kinds, ev.Kind)
 		switch ev.Kind {
 		case "refused":
@@ -164,11 +156,11 @@ func TestOutcomes(t *testing.T) {
 	t.Parallel()
 	lab := newLab(t, Config{Situation: DNAT, Family: IPv4, Helper: Ours, Daemon: Daemon{BackEnd: BackEnd{Queues: 2}}})
 	router, ctx := lab.ServerRouter(), testContext(t, 5*time.Minute)
-	startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{patience: 5 * time.Minute})
+	lab.serve(t, script{patience: 5 * time.Minute})
 	log := newEventLog(t, router)
 	login := func() (c *scriptedClient, client netip.AddrPort) {
 		t.Helper()
-		c = dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
+		c = lab.dial(t)
 		c.login()
 		return c, netip.MustParseAddrPort(c.conn.LocalAddr().String())
 	}
@@ -202,9 +194,7 @@ func TestOutcomes(t *testing.T) {
 
 	c, client = login()
 	at := c.passive(PASV)
-	if err := router.Nft(ctx, "table ip lab_drop { chain f { type filter hook forward priority 0; ct state related drop; }; }\n"); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, router.Nft(ctx, "table ip lab_drop { chain f { type filter hook forward priority 0; ct state related drop; }; }\n"))
 	short, stop := context.WithTimeout(ctx, time.Second)
 	if conn, err := lab.Client.Dial(short, netip.AddrPort{}, at); err == nil {
 		conn.Close()
@@ -235,25 +225,16 @@ func TestOutcomes(t *testing.T) {
 	c.quit()
 	c.conn.Close()
 	log.wait(client, "expected, used, expected, used, expected, used, closed")
-	list := func(flags ...string) string {
-		t.Helper()
-		text, err := router.Run(ctx, "", router.daemon.Binary, append([]string{"flows", "--control", router.Control()}, flags...)...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return text
-	}
-	if text := list(); strings.Contains(text, client.String()) {
+	if text := router.command(t, "flows"); strings.Contains(text, client.String()) {
 		t.Errorf("%s is closing, and listed:\n%s", client, text)
 	}
-	if text := list("--all", "--filter", "state=closing"); !strings.Contains(text, client.String()) {
+	if text := router.command(t, "flows", "--all", "--filter", "state=closing"); !strings.Contains(text, client.String()) {
 		t.Errorf("%s is closing, and not listed:\n%s", client, text)
 	}
 	var flows control.Flows
-	d := json.NewDecoder(strings.NewReader(list("--json", "--sort", "transfers")))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&flows); err != nil || flows.Closing != 1 || len(flows.Flows) != 4 {
-		t.Errorf("%v, as JSON: %+v", err, flows)
+	decodeStrictly(t, router.command(t, "flows", "--json", "--sort", "transfers"), &flows)
+	if flows.Closing != 1 || len(flows.Flows) != 4 {
+		t.Errorf("want four flows, one of them closing, got %+v", flows)
 	}
 	for _, f := range flows.Flows {
 		wantWord(t, control.States, f.State)
@@ -266,19 +247,10 @@ func TestOutcomes(t *testing.T) {
 		t.Errorf("by transfers the first one is %+v", flows.Flows[0])
 	}
 
-	if err := router.Nft(ctx, "add element inet nfq_ftphelper ports { 2100 }\n"); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, router.Nft(ctx, "add element inet nfq_ftphelper ports { 2100 }\n"))
 	var status control.Status
-	text, err := router.Run(ctx, "", router.daemon.Binary, "status", "--json", "--control", router.Control())
-	if err != nil {
-		t.Fatal(err)
-	}
-	d = json.NewDecoder(strings.NewReader(text))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&status); err != nil {
-		t.Fatalf("%v in %s", err, text)
-	}
+	text := router.command(t, "status", "--json")
+	decodeStrictly(t, text, &status)
 	transfers := uint64(0)
 	for _, q := range status.Queues {
 		transfers += q.Transfers
@@ -297,9 +269,7 @@ func TestOutcomes(t *testing.T) {
 		t.Helper()
 		command := fmt.Sprintf("stty rows 24 cols 80; exec %s events --since 1h --no-follow --control %s", router.daemon.Binary, router.Control())
 		text, err := router.Run(ctx, "", "env", "TERM=xterm", "LC_ALL=C.UTF-8", env, "script", "-qfec", command, "/dev/null")
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		return strings.ReplaceAll(text, "\r\n", "\n")
 	}
 	coloured, plain := terminal("A=B"), terminal("NO_COLOR=1")
@@ -314,7 +284,7 @@ func TestOutcomes(t *testing.T) {
 
 	// Without its rules it is not ready.
 	run("nft", "delete", "table", "inet", "nfq_ftphelper")
-	text, err = router.Run(ctx, "", router.daemon.Binary, "status", "--control", router.Control())
+	text, err := router.Run(ctx, "", router.daemon.Binary, "status", "--control", router.Control())
 	if err == nil || !strings.Contains(fmt.Sprint(err), "FTP is not helped: ") || !strings.Contains(text, "ready      no: ") || !strings.Contains(text, "PORT 203.0.113.101:20") {
 		t.Errorf("without its rules: %v\n%s", err, text)
 	}
@@ -364,7 +334,5 @@ func expireSoon(t testing.TB, h *Host) {
 		}
 		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 }

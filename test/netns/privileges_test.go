@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/control"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // asService is what deploy/systemd/nfq-ftphelper.service has systemd do, as far as other programs can: the
@@ -60,20 +61,13 @@ func TestPrivileges(t *testing.T) {
 			watchdog := Scale(2 * time.Second)
 			d.Under = append([]string{"env", "NOTIFY_SOCKET=" + manager.LocalAddr().String(),
 				"WATCHDOG_USEC=" + strconv.FormatInt(watchdog.Microseconds(), 10)}, under...)
-			if err := router.StartHelper(ctx, Ours, d); err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, router.StartHelper(ctx, Ours, d))
 			if got := wantMessage(t, manager, "READY=1\n"); !strings.Contains(got, fmt.Sprintf("STATUS=serving queue %d, helper ", d.Queue)) {
 				t.Errorf("the service manager was told %q", got)
 			}
 			wantConfined(t, router.DaemonProcess().Pid())
 
-			for _, verb := range Verbs {
-				outcome := cell{DNAT, IPv4, verb, Download, Curl}.transfer(lab, site, workingTimeout).Run(ctx, lab.Client)
-				if outcome.Err != nil {
-					t.Errorf("%s: %v\n%s", verb, outcome.Err, outcome.Transcript)
-				}
-			}
+			lab.wantDownloads(t, site, Verbs...)
 			// It answers those who ask, and can still read what it tells them.
 			asked := router.Control()
 			if name == "service" {
@@ -96,24 +90,16 @@ func TestPrivileges(t *testing.T) {
 				}
 				return err
 			})
-			if err != nil {
-				t.Error(err)
-			}
+			must.Do(t, err)
 			// There is no other message, and the first was due at once.
 			for range 3 {
 				wantMessage(t, manager, "WATCHDOG=1")
 			}
-			if err := router.DaemonProcess().Signal(syscall.SIGTERM); err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, router.DaemonProcess().Signal(syscall.SIGTERM))
 			for wantMessage(t, manager, "WATCHDOG=1", "STOPPING=1\n") == "WATCHDOG=1" {
 			}
-			if err := router.DaemonProcess().Wait(ctx); err != nil {
-				t.Fatal(err)
-			}
-			if left, err := router.Run(ctx, "", "nft", "list", "tables", "inet"); err != nil || strings.Contains(left, "nfq_ftphelper") {
-				t.Errorf("%v, it left\n%s", err, left)
-			}
+			must.Do(t, router.DaemonProcess().Wait(ctx))
+			wantNoRules(t, router.Host)
 			if _, err := os.Lstat(router.Control()); err == nil {
 				t.Error("it left its control socket")
 			}
@@ -130,9 +116,7 @@ func listenManager(t *testing.T, r *Router) *net.UnixConn {
 		conn, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: "@manager", Net: "unixgram"})
 		return err
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	t.Cleanup(func() { conn.Close() })
 	return conn
 }
@@ -140,9 +124,7 @@ func listenManager(t *testing.T, r *Router) *net.UnixConn {
 // wantMessage waits for the next message, which has to begin with one of those.
 func wantMessage(t *testing.T, manager *net.UnixConn, want ...string) string {
 	t.Helper()
-	if err := manager.SetReadDeadline(time.Now().Add(Scale(10 * time.Second))); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, manager.SetReadDeadline(time.Now().Add(Scale(10*time.Second))))
 	b := make([]byte, 4096)
 	n, err := manager.Read(b)
 	for _, w := range want {
@@ -165,9 +147,7 @@ func wantConfined(t *testing.T, pid int) {
 	want := map[string]uint64{"CapInh": 0, "CapPrm": netAdmin, "CapEff": netAdmin, "CapBnd": netAdmin, "CapAmb": 0, "NoNewPrivs": 1}
 	for _, thread := range threads {
 		text, err := os.ReadFile(thread)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		found := 0
 		for line := range strings.Lines(string(text)) {
 			name, value, _ := strings.Cut(line, ":")

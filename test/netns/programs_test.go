@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // The tests in this file have many FTP programs talk to each other, each in its own way.
@@ -60,18 +62,10 @@ func (s ftpServer) start(t *testing.T, h *Host, f Family) *Site {
 		return startSite(t, h, f, SiteOptions{})
 	}
 	dir, err := os.MkdirTemp("", "ftp-site-")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	site := &Site{dir: dir, port: 21}
-	t.Cleanup(func() {
-		if err := site.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := site.fill(); err != nil {
-		t.Fatal(err)
-	}
+	must.CloseAtEnd(t, site)
+	must.Do(t, site.fill())
 	any := map[Family]string{IPv4: "0.0.0.0", IPv6: "::"}[f]
 	listen := map[Family]string{IPv4: any, IPv6: "[" + any + "]"}[f]
 	cmd := exec.Command("/bin/sh", "-ec", userFTP+s.run)
@@ -79,9 +73,8 @@ func (s ftpServer) start(t *testing.T, h *Host, f Family) *Site {
 		"PATH=" + strings.Join(append(unpackedServers(), "/usr/sbin:/usr/bin:/sbin:/bin"), ":"), "HOME=" + dir, "LC_ALL=C",
 		"root=" + site.root(), "dir=" + dir, "any=" + listen, "address=" + any, fmt.Sprintf("family=%d", f),
 	}
-	if site.process, err = startApart(h, cmd); err != nil {
-		t.Fatal(err)
-	}
+	site.process, err = startApart(h, cmd)
+	must.Do(t, err)
 	if err := site.waitReady(testContext(t, 30*time.Second), h, f); err != nil {
 		t.Fatalf("%s (unpacked by test/unpack): %v\n%s", s.name, err, site.process.Output())
 	}
@@ -259,9 +252,7 @@ func tryClients(t *testing.T, server ftpServer, family Family) {
 	lab := newLab(t, Config{Situation: DNATMasquerade, Family: family, Helper: Ours})
 	site := server.start(t, lab.Server, family)
 	// Too much for all buffers on the way, so that it can be aborted.
-	if err := os.WriteFile(filepath.Join(site.root(), "big"), make([]byte, 32<<20), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.WriteFile(filepath.Join(site.root(), "big"), make([]byte, 32<<20), 0o644))
 	router := lab.ServerRouter()
 	before := parseSamples(t, scrape(t, router))
 	for _, client := range ftpClients {

@@ -2,10 +2,11 @@ package netns
 
 import (
 	"net"
-	"net/netip"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // TestQueues has four queues on a router that changes both addresses of every connection. All
@@ -27,25 +28,18 @@ func TestQueues(t *testing.T) {
 				retransmitAfter(t, h, Scale(3*time.Second))
 			}
 			router := lab.ServerRouter()
-			server := startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{})
+			server := lab.serve(t, script{})
 			var clients []*scriptedClient
 			for range connections {
-				c := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-				c.login()
+				c := lab.login(t)
 				clients = append(clients, c)
-			}
-			transfers := func(c *scriptedClient) {
-				for _, verb := range family.Verbs() {
-					name := string(verb)
-					wantContent(c.t, name, c.fetchBy(verb, name, lab.ServerAddress), fileContent(name))
-				}
 			}
 
 			// One after the other talks while all are open.
 			expected := make(map[int]int) // data connections, by queue
 			for i, c := range clients {
 				segments, queued := segmentsOf(t, c.conn, server.connections()[i]), queuedBy(t, router)
-				transfers(c)
+				c.wantFiles(lab.ServerAddress, family.Verbs()...)
 				segments = segmentsOf(t, c.conn, server.connections()[i]) - segments
 				for number, n := range queuedBy(t, router) {
 					switch n -= queued[number]; n {
@@ -62,7 +56,7 @@ func TestQueues(t *testing.T) {
 			for _, c := range clients {
 				c.t = onGoroutine{t}
 				all.Go(func() {
-					transfers(c)
+					c.wantFiles(lab.ServerAddress, family.Verbs()...)
 					c.quit()
 				})
 			}
@@ -86,9 +80,7 @@ func TestQueues(t *testing.T) {
 func queuedBy(t testing.TB, r *Router) map[int]int {
 	t.Helper()
 	queued, err := r.QueuedByQueue()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	return queued
 }
 
@@ -98,9 +90,7 @@ func segmentsOf(t testing.TB, ends ...*net.TCPConn) int {
 	total := 0
 	for _, end := range ends {
 		_, segments, err := sentOnce(end)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		total += segments
 	}
 	return total

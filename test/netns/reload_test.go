@@ -1,16 +1,16 @@
 package netns
 
 import (
-	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // configuredDaemon is a router's daemon with a configuration file.
@@ -28,21 +28,15 @@ func startConfigured(t testing.TB, r *Router, b BackEnd, settings string) *confi
 	c.write(settings)
 	d := daemon(t, b)
 	d.Rules, d.Flags = RulesOwn, []string{"--config", c.file}
-	if err := r.StartHelper(testContext(t, 30*time.Second), Ours, d); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, r.StartHelper(testContext(t, 30*time.Second), Ours, d))
 	return c
 }
 
 // write puts another file in place of the one that is there, as editors do.
 func (c *configuredDaemon) write(settings string) {
 	c.t.Helper()
-	if err := os.WriteFile(c.file+".new", []byte(settings), 0o600); err != nil {
-		c.t.Fatal(err)
-	}
-	if err := os.Rename(c.file+".new", c.file); err != nil {
-		c.t.Fatal(err)
-	}
+	must.Do(c.t, os.WriteFile(c.file+".new", []byte(settings), 0o600))
+	must.Do(c.t, os.Rename(c.file+".new", c.file))
 }
 
 // outcomes are the lines of the daemon's log that say what became of a reload.
@@ -69,9 +63,7 @@ func (c *configuredDaemon) reload(settings, want string) {
 func (c *configuredDaemon) again() (outcome string) {
 	c.t.Helper()
 	process := c.router.DaemonProcess()
-	if err := process.Signal(syscall.SIGHUP); err != nil {
-		c.t.Fatal(err)
-	}
+	must.Do(c.t, process.Signal(syscall.SIGHUP))
 	err := process.WaitOutput(testContext(c.t, 10*time.Second), func(log string) bool {
 		if all := outcomes(log); len(all) > c.reloads {
 			outcome = all[c.reloads]
@@ -79,9 +71,7 @@ func (c *configuredDaemon) again() (outcome string) {
 		}
 		return false
 	})
-	if err != nil {
-		c.t.Fatal(err)
-	}
+	must.Do(c.t, err)
 	c.reloads++
 	return outcome
 }
@@ -101,14 +91,9 @@ func TestReload(t *testing.T) {
 		c.login()
 		return c
 	}
-	n := 0
 	helped := func(c *scriptedClient) {
 		t.Helper()
-		for _, verb := range Verbs {
-			n++
-			name := fmt.Sprint("file-", n)
-			wantContent(t, name, c.fetchBy(verb, name, lab.ServerAddress), fileContent(name))
-		}
+		c.wantFiles(lab.ServerAddress, Verbs...)
 	}
 	told := func(c *scriptedClient, want netip.Addr) {
 		t.Helper()
@@ -140,9 +125,7 @@ func TestReload(t *testing.T) {
 	d.reload("rules: true\nports: [21, 2121]\nmin-port: 61000\nqueues: 2\n", "msg=reloaded min-port=61000 needs_restart=queues\n")
 	// The command line, which names the queue, still wins.
 	d.reload("rules: true\nports: [21, 2121]\nmin-port: 61000\nqueue: 7\n", "msg=reloaded changed=nothing\n")
-	if err := os.Remove(d.file); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.Remove(d.file))
 	if got := d.again(); !strings.Contains(got, "the configuration file can't be read") {
 		t.Errorf("without its file the daemon says %s", got)
 	}
@@ -150,20 +133,16 @@ func TestReload(t *testing.T) {
 
 	// A port that is removed gets no new control connections; those that it has are still helped. One that
 	// was added by hand stays.
-	if err := router.Nft(t.Context(), "add element inet nfq_ftphelper ports { 2122 }"); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, router.Nft(t.Context(), "add element inet nfq_ftphelper ports { 2122 }"))
 	d.reload("rules: true\nports: 2121\nlog-level: debug\n", "msg=reloaded ports=2121 min-port=1024 log-level=debug\n")
 	helped(first)
 	helped(second)
 	unknown := dial(21)
 	told(unknown, own)
 	unknown.quit()
-	if err := router.DaemonProcess().WaitOutput(testContext(t, 5*time.Second), func(log string) bool {
+	must.Do(t, router.DaemonProcess().WaitOutput(testContext(t, 5*time.Second), func(log string) bool {
 		return strings.Contains(log, "level=DEBUG")
-	}); err != nil {
-		t.Error(err)
-	}
+	}))
 	set, err := router.Run(t.Context(), "", "nft", "list", "set", "inet", "nfq_ftphelper", "ports")
 	if err != nil || !strings.Contains(set, "elements = { 2121, 2122 }") {
 		t.Errorf("%v, the set is\n%s", err, set)
@@ -174,16 +153,12 @@ func TestReload(t *testing.T) {
 	told(second, advertised)
 
 	// Rules that somebody has changed stay so, but not without a word. Those that are removed come back.
-	if err := router.Nft(t.Context(), "flush chain inet nfq_ftphelper prerouting"); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, router.Nft(t.Context(), "flush chain inet nfq_ftphelper prerouting"))
 	d.reload("rules: true\nports: 2121\nadvertise: "+advertised.String()+"\n", "msg=reloaded changed=nothing\n")
 	if got := router.DaemonProcess().Output(); !strings.Contains(got, "somebody has changed them") || !strings.Contains(got, "chain prerouting: rule 1 is not") {
 		t.Errorf("of a chain without rules the daemon says nothing:\n%s", got)
 	}
-	if err := router.Nft(t.Context(), "delete table inet nfq_ftphelper"); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, router.Nft(t.Context(), "delete table inet nfq_ftphelper"))
 	d.reload("rules: true\n", "msg=reloaded ports=21 advertise=\"\"\n")
 	third := dial(21)
 	helped(third)
@@ -194,19 +169,13 @@ func TestReload(t *testing.T) {
 
 	// Reloads that come with the stop are nothing to it.
 	for _, signal := range []syscall.Signal{syscall.SIGHUP, syscall.SIGTERM, syscall.SIGHUP} {
-		if err := router.DaemonProcess().Signal(signal); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, router.DaemonProcess().Signal(signal))
 	}
-	if err := router.DaemonProcess().Wait(testContext(t, 10*time.Second)); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, router.DaemonProcess().Wait(testContext(t, 10*time.Second)))
 	if got := router.DaemonProcess().Output(); strings.Contains(got, "context canceled") {
 		t.Errorf("of a reload that came too late the daemon says\n%s", got)
 	}
-	if left, err := router.Run(t.Context(), "", "nft", "list", "tables"); err != nil || strings.Contains(left, "nfq_ftphelper") {
-		t.Errorf("%v, it left\n%s", err, left)
-	}
+	wantNoRules(t, router.Host)
 }
 
 // TestReloadOthersRules has rules that are not the daemon's: other ports are for somebody else to add.
@@ -215,35 +184,21 @@ func TestReloadOthersRules(t *testing.T) {
 	host := newRouter(t, "host", None, 21)
 	d := &configuredDaemon{t: t, router: host, file: filepath.Join(t.TempDir(), "nfq-ftphelper.yaml")}
 	d.write("ports: [21]\n")
-	path, err := binary()
-	if err != nil {
-		t.Fatal(err)
-	}
 	ctx := testContext(t, 20*time.Second)
-	if _, err := host.Run(ctx, "", path, "rules", "apply", "--config", d.file); err != nil {
-		t.Fatal(err)
-	}
-	if host.process, err = host.Start(exec.Command(path, "run", "--config", d.file, "--control", filepath.Join(t.TempDir(), "control.sock"))); err != nil {
-		t.Fatal(err)
-	}
-	if err := host.process.WaitOutput(ctx, func(log string) bool { return strings.Contains(log, "msg=ready") }); err != nil {
-		t.Fatal(err)
-	}
+	_, err := host.Run(ctx, "", daemon(t, BackEnd{}).Binary, "rules", "apply", "--config", d.file)
+	must.Do(t, err)
+	host.runDaemon(t, "--config", d.file)
 	const warning = "set ports lacks 2121"
 	d.reload("ports: [21, 2121]\n", "msg=reloaded ports=21,2121")
 	if n := strings.Count(host.process.Output(), warning); n != 1 {
 		t.Errorf("it has warned %d times that the rules lack a port", n)
 	}
-	if err := host.Nft(ctx, "add element inet nfq_ftphelper ports { 2121 }"); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, host.Nft(ctx, "add element inet nfq_ftphelper ports { 2121 }"))
 	d.reload("ports: [21, 2121]\n", "msg=reloaded changed=nothing")
 	if n := strings.Count(host.process.Output(), warning); n != 1 {
 		t.Errorf("it has warned again, of rules that are as they should be")
 	}
-	if err := host.StopDaemon(ctx); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, host.StopDaemon(testContext(t, 20*time.Second)))
 }
 
 // TestReloadLink has the file be a link to one in another folder, which the daemon has to be able to read
@@ -254,38 +209,18 @@ func TestReloadLink(t *testing.T) {
 	d := &configuredDaemon{t: t, router: host, file: filepath.Join(t.TempDir(), "nfq-ftphelper.yaml")}
 	d.write("rules: true\n")
 	link := filepath.Join(t.TempDir(), "nfq-ftphelper.yaml")
-	if err := os.Symlink(d.file, link); err != nil {
-		t.Fatal(err)
-	}
-	path, err := binary()
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx := testContext(t, 20*time.Second)
-	if host.process, err = host.Start(exec.Command(path, "run", "--config", link, "--control", filepath.Join(t.TempDir(), "control.sock"))); err != nil {
-		t.Fatal(err)
-	}
-	if err := host.process.WaitOutput(ctx, func(log string) bool { return strings.Contains(log, "msg=ready") }); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.Symlink(d.file, link))
+	host.runDaemon(t, "--config", link)
 	d.reload("rules: true\nrate: 7\n", "msg=reloaded rate=7\n")
 	// What it cannot read, it says why.
 	elsewhere := filepath.Join(t.TempDir(), "nfq-ftphelper.yaml")
-	if err := os.WriteFile(elsewhere, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Remove(link); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink(elsewhere, link); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.WriteFile(elsewhere, nil, 0o600))
+	must.Do(t, os.Remove(link))
+	must.Do(t, os.Symlink(elsewhere, link))
 	if got := d.again(); !strings.Contains(got, "permission denied: the daemon has given up the right to read") {
 		t.Errorf("of a file in another folder the daemon says %s", got)
 	}
-	if err := host.StopDaemon(ctx); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, host.StopDaemon(testContext(t, 20*time.Second)))
 }
 
 // TestReloadWithoutFile has a daemon without a file reload: that changes nothing, and is no error.
@@ -297,9 +232,7 @@ func TestReloadWithoutFile(t *testing.T) {
 	if got := d.again(); !strings.Contains(got, want) {
 		t.Errorf("the daemon says %s", got)
 	}
-	if err := host.StopDaemon(t.Context()); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, host.StopDaemon(t.Context()))
 }
 
 // TestReloadUnderLoad reads settings again and again, others each time, while 200 connections transfer.
@@ -324,24 +257,20 @@ func TestReloadUnderLoad(t *testing.T) {
 		"rates: 0\n",
 	}
 	d := startConfigured(t, router, BackEnd{Queues: 2}, variants[0])
-	startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{})
+	lab.serve(t, script{})
 
 	var clients []*scriptedClient
 	for range connections {
-		c := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-		c.login()
+		c := lab.login(t)
 		clients = append(clients, c)
 	}
 	begin := time.Now()
 	var all sync.WaitGroup
-	for i, c := range clients {
+	for _, c := range clients {
 		c.t = onGoroutine{t}
 		all.Go(func() {
-			for round := range rounds {
-				for _, verb := range Verbs {
-					name := fmt.Sprintf("%d-%d-%s", i, round, verb)
-					wantContent(c.t, name, c.fetchBy(verb, name, lab.ServerAddress), fileContent(name))
-				}
+			for range rounds {
+				c.wantFiles(lab.ServerAddress, Verbs...)
 			}
 			c.quit()
 		})
@@ -356,9 +285,7 @@ func TestReloadUnderLoad(t *testing.T) {
 			d.write(settings)
 			d.again()
 			// Two at once are one, or two.
-			if err := router.DaemonProcess().Signal(syscall.SIGHUP); err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, router.DaemonProcess().Signal(syscall.SIGHUP))
 		}
 		select {
 		case <-done:
@@ -375,9 +302,7 @@ func TestReloadUnderLoad(t *testing.T) {
 			t.Errorf("%v, the kernel has dropped %d packets", err, n)
 		}
 	}
-	if err := router.StopDaemon(testContext(t, 20*time.Second)); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, router.StopDaemon(testContext(t, 20*time.Second)))
 	log := router.DaemonProcess().Output()
 	var refused int
 	for _, outcome := range outcomes(log) {

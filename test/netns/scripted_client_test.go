@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // scriptedClient is one control connection, driven command by command. Whatever
@@ -72,9 +74,7 @@ func (c *scriptedClient) wait(d time.Duration) time.Duration { return max(Scale(
 // write: no CR LF is added, and there is no delay for more.
 func (c *scriptedClient) send(text string) {
 	c.t.Helper()
-	if err := c.conn.SetDeadline(time.Now().Add(c.wait(8 * time.Second))); err != nil {
-		c.t.Fatal(err)
-	}
+	must.Do(c.t, c.conn.SetDeadline(time.Now().Add(c.wait(8*time.Second))))
 	if err := c.write(c.conn, text); err != nil {
 		c.t.Fatalf("send %q: %v", text, err)
 	}
@@ -85,9 +85,7 @@ func (c *scriptedClient) send(text string) {
 func (c *scriptedClient) want(code string) string {
 	c.t.Helper()
 	for {
-		if err := c.conn.SetReadDeadline(time.Now().Add(c.wait(8 * time.Second))); err != nil {
-			c.t.Fatal(err)
-		}
+		must.Do(c.t, c.conn.SetReadDeadline(time.Now().Add(c.wait(8*time.Second))))
 		line, err := c.in.ReadString('\n')
 		if err != nil {
 			c.t.Fatalf("waiting for a %s reply (%q so far): %v\nlast commands: %q\nlast replies: %q",
@@ -190,9 +188,7 @@ func (c *scriptedClient) store(name string, content []byte, at, local netip.Addr
 	if _, err := data.Write(content); err != nil {
 		c.t.Fatalf("write to the data connection: %v", err)
 	}
-	if err := data.Close(); err != nil {
-		c.t.Fatal(err)
-	}
+	must.Do(c.t, data.Close())
 	c.want("226")
 }
 
@@ -206,9 +202,7 @@ func (c *scriptedClient) listen(port uint16) *net.TCPListener {
 	ctx, cancel := scaledContext(5 * time.Second)
 	defer cancel()
 	listener, err := c.host.Listen(ctx, netip.AddrPortFrom(c.ownAddress(), port))
-	if err != nil {
-		c.t.Fatal(err)
-	}
+	must.Do(c.t, err)
 	return listener
 }
 
@@ -232,9 +226,7 @@ func address(listener *net.TCPListener) netip.AddrPort {
 // accept waits for the server's data connection.
 func (c *scriptedClient) accept(listener *net.TCPListener) *net.TCPConn {
 	c.t.Helper()
-	if err := listener.SetDeadline(time.Now().Add(c.wait(5 * time.Second))); err != nil {
-		c.t.Fatal(err)
-	}
+	must.Do(c.t, listener.SetDeadline(time.Now().Add(c.wait(5*time.Second))))
 	data, err := listener.AcceptTCP()
 	if err != nil {
 		c.t.Fatalf("no data connection from the server: %v\nlast commands: %q", err, last(c.sent))
@@ -259,6 +251,15 @@ func (c *scriptedClient) fetchBy(verb Verb, name string, server netip.Addr) []by
 	return c.fetch(name, at, netip.AddrPort{})
 }
 
+// wantFiles downloads a scripted server's file by each verb. All the names differ, and so do the contents.
+func (c *scriptedClient) wantFiles(server netip.Addr, verbs ...Verb) {
+	c.t.Helper()
+	for _, verb := range verbs {
+		name := fmt.Sprintf("%s-%d-%d", verb, c.conn.LocalAddr().(*net.TCPAddr).Port, len(c.received))
+		wantContent(c.t, name, c.fetchBy(verb, name, server), fileContent(name))
+	}
+}
+
 // pipeline sends commands together.
 func (c *scriptedClient) pipeline(commands ...string) {
 	c.t.Helper()
@@ -269,17 +270,13 @@ func (c *scriptedClient) pipeline(commands ...string) {
 // readAll reads to the end and closes the connection.
 func (c *scriptedClient) readAll(data *net.TCPConn) []byte {
 	c.t.Helper()
-	if err := data.SetDeadline(time.Now().Add(c.wait(8 * time.Second))); err != nil {
-		c.t.Fatal(err)
-	}
+	must.Do(c.t, data.SetDeadline(time.Now().Add(c.wait(8*time.Second))))
 	content, err := io.ReadAll(data)
 	if err != nil {
 		c.t.Fatalf("read from the data connection: %v", err)
 	}
 	time.Sleep(c.lateClose)
-	if err := data.Close(); err != nil {
-		c.t.Fatal(err)
-	}
+	must.Do(c.t, data.Close())
 	return content
 }
 

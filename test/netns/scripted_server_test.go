@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // script says how a scripted server words its replies and puts them on the wire.
@@ -73,9 +75,7 @@ func startScripted(t testing.TB, host *Host, at netip.AddrPort, how script) *scr
 	}
 	s := &scriptedServer{host: host, script: how, stored: make(map[string][]byte)}
 	listener, err := host.Listen(testContext(t, 10*time.Second), at)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	var sessions sync.WaitGroup
 	sessions.Go(func() {
 		for {

@@ -11,6 +11,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // writeOnce puts text on the wire as one segment.
@@ -122,9 +124,7 @@ func changeRoutes(t testing.TB, h *Host, change func(*netlink.Route)) {
 	t.Helper()
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		routes, err := h.nl.RouteList(nil, family)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		for _, route := range routes {
 			change(&route)
 			if err := h.nl.RouteReplace(&route); err != nil {
@@ -144,9 +144,7 @@ func neverRetransmit(t testing.TB, h *Host) {
 // retransmitAfter has them wait so long for an acknowledgement before they send again.
 func retransmitAfter(t testing.TB, h *Host, rto time.Duration) {
 	t.Helper()
-	if err := h.Sysctl("ipv4.tcp_early_retrans", "0"); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, h.Sysctl("ipv4.tcp_early_retrans", "0"))
 	changeRoutes(t, h, func(route *netlink.Route) { route.RtoMin, route.RtoMinLock = int(rto.Milliseconds()), true })
 }
 

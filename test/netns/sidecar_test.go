@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // TestSidecar has the daemon beside the server, in a pod: no NAT there, but one hop further, which
@@ -33,14 +35,10 @@ func trySidecar(t *testing.T, setting string) {
 
 	ctx := testContext(t, 2*time.Minute)
 	pod := &Router{Host: lab.Server}
-	if err := pod.LoadFirewall(ctx, []uint16{21}); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, pod.LoadFirewall(ctx, []uint16{21}))
 	d := daemon(t, BackEnd{})
 	d.Flags = []string{"--advertise", lab.ServerAddress.String(), "--advertise-except", "192.168.1.0/24"}
-	if err := pod.StartHelper(ctx, Ours, d); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, pod.StartHelper(ctx, Ours, d))
 	settings := []string{setting, fmt.Sprintf("pasv_min_port=%d", passiveMin), fmt.Sprintf("pasv_max_port=%d", passiveMax)}
 	site := startSite(t, lab.Server, IPv4, SiteOptions{Settings: settings})
 

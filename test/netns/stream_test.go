@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // The tests in this file cut the lines of control connections into segments in all
@@ -33,8 +35,7 @@ func sendByteSegments(t *testing.T, situation Situation, family Family) {
 	lab := newLab(t, Config{Situation: situation, Family: family, Helper: Ours})
 	widenWindow(t, lab.Client)
 	widenWindow(t, lab.Server)
-	server := startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21),
-		script{write: writeByteSegments})
+	server := lab.serve(t, script{write: writeByteSegments})
 	client := &scriptedClient{t: t, host: lab.Client, write: writeByteSegments}
 	client.connect(netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
 	everyTransfer(client, server, lab, family)
@@ -42,9 +43,7 @@ func sendByteSegments(t *testing.T, situation Situation, family Family) {
 	written := 0
 	for _, conn := range append(server.connections(), client.conn) {
 		bytes, segments, err := sentOnce(conn)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		if bytes == 0 || bytes != segments {
 			t.Errorf("%d bytes went in %d segments", bytes, segments)
 		}
@@ -85,8 +84,7 @@ func waitForProbes(t *testing.T, write func(*net.TCPConn, string) error) {
 		t.Run(family.String(), func(t *testing.T) {
 			t.Parallel()
 			lab := newLab(t, Config{Situation: DNATMasquerade, Family: family, Helper: Ours})
-			server := startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21),
-				script{write: write})
+			server := lab.serve(t, script{write: write})
 			client := &scriptedClient{t: t, host: lab.Client, write: write}
 			client.connect(netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
 			everyTransfer(client, server, lab, family)
@@ -137,8 +135,7 @@ func TestSplitLines(t *testing.T) {
 func splitEverywhere(t *testing.T, situation Situation, family Family, verb Verb) {
 	lab := newLab(t, Config{Situation: situation, Family: family, Helper: Ours})
 	fromServer, fromClient := &splitter{}, &splitter{}
-	startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21),
-		script{write: fromServer.write})
+	lab.serve(t, script{write: fromServer.write})
 	client := &scriptedClient{t: t, host: lab.Client, write: fromClient.write}
 	client.connect(netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
 	client.login()
@@ -209,10 +206,8 @@ func TestPipelinedCommands(t *testing.T) {
 
 func sendPipelined(t *testing.T, situation Situation, family Family) {
 	lab := newLab(t, Config{Situation: situation, Family: family, Helper: Ours})
-	server := startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21),
-		script{coalesce: true})
-	client := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-	client.login()
+	server := lab.serve(t, script{coalesce: true})
+	client := lab.login(t)
 	p := pipeline{client: client, conn: server.connections()[0], lab: lab}
 	for i := range 5 {
 		for _, verb := range family.Verbs() {
@@ -245,12 +240,9 @@ func (p pipeline) wantSegments(fromClient, fromServer int, f func()) {
 	t.Helper()
 	count := func() (client, server int) {
 		_, client, err := sentOnce(p.client.conn)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, server, err = sentOnce(p.conn); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
+		_, server, err = sentOnce(p.conn)
+		must.Do(t, err)
 		return client, server
 	}
 	clientBefore, serverBefore := count()

@@ -1,15 +1,12 @@
 package netns
 
 import (
-	"fmt"
-	"net/netip"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/control"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // What the daemon says of its rules.
@@ -38,15 +35,11 @@ func TestRulesVanish(t *testing.T) {
 	router, ctx := lab.ServerRouter(), testContext(t, 2*time.Minute)
 	c := startConfigured(t, router, BackEnd{}, "rules: true\nports: 2121\n")
 	c.reload("rules: true\nports: 21\n", "msg=reloaded ports=21\n")
-	startScripted(t, lab.Server, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21), script{})
-	n := 0
+	lab.serve(t, script{})
 	helped := func() {
 		t.Helper()
-		client := dialScripted(t, lab.Client, netip.AddrPort{}, netip.AddrPortFrom(lab.ServerAddress, 21))
-		client.login()
-		n++
-		name := fmt.Sprint("file-", n)
-		wantContent(t, name, client.fetchBy(PASV, name, lab.ServerAddress), fileContent(name))
+		client := lab.login(t)
+		client.wantFiles(lab.ServerAddress, PASV)
 		client.quit()
 	}
 	helped()
@@ -55,26 +48,16 @@ func TestRulesVanish(t *testing.T) {
 	}
 	// The firewall's own rules come back behind the flush, one by one.
 	saved, err := router.Run(ctx, "", "sh", "-c", "nft -s list ruleset | sed '/^table inet nfq_ftphelper {/,/^}/d'")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := router.Nft(ctx, "flush ruleset"); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
+	must.Do(t, router.Nft(ctx, "flush ruleset"))
 	said(t, router, saysRemoved, 1)
-	if err := router.Nft(ctx, saved); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, router.Nft(ctx, saved))
 	said(t, router, saysRestored, 1)
-	if err := control.NewClient(router.Control()).Ready(ctx); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, control.NewClient(router.Control()).Ready(ctx))
 	helped()
 
 	// Something keeps removing them: that is not fought.
-	if err := router.Nft(ctx, "delete table inet nfq_ftphelper"); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, router.Nft(ctx, "delete table inet nfq_ftphelper"))
 	said(t, router, saysRemoved, 2)
 	said(t, router, saysStay, 1)
 	if err := control.NewClient(router.Control()).Ready(ctx); err == nil {
@@ -84,14 +67,10 @@ func TestRulesVanish(t *testing.T) {
 	helped()
 
 	// Rules that were changed stay so.
-	if err := router.Nft(ctx, "flush chain inet nfq_ftphelper prerouting"); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, router.Nft(ctx, "flush chain inet nfq_ftphelper prerouting"))
 	said(t, router, saysChanged, 1)
 
-	if err := router.StopDaemon(ctx); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, router.StopDaemon(ctx))
 	log := router.DaemonProcess().Output()
 	for text, n := range map[string]int{saysRemoved: 2, saysRestored: 2, saysStay: 1, saysChanged: 1} {
 		if got := strings.Count(log, text); got != n {
@@ -104,40 +83,24 @@ func TestRulesVanish(t *testing.T) {
 func TestOthersRulesVanish(t *testing.T) {
 	t.Parallel()
 	host := newRouter(t, "host", None, 21)
-	path, err := binary()
-	if err != nil {
-		t.Fatal(err)
-	}
 	ctx := testContext(t, time.Minute)
 	apply := func() {
 		t.Helper()
-		if _, err := host.Run(ctx, "", path, "rules", "apply"); err != nil {
-			t.Fatal(err)
-		}
+		_, err := host.Run(ctx, "", daemon(t, BackEnd{}).Binary, "rules", "apply")
+		must.Do(t, err)
 	}
 	apply()
-	if host.process, err = host.Start(exec.Command(path, "run", "--control", filepath.Join(t.TempDir(), "control.sock"))); err != nil {
-		t.Fatal(err)
-	}
-	if err := host.process.WaitOutput(ctx, func(log string) bool { return strings.Contains(log, "msg=ready") }); err != nil {
-		t.Fatal(err)
-	}
+	host.runDaemon(t)
 	apply() // the same again, which is no change
 	for n := range 5 {
-		if err := host.Nft(ctx, "delete table inet nfq_ftphelper"); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, host.Nft(ctx, "delete table inet nfq_ftphelper"))
 		said(t, host, saysRemoved, n+1)
 		apply()
 		said(t, host, saysBack, n+1)
 	}
-	if err := host.Nft(ctx, "delete element inet nfq_ftphelper ports { 21 }"); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, host.Nft(ctx, "delete element inet nfq_ftphelper ports { 21 }"))
 	said(t, host, saysChanged, 1)
-	if err := host.StopDaemon(ctx); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, host.StopDaemon(ctx))
 	if log := host.DaemonProcess().Output(); strings.Contains(log, saysRestored) {
 		t.Errorf("it has applied rules that are not its own:\n%s", log)
 	}

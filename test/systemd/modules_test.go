@@ -5,14 +5,14 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // TestModules loads what the package has loaded at boot: a stock kernel has each of these modules.
 func TestModules(t *testing.T) {
 	text, err := os.ReadFile("../../deploy/package/modules-load.conf")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	args := []string{"--all"}
 	for line := range strings.Lines(string(text)) {
 		if !strings.HasPrefix(line, "#") {

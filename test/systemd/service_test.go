@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
 
@@ -59,28 +60,16 @@ func TestService(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	t.Cleanup(cancel)
 	lab, err := netns.New(ctx, netns.Config{Situation: netns.DNAT, Family: netns.IPv4, Helper: netns.None})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := lab.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	must.Do(t, err)
+	must.CloseAtEnd(t, lab)
 	m := boot(t, lab.ServerRouter())
 
 	m.systemctl("start", unit)
 	m.want("Type=notify", "ActiveState=active", "StatusText=serving queue 2121, helper sane")
 	m.wantConfined()
 	site, err := netns.StartSite(ctx, lab.Server, netns.IPv4, netns.SiteOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := site.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	must.Do(t, err)
+	must.CloseAtEnd(t, site)
 	transfer := func() {
 		t.Helper()
 		for _, verb := range []netns.Verb{netns.PORT, netns.PASV} {
@@ -94,9 +83,7 @@ func TestService(t *testing.T) {
 	transfer()
 
 	first := m.mainPID()
-	if err := m.router.Nft(ctx, "delete table inet nfq_ftphelper"); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, m.router.Nft(ctx, "delete table inet nfq_ftphelper"))
 	m.configure("rules: true\nmin-port: 2000")
 	m.systemctl("reload", unit)
 	m.waitFor("the reload", func() bool { return strings.Contains(m.logged(), "msg=reloaded min-port=2000") })
@@ -146,9 +133,7 @@ func boot(t *testing.T, router *netns.Router) *machine {
 	dir := t.TempDir()
 	m := &machine{t: t, router: router, log: filepath.Join(dir, "log")}
 	service, err := os.ReadFile("../../deploy/systemd/" + unit)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	files := map[string]string{unit: string(service)}
 	for name, text := range units {
 		if strings.Contains(text, "%s") {
@@ -158,12 +143,8 @@ func boot(t *testing.T, router *netns.Router) *machine {
 	}
 	write := func(name, text string, mode os.FileMode) {
 		name = filepath.Join(dir, name)
-		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(name, []byte(text), mode); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, os.MkdirAll(filepath.Dir(name), 0o755))
+		must.Do(t, os.WriteFile(name, []byte(text), mode))
 	}
 	for name, text := range files {
 		write(filepath.Join("units", name), text, 0o644)
@@ -171,17 +152,13 @@ func boot(t *testing.T, router *netns.Router) *machine {
 
 	// A cgroup of systemd's own: it can't have one with other processes in it.
 	cgroup := filepath.Join("/sys/fs/cgroup", fmt.Sprintf("systemd-%d", os.Getpid()))
-	if err := os.Mkdir(cgroup, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.Mkdir(cgroup, 0o755))
 	const enter = `echo $$ >"$1/cgroup.procs"
 		shift
 		exec unshare --fork --kill-child --pid --mount --cgroup --uts --ipc ./boot.sh "$@"`
 	cmd := exec.Command("sh", "-euc", enter, "sh", cgroup, filepath.Join(dir, "units"))
 	process, err := router.Start(cmd)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	t.Cleanup(func() {
 		if t.Failed() {
 			text, err := os.ReadFile(m.log)
@@ -239,9 +216,7 @@ func (m *machine) systemctl(args ...string) {
 func (m *machine) show() string {
 	m.t.Helper()
 	text, err := m.run("systemctl", "show", unit, "--property=Type,ActiveState,SubState,StatusText,Result,NRestarts,MainPID")
-	if err != nil {
-		m.t.Fatal(err)
-	}
+	must.Do(m.t, err)
 	return "\n" + text
 }
 
@@ -287,9 +262,7 @@ func (m *machine) mainPID() string {
 func (m *machine) logged() string {
 	m.t.Helper()
 	text, err := os.ReadFile(m.log)
-	if err != nil {
-		m.t.Fatal(err)
-	}
+	must.Do(m.t, err)
 	return string(text)
 }
 
@@ -307,9 +280,7 @@ func (m *machine) wantTable(there bool) {
 func (m *machine) wantConfined() {
 	m.t.Helper()
 	text, err := m.run("sh", "-c", "cat /proc/"+m.mainPID()+"/task/*/status")
-	if err != nil {
-		m.t.Fatal(err)
-	}
+	must.Do(m.t, err)
 	threads := strings.Count(text, "\nPid:\t")
 	const netAdmin = 1 << unix.CAP_NET_ADMIN
 	for _, line := range []string{

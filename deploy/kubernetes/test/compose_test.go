@@ -5,20 +5,13 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
-
-// on runs a program on the machine, with its podman, and returns its standard output.
-func (m *machine) on(ctx context.Context, command ...string) (string, error) {
-	pid := strconv.Itoa(m.init.Pid())
-	return m.host.Run(ctx, "", "nsenter", append([]string{"--target", pid, "--pid", "--mount",
-		"env", "CONTAINERS_CONF=" + m.conf}, command...)...)
-}
 
 const composeFile = "../../compose/compose.yaml"
 
@@ -42,22 +35,16 @@ exec podman "${args[@]}"
 func TestCompose(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile(composeFile)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	command := regexp.MustCompile(`(?m)^#   (podman run (?:.*\\\n)*.*)$`).FindSubmatch(text)
 	if command == nil {
 		t.Fatalf("%s has no command for podman", composeFile)
 	}
 	documented := strings.NewReplacer("\\\n#", "").Replace(string(command[1]))
 	file, err := filepath.Abs(composeFile)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	wrapper := filepath.Join(t.TempDir(), "podman")
-	if err := os.WriteFile(wrapper, []byte(podmanPath), 0o700); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.WriteFile(wrapper, []byte(podmanPath), 0o700))
 	compose := "podman-compose --podman-path " + wrapper + " --file " + file
 	for name, c := range map[string]struct{ up, down string }{
 		"podman-compose": {compose + " up --detach", compose + " down"},
@@ -73,23 +60,11 @@ func TestCompose(t *testing.T) {
 func tryCompose(t *testing.T, up, down string) {
 	ctx := testContext(t, 2*time.Minute)
 	lab, err := netns.New(ctx, netns.Config{Situation: netns.DNATMasquerade, Family: netns.IPv4, Helper: netns.None, Ports: []uint16{21}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := lab.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	must.Do(t, err)
+	must.CloseAtEnd(t, lab)
 	site, err := netns.StartSite(ctx, lab.Server, netns.IPv4, netns.SiteOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := site.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	must.Do(t, err)
+	must.CloseAtEnd(t, site)
 	transfer := func(verb netns.Verb, timeout time.Duration) netns.Outcome {
 		return netns.Transfer{Program: netns.Curl, Verb: verb, Operation: netns.Download,
 			Server: lab.ServerAddress, Site: site, Timeout: timeout}.Run(ctx, lab.Client)
@@ -126,9 +101,7 @@ func tryCompose(t *testing.T, up, down string) {
 	}
 	run(up)
 	names, err := m.podman(ctx, "ps", "--all", "--format", "{{.Names}}")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	d := container{m, strings.TrimSpace(names)}
 	said := func(what string) {
 		t.Helper()

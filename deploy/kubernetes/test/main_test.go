@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // top is the repository.
@@ -60,8 +62,6 @@ var build = sync.OnceValues(func() (string, error) {
 func daemon(t *testing.T) string {
 	t.Helper()
 	binary, err := build()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	return binary
 }

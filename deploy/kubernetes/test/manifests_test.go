@@ -19,6 +19,8 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/yaml"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // image is what "make image" builds.
@@ -78,9 +80,7 @@ func checkNamespaces(t *testing.T, all objects) {
 func TestImage(t *testing.T) {
 	t.Parallel()
 	makefile, err := os.ReadFile(filepath.Join(top, "Makefile"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	found := regexp.MustCompile(`(?m)^IMAGE\s*\?=\s*(\S+)$`).FindSubmatch(makefile)
 	if found == nil || string(found[1]) != image {
 		t.Errorf("the Makefile's image is %q, want %q", found, image)
@@ -133,24 +133,18 @@ func checkConfiguration(t *testing.T, all objects, w workload, c corev1.Containe
 	}
 	file := c.Args[i+1]
 	m, err := all.configMap(w, c, path.Dir(file))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	text, ok := m.Data[path.Base(file)]
 	if !ok {
 		t.Fatalf("%s has no %s", m.Name, path.Base(file))
 	}
 	copied := filepath.Join(t.TempDir(), path.Base(file))
-	if err := os.WriteFile(copied, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.WriteFile(copied, []byte(text), 0o600))
 	if output, err := exec.Command(daemon(t), "config", "check", copied).CombinedOutput(); err != nil {
 		t.Errorf("the daemon does not take its file: %v: %s", err, output)
 	}
 	var settings struct{ Metrics string }
-	if err := yaml.Unmarshal([]byte(text), &settings); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, yaml.Unmarshal([]byte(text), &settings))
 	for _, arg := range c.Args { // a flag counts more
 		if value, is := strings.CutPrefix(arg, "--metrics="); is {
 			settings.Metrics = value
@@ -318,8 +312,6 @@ func (all objects) selected(t *testing.T, selector *v1.LabelSelector) []workload
 func matches(t *testing.T, selector *v1.LabelSelector, set map[string]string) bool {
 	t.Helper()
 	s, err := v1.LabelSelectorAsSelector(selector)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	return s.Matches(labels.Set(set))
 }

@@ -13,6 +13,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
 
@@ -30,23 +31,11 @@ func TestNode(t *testing.T) {
 func tryNode(t *testing.T, mode string) {
 	ctx := testContext(t, 2*time.Minute)
 	n, err := netns.NewKubeNode(ctx, mode, netns.IPv4)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := n.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	must.Do(t, err)
+	must.CloseAtEnd(t, n)
 	site, err := netns.StartSite(ctx, n.Pod, netns.IPv4, netns.SiteOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := site.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	must.Do(t, err)
+	must.CloseAtEnd(t, site)
 	transfer := func(from netns.KubeClient, verb netns.Verb, timeout time.Duration) netns.Outcome {
 		return netns.Transfer{Program: netns.Curl, Verb: verb, Operation: netns.Download,
 			Server: from.At, Site: site, Timeout: timeout}.Run(ctx, from.Host)
@@ -61,9 +50,7 @@ func tryNode(t *testing.T, mode string) {
 	pod := m.play(t, all)
 	_, c := all.helped(t)
 	// The firewall of the lab lets in new connections to these ports only, from the node itself, too.
-	if err := n.Node.Nft(ctx, "add element inet filter ftp { 9921 }"); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, n.Node.Nft(ctx, "add element inet filter ftp { 9921 }"))
 	probe(t, n.Node.Host, c, netip.Addr{})
 	for _, from := range n.Clients() {
 		for _, verb := range netns.Verbs {

@@ -20,6 +20,7 @@ import (
 	v1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
 
@@ -57,19 +58,14 @@ func newMachine(t *testing.T, host *netns.Host) *machine {
 		}
 	}
 	m := &machine{host: host, conf: filepath.Join(t.TempDir(), "containers.conf")}
-	if err := os.WriteFile(m.conf, []byte(containersConf), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.WriteFile(m.conf, []byte(containersConf), 0o600))
 	cmd := exec.Command("/bin/sh", "-c", machineScript)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID, Unshareflags: syscall.CLONE_NEWNS}
 	var err error
-	if m.init, err = host.Start(cmd); err != nil {
-		t.Fatal(err)
-	}
+	m.init, err = host.Start(cmd)
+	must.Do(t, err)
 	err = m.init.WaitOutput(testContext(t, 10*time.Second), func(output string) bool { return output == "ready\n" })
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	t.Cleanup(func() {
 		// This removes the control groups; the rest goes with the first process.
 		if _, err := m.podman(context.Background(), "pod", "rm", "--all", "--force", "--time", "10"); err != nil {
@@ -84,34 +80,31 @@ func newMachine(t *testing.T, host *netns.Host) *machine {
 
 // podman runs podman to its end and returns its standard output.
 func (m *machine) podman(ctx context.Context, args ...string) (string, error) {
+	return m.on(ctx, append([]string{"podman"}, args...)...)
+}
+
+// on runs a program on the machine, with its podman, and returns its standard output.
+func (m *machine) on(ctx context.Context, command ...string) (string, error) {
 	pid := strconv.Itoa(m.init.Pid())
 	return m.host.Run(ctx, "", "nsenter", append([]string{"--target", pid, "--pid", "--mount",
-		"env", "CONTAINERS_CONF=" + m.conf, "podman"}, args...)...)
+		"env", "CONTAINERS_CONF=" + m.conf}, command...)...)
 }
 
 // buildImage builds the image of the daemon, from the Containerfile that users have.
 func (m *machine) buildImage(t *testing.T) {
 	t.Helper()
 	dir := t.TempDir()
-	if err := os.Mkdir(filepath.Join(dir, "bin"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Link(daemon(t), filepath.Join(dir, "bin", "nfq-ftphelper")); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.Mkdir(filepath.Join(dir, "bin"), 0o755))
+	must.Do(t, os.Link(daemon(t), filepath.Join(dir, "bin", "nfq-ftphelper")))
 	m.build(t, image, filepath.Join(top, "Containerfile"), dir)
 }
 
 func (m *machine) build(t *testing.T, tag, file, dir string) {
 	t.Helper()
 	file, err := filepath.Abs(file)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	_, err = m.podman(testContext(t, time.Minute), "build", "--quiet", "--tag", tag, "--file", file, dir)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 }
 
 // play runs the pod of the manifests that has the daemon, with their ConfigMaps, and waits until
@@ -122,15 +115,11 @@ func (m *machine) play(t *testing.T, all objects) container {
 	var text []byte
 	for _, o := range append(all.configMaps(), w.podmanPod()) {
 		y, err := yaml.Marshal(o)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		text = append(append(text, "---\n"...), y...)
 	}
 	file := filepath.Join(t.TempDir(), "pod.yaml")
-	if err := os.WriteFile(file, text, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.WriteFile(file, text, 0o600))
 	ctx := testContext(t, 30*time.Second)
 	if _, err := m.podman(ctx, "kube", "play", file); err != nil {
 		t.Fatal(err)
@@ -191,9 +180,7 @@ type container struct {
 // logs is what it has printed.
 func (c container) logs(ctx context.Context) string {
 	// podman prints each stream of the container to its own.
-	pid := strconv.Itoa(c.machine.init.Pid())
-	text, err := c.machine.host.Run(ctx, "", "nsenter", "--target", pid, "--pid", "--mount",
-		"env", "CONTAINERS_CONF="+c.machine.conf, "sh", "-c", `podman logs "$0" 2>&1`, c.name)
+	text, err := c.machine.on(ctx, "sh", "-c", `podman logs "$0" 2>&1`, c.name)
 	if err != nil {
 		return err.Error()
 	}
@@ -203,21 +190,15 @@ func (c container) logs(ctx context.Context) string {
 // status is that of the container's first process, from /proc.
 func (c container) status(t *testing.T) map[string]string {
 	t.Helper()
-	pid := strconv.Itoa(c.machine.init.Pid())
 	ctx := testContext(t, 10*time.Second)
 	inspected, err := c.machine.podman(ctx, "inspect", c.name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	var containers []struct{ State struct{ Pid int } }
 	if err := json.Unmarshal([]byte(inspected), &containers); err != nil || len(containers) != 1 {
 		t.Fatalf("podman inspect says %v: %s", err, inspected)
 	}
-	text, err := c.machine.host.Run(ctx, "", "nsenter", "--target", pid, "--pid", "--mount",
-		"cat", fmt.Sprintf("/proc/%d/status", containers[0].State.Pid))
-	if err != nil {
-		t.Fatal(err)
-	}
+	text, err := c.machine.on(ctx, "cat", fmt.Sprintf("/proc/%d/status", containers[0].State.Pid))
+	must.Do(t, err)
 	fields := map[string]string{}
 	for line := range strings.Lines(text) {
 		name, value, _ := strings.Cut(line, ":")

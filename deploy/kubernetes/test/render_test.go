@@ -13,6 +13,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/serializer/json"
 	"sigs.k8s.io/kustomize/api/krusty"
 	"sigs.k8s.io/kustomize/kyaml/filesys"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // decoder takes the kinds that the manifests have, with the fields that these kinds have, each once.
@@ -35,15 +37,11 @@ type objects []v1.Object
 func render(t *testing.T, folder string) objects {
 	t.Helper()
 	rendered, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), folder)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	var all objects
 	for _, r := range rendered.Resources() {
 		text, err := r.AsYAML()
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		object, _, err := decoder.Decode(text, nil, nil)
 		if err != nil {
 			t.Fatalf("%s: %v\n%s", r.CurId(), err, text)

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
 
@@ -27,19 +28,11 @@ func TestSidecar(t *testing.T) {
 	}
 	ctx := testContext(t, 2*time.Minute)
 	lab, err := netns.New(ctx, netns.Config{Situation: netns.DNAT, Family: netns.IPv4, Helper: netns.None, Ports: ports})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := lab.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	must.Do(t, err)
+	must.CloseAtEnd(t, lab)
 	// In the pod, too, a data connection gets through only if it is expected.
 	pod := &netns.Router{Host: lab.Server}
-	if err := pod.LoadFirewall(ctx, []uint16{21, 9921}); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, pod.LoadFirewall(ctx, []uint16{21, 9921}))
 	m := newMachine(t, lab.Server)
 	m.buildImage(t)
 	content := bytes.Repeat([]byte("sidecar\n"), 10_000)
@@ -49,9 +42,7 @@ func TestSidecar(t *testing.T) {
 	own := lab.Addresses.Server.Addr()
 	node := lab.Routers[0].Host
 	// The firewall of the lab lets in new connections to these ports only, from the node itself, too.
-	if err := node.Nft(ctx, "add element inet filter ftp { 9921 }"); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, node.Nft(ctx, "add element inet filter ftp { 9921 }"))
 	probe(t, node, c, own)
 	for _, from := range []struct {
 		*netns.Host
@@ -111,9 +102,7 @@ func (m *machine) buildServer(t *testing.T, tag string, content []byte) {
 	t.Helper()
 	const catatonit = "/usr/bin/catatonit"
 	vsftpd, err := netns.FindProgram("vsftpd")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	linked, err := exec.Command("ldd", vsftpd).Output()
 	if err != nil {
 		t.Fatalf("the libraries of %s: %v", vsftpd, err)
@@ -131,19 +120,14 @@ func (m *machine) buildServer(t *testing.T, tag string, content []byte) {
 		sources[path] = path
 	}
 	for name, source := range sources {
-		if files[name], err = os.ReadFile(source); err != nil {
-			t.Fatal(err)
-		}
+		files[name], err = os.ReadFile(source)
+		must.Do(t, err)
 	}
 	dir := t.TempDir()
 	for name, text := range files {
 		path := filepath.Join(dir, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, text, 0o755); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, os.MkdirAll(filepath.Dir(path), 0o755))
+		must.Do(t, os.WriteFile(path, text, 0o755))
 	}
 	m.build(t, tag, filepath.Join(dir, "Containerfile"), dir)
 }

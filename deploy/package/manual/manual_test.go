@@ -13,6 +13,7 @@ import (
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/config"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // testPage is of a program whose texts have all that roff(7) would take for its own.
@@ -57,17 +58,13 @@ func render(t *testing.T, page []byte) string {
 	cmd := exec.Command("sh", "-c", "mandoc -Tascii -Owidth=300 | sed 's/.\x08//g'")
 	cmd.Stdin = bytes.NewReader(page)
 	out, err := cmd.Output()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	return string(out)
 }
 
 func TestProgram(t *testing.T) {
 	var page bytes.Buffer
-	if err := testPage().Program(&page); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, testPage().Program(&page))
 	got := render(t, page.Bytes())
 	for _, want := range []string{
 		"     nfq-ftphelper group read FILE [COUNT] [flags]\n     nfq-ftphelper run [flags]\n",
@@ -110,9 +107,7 @@ func wantFrame(t *testing.T, page []byte, title, section string) {
 		cmd := exec.Command("sh", "-c", formatter+" | sed 's/.\x08//g'")
 		cmd.Stdin, cmd.Env = bytes.NewReader(page), append(os.Environ(), "MANWIDTH=100", "MANPAGER=cat", "MAN_KEEP_FORMATTING=")
 		out, err := cmd.Output()
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		lines := strings.Split(strings.TrimSpace(string(out)), "\n")
 		head, foot := lines[0], lines[len(lines)-1]
 		if got, want := strings.Join(strings.Fields(head), " "), title+" "+prefix+section+" "+title; strings.ReplaceAll(got, "’", "'") != want {
@@ -127,9 +122,7 @@ func wantFrame(t *testing.T, page []byte, title, section string) {
 
 func TestFile(t *testing.T) {
 	var page bytes.Buffer
-	if err := testPage().File(&page); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, testPage().File(&page))
 	got := render(t, page.Bytes())
 	for _, want := range []string{
 		"   Waiting\n",
