@@ -24,7 +24,7 @@ const (
 ip link add red type vrf table 10; ip link set red up; ip link set eth0 master red; ip link set eth1 master red
 `
 	// What the router itself sends passes output untracked first, into the VRF.
-	localVRF = oneVRF + `nft insert rule inet filter output oifkind vrf accept
+	localVRF = oneVRF + `nft insert rule inet filter output meta oifkind vrf accept
 `
 	twoVRFs = oneVRF + `ip link add blue type vrf table 20; ip link set blue up; ip link set eth1 master blue
 `
