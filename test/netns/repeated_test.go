@@ -123,10 +123,8 @@ func (n network) try(t *testing.T, situation Situation, family Family, ruleset s
 	if strings.Contains(n.local, "client") {
 		p.client = router.Host
 	}
-	if ruleset == "none" {
-		if n.local == "" { // vsftpd and curl do not bind to a VRF
-			wantFailures(t, lab, situation, family, func(cell, bool) {})
-		}
+	if ruleset == "none" && n.local == "" {
+		wantFailures(t, lab, situation, family, func(cell, bool) {})
 		return
 	}
 
@@ -137,6 +135,15 @@ func (n network) try(t *testing.T, situation Situation, family Family, ruleset s
 	server := startScripted(t, p.server, netip.AddrPortFrom(listen, 21), script{})
 	client := dialScripted(t, p.client, netip.AddrPort{}, netip.AddrPortFrom(p.at, 21))
 	client.login()
+	if ruleset == "none" {
+		ctx, cancel := scaledContext(failingTimeout)
+		defer cancel()
+		if _, err := p.client.Dial(ctx, netip.AddrPort{}, client.passive(EPSV)); err == nil {
+			t.Error("EPSV works without a helper")
+		}
+		client.quit()
+		return
+	}
 	for i := range 3 {
 		for _, verb := range family.Verbs() {
 			name := fmt.Sprintf("%s-%d", verb, i)
