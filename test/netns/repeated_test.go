@@ -1,12 +1,13 @@
 package netns
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // network is a router on which a packet passes hooks of netfilter more than once.
@@ -87,20 +88,14 @@ func TestRepeatedHooks(t *testing.T) {
 
 // need skips the test where the kernel has no VRF, and loads br_netfilter.
 func (n network) need(t *testing.T) {
-	host, err := NewHost("probe")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer host.Close()
-	ctx := testContext(t, 20*time.Second)
+	host, ctx := NewTestHost(t, "probe"), testContext(t, 20*time.Second)
+	var err error
 	if !n.vrf {
 		err = loadModule(ctx, host, "br_netfilter")
 	} else if _, err = host.Run(ctx, "", "ip", "link", "add", "red", "type", "vrf", "table", "10"); err != nil && strings.Contains(err.Error(), "Unknown device type") {
 		t.Skip("this kernel has no VRF (CONFIG_NET_VRF): make test-kernels runs this on kernels that have it")
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 }
 
 func (n network) try(t *testing.T, situation Situation, family Family, ruleset string) {
@@ -116,15 +111,13 @@ func (n network) try(t *testing.T, situation Situation, family Family, ruleset s
 	router, ctx, a := lab.ServerRouter(), testContext(t, time.Minute), lab.Addresses
 	setUp := strings.NewReplacer("CLIENTGATEWAY", a.ClientGateway.String(), "SERVERGATEWAY", a.ServerGateway.String(),
 		"CLIENTNET", a.Client.Masked().String(), "SERVERNET", a.Server.Masked().String()).Replace(n.setUp)
-	if _, err := router.Run(ctx, "", "sh", "-ec", setUp); err != nil {
-		t.Fatal(err)
-	}
+	_, err := router.Run(ctx, "", "sh", "-ec", setUp)
+	must.Do(t, err)
 	p := place{router: router, client: lab.Client, server: lab.Server, at: lab.ServerAddress}
 	if n.name == "both on one bridge" {
 		for from, to := range map[*Host]netip.Addr{p.client: a.Server.Addr(), p.server: a.Client.Addr()} {
-			if _, err := from.Run(ctx, "", "ip", "route", "add", to.String(), "dev", "eth0"); err != nil {
-				t.Fatal(err)
-			}
+			_, err := from.Run(ctx, "", "ip", "route", "add", to.String(), "dev", "eth0")
+			must.Do(t, err)
 		}
 	}
 	if n.local != "" {
@@ -160,13 +153,8 @@ func (n network) try(t *testing.T, situation Situation, family Family, ruleset s
 	// What has been queued, what both sides have sent with payload, and how often again.
 	count := func() (queued, segments, again int) {
 		queued, err := router.QueuedPackets()
-		for _, h := range []*Host{p.client, p.server} {
-			n, retransmittedErr := retransmitted(h)
-			again, err = again+n, errors.Join(err, retransmittedErr)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
+		again = tcpCounters(t, p.client)["RetransSegs"] + tcpCounters(t, p.server)["RetransSegs"]
 		return queued, segmentsOf(t, client.conn, server.connections()[0]), again
 	}
 	queuedBefore, segmentsBefore, againBefore := count()
