@@ -61,6 +61,7 @@ var conversations = map[string][]step{
 		says(port).queued(), answers("200 done\r\n"), says("LIST\r\n"), answers("150 here it comes\r\n"), says("EPRT |2|2001:db8::1|1025|\r\n").queued(), answers("200 done\r\n"),
 	},
 	"case":     {says("pasv\r\n", asked), says("port 192,0,2,1,4,1\r\n", asked).queued(), says("Eprt |1|192.0.2.1|1025|\r\n", asked).queued(), says("aUtH tls\r\n", asked).queued()},
+	"P@SW":     {says("P@SW\r\n", asked), answers(passive, asked).queued(), {clear: asked}, says("p@sw\r\n", asked)},
 	"case too": {says("ePsV\r\n", asked), answers(extended, asked).queued()},
 	"AUTH": {
 		says("AUTH TLS\r\n").queued(), answers("534 no\r\n"), says("AUTH TLS\r\n").queued(), answers("234 go on\r\n").queued(), {set: opaque, labels: []int{opaque}},

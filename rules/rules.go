@@ -250,6 +250,14 @@ var (
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0x12}},
 	}}
 
+	isSYN = part{"tcp flags syn", []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
+		&expr.Payload{Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1, DestRegister: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{0x02}, Xor: []byte{0}},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{0}},
+	}}
+
 	isNew         = state("new", expr.CtStateBitNEW)
 	isEstablished = state("established", expr.CtStateBitESTABLISHED)
 
@@ -413,7 +421,7 @@ func rules(c Config, s Statement) []rule {
 		in(output, isNew, toControlPort, labelled(ControlLabel), leave),
 		in(output, isNew, toControlPort, setLabel(ProxiedLabel), jumpTo(attach)),
 		in(attach, otherZone, leave),
-		in(attach, hasPayload, leave),
+		in(attach, isSYN, hasPayload, leave),
 		in(attach, setHelper, setLabel(ControlLabel)),
 	}
 	if c.Ruleset == CTHelper {
@@ -467,7 +475,8 @@ func leanRules(c Config, s Statement) []rule {
 		in(commands, lettersItoN, leave),
 		in(commands, labelled(OpaqueLabel), leave),
 	}
-	for _, verb := range []string{"PASV", "EPSV"} {
+	// Servers accept P@SW for PASV.
+	for _, verb := range []string{"PASV", "P@SW", "EPSV"} {
 		all = append(all, in(commands, command(verb), setLabel(AskedLabel)))
 	}
 	for _, verb := range []string{"PORT", "EPRT", "AUTH"} {
