@@ -180,7 +180,7 @@ func TestLongLine(t *testing.T) {
 
 // maxFlowBytes is how much memory a connection may take that is tracked and at rest, what finds it
 // included.
-const maxFlowBytes = 256
+const maxFlowBytes = 448
 
 // TestManyConnections has 200,000 connections that never end.
 func TestManyConnections(t *testing.T) {

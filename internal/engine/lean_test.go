@@ -11,14 +11,10 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect/memory"
 )
 
-const (
-	askedLabel  = 120
-	editedLabel = 119
-	opaqueLabel = 122
-)
+var askedLabel, editedLabel, opaqueLabel = allLabels.ReplyDue, allLabels.Rewritten, allLabels.Ignore
 
 func lean(c *engine.Config) {
-	c.AskedLabel, c.EditedLabel, c.OpaqueLabel = askedLabel, editedLabel, opaqueLabel
+	c.Mode = engine.Lean(allLabels)
 }
 
 // queued passes a segment through the engine as the lean rules do: a 227 or 229 as one that is
@@ -34,7 +30,7 @@ func (w *world) queued(dir expect.Direction, seq uint32, text string) string {
 	}
 	w.id++
 	w.sent[w.id] = w.segment(dir, seq, text)
-	return payloads(w.t, w.leave(w.eng.HandleAgain(w.id, w.sent[w.id], nil)))
+	return payloads(w.t, w.leave(w.eng.HandleRetransmit(w.id, w.sent[w.id], nil)))
 }
 
 // unseen says what the lean rules do not queue.

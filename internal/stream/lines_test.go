@@ -1,10 +1,14 @@
-package parse
+package stream
 
 import (
-	"fmt"
+	"math/rand/v2"
 	"reflect"
 	"strings"
 	"testing"
+	"unsafe"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/mangle"
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
 )
 
 // segment is the payload of one packet: text, offset bytes behind the start of the stream.
@@ -20,11 +24,14 @@ type lineAt struct {
 }
 
 // push gives s the segments of a stream that begins at start, and returns the lines.
-func push(s *Stream, start Seq, segments ...segment) []lineAt {
+func push(s *Stream, start mangle.Seq, segments ...segment) []lineAt {
 	var lines []lineAt
 	for _, seg := range segments {
-		s.Push(start.Add(seg.offset), []byte(seg.text))
-		for l, ok := s.Next(); ok; l, ok = s.Next() {
+		rest := s.Push(start.Add(seg.offset), []byte(seg.text))
+		for l, ok := s.Line(&rest); ok; l, ok = s.Line(&rest) {
+			if l.Tail {
+				continue
+			}
 			lines = append(lines, lineAt{l.Seq.Sub(start), string(l.Text)})
 		}
 	}
@@ -37,30 +44,30 @@ func linesOf(text string) (lines []lineAt, pending string) {
 	for {
 		line, rest, ok := strings.Cut(text[offset:], "\n")
 		if !ok {
-			if len(line) > MaxLine {
+			if len(line) > parse.MaxLine {
 				line = ""
 			}
 			return lines, line
 		}
-		lines = append(lines, lineAt{offset, line[:min(len(line), MaxLine)]})
+		lines = append(lines, lineAt{offset, line[:min(len(line), parse.MaxLine)]})
 		offset = len(text) - len(rest)
 	}
 }
 
 // Streams that begin here cross the ends of the number space, signed and unsigned.
-var starts = []Seq{0, 1, 1<<31 - 20, 1 << 31, 1<<32 - 20, 1<<32 - 1}
+var starts = []mangle.Seq{0, 1, 1<<31 - 20, 1 << 31, 1<<32 - 20, 1<<32 - 1}
 
-func checkStream(t *testing.T, start Seq, segments []segment, want []lineAt) {
+func checkStream(t *testing.T, start mangle.Seq, segments []segment, want []lineAt) {
 	t.Helper()
 	var s Stream
-	s.Start(start, true)
+	s.start(start, true)
 	if got := push(&s, start, segments...); !reflect.DeepEqual(got, want) {
 		t.Errorf("start %d, segments %v:\ngot  %v\nwant %v", start, segments, got, want)
 	}
 }
 
 func TestStream(t *testing.T) {
-	long := strings.Repeat("x", MaxLine)
+	long := strings.Repeat("x", parse.MaxLine)
 	for _, tt := range []struct {
 		name     string
 		segments []segment
@@ -155,32 +162,32 @@ func TestStream(t *testing.T) {
 		{
 			name:     "longest line",
 			segments: []segment{{0, long + "\nNOOP\n"}},
-			want:     []lineAt{{0, long}, {MaxLine + 1, "NOOP"}},
+			want:     []lineAt{{0, long}, {parse.MaxLine + 1, "NOOP"}},
 		},
 		{
 			name:     "longest line in parts",
-			segments: []segment{{0, long[:100]}, {100, long[100:]}, {MaxLine, "\nNOOP\n"}},
-			want:     []lineAt{{0, long}, {MaxLine + 1, "NOOP"}},
+			segments: []segment{{0, long[:100]}, {100, long[100:]}, {parse.MaxLine, "\nNOOP\n"}},
+			want:     []lineAt{{0, long}, {parse.MaxLine + 1, "NOOP"}},
 		},
 		{
 			name:     "line too long by one",
 			segments: []segment{{0, "PASV\n" + long + "x\nNOOP\n"}},
-			want:     []lineAt{{0, "PASV"}, {5, long}, {5 + MaxLine + 2, "NOOP"}},
+			want:     []lineAt{{0, "PASV"}, {5, long}, {5 + parse.MaxLine + 2, "NOOP"}},
 		},
 		{
 			name:     "line too long by one, its last byte apart",
-			segments: []segment{{0, long}, {MaxLine, "x\nNOOP\n"}},
-			want:     []lineAt{{0, long}, {MaxLine + 2, "NOOP"}},
+			segments: []segment{{0, long}, {parse.MaxLine, "x\nNOOP\n"}},
+			want:     []lineAt{{0, long}, {parse.MaxLine + 2, "NOOP"}},
 		},
 		{
 			name:     "line too long, its LF apart",
-			segments: []segment{{0, long + "x"}, {MaxLine + 1, "\nNOOP\n"}},
-			want:     []lineAt{{0, long}, {MaxLine + 2, "NOOP"}},
+			segments: []segment{{0, long + "x"}, {parse.MaxLine + 1, "\nNOOP\n"}},
+			want:     []lineAt{{0, long}, {parse.MaxLine + 2, "NOOP"}},
 		},
 		{
 			name:     "line too long by far, in parts, and what looks like a line in it",
-			segments: []segment{{0, long}, {MaxLine, long}, {2 * MaxLine, "PASV\r\nNOOP\r\n"}},
-			want:     []lineAt{{0, long}, {2*MaxLine + 6, "NOOP\r"}},
+			segments: []segment{{0, long}, {parse.MaxLine, long}, {2 * parse.MaxLine, "PASV\r\nNOOP\r\n"}},
+			want:     []lineAt{{0, long}, {2*parse.MaxLine + 6, "NOOP\r"}},
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -253,9 +260,9 @@ func TestStreamStart(t *testing.T) {
 			for _, start := range starts {
 				// It forgets what came before.
 				var s Stream
-				s.Start(start.Add(-1000), false)
+				s.start(start.Add(-1000), false)
 				push(&s, start, segment{-1000, "x\r\nPOR"})
-				s.Start(start, tt.lineStart)
+				s.start(start, tt.lineStart)
 				if got := push(&s, start, tt.segments...); !reflect.DeepEqual(got, tt.want) {
 					t.Errorf("start %d: got %v, want %v", start, got, tt.want)
 				}
@@ -265,9 +272,9 @@ func TestStreamStart(t *testing.T) {
 }
 
 func TestStreamExpectedAndPending(t *testing.T) {
-	const start = Seq(1<<32 - 8)
+	const start = mangle.Seq(1<<32 - 8)
 	var s Stream
-	s.Start(start, true)
+	s.start(start, true)
 	for _, tt := range []struct {
 		segment
 		expected int
@@ -281,15 +288,15 @@ func TestStreamExpectedAndPending(t *testing.T) {
 		{segment{6, "NOOP\r\nPORT 192,168"}, 24, lineAt{12, "PORT 192,168"}},
 		{segment{24, ",0,2,4,1\r"}, 33, lineAt{12, "PORT 192,168,0,2,4,1\r"}},
 		{segment{33, "\nX"}, 35, lineAt{34, "X"}},
-		{segment{35, strings.Repeat("x", MaxLine)}, 35 + MaxLine, lineAt{34, ""}},
-		{segment{35 + MaxLine, "\nY"}, 37 + MaxLine, lineAt{36 + MaxLine, "Y"}},
+		{segment{35, strings.Repeat("x", parse.MaxLine)}, 35 + parse.MaxLine, lineAt{34, ""}},
+		{segment{35 + parse.MaxLine, "\nY"}, 37 + parse.MaxLine, lineAt{36 + parse.MaxLine, "Y"}},
 	} {
 		push(&s, start, tt.segment)
-		p := s.Pending()
+		p := s.Unfinished()
 		if got := (lineAt{p.Seq.Sub(start), string(p.Text)}); got != tt.pending {
 			t.Errorf("after %q: pending %v, want %v", tt.text, got, tt.pending)
 		}
-		if got := s.Expected().Sub(start); got != tt.expected {
+		if got := s.Next().Sub(start); got != tt.expected {
 			t.Errorf("after %q: expected %d, want %d", tt.text, got, tt.expected)
 		}
 	}
@@ -298,105 +305,123 @@ func TestStreamExpectedAndPending(t *testing.T) {
 // A line that never ends must not take more memory than the longest one does.
 func TestStreamBoundedMemory(t *testing.T) {
 	var s Stream
-	s.Start(0, true)
+	s.start(0, true)
 	for i := range 10_000_000 {
-		s.Push(Seq(i), []byte{'x'})
-		if _, ok := s.Next(); ok {
+		if len(push(&s, 0, segment{i, "x"})) > 0 {
 			t.Fatal("a line")
 		}
-		if c := cap(s.part); c > 2*MaxLine {
+		if c := cap(s.pending.part); c > 2*parse.MaxLine {
 			t.Fatalf("%d bytes kept", c)
 		}
 	}
-	// The memory of a packet must not be kept either.
-	s.Push(s.Expected(), []byte("\nPASV\n"))
-	for _, ok := s.Next(); ok; _, ok = s.Next() {
-	}
-	if s.rest != nil {
-		t.Error("the last packet is kept")
+	push(&s, s.Next(), segment{0, "\nPASV\n"})
+	if s.pending != nil {
+		t.Error("something is kept of a stream without an unfinished line")
 	}
 }
 
-func TestSeq(t *testing.T) {
-	for _, tt := range []struct {
-		s, t Seq
-		sub  int
-	}{
-		{0, 0, 0},
-		{1, 0, 1},
-		{0, 1<<32 - 1, 1},
-		{1<<31 - 1, 0, 1<<31 - 1},
-		{1 << 31, 1, 1<<31 - 1},
-		{5, 1<<32 - 5, 10},
-	} {
-		for _, swap := range []bool{false, true} {
-			s, u, sub := tt.s, tt.t, tt.sub
-			if swap {
-				s, u, sub = u, s, -sub
-			}
-			if got := s.Sub(u); got != sub {
-				t.Errorf("%d.Sub(%d) = %d, want %d", s, u, got, sub)
-			}
-			if got := u.Add(sub); got != s {
-				t.Errorf("%d.Add(%d) = %d, want %d", u, sub, got, s)
-			}
-			if got := s.Before(u); got != (sub < 0) {
-				t.Errorf("%d.Before(%d) = %v", s, u, got)
-			}
-		}
+// A connection at rest keeps both streams.
+func TestSize(t *testing.T) {
+	if n := unsafe.Sizeof(Stream{}); n > 40 {
+		t.Errorf("%d bytes", n)
 	}
 }
 
-func ExampleStream() {
+func TestAllocations(t *testing.T) {
 	var s Stream
-	s.Start(1000, true)
-	for _, segment := range []string{"NOOP\r\nPO", "RT 192,168,0,2,4,1\r\n"} {
-		s.Push(s.Expected(), []byte(segment))
-		for {
-			line, ok := s.Next()
-			if !ok {
-				break
+	s.start(0, true)
+	text := []byte("TYPE I\r\nPASV\r\nRETR file\r\n")
+	if n := testing.AllocsPerRun(100, func() {
+		for _, seq := range []mangle.Seq{s.Next(), s.Next().Add(-len(text))} { // and again
+			rest := s.Push(seq, text)
+			for _, ok := s.Line(&rest); ok; _, ok = s.Line(&rest) {
 			}
-			cmd, _ := ParseCommand(line.Text)
-			fmt.Println(line.Seq, cmd.Verb, cmd.Endpoint.Addr, cmd.Endpoint.Port)
 		}
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
 	}
-	// Output:
-	// 1000 other invalid IP 0
-	// 1006 PORT 192.168.0.2 1025
 }
 
-// TestIdle begins a stream anew wherever it is idle: the same lines come of it.
-func TestIdle(t *testing.T) {
-	const text = "one\r\ntwo\n\r\n" + "three three\r\nfour\r\n"
-	for first := range 3 { // also from the middle of a line
-		for cut := first; cut < len(text); cut++ {
-			var s, again Stream
-			s.Start(Seq(first), first == 0)
-			s.Push(Seq(first), []byte(text[first:cut]))
-			for _, ok := s.Next(); ok; _, ok = s.Next() {
-			}
-			between := cut == 0 || text[cut-1] == '\n'
-			if want := between || s.Skips(); s.Idle() != want {
-				t.Fatalf("from %d to %d: idle %v", first, cut, !want)
-			}
-			if !s.Idle() {
-				continue
-			}
-			again.Start(s.Expected(), !s.Skips())
-			for _, v := range []*Stream{&s, &again} {
-				v.Push(Seq(cut), []byte(text[cut:]))
-			}
-			for {
-				a, aok := s.Next()
-				b, bok := again.Next()
-				if aok != bok || string(a.Text) != string(b.Text) || a.Seq != b.Seq {
-					t.Fatalf("from %d to %d: %q at %d, and again %q at %d", first, cut, a.Text, a.Seq, b.Text, b.Seq)
+func BenchmarkLine(b *testing.B) {
+	for name, parts := range map[string][]string{"Whole": {"RETR file\r\n"}, "Split": {"RETR", " file\r\n"}} {
+		b.Run(name, func(b *testing.B) {
+			var s Stream
+			s.start(0, true)
+			b.ReportAllocs()
+			for b.Loop() {
+				for _, part := range parts {
+					rest := s.Push(s.Next(), []byte(part))
+					for _, ok := s.Line(&rest); ok; _, ok = s.Line(&rest) {
+					}
 				}
-				if !aok {
-					break
-				}
+			}
+		})
+	}
+}
+
+// cut makes segments of text, in order: each goes on for a number of bytes that the next byte
+// of cuts gives, and begins with bytes that have been sent already.
+func cut(text string, cuts []byte) []segment {
+	var segments []segment
+	for sent := 0; sent < len(text); {
+		forward, back := 1+len(text), 0
+		if len(cuts) > 0 {
+			forward, back = int(cuts[0]&0x0f), int(cuts[0]>>4)
+			if cuts[0] == 0xff { // far, for the lines that are too long
+				forward, back = 300, 300
+			}
+			cuts = cuts[1:]
+		}
+		from, to := max(sent-back, 0), min(sent+forward, len(text))
+		segments = append(segments, segment{from, text[from:to]})
+		sent = to
+	}
+	return segments
+}
+
+func FuzzStream(f *testing.F) {
+	f.Add([]byte(dialogue), []byte{1, 0x12, 0xf3, 0x20, 5, 0x31}, uint32(1<<32-10))
+	f.Add([]byte("PASV\r\n"), []byte{}, uint32(0))
+	f.Add([]byte(strings.Repeat("x", parse.MaxLine)+"\n"), []byte{0xff, 15, 0xff, 0xf0}, uint32(1<<31-300))
+	f.Add([]byte(strings.Repeat("x", 2*parse.MaxLine)+"\nPASV\n"), []byte{0xff, 0xff, 0xff, 1}, uint32(1<<32-1000))
+	f.Fuzz(func(t *testing.T, text, cuts []byte, start uint32) {
+		if len(text) > 1<<16 {
+			return
+		}
+		want, pending := linesOf(string(text))
+		var s Stream
+		s.start(mangle.Seq(start), true)
+		segments := cut(string(text), cuts)
+		if got := push(&s, mangle.Seq(start), segments...); !reflect.DeepEqual(got, want) {
+			t.Fatalf("segments %v:\ngot  %v\nwant %v", segments, got, want)
+		}
+		if got := string(s.Unfinished().Text); got != pending {
+			t.Fatalf("pending %q, want %q", got, pending)
+		}
+		if got := s.Next().Sub(mangle.Seq(start)); got != len(text) {
+			t.Fatalf("expected %d, want %d", got, len(text))
+		}
+	})
+}
+
+var lines = []string{"PASV", "port  192,168,000,2,4,1 ", "EPRT |1|192.168.0.2|1025|\r", "\xff\xf4\xff\xf2ABOR", ""}
+
+// The same with dialogues of real lines, in every test run.
+func TestStreamRandomCuts(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for range 2000 {
+		var text strings.Builder
+		for range 1 + rnd.IntN(8) {
+			text.WriteString(lines[rnd.IntN(len(lines))] + "\n")
+			if rnd.IntN(20) == 0 {
+				text.WriteString(strings.Repeat("x", rnd.IntN(2*parse.MaxLine)) + "\n")
 			}
 		}
+		cuts := make([]byte, rnd.IntN(200))
+		for i := range cuts {
+			cuts[i] = byte(rnd.Uint32())
+		}
+		want, _ := linesOf(text.String())
+		checkStream(t, mangle.Seq(rnd.Uint32()), cut(text.String(), cuts), want)
 	}
 }
