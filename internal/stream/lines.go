@@ -56,28 +56,25 @@ func (s *Stream) Push(seq mangle.Seq, payload []byte) (rest []byte) {
 // Line returns the next line that ends in rest and removes it from there; false if there is none. What remains of rest
 // then is remembered, but for the beginning of a Tail.
 func (s *Stream) Line(rest *[]byte) (Line, bool) {
-	for len(*rest) > 0 {
-		n := bytes.IndexByte(*rest, '\n')
-		if n < 0 {
-			s.keep(*rest)
-			s.next = s.next.Add(len(*rest))
-			*rest = nil
-			break
-		}
-		line := Line{Seq: s.line, Text: (*rest)[:n], Tail: s.skip}
-		switch {
-		case line.Tail:
-			line.Seq = s.next
-		case s.unfinished() || n > parse.MaxLine:
-			s.keep((*rest)[:n])
-			line.Text, line.Cut = s.pending.part, s.pending.cut
-			s.dropPart()
-		}
-		s.next = s.next.Add(n + 1)
-		*rest, s.skip, s.line = (*rest)[n+1:], false, s.next
-		return line, true
+	n := bytes.IndexByte(*rest, '\n')
+	if n < 0 {
+		s.keep(*rest)
+		s.next = s.next.Add(len(*rest))
+		*rest = nil
+		return Line{}, false
 	}
-	return Line{}, false
+	line := Line{Seq: s.line, Text: (*rest)[:n], Tail: s.skip}
+	switch {
+	case line.Tail:
+		line.Seq = s.next
+	case s.unfinished() || n > parse.MaxLine:
+		s.keep((*rest)[:n])
+		line.Text, line.Cut = s.pending.part, s.pending.cut
+		s.dropPart()
+	}
+	s.next = s.next.Add(n + 1)
+	*rest, s.skip, s.line = (*rest)[n+1:], false, s.next
+	return line, true
 }
 
 // InLine reports whether the next byte continues a line.
