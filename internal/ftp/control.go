@@ -18,7 +18,7 @@
 //
 //  1. its last line so far that is not empty had the form of a reply line (a code, then a space, a hyphen or the line end),
 //  2. then the client sent a command, while no part of a further line had arrived, and
-//  3. the line that arrived next has the form of a reply line.
+//  3. the line that arrived next has the form of a reply line, and does not continue the reply (its code and a hyphen).
 //
 // The client, which reads the replies, has then taken the reply for finished, and the line answers its
 // command. A 227 that is sent inside a multi-line reply meets this only if the server repeats whole lines
@@ -172,7 +172,7 @@ func (c *Control) Reply(text []byte, cut bool) Meaning {
 	if c.block != 0 {
 		switch {
 		case r.Code == int(c.block) && r.Last:
-		case c.answerNext && r.Code != 0:
+		case c.answerNext && r.Code != 0 && (r.Code != int(c.block) || !r.More):
 			m.Odd = c.report(oddUnended)
 			c.requests.answer(int(c.block))
 		default:

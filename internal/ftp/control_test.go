@@ -172,6 +172,24 @@ C PASV
 S 227 (192,168,1,2,4,2)
   227 1026
 `,
+		"each reply has a hyphen": login + `
+C CWD x
+S 250-ok
+C CWD y
+S 250-ok
+C PASV
+S 227 (192,168,1,2,4,1)
+  227 1025
+  odd: the server did not end a multi
+`,
+		"a command while a reply arrives": login + `
+C FEAT
+S 211-Features
+C NOOP
+S 211-EPSV
+S 211 End
+S 200 ok
+`,
 		"a code without a space does not end a reply": login + `
 C CWD x
 S 550-no
