@@ -90,8 +90,8 @@ func TestCheckLean(t *testing.T) {
 		old, new string
 		want     string
 	}{
-		{"goto commands", "jump commands", "chain control: rule 3 is not"},
-		{"ct direction reply @ih", "ct direction original @ih", "chain control: rule 4 is not"},
+		{"goto commands", "jump commands", "chain control: rule 4 is not"},
+		{"ct direction reply @ih", "ct direction original @ih", "chain control: rule 6 is not"},
 		{"0x50415356 ct label set 120", "0x50415356 ct label set 119", "chain commands: rule 3 is not"},
 		{"& 0xdfdfdfdf == 0x45505356", "& 0xffffffff == 0x45505356", "chain commands: rule 5 is not"},
 		{"@ih,0,32 & 0xdfdfdfdf == 0x45505356", "@ih,8,32 & 0xdfdfdfdf == 0x45505356", "chain commands: rule 5 is not"},
@@ -100,9 +100,9 @@ func TestCheckLean(t *testing.T) {
 		{"0x50555400 ct label set 122", "0x50555400 ct label set 122 return", "chain commands: rule 12 is not"},
 		{"@ih,0,16 0x1603", "@ih,0,16 0x1604", "chain commands: rule 17 is not"},
 		{"@ih,0,16 0x1603 ct label set 122", "", `chain commands: rule 17 is not "@ih,0,16 0x1603 ct label set 122"`},
-		{"@ih,0,24 0x323334", "@ih,0,24 0x323335", "chain replies: rule 2 is not"},
-		{"ct label 120 @ih,0,24 0x323237", "@ih,0,24 0x323237", "chain replies: rule 3 is not"},
-		{"meta priority set 2127:119", "meta priority set 2127:118", "chain replies: rule 5 is not"},
+		{"@ih,0,24 0x323334", "@ih,0,24 0x323335", "chain replies: rule 3 is not"},
+		{"ct label 120 goto read", "goto read", "chain replies: rule 2 is not"},
+		{"meta priority set 2127:119", "meta priority set 2127:118", "chain replies: rule 4 is not"},
 		{"", "", "chain read: rule 1 is not"}, // which is left to do
 	} {
 		t.Run(tt.old+"→"+tt.new, func(t *testing.T) {

@@ -33,7 +33,7 @@ func (d *daemon) newWorker(number uint16) (w *worker, err error) {
 		d.desk.observe(number, ev)
 	}
 	labels := engine.Labels{Recognised: rules.RecognisedLabel, Proxied: rules.ProxiedLabel, Ignore: rules.OpaqueLabel,
-		ReplyDue: rules.AskedLabel, Rewritten: rules.EditedLabel}
+		ReplyDue: rules.AskedLabel, Active: rules.ActiveLabel, Rewritten: rules.EditedLabel}
 	lean := choice.Rules.Ruleset == rules.Lean
 	switch {
 	case d.settings.Wish.Monitor:

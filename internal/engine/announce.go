@@ -127,7 +127,11 @@ func (e *Engine) update(c *connection, a announcement, rewritten, resized bool) 
 		e.adjust = expect.SeqAdj{Position: uint32(position), Before: before, After: after}
 		u.Dir, u.Adjust = a.dir, &e.adjust
 	}
-	if l := e.mode().labels; e.mode().lean && a.dir == expect.Reply {
+	switch l := e.mode().labels; {
+	case !e.mode().lean:
+	case a.dir == expect.Original:
+		u.ClearLabel = l.Active
+	default:
 		c.master.Apply(expect.Update{SetLabel: l.ReplyDue}) // as the rules did when the client sent PASV
 		u.ClearLabel = l.ReplyDue
 		if rewritten && !c.rewrittenLabelSet {

@@ -29,7 +29,7 @@ const (
 )
 
 // allLabels are the rules'.
-var allLabels = engine.Labels{Recognised: recognisedLabel, Proxied: proxiedLabel, Ignore: 122, ReplyDue: 120, Rewritten: 119}
+var allLabels = engine.Labels{Recognised: recognisedLabel, Proxied: proxiedLabel, Ignore: 122, ReplyDue: 120, Active: 116, Rewritten: 119}
 
 func tuple(src, dst string) expect.Tuple {
 	return expect.Tuple{Src: netip.MustParseAddrPort(src), Dst: netip.MustParseAddrPort(dst)}

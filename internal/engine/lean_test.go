@@ -120,7 +120,7 @@ func TestLeanUnasked(t *testing.T) {
 	unasked("234 ok\r\n227 (192,168,1,2,145,38)\r\n")
 }
 
-// TestLeanSplit lets the beginning of a line pass: the rest of it is never queued.
+// TestLeanSplit lets the beginning of a line pass: it is too late for the rest.
 func TestLeanSplit(t *testing.T) {
 	w := newWorld(t, natOriginal, natReply, lean)
 	w.unseen(client, "PASV\r\n")
@@ -128,10 +128,50 @@ func TestLeanSplit(t *testing.T) {
 	if _, waits := w.eng.Deadline(); waits {
 		t.Error("a packet waits")
 	}
-	w.unseen(server, "145,37)\r\n")
+	w.harmless(server, "145,37)\r\n")
+	if w.logged("kind=failed") != 1 {
+		t.Errorf("log:\n%s", &w.log)
+	}
 	w.unseen(client, "PASV\r\n")
 	if got, want := w.say(server, "227 (192,168,1,2,145,37)\r\n"), "227 (192,0,2,2,145,37)\r\n"; got != want {
 		t.Errorf("the next 227 came out as %q, want %q", got, want)
+	}
+}
+
+// TestLeanWithoutEnd has the end of a line in the next segment, as the kernel's helper reads it.
+func TestLeanWithoutEnd(t *testing.T) {
+	w := newWorld(t, natOriginal, natReply, lean)
+	for _, u := range []struct{ before, in, out string }{
+		{"", "PORT 203,0,113,101,200,1\r", "PORT 192,168,1,1,200,1\r"},
+		{"PASV\r\n", "227 (192,168,1,2,145,37)", "227 (192,0,2,2,145,37)"},
+		{"EPSV\r\n", "229 ok (|||37158|)", "229 ok (|||37158|)"},
+	} {
+		dir := client
+		if u.before != "" {
+			w.unseen(client, u.before)
+			dir = server
+		}
+		if got := w.say(dir, u.in); got != u.out {
+			t.Errorf("%q came out as %q", u.in, got)
+		}
+		w.harmless(dir, "\r\n")
+	}
+	if len(w.ct.Installed) != 3 {
+		t.Errorf("expected %v", w.expectations())
+	}
+}
+
+// TestLeanActive has the rules queue what follows a PORT until the engine has read that, whatever it makes of it.
+func TestLeanActive(t *testing.T) {
+	for name, in := range map[string]string{"helped": port, "refused": "PORT 1,2,3,4,5,6\r\n", "unreadable": "EPRT x\r\n"} {
+		w := newWorld(t, natOriginal, natReply, lean)
+		for range 2 { // a retransmission, too
+			w.entry.Apply(expect.Update{SetLabel: allLabels.Active})
+			w.send(client, 1000, in)
+			if w.entry.Label(allLabels.Active) {
+				t.Errorf("%s: labels %v", name, labels(w.entry))
+			}
+		}
 	}
 }
 

@@ -17,15 +17,19 @@ type Labels struct {
 	Proxied int
 	// Ignore makes the rules queue nothing more of a connection.
 	Ignore int
-	// ReplyDue is set by the lean rules when the client has sent PASV or EPSV.
+	// ReplyDue is set by the lean rules when the client has sent PASV or EPSV: they queue all that the server sends
+	// until it is cleared.
 	ReplyDue int
+	// Active is set by the lean rules when the client has sent PORT or EPRT: they queue all that the client sends until
+	// it is cleared.
+	Active int
 	// Rewritten makes the lean rules queue retransmissions of replies.
 	Rewritten int
 }
 
 // Full is the mode for rules that queue every packet with payload.
 func Full(l Labels) Mode {
-	l.ReplyDue, l.Rewritten = 0, 0
+	l.ReplyDue, l.Active, l.Rewritten = 0, 0, 0
 	return Mode{labels: l}
 }
 

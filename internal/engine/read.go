@@ -125,9 +125,24 @@ func (e *Engine) setIgnoreLabel(c *connection) {
 // but a client does not send its next PASV before it has the answer to the last one.
 const maxLeanEdits = 4
 
-// readAlone reads a packet that the lean rules have queued, as if a line began there: they queue few segments of a connection,
-// and the kernel remembers whether the client has sent PASV or EPSV. A retransmission is not read.
+// readAlone takes a packet that the lean rules have queued. They queue few segments of a connection, and the kernel remembers
+// whether the client has sent PASV or EPSV.
 func (e *Engine) readAlone(c *connection, dir expect.Direction) {
+	cmd, _ := parse.ParseCommand(e.pkt.Payload())
+	l := e.mode().labels.Active
+	active := dir == expect.Original && l != 0 && cmd.Verb.Announces()
+	if active {
+		c.master.Apply(expect.Update{SetLabel: l}) // as the rules did
+	}
+	e.readSegment(c, dir)
+	if active && c.master.Label(l) {
+		e.setLabel(c, expect.Update{ClearLabel: l})
+	}
+}
+
+// readSegment reads the packet as if a line began there, unless it is a retransmission. A line that announces an endpoint need
+// not have its end, which may be in the next segment: that one is not queued.
+func (e *Engine) readSegment(c *connection, dir expect.Direction) {
 	s := &c.streams[dir]
 	if !s.Begun() {
 		e.join(c, dir)
@@ -135,9 +150,21 @@ func (e *Engine) readAlone(c *connection, dir expect.Direction) {
 	if e.retransmitted || !s.Next().Before(stream.End(&e.pkt)) || !c.reads() {
 		return
 	}
-	c.control.ReadAlone(bytes.HasPrefix(e.pkt.Payload(), []byte("22"))) // no other 22x is queued than one that is due
+	// Of the server, the rules queue nothing but a 234 unless a 227 or 229 is due.
+	c.control.ReadAlone(dir == expect.Reply && !bytes.HasPrefix(e.pkt.Payload(), []byte("234")))
 	if s.Next().Before(e.pkt.Seq()) {
 		s.Restart(e.pkt.Seq())
 	}
 	e.read(c, dir, &e.pkt)
+	if line := s.Unfinished(); announces(line.Text) {
+		e.readLine(c, dir, line)
+		s.Restart(stream.End(&e.pkt))
+	}
+}
+
+// announces reports whether an unfinished line announces an endpoint, and something follows it.
+func announces(part []byte) bool {
+	cmd, _ := parse.ParseCommand(part)
+	reply, _ := parse.ParseReply(part)
+	return cmd.Endpoint.IsValid() && cmd.Endpoint.Span.End < len(part) || reply.Endpoint.IsValid() && reply.Endpoint.Span.End < len(part)
 }
