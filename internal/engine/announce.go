@@ -123,7 +123,11 @@ func (e *Engine) wouldInstall(c *connection, a announcement, x expect.Expectatio
 func (e *Engine) update(c *connection, a announcement, rewritten, resized bool) expect.Update {
 	var u expect.Update
 	if resized {
-		position, before, after := c.streams[a.dir].Adjustment()
+		adjustment := c.streams[a.dir].Adjustment
+		if e.mode().lean { // no acknowledgements are seen, and what lies between two edits is not rendered
+			adjustment = c.streams[a.dir].LastAdjustment
+		}
+		position, before, after := adjustment()
 		e.adjust = expect.SeqAdj{Position: uint32(position), Before: before, After: after}
 		u.Dir, u.Adjust = a.dir, &e.adjust
 	}

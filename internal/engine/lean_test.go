@@ -161,6 +161,21 @@ func TestLeanWithoutEnd(t *testing.T) {
 	}
 }
 
+// TestLeanBetween has a reply between two that are rewritten: the kernel numbers it right while the second one waits.
+func TestLeanBetween(t *testing.T) {
+	w := newWorld(t, natOriginal, natReply, lean)
+	for range 3 {
+		w.unseen(client, "PASV\r\n")
+		between := w.next[server]
+		want := w.entry.Seq(server, between)
+		w.harmless(server, "226 done\r\n")
+		w.say(server, "227 (192,168,1,2,145,37)\r\n")
+		if got := w.entry.Seq(server, between); got != want {
+			t.Errorf("the kernel gives what was sent before the 227 the number %d, want %d", got, want)
+		}
+	}
+}
+
 // TestLeanActive has the rules queue what follows a PORT until the engine has read that, whatever it makes of it.
 func TestLeanActive(t *testing.T) {
 	for name, in := range map[string]string{"helped": port, "refused": "PORT 1,2,3,4,5,6\r\n", "unreadable": "EPRT x\r\n"} {

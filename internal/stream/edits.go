@@ -57,6 +57,11 @@ func (s *Stream) Adjustment() (position mangle.Seq, before, after int32) {
 	return s.pending.edits.Adjustment()
 }
 
+// LastAdjustment returns that of the last edit, as mangle.Edits does.
+func (s *Stream) LastAdjustment() (position mangle.Seq, before, after int32) {
+	return s.pending.edits.LastAdjustment()
+}
+
 // ToSender returns the sender's number for ack, one of the receiver's.
 func (s *Stream) ToSender(ack mangle.Seq) mangle.Seq {
 	if s.pending == nil {

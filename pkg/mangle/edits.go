@@ -135,6 +135,19 @@ func (e *Edits) Adjustment() (position Seq, before, after int32) {
 	return position, before, after
 }
 
+// LastAdjustment returns what the kernel is to be told if the receiver has acknowledged all edits before the last change: as
+// Adjustment, but before is the offset in front of that.
+func (e *Edits) LastAdjustment() (position Seq, before, after int32) {
+	after = e.base
+	for _, d := range e.list {
+		if d.delta() != 0 {
+			position, before = d.last(), after
+			after += d.delta()
+		}
+	}
+	return position, before, after
+}
+
 // Forget drops the edits that the receiver has acknowledged. ack is the receiver's
 // acknowledgement number, in its own numbers: as it stands in its packets. The offset stays
 // as it was, for all before them too: where the acknowledgement gets lost and they are sent
