@@ -211,22 +211,6 @@ func TestStreamSplitAtEveryPosition(t *testing.T) {
 	}
 }
 
-func TestStreamSegmentsOfOneSize(t *testing.T) {
-	want, _ := linesOf(dialogue)
-	for _, start := range starts {
-		for size := 1; size <= len(dialogue); size++ {
-			for again := range 4 { // bytes of the segment before that are sent again
-				var segments []segment
-				for i := 0; i < len(dialogue); i += size {
-					from := max(i-again, 0)
-					segments = append(segments, segment{from, dialogue[from:min(i+size, len(dialogue))]})
-				}
-				checkStream(t, start, segments, want)
-			}
-		}
-	}
-}
-
 func TestStreamLosesOneSegment(t *testing.T) {
 	const text = "NOOP\r\nPASV\r\nEPSV\r\nQUIT\r\nSYST\r\n"
 	for i := range len(text) {
