@@ -73,122 +73,34 @@ func TestStream(t *testing.T) {
 		segments []segment
 		want     []lineAt
 	}{
-		{
-			name:     "a line",
-			segments: []segment{{0, "PASV\r\n"}},
-			want:     []lineAt{{0, "PASV\r"}},
-		},
-		{
-			name:     "LF alone, and empty lines",
-			segments: []segment{{0, "\nPASV\n\n\r\n"}},
-			want:     []lineAt{{0, ""}, {1, "PASV"}, {6, ""}, {7, "\r"}},
-		},
-		{
-			name:     "several commands in a segment",
-			segments: []segment{{0, "NOOP\r\nPORT 192,168,0,2,4,1\r\nLIST\r\n"}},
-			want:     []lineAt{{0, "NOOP\r"}, {6, "PORT 192,168,0,2,4,1\r"}, {28, "LIST\r"}},
-		},
-		{
-			name:     "split in the verb",
-			segments: []segment{{0, "POR"}, {3, "T 192,168,0,2,4,1\r\n"}},
-			want:     []lineAt{{0, "PORT 192,168,0,2,4,1\r"}},
-		},
-		{
-			name:     "split between CR and LF",
-			segments: []segment{{0, "PORT 192,168,0,2,4,1\r"}, {21, "\nLIST\r\n"}},
-			want:     []lineAt{{0, "PORT 192,168,0,2,4,1\r"}, {22, "LIST\r"}},
-		},
-		{
-			name:     "split in the second line, over three segments",
-			segments: []segment{{0, "NOOP\r\nPA"}, {8, "S"}, {9, "V\r\nNO"}, {14, "OP\r\n"}},
-			want:     []lineAt{{0, "NOOP\r"}, {6, "PASV\r"}, {12, "NOOP\r"}},
-		},
-		{
-			name:     "an empty segment",
-			segments: []segment{{0, "PA"}, {2, ""}, {2, "SV\r\n"}},
-			want:     []lineAt{{0, "PASV\r"}},
-		},
-		{
-			name:     "sent again whole",
-			segments: []segment{{0, "PASV\r\n"}, {0, "PASV\r\n"}, {6, "NOOP\r\n"}, {0, "PASV\r\n"}},
-			want:     []lineAt{{0, "PASV\r"}, {6, "NOOP\r"}},
-		},
-		{
-			name:     "sent again together with the next",
-			segments: []segment{{0, "PASV\r\n"}, {0, "PASV\r\nNOOP\r\n"}},
-			want:     []lineAt{{0, "PASV\r"}, {6, "NOOP\r"}},
-		},
-		{
-			name:     "sent again in parts",
-			segments: []segment{{0, "PASV\r\n"}, {0, "PA"}, {2, "SV\r\n"}, {6, "NOOP\r\n"}},
-			want:     []lineAt{{0, "PASV\r"}, {6, "NOOP\r"}},
-		},
-		{
-			name:     "the unfinished part sent again, with more of it",
-			segments: []segment{{0, "PA"}, {0, "PAS"}, {1, "A"}, {1, "ASV\r"}, {0, "PASV\r\n"}},
-			want:     []lineAt{{0, "PASV\r"}},
-		},
-		{
-			name:     "overlap of one byte",
-			segments: []segment{{0, "PASV\r\nNO"}, {7, "OOP\r\n"}},
-			want:     []lineAt{{0, "PASV\r"}, {6, "NOOP\r"}},
-		},
+		{"a line", []segment{{0, "PASV\r\n"}}, []lineAt{{0, "PASV\r"}}},
+		{"LF alone, and empty lines", []segment{{0, "\nPASV\n\n\r\n"}}, []lineAt{{0, ""}, {1, "PASV"}, {6, ""}, {7, "\r"}}},
+		{"several commands in a segment", []segment{{0, "NOOP\r\nPORT 192,168,0,2,4,1\r\nLIST\r\n"}}, []lineAt{{0, "NOOP\r"}, {6, "PORT 192,168,0,2,4,1\r"}, {28, "LIST\r"}}},
+		{"split in the verb", []segment{{0, "POR"}, {3, "T 192,168,0,2,4,1\r\n"}}, []lineAt{{0, "PORT 192,168,0,2,4,1\r"}}},
+		{"split between CR and LF", []segment{{0, "PORT 192,168,0,2,4,1\r"}, {21, "\nLIST\r\n"}}, []lineAt{{0, "PORT 192,168,0,2,4,1\r"}, {22, "LIST\r"}}},
+		{"split in the second line, over three segments", []segment{{0, "NOOP\r\nPA"}, {8, "S"}, {9, "V\r\nNO"}, {14, "OP\r\n"}}, []lineAt{{0, "NOOP\r"}, {6, "PASV\r"}, {12, "NOOP\r"}}},
+		{"an empty segment", []segment{{0, "PA"}, {2, ""}, {2, "SV\r\n"}}, []lineAt{{0, "PASV\r"}}},
+		{"sent again whole", []segment{{0, "PASV\r\n"}, {0, "PASV\r\n"}, {6, "NOOP\r\n"}, {0, "PASV\r\n"}}, []lineAt{{0, "PASV\r"}, {6, "NOOP\r"}}},
+		{"sent again together with the next", []segment{{0, "PASV\r\n"}, {0, "PASV\r\nNOOP\r\n"}}, []lineAt{{0, "PASV\r"}, {6, "NOOP\r"}}},
+		{"sent again in parts", []segment{{0, "PASV\r\n"}, {0, "PA"}, {2, "SV\r\n"}, {6, "NOOP\r\n"}}, []lineAt{{0, "PASV\r"}, {6, "NOOP\r"}}},
+		{"the unfinished part sent again, with more of it", []segment{{0, "PA"}, {0, "PAS"}, {1, "A"}, {1, "ASV\r"}, {0, "PASV\r\n"}}, []lineAt{{0, "PASV\r"}}},
+		{"overlap of one byte", []segment{{0, "PASV\r\nNO"}, {7, "OOP\r\n"}}, []lineAt{{0, "PASV\r"}, {6, "NOOP\r"}}},
 		{
 			// What was read is what counts, here as at the receiver.
 			name:     "sent again with other bytes",
 			segments: []segment{{0, "PASV\r\n"}, {0, "EPSV\r\nNOOP\r\n"}},
 			want:     []lineAt{{0, "PASV\r"}, {6, "NOOP\r"}},
 		},
-		{
-			name:     "gap between lines: whether a line begins behind it is not known",
-			segments: []segment{{0, "PASV\r\n"}, {12, "NOOP\r\nQUIT\r\n"}},
-			want:     []lineAt{{0, "PASV\r"}, {18, "QUIT\r"}},
-		},
-		{
-			name:     "gap in a line",
-			segments: []segment{{0, "PASV\r\nPOR"}, {10, " 192,168,0,2,4,1\r\nLIST\r\n"}},
-			want:     []lineAt{{0, "PASV\r"}, {28, "LIST\r"}},
-		},
-		{
-			name:     "gap, and a second one before the line ends",
-			segments: []segment{{0, "PA"}, {4, "xx"}, {10, "yy"}, {12, "\r\nNOOP\r\n"}},
-			want:     []lineAt{{14, "NOOP\r"}},
-		},
-		{
-			name:     "gap that is filled too late",
-			segments: []segment{{0, "NO"}, {6, "PASV\r\n"}, {2, "OP\r\n"}, {12, "QUIT\r\n"}},
-			want:     []lineAt{{12, "QUIT\r"}},
-		},
-		{
-			name:     "longest line",
-			segments: []segment{{0, long + "\nNOOP\n"}},
-			want:     []lineAt{{0, long}, {parse.MaxLine + 1, "NOOP"}},
-		},
-		{
-			name:     "longest line in parts",
-			segments: []segment{{0, long[:100]}, {100, long[100:]}, {parse.MaxLine, "\nNOOP\n"}},
-			want:     []lineAt{{0, long}, {parse.MaxLine + 1, "NOOP"}},
-		},
-		{
-			name:     "line too long by one",
-			segments: []segment{{0, "PASV\n" + long + "x\nNOOP\n"}},
-			want:     []lineAt{{0, "PASV"}, {5, long}, {5 + parse.MaxLine + 2, "NOOP"}},
-		},
-		{
-			name:     "line too long by one, its last byte apart",
-			segments: []segment{{0, long}, {parse.MaxLine, "x\nNOOP\n"}},
-			want:     []lineAt{{0, long}, {parse.MaxLine + 2, "NOOP"}},
-		},
-		{
-			name:     "line too long, its LF apart",
-			segments: []segment{{0, long + "x"}, {parse.MaxLine + 1, "\nNOOP\n"}},
-			want:     []lineAt{{0, long}, {parse.MaxLine + 2, "NOOP"}},
-		},
-		{
-			name:     "line too long by far, in parts, and what looks like a line in it",
-			segments: []segment{{0, long}, {parse.MaxLine, long}, {2 * parse.MaxLine, "PASV\r\nNOOP\r\n"}},
-			want:     []lineAt{{0, long}, {2*parse.MaxLine + 6, "NOOP\r"}},
-		},
+		{"gap between lines: whether a line begins behind it is not known", []segment{{0, "PASV\r\n"}, {12, "NOOP\r\nQUIT\r\n"}}, []lineAt{{0, "PASV\r"}, {18, "QUIT\r"}}},
+		{"gap in a line", []segment{{0, "PASV\r\nPOR"}, {10, " 192,168,0,2,4,1\r\nLIST\r\n"}}, []lineAt{{0, "PASV\r"}, {28, "LIST\r"}}},
+		{"gap, and a second one before the line ends", []segment{{0, "PA"}, {4, "xx"}, {10, "yy"}, {12, "\r\nNOOP\r\n"}}, []lineAt{{14, "NOOP\r"}}},
+		{"gap that is filled too late", []segment{{0, "NO"}, {6, "PASV\r\n"}, {2, "OP\r\n"}, {12, "QUIT\r\n"}}, []lineAt{{12, "QUIT\r"}}},
+		{"longest line", []segment{{0, long + "\nNOOP\n"}}, []lineAt{{0, long}, {parse.MaxLine + 1, "NOOP"}}},
+		{"longest line in parts", []segment{{0, long[:100]}, {100, long[100:]}, {parse.MaxLine, "\nNOOP\n"}}, []lineAt{{0, long}, {parse.MaxLine + 1, "NOOP"}}},
+		{"line too long by one", []segment{{0, "PASV\n" + long + "x\nNOOP\n"}}, []lineAt{{0, "PASV"}, {5, long}, {5 + parse.MaxLine + 2, "NOOP"}}},
+		{"line too long by one, its last byte apart", []segment{{0, long}, {parse.MaxLine, "x\nNOOP\n"}}, []lineAt{{0, long}, {parse.MaxLine + 2, "NOOP"}}},
+		{"line too long, its LF apart", []segment{{0, long + "x"}, {parse.MaxLine + 1, "\nNOOP\n"}}, []lineAt{{0, long}, {parse.MaxLine + 2, "NOOP"}}},
+		{"line too long by far, in parts, and what looks like a line in it", []segment{{0, long}, {parse.MaxLine, long}, {2 * parse.MaxLine, "PASV\r\nNOOP\r\n"}}, []lineAt{{0, long}, {2*parse.MaxLine + 6, "NOOP\r"}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			for _, start := range starts {

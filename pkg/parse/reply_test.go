@@ -15,63 +15,21 @@ func TestParseReply(t *testing.T) {
 		want announcement
 		err  error
 	}{
-		{
-			name: "227, the dot stays", wire: "227 Entering Passive Mode (198,51,100,9,4,1).\r\n", code: 227,
-			want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227 Entering Passive Mode (203,0,113,107,195,80).\r\n"},
-		},
-		{
-			name: "227 ended by LF alone", wire: "227 Entering Passive Mode (198,51,100,9,4,1)\n", code: 227,
-			want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227 Entering Passive Mode (203,0,113,107,195,80)\n"},
-		},
-		{
-			name: "227 and nothing but the numbers", wire: "227 198,51,100,9,4,1\r\n", code: 227,
-			want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227 203,0,113,107,195,80\r\n"},
-		},
-		{
-			name: "227 without parentheses", wire: "227 Entering Passive Mode 198,51,100,9,4,1.\r\n", code: 227,
-			want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227 Entering Passive Mode 203,0,113,107,195,80.\r\n"},
-		},
-		{
-			name: "227 with an equals sign", wire: "227 =198,51,100,9,4,1\r\n", code: 227,
-			want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227 =203,0,113,107,195,80\r\n"},
-		},
-		{
-			name: "227 with a number in its text", wire: "227 v2 mode (198,51,100,9,4,1)\r\n", code: 227,
-			want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227 v2 mode (203,0,113,107,195,80)\r\n"},
-		},
-		{
-			name: "227 with numbers in its text", wire: "227 On 1,2 and 3,4,5 (198,51,100,9,4,1)\r\n", code: 227,
-			want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227 On 1,2 and 3,4,5 (203,0,113,107,195,80)\r\n"},
-		},
-		{
-			name: "227, the first of two lists", wire: "227 (198,51,100,9,4,1) (1,2,3,4,5,6)\r\n", code: 227,
-			want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227 (203,0,113,107,195,80) (1,2,3,4,5,6)\r\n"},
-		},
-		{
-			name: "227, a list that is too long is not read from its middle", wire: "227 1,2,3,4,5,6,7 (198,51,100,9,4,1)\r\n", code: 227,
-			want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227 1,2,3,4,5,6,7 (203,0,113,107,195,80)\r\n"},
-		},
-		{
-			name: "227 with a tab", wire: "227\t198,51,100,9,4,1\r\n", code: 227,
-			want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227\t203,0,113,107,195,80\r\n"},
-		},
-		{
-			name: "227 with blanks between the numbers", wire: "227 Entering Passive Mode (192, 168, 1, 2, 145, 37).\r\n", code: 227,
-			want: announcement{"192.168.1.2", 37157, "192, 168, 1, 2, 145, 37", "227 Entering Passive Mode (203,0,113,107,195,80).\r\n"},
-		},
-		{
-			name: "227 with a list in its text", wire: "227 v2 , 3 , (192 ,168,1, 2,145,37)\r\n", code: 227,
-			want: announcement{"192.168.1.2", 37157, "192 ,168,1, 2,145,37", "227 v2 , 3 , (203,0,113,107,195,80)\r\n"},
-		},
-		{
-			name: "227 after a NUL and a telnet command", wire: "\x00\xff\xfb\x01227 (192,168,1,2,145,37)\r\n", code: 227,
-			want: announcement{"192.168.1.2", 37157, "192,168,1,2,145,37", "\x00\xff\xfb\x01227 (203,0,113,107,195,80)\r\n"},
-		},
+		{name: "227, the dot stays", wire: "227 Entering Passive Mode (198,51,100,9,4,1).\r\n", code: 227, want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227 Entering Passive Mode (203,0,113,107,195,80).\r\n"}},
+		{name: "227 ended by LF alone", wire: "227 Entering Passive Mode (198,51,100,9,4,1)\n", code: 227, want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227 Entering Passive Mode (203,0,113,107,195,80)\n"}},
+		{name: "227 and nothing but the numbers", wire: "227 198,51,100,9,4,1\r\n", code: 227, want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227 203,0,113,107,195,80\r\n"}},
+		{name: "227 without parentheses", wire: "227 Entering Passive Mode 198,51,100,9,4,1.\r\n", code: 227, want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227 Entering Passive Mode 203,0,113,107,195,80.\r\n"}},
+		{name: "227 with an equals sign", wire: "227 =198,51,100,9,4,1\r\n", code: 227, want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227 =203,0,113,107,195,80\r\n"}},
+		{name: "227 with a number in its text", wire: "227 v2 mode (198,51,100,9,4,1)\r\n", code: 227, want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227 v2 mode (203,0,113,107,195,80)\r\n"}},
+		{name: "227 with numbers in its text", wire: "227 On 1,2 and 3,4,5 (198,51,100,9,4,1)\r\n", code: 227, want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227 On 1,2 and 3,4,5 (203,0,113,107,195,80)\r\n"}},
+		{name: "227, the first of two lists", wire: "227 (198,51,100,9,4,1) (1,2,3,4,5,6)\r\n", code: 227, want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227 (203,0,113,107,195,80) (1,2,3,4,5,6)\r\n"}},
+		{name: "227, a list that is too long is not read from its middle", wire: "227 1,2,3,4,5,6,7 (198,51,100,9,4,1)\r\n", code: 227, want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227 1,2,3,4,5,6,7 (203,0,113,107,195,80)\r\n"}},
+		{name: "227 with a tab", wire: "227\t198,51,100,9,4,1\r\n", code: 227, want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227\t203,0,113,107,195,80\r\n"}},
+		{name: "227 with blanks between the numbers", wire: "227 Entering Passive Mode (192, 168, 1, 2, 145, 37).\r\n", code: 227, want: announcement{"192.168.1.2", 37157, "192, 168, 1, 2, 145, 37", "227 Entering Passive Mode (203,0,113,107,195,80).\r\n"}},
+		{name: "227 with a list in its text", wire: "227 v2 , 3 , (192 ,168,1, 2,145,37)\r\n", code: 227, want: announcement{"192.168.1.2", 37157, "192 ,168,1, 2,145,37", "227 v2 , 3 , (203,0,113,107,195,80)\r\n"}},
+		{name: "227 after a NUL and a telnet command", wire: "\x00\xff\xfb\x01227 (192,168,1,2,145,37)\r\n", code: 227, want: announcement{"192.168.1.2", 37157, "192,168,1,2,145,37", "\x00\xff\xfb\x01227 (203,0,113,107,195,80)\r\n"}},
 		// Nobody can be asked for a connection to this address, which is for policy to see.
-		{
-			name: "227 with no address", wire: "227 Entering Passive Mode (0,0,0,0,82,237)\r\n", code: 227,
-			want: announcement{"0.0.0.0", 21229, "0,0,0,0,82,237", "227 Entering Passive Mode (203,0,113,107,195,80)\r\n"},
-		},
+		{name: "227 with no address", wire: "227 Entering Passive Mode (0,0,0,0,82,237)\r\n", code: 227, want: announcement{"0.0.0.0", 21229, "0,0,0,0,82,237", "227 Entering Passive Mode (203,0,113,107,195,80)\r\n"}},
 		{name: "227 to something else", wire: "227 Logout.\r\n", code: 227, err: ErrSyntax},
 		{name: "227 alone", wire: "227\r\n", code: 227, err: ErrSyntax},
 		{name: "227 alone, LF", wire: "227\n", code: 227, err: ErrSyntax},
@@ -83,38 +41,14 @@ func TestParseReply(t *testing.T) {
 		{name: "227, the code is none of the numbers", wire: "227,1,2,3,4,5\r\n"},
 		{name: "227 that begins a block", wire: "227-Entering Passive Mode (198,51,100,9,4,1)\r\n", code: 227, more: true},
 
-		{
-			name: "229", wire: "229 Entering Extended Passive Mode (|||50006|).\r\n", code: 229,
-			want: announcement{"", 50006, "50006", "229 Entering Extended Passive Mode (|||50000|).\r\n"},
-		},
-		{
-			name: "229, another delimiter", wire: "229 Extended (!!!9447!)\r\n", code: 229,
-			want: announcement{"", 9447, "9447", "229 Extended (!!!50000!)\r\n"},
-		},
-		{
-			name: "229, shortest and highest", wire: "229 (|||65535|\n", code: 229,
-			want: announcement{"", 65535, "65535", "229 (|||50000|\n"},
-		},
-		{
-			name: "229, one digit", wire: "229 (|||1|)", code: 229,
-			want: announcement{"", 1, "1", "229 (|||50000|)"},
-		},
-		{
-			name: "229, leading zeros", wire: "229 (|||000001025|)\r\n", code: 229,
-			want: announcement{"", 1025, "000001025", "229 (|||50000|)\r\n"},
-		},
-		{
-			name: "229, other parentheses before it", wire: "229 EPSV (RFC 2428) ok (|||50006|)\r\n", code: 229,
-			want: announcement{"", 50006, "50006", "229 EPSV (RFC 2428) ok (|||50000|)\r\n"},
-		},
-		{
-			name: "229, a number that cannot be used before it", wire: "229 (|||0|) (|||50006|)\r\n", code: 229,
-			want: announcement{"", 50006, "50006", "229 (|||0|) (|||50000|)\r\n"},
-		},
-		{
-			name: "229, nothing behind one digit and its delimiter", wire: "229 (|||1|", code: 229,
-			want: announcement{"", 1, "1", "229 (|||50000|"},
-		},
+		{name: "229", wire: "229 Entering Extended Passive Mode (|||50006|).\r\n", code: 229, want: announcement{"", 50006, "50006", "229 Entering Extended Passive Mode (|||50000|).\r\n"}},
+		{name: "229, another delimiter", wire: "229 Extended (!!!9447!)\r\n", code: 229, want: announcement{"", 9447, "9447", "229 Extended (!!!50000!)\r\n"}},
+		{name: "229, shortest and highest", wire: "229 (|||65535|\n", code: 229, want: announcement{"", 65535, "65535", "229 (|||50000|\n"}},
+		{name: "229, one digit", wire: "229 (|||1|)", code: 229, want: announcement{"", 1, "1", "229 (|||50000|)"}},
+		{name: "229, leading zeros", wire: "229 (|||000001025|)\r\n", code: 229, want: announcement{"", 1025, "000001025", "229 (|||50000|)\r\n"}},
+		{name: "229, other parentheses before it", wire: "229 EPSV (RFC 2428) ok (|||50006|)\r\n", code: 229, want: announcement{"", 50006, "50006", "229 EPSV (RFC 2428) ok (|||50000|)\r\n"}},
+		{name: "229, a number that cannot be used before it", wire: "229 (|||0|) (|||50006|)\r\n", code: 229, want: announcement{"", 50006, "50006", "229 (|||0|) (|||50000|)\r\n"}},
+		{name: "229, nothing behind one digit and its delimiter", wire: "229 (|||1|", code: 229, want: announcement{"", 1, "1", "229 (|||50000|"}},
 		{name: "229, the first delimiter differs", wire: "229 (x||6446|)\r\n", code: 229, err: ErrSyntax},
 		{name: "229 to something else", wire: "229 Extended.\r\n", code: 229, err: ErrSyntax},
 		{name: "229 alone", wire: "229\r\n", code: 229, err: ErrSyntax},
