@@ -60,6 +60,9 @@ const AgainPriority = 0x2127_0119
 
 // Bits of the conntrack label (ct label), 0 to 127.
 const (
+	// InLineLabel is for the daemon to set on recognised connections that it forgets in the middle of a line.
+	InLineLabel = 115
+
 	// ActiveLabel marks connections whose PORT or EPRT is in the queue: the ruleset Lean sets it, and queues all that the
 	// client sends until the daemon clears it, so that nothing overtakes the line.
 	ActiveLabel = 116

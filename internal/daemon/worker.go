@@ -32,7 +32,7 @@ func (d *daemon) newWorker(number uint16) (w *worker, err error) {
 		d.eventLog.observe(ev)
 		d.desk.observe(number, ev)
 	}
-	labels := engine.Labels{Recognised: rules.RecognisedLabel, Proxied: rules.ProxiedLabel, Ignore: rules.OpaqueLabel,
+	labels := engine.Labels{Recognised: rules.RecognisedLabel, InLine: rules.InLineLabel, Proxied: rules.ProxiedLabel, Ignore: rules.OpaqueLabel,
 		ReplyDue: rules.AskedLabel, Active: rules.ActiveLabel, Rewritten: rules.EditedLabel}
 	lean := choice.Rules.Ruleset == rules.Lean
 	switch {

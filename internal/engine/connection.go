@@ -21,6 +21,7 @@ type connection struct {
 	// mayResize is set while the kernel adjusts the sequence numbers after a line that has become
 	// longer or shorter: it can for a connection that this host translates.
 	mayResize         bool
+	inLine            bool // the client's stream is joined in the middle of a line
 	ignoreLabelSet    bool
 	rewrittenLabelSet bool
 	reported          uint16 // a bit for every Reason of which an event was emitted
@@ -115,7 +116,7 @@ func (e *Engine) newConnection(m *expect.Master) connection {
 	l := e.mode().labels
 	switch {
 	case labelled(m.Label, l.Recognised):
-		c.control = ftp.Resume()
+		c.control, c.inLine = ftp.Resume(), labelled(m.Label, l.InLine)
 	case e.mode().monitor || labelled(m.Label, l.Proxied):
 		// Where the SYN-ACK is not queued, the client's first line that arrives is taken for the beginning.
 		c.control = ftp.Open()
@@ -187,12 +188,20 @@ func (e *Engine) track(c connection) *connection {
 	return e.table.add(c)
 }
 
-// leaveInLine takes the recognition of a connection back that is forgotten in the middle of a line: when it is looked up
-// again, its next segment would be taken for the beginning of one.
+// leaveInLine labels a recognised connection that is forgotten in the middle of a line: when it is looked up
+// again, its next segment is not the beginning of one.
 func (e *Engine) leaveInLine(c *connection) {
-	l := e.mode().labels.Recognised
-	if l != 0 && c.control.Recognised() && c.streams[expect.Original].InLine() {
-		e.setLabel(c, expect.Update{ClearLabel: l})
+	l := e.mode().labels.InLine
+	if l != 0 && c.control.Recognised() && c.streams[expect.Original].InLine() && !c.inLine {
+		e.setLabel(c, expect.Update{SetLabel: l})
+	}
+}
+
+// endLine takes note of the end of a line in whose middle the client's stream was joined.
+func (e *Engine) endLine(c *connection) {
+	if c.inLine {
+		c.inLine = false
+		e.setLabel(c, expect.Update{ClearLabel: e.mode().labels.InLine})
 	}
 }
 
@@ -206,7 +215,7 @@ func (e *Engine) drop(c *connection) {
 // join begins a stream with a packet of a connection that was not seen from its beginning.
 func (e *Engine) join(c *connection, dir expect.Direction) {
 	s := &c.streams[dir]
-	s.Join(e.pkt.Seq())
+	s.Join(e.pkt.Seq(), !c.inLine || dir == expect.Reply)
 	// Where the kernel adjusts already, segments up to its last change are left to it.
 	if adj := c.master.SeqAdj[dir]; adj.Before != adj.After {
 		s.LeaveBefore(mangle.Seq(adj.Position).Add(1))

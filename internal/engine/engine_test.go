@@ -24,12 +24,13 @@ const (
 	client = expect.Original
 	server = expect.Reply
 
+	inLineLabel     = 115
 	recognisedLabel = 118
 	proxiedLabel    = 123
 )
 
 // allLabels are the rules'.
-var allLabels = engine.Labels{Recognised: recognisedLabel, Proxied: proxiedLabel, Ignore: 122, ReplyDue: 120, Active: 116, Rewritten: 119}
+var allLabels = engine.Labels{Recognised: recognisedLabel, InLine: inLineLabel, Proxied: proxiedLabel, Ignore: 122, ReplyDue: 120, Active: 116, Rewritten: 119}
 
 func tuple(src, dst string) expect.Tuple {
 	return expect.Tuple{Src: netip.MustParseAddrPort(src), Dst: netip.MustParseAddrPort(dst)}

@@ -13,6 +13,9 @@ type Labels struct {
 	// Recognised is set on a connection that is recognised as FTP: when it is looked up again, its PORT and EPRT
 	// are helped at once. Without it, a connection that was evicted is not recognised again.
 	Recognised int
+	// InLine is set on a recognised connection that the daemon forgets in the middle of a line from the client: the rest of that
+	// line is no line.
+	InLine int
 	// Proxied is the bit of connections whose SYN-ACK is not queued.
 	Proxied int
 	// Ignore makes the rules queue nothing more of a connection.

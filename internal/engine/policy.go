@@ -49,7 +49,7 @@ func (e *Engine) checkPolicy(c *connection, a announcement) Reason {
 	switch {
 	case !a.solicited:
 		return Unasked
-	case client && c.control.HeadMissed():
+	case a.line.Tail || client && c.control.HeadMissed():
 		return Midstream
 	case client && !c.control.Greeted():
 		return NotGreeted

@@ -59,15 +59,15 @@ func maxLooks(p *mangle.Packet) int { return 32 + len(p.Payload())/6 }
 // readLine takes a line of either side.
 func (e *Engine) readLine(c *connection, dir expect.Direction, line stream.Line) {
 	var m ftp.Meaning
-	if line.Tail {
-		if dir == expect.Original {
-			c.control.CommandTail(line.Text)
-		}
-		return
-	}
-	if dir == expect.Original {
+	switch {
+	case line.Tail && dir == expect.Original:
+		e.endLine(c)
+		m = c.control.CommandTail(line.Text)
+	case line.Tail:
+		m = c.control.ReplyTail(line.Text)
+	case dir == expect.Original:
 		m = c.control.Command(line.Text, line.Cut, c.streams[expect.Reply].InLine())
-	} else {
+	default:
 		m = c.control.Reply(line.Text, line.Cut)
 	}
 	if m.Recognised {

@@ -182,7 +182,7 @@ var reasons = [numReasons]struct {
 	Unasked:    {Word{"unasked", "a 227 or 229 without a PASV or EPSV before it"}, "no PASV or EPSV asked for it"},
 	NotGreeted: {Word{"not_greeted", "a PORT or EPRT before the server's greeting"}, "the server has not greeted yet"},
 	NoLogin:    {Word{"no_login", "a PORT or EPRT before the client's USER"}, "the client has not logged in"},
-	Midstream:  {Word{"midstream", "a PORT or EPRT on a connection whose beginning the daemon has not read, so that it may not be FTP: the client has to connect again"}, "the beginning of the connection was not read (the daemon did not run, or its queue was full), so it may not be FTP: the client has to connect again"},
+	Midstream:  {Word{"midstream", "what precedes it was not read: the beginning of the connection (PORT and EPRT), or of the line, so that it may not be FTP: the client has to connect again"}, "what precedes it was not read (the daemon did not run, or its queue was full), so it may not be FTP: the client has to connect again"},
 	NotPeer:    {Word{"not_peer", "the announced address is not the sender's own (bounce protection, see --allow)"}, "the address is not that of the one who announces it"},
 	LowPort:    {Word{"low_port", "the announced port is below --min-port"}, "the port is below the lowest one allowed"},
 	TooMany:    {Word{"too_many", "the client announced more than --rate data connections within a second"}, "too many data connections have been announced for this client within a second"},

@@ -155,10 +155,28 @@ func (c *Control) Command(text []byte, cut, replyBegun bool) Meaning {
 
 // CommandTail takes what may be a line from the client, or only its end: what precedes it was not read. PASV and EPSV
 // count, since they open nothing.
-func (c *Control) CommandTail(text []byte) {
-	if cmd, _ := parse.ParseCommand(text); cmd.Verb.AsksServer() {
+func (c *Control) CommandTail(text []byte) Meaning {
+	cmd, _ := parse.ParseCommand(text)
+	if cmd.Verb.AsksServer() {
 		c.requests.add(true)
 	}
+	return tail(cmd.Verb, cmd.Endpoint)
+}
+
+// ReplyTail is CommandTail for the server.
+func (c *Control) ReplyTail(text []byte) Meaning {
+	if c.requests.passive == 0 {
+		return Meaning{}
+	}
+	r, _ := parse.ParseReply(text)
+	return tail(r.Verb, r.Endpoint)
+}
+
+func tail(v parse.Verb, e parse.Endpoint) Meaning {
+	if !e.IsValid() {
+		return Meaning{}
+	}
+	return Meaning{Verb: v, Endpoint: e, Solicited: true}
 }
 
 func isEmpty(line []byte) bool { return len(bytes.Trim(line, " \t\r\x00")) == 0 }

@@ -60,9 +60,10 @@ func (s *Stream) Open(seq mangle.Seq) {
 	s.firstSeq = seq
 }
 
-// Join begins the stream with a segment in its middle, which is taken for the beginning of a line.
-func (s *Stream) Join(seq mangle.Seq) {
+// Join begins the stream with a segment in its middle, which begins a line or not.
+func (s *Stream) Join(seq mangle.Seq, lineStart bool) {
 	s.begin(seq)
+	s.skip = !lineStart
 	s.firstSeq = seq.Add(-maxDistance) // retransmissions may begin before seq
 }
 
