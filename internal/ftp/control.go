@@ -234,6 +234,8 @@ func (c *Control) Skip(text []byte) int {
 	if c.block == 0 || c.answerNext {
 		return 0
 	}
+	const most = 2048 // bounds what is looked at for one line
+	text = text[:min(len(text), most)]
 	for _, prefix := range [...]byte{0, 0xff} { // NUL and telnet's IAC may precede a code
 		if i := bytes.IndexByte(text, prefix); i >= 0 {
 			text = text[:bytes.LastIndexByte(text[:i], '\n')+1]
