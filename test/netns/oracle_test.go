@@ -1,0 +1,155 @@
+package netns
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// knownDifferences has the dialogues whose outcome is not yet what their paragraph says, with the rulesets concerned.
+var knownDifferences = map[string][]string{}
+
+// rejecting makes the firewall answer what it would drop, so that a client need not wait for a time-out.
+const rejecting = `table inet filter {
+	chain input { reject with tcp reset; }
+	chain forward { reject with tcp reset; }
+}
+`
+
+// oracleColumn is a helper that replays the dialogues.
+type oracleColumn struct {
+	name   string
+	helper Helper
+	daemon Daemon
+	// outcomes and errs are by the name of the dialogue.
+	outcomes map[string][]bool
+	errs     map[string]error
+}
+
+// TestOracle replays the dialogues of testdata through the kernel's helper, which is the oracle, and through ours. Where
+// the kernel's helper lets a data connection through, ours must, unless the dialogue says why not.
+func TestOracle(t *testing.T) {
+	t.Parallel()
+	needKernelHelper(t)
+	dialogues := readDialogues(t)
+	columns := []*oracleColumn{
+		{name: "kernel", helper: Kernel},
+		{name: "full", helper: Ours},
+		{name: "lean", helper: Ours, daemon: Daemon{BackEnd: BackEnd{Helper: "carrier", Ruleset: "lean"}}},
+	}
+	for _, c := range columns {
+		c.outcomes, c.errs = make(map[string][]bool), make(map[string]error)
+		for _, family := range Families {
+			c.replay(t, family, dialogues)
+		}
+	}
+	kernel := columns[0]
+	var table strings.Builder
+	for _, d := range dialogues {
+		t.Run(d.name, func(t *testing.T) {
+			fmt.Fprintf(&table, "%-72s", d.name)
+			for _, c := range columns {
+				fmt.Fprintf(&table, " %-8s", c.summary(d.name))
+			}
+			table.WriteString("\n")
+			for _, c := range columns[1:] {
+				c.compare(t, d, kernel)
+			}
+		})
+	}
+	t.Logf("%-72s %-8s %-8s %-8s (+ data connection works, - not, ! the control connection fails)\n%s",
+		"", columns[0].name, columns[1].name, columns[2].name, table.String())
+}
+
+// replay replays all dialogues of a family at the same time.
+func (c *oracleColumn) replay(t *testing.T, family Family, dialogues []transcript) {
+	lab := &dialogueLab{Lab: newLab(t, Config{Situation: DNATMasquerade, Family: family, Helper: c.helper, Daemon: c.daemon})}
+	ctx := testContext(t, 2*time.Minute)
+	var err error
+	lab.listener, err = lab.Server.Listen(ctx, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lab.listener.Close()
+	if err := lab.ServerRouter().Nft(ctx, rejecting); err != nil {
+		t.Fatal(err)
+	}
+	widenWindow(t, lab.Client)
+	widenWindow(t, lab.Server)
+	var all sync.WaitGroup
+	var mu sync.Mutex
+	for _, d := range dialogues {
+		if d.family != family {
+			continue
+		}
+		all.Go(func() {
+			r := replay{lab: lab.Lab, patience: Scale(5 * time.Second)}
+			err := r.run(d, lab.connect)
+			mu.Lock()
+			defer mu.Unlock()
+			c.outcomes[d.name], c.errs[d.name] = r.outcomes, err
+		})
+	}
+	all.Wait()
+	if c.helper == Ours {
+		wantNothingInvalid(t, lab.Routers...)
+	}
+}
+
+func (c *oracleColumn) summary(name string) string {
+	var text string
+	for _, opened := range c.outcomes[name] {
+		text += map[bool]string{true: "+", false: "-"}[opened]
+	}
+	if c.errs[name] != nil {
+		text += "!"
+	}
+	return text
+}
+
+// opened says whether the dialogue got to its nth data connection, and had it.
+func (c *oracleColumn) opened(name string, n int) bool {
+	return n < len(c.outcomes[name]) && c.outcomes[name][n]
+}
+
+// compare compares one of our rulesets with what the dialogue says, and that with the kernel's helper.
+func (c *oracleColumn) compare(t *testing.T, d transcript, kernel *oracleColumn) {
+	t.Helper()
+	var faults []string
+	if err := c.errs[d.name]; err != nil {
+		faults = append(faults, fmt.Sprintf("the control connection fails: %v", err))
+	}
+	n := 0
+	for _, s := range d.steps {
+		if s.kind != dataConnection {
+			continue
+		}
+		want, kernelOpened := s.want[c.name], kernel.opened(d.name, n)
+		switch opened := c.opened(d.name, n); {
+		case opened && want != works:
+			faults = append(faults, fmt.Sprintf("data connection %d is opened, and listed as %s", n+1, want))
+		case !opened && want == works:
+			faults = append(faults, fmt.Sprintf("data connection %d is not opened (by the kernel's helper: %v)", n+1, kernelOpened))
+		}
+		if want == refused && !kernelOpened {
+			t.Errorf("%s: data connection %d is listed as refused, but the kernel's helper does not open it either: %s", c.name, n+1, closed)
+		}
+		if want == closed && kernelOpened {
+			t.Errorf("%s: data connection %d is listed as closed, but the kernel's helper opens it: works or refused", c.name, n+1)
+		}
+		n++
+	}
+	known := slices.Contains(knownDifferences[d.name], c.name)
+	switch text := strings.Join(faults, "; "); {
+	case known && len(faults) == 0:
+		t.Errorf("%s: it is no known difference any more: remove it from the list", c.name)
+	case known:
+		t.Logf("%s, known: %s", c.name, text)
+	case len(faults) > 0:
+		t.Errorf("%s: %s", c.name, text)
+	}
+}
