@@ -27,8 +27,9 @@ type transcript struct {
 // step is one line of a dialogue.
 type step struct {
 	kind stepKind
-	// text is what a segment carries, one rune for each byte, with placeholders.
+	// text is what is sent, one rune for each byte, with placeholders, and cuts are where a segment ends before its end.
 	text string
+	cuts []int
 	// want has the outcome of a data connection with our helper, by the name of the ruleset.
 	want map[string]verdict
 }
@@ -36,9 +37,9 @@ type step struct {
 type stepKind int
 
 const (
-	fromClient stepKind = iota // a segment
-	fromServer                 // a segment
-	delivered                  // wait until all segments have arrived
+	fromClient stepKind = iota
+	fromServer
+	delivered // wait until all segments have arrived
 	dataConnection
 )
 
@@ -139,15 +140,29 @@ func parseSteps(line string) ([]step, error) {
 		want, err := parseWant(rest)
 		return []step{{kind: delivered}, {kind: dataConnection, want: want}}, err
 	}
-	kinds := map[string]stepKind{"C": fromClient, "S": fromServer}
-	who, count, repeated := strings.Cut(word, "*")
-	kind, known := kinds[who]
-	if !known {
+	word, count, repeated := strings.Cut(word, "*")
+	word, cuts, isCut := strings.Cut(word, "/")
+	var all step
+	switch word {
+	case "C":
+		all.kind = fromClient
+	case "S":
+		all.kind = fromServer
+	default:
 		return nil, errors.New("the line begins with none of the words that a dialogue knows")
 	}
-	text, err := unescape(rest)
-	if err != nil {
+	var err error
+	if all.text, err = unescape(rest); err != nil {
 		return nil, err
+	}
+	if isCut {
+		for cut := range strings.SplitSeq(cuts, ",") {
+			at, err := strconv.Atoi(cut)
+			if err != nil {
+				return nil, err
+			}
+			all.cuts = append(all.cuts, at)
+		}
 	}
 	n := 1
 	if repeated {
@@ -155,7 +170,7 @@ func parseSteps(line string) ([]step, error) {
 			return nil, err
 		}
 	}
-	return slices.Repeat([]step{{kind: kind, text: text}}, n), nil
+	return slices.Repeat([]step{all}, n), nil
 }
 
 // parseWant reads what a data connection comes to, such as "works; lean: closed, REASON".
@@ -273,9 +288,9 @@ func (r *replay) run(d transcript, connect func() (client, server *net.TCPConn, 
 func (r *replay) step(s step) error {
 	switch s.kind {
 	case fromClient:
-		return r.say(&r.client, &r.server, s.text)
+		return r.say(&r.client, &r.server, s)
 	case fromServer:
-		return r.say(&r.server, &r.client, s.text)
+		return r.say(&r.server, &r.client, s)
 	case delivered:
 		return errors.Join(r.hear(&r.server), r.hear(&r.client))
 	}
@@ -307,11 +322,12 @@ func (e *end) listen(d transcript) (err error) {
 	return err
 }
 
-// say sends one segment. What the peer has sent before has arrived by then.
-func (r *replay) say(from, to *end, template string) error {
+// say sends one segment, or several. What the peer has sent before has arrived by then.
+func (r *replay) say(from, to *end, s step) error {
 	if err := r.hear(from); err != nil {
 		return err
 	}
+	template := s.text
 	var text, pattern strings.Builder
 	rest := 0
 	for _, match := range placeholder.FindAllStringSubmatchIndex(template, -1) {
@@ -338,7 +354,15 @@ func (r *replay) say(from, to *end, template string) error {
 	if err := from.conn.SetWriteDeadline(time.Now().Add(r.patience)); err != nil {
 		return err
 	}
-	return writeSegment(from.conn, toBytes(text.String()))
+	bytes := toBytes(text.String())
+	sent := 0
+	for _, cut := range append(s.cuts, len(bytes)) {
+		if err := writeSegment(from.conn, bytes[sent:cut]); err != nil {
+			return err
+		}
+		sent = cut
+	}
+	return nil
 }
 
 // hear reads what the peer has sent. The bytes must be the same but for the placeholders.
