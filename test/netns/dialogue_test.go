@@ -155,6 +155,9 @@ func parseSteps(line string) ([]step, error) {
 	if all.text, err = unescape(rest); err != nil {
 		return nil, err
 	}
+	if strings.ContainsAny(placeholder.ReplaceAllString(all.text, ""), "{}") {
+		return nil, errors.New("there is no such placeholder")
+	}
 	if isCut {
 		for cut := range strings.SplitSeq(cuts, ",") {
 			at, err := strconv.Atoi(cut)
