@@ -40,6 +40,7 @@ const (
 	fromClient stepKind = iota
 	fromServer
 	delivered // wait until all segments have arrived
+	forgotten // remove the control connection's conntrack entry
 	dataConnection
 )
 
@@ -133,10 +134,12 @@ func parseDialogue(paragraph string) (d transcript, err error) {
 
 func parseSteps(line string) ([]step, error) {
 	word, rest, _ := strings.Cut(line, " ")
-	if word == "wait" {
+	switch word {
+	case "wait":
 		return []step{{kind: delivered}}, nil
-	}
-	if word == "data" {
+	case "forget":
+		return []step{{kind: delivered}, {kind: forgotten}}, nil
+	case "data":
 		want, err := parseWant(rest)
 		return []step{{kind: delivered}, {kind: dataConnection, want: want}}, err
 	}
@@ -296,9 +299,30 @@ func (r *replay) step(s step) error {
 		return r.say(&r.server, &r.client, s)
 	case delivered:
 		return errors.Join(r.hear(&r.server), r.hear(&r.client))
+	case forgotten:
+		return r.forget()
 	}
 	opened, err := r.connectData()
 	r.outcomes = append(r.outcomes, opened)
+	return err
+}
+
+// forget removes the control connection from the router's conntrack, as a time-out does during a long transfer. No
+// acknowledgement is on its way then, so that the next step's segment is the first packet to be seen.
+func (r *replay) forget() error {
+	ctx, cancel := context.WithTimeout(context.Background(), r.patience)
+	defer cancel()
+	for _, conn := range []*net.TCPConn{r.client.conn, r.server.conn} {
+		for info, err := tcpInfo(conn); err != nil || info.Unacked > 0; info, err = tcpInfo(conn) {
+			if err = errors.Join(err, ctx.Err()); err != nil {
+				return err
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	client := r.client.conn.LocalAddr().(*net.TCPAddr)
+	_, err := r.lab.ServerRouter().Run(ctx, "", "conntrack", "-D", "-p", "tcp", "--orig-src", client.IP.String(),
+		"--orig-port-src", strconv.Itoa(client.Port), "--orig-port-dst", "21")
 	return err
 }
 
