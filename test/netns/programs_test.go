@@ -46,8 +46,7 @@ const (
 var ftpServers = []ftpServer{
 	{name: "vsftpd"},
 	{name: "vsftpd without EPSV", settings: []string{"cmds_denied=EPSV"}, clients: map[string][2]string{"Java": {"227"}}},
-	{name: "vsftpd, EPRT and PORT", settings: []string{"pasv_enable=NO"}, clients: map[string][2]string{"Java": {"EPRT", "EPRT"}}},
-	{name: "vsftpd, PORT only", settings: []string{"pasv_enable=NO", "cmds_denied=EPRT"}, clients: map[string][2]string{"Java": {"PORT"}}},
+	{name: "vsftpd without PASV", settings: []string{"pasv_enable=NO"}, clients: map[string][2]string{"Java": {"EPRT", "EPRT"}}},
 	{name: "pure-ftpd", run: `exec pure-ftpd -$family -e -H -S 21`},
 	// By itself it would take no connection for 0.4 s after each session.
 	{name: "proftpd", run: `printf '%s\n' 'ServerType inetd' 'AuthPAM off' 'UseReverseDNS off' 'DelayEngine off' \
