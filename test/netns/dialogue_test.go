@@ -30,7 +30,7 @@ type step struct {
 	// text is what is sent, one rune for each byte, with placeholders, and cuts are where a segment ends before its end.
 	text string
 	cuts []int
-	// want has the outcome of a data connection with our helper, by the name of the ruleset.
+	// want lists the outcome of a data connection with our helper, by the name of the ruleset.
 	want map[string]verdict
 }
 
@@ -44,13 +44,13 @@ const (
 	dataConnection
 )
 
-// verdict says what becomes of a data connection with one of our rulesets.
+// verdict is the listed outcome of a data connection with one of our rulesets.
 type verdict string
 
 const (
-	works   verdict = "works"   // it is opened, whatever the kernel's helper does
-	refused verdict = "refused" // the kernel's helper opens it, ours does not
-	closed  verdict = "closed"  // neither opens it
+	works   verdict = "works"   // established, whatever the kernel's helper does
+	refused verdict = "refused" // established with the kernel's helper, not with ours
+	closed  verdict = "closed"  // established with neither
 )
 
 // rulesets are those that are compared with the kernel's helper.
@@ -179,7 +179,7 @@ func parseSteps(line string) ([]step, error) {
 	return slices.Repeat([]step{all}, n), nil
 }
 
-// parseWant reads what a data connection comes to, such as "works; lean: closed, REASON".
+// parseWant reads the listed outcomes of a data connection, such as "works; lean: closed, REASON".
 func parseWant(text string) (map[string]verdict, error) {
 	want := make(map[string]verdict)
 	for i, part := range strings.Split(text, "; ") {
@@ -209,8 +209,11 @@ func unescape(text string) (string, error) {
 	var b strings.Builder
 	for text != "" {
 		r, _, rest, err := strconv.UnquoteChar(text, 0)
+		if err == nil && r > 0xff {
+			err = errors.New("not a byte: write it with escapes")
+		}
 		if err != nil {
-			return "", fmt.Errorf("escape at %q: %w", text, err)
+			return "", fmt.Errorf("at %q: %w", text, err)
 		}
 		b.WriteRune(r)
 		text = rest
@@ -219,8 +222,8 @@ func unescape(text string) (string, error) {
 }
 
 // A placeholder stands for where an end listens for data: {server}, {client}, or {public} for the server's port at its
-// public address. ":22" is a port that it listens on instead of one that the kernel chooses. What follows says how it is
-// written: as six numbers with commas or with another separator, each with at least so many digits ("03"), or ".ip", ".port", ".pp" (the port's two numbers).
+// public address. ":22" fixes the port. The rest is the format: six numbers with commas, with a blank after each comma, or
+// with at least three digits (" 03"); ".ip", ".port", or ".pp" for the two numbers of the port.
 var placeholder = regexp.MustCompile(`\{(server|client|public)(?::(\d+))?(\.ip|\.port|\.pp| 0\d|, )?\}`)
 
 // written is a placeholder's text and a pattern for what a helper may write in its place.
@@ -259,9 +262,9 @@ type replay struct {
 	lab            *Lab
 	client, server end
 	patience       time.Duration
-	// told is the end that received the last announcement, and at what it says.
-	told *end
-	at   netip.AddrPort
+	// receiver is the end that received the last announcement, and announced the endpoint in it.
+	receiver  *end
+	announced netip.AddrPort
 	// outcomes say which data connections could be made.
 	outcomes []bool
 }
@@ -414,8 +417,8 @@ func (r *replay) hear(e *end) error {
 		}
 	}
 	e.expected = ""
-	if at := announced(heard, e.peer); at.IsValid() {
-		r.told, r.at = e, at
+	if at := parseAnnouncement(heard, e.peer); at.IsValid() {
+		r.receiver, r.announced = e, at
 	}
 	return nil
 }
@@ -443,9 +446,9 @@ var (
 	epsvDelimitered = regexp.MustCompile(`229[^\n]*?([^\w\s])[^\w\s]{2}(\d+)[^\w\s]`)
 )
 
-// announced is where a data connection has to go by the last announcement in a text, read as tolerant programs do;
-// peer is the address of who announces.
-func announced(text string, peer netip.Addr) netip.AddrPort {
+// parseAnnouncement returns the endpoint in the last announcement of a text, read as tolerant programs do, and the zero
+// value without one; peer is the address of the sender.
+func parseAnnouncement(text string, peer netip.Addr) netip.AddrPort {
 	if all := sixNumbers.FindAllString(text, -1); all != nil {
 		at, _ := parseNumbers(strings.ReplaceAll(all[len(all)-1], " ", "")) // an invalid one is none
 		return at
@@ -464,19 +467,19 @@ func announced(text string, peer netip.Addr) netip.AddrPort {
 	return netip.AddrPortFrom(addr, uint16(number))
 }
 
-// connectData has an end connect to what it was told last, and returns whether the other end got the connection. An
-// announcement that cannot be read leads nowhere.
+// connectData has the receiver of the last announcement connect, and returns whether the other end accepted the
+// connection. Without an announcement that can be read there is none.
 func (r *replay) connectData() (bool, error) {
-	if r.told == nil {
+	if r.receiver == nil {
 		return false, nil
 	}
 	listener := r.client.data
-	if r.told == &r.client {
+	if r.receiver == &r.client {
 		listener = r.server.data
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), r.patience)
 	defer cancel()
-	conn, err := r.told.host.Dial(ctx, netip.AddrPort{}, r.at)
+	conn, err := r.receiver.host.Dial(ctx, netip.AddrPort{}, r.announced)
 	if err != nil {
 		return false, nil
 	}
@@ -486,7 +489,7 @@ func (r *replay) connectData() (bool, error) {
 	}
 	other, err := listener.AcceptTCP()
 	if err != nil {
-		return false, fmt.Errorf("the %s is connected to %s, which is not the announced listener: %w", r.told.host.Name, r.at, err)
+		return false, fmt.Errorf("the %s is connected to %s, which is not the announced listener: %w", r.receiver.host.Name, r.announced, err)
 	}
 	return true, other.Close()
 }

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// knownDifferences has the dialogues whose outcome is not yet what their paragraph says, with the rulesets concerned.
+// knownDifferences lists the dialogues whose outcome is not yet the listed one, with the rulesets concerned.
 var knownDifferences = map[string][]string{
 	"PORT with blanks after commas":                               {"full", "lean"},
 	"PORT and RETR in two segments, without waiting":              {"lean " + nowAndThen},
@@ -50,13 +50,13 @@ var knownDifferences = map[string][]string{
 	"no packet is invalid":                       {"lean " + nowAndThen},
 }
 
-// nowAndThen marks a known difference that depends on which of two segments is faster.
+// nowAndThen marks a known difference that depends on which of two segments is faster, so that it need not occur.
 const nowAndThen = "now and then"
 
-// noInvalid is the name of a test beside those of the dialogues: all sequence numbers are right.
+// noInvalid names the check that conntrack accepted all sequence numbers.
 const noInvalid = "no packet is invalid"
 
-// rejecting makes the firewall answer what it would drop, so that a client need not wait for a time-out.
+// rejecting makes the firewall answer what it would drop, so that no dial waits for its time-out.
 const rejecting = `table inet filter {
 	chain input { reject with tcp reset; }
 	chain forward { reject with tcp reset; }
@@ -68,11 +68,15 @@ type oracleColumn struct {
 	name   string
 	helper Helper
 	daemon Daemon
+
+	mu sync.Mutex
 	// outcomes and errs are by the name of the dialogue.
 	outcomes map[string][]bool
 	errs     map[string]error
 	// invalid is how many packets conntrack found invalid.
 	invalid int
+	// logs are those of the daemons.
+	logs string
 }
 
 // TestOracle replays the dialogues of testdata through the kernel's helper, which is the oracle, and through ours. Where
@@ -86,13 +90,21 @@ func TestOracle(t *testing.T) {
 		{name: "full", helper: Ours},
 		{name: "lean", helper: Ours, daemon: Daemon{BackEnd: BackEnd{Helper: "carrier", Ruleset: "lean"}}},
 	}
-	for _, c := range columns {
-		c.outcomes, c.errs = make(map[string][]bool), make(map[string]error)
-		for _, family := range Families {
-			c.replay(t, family, dialogues)
+	t.Run("replay", func(t *testing.T) {
+		for _, c := range columns {
+			c.outcomes, c.errs = make(map[string][]bool), make(map[string]error)
+			for _, family := range Families {
+				t.Run(fmt.Sprintf("%s/%s", c.name, family), func(t *testing.T) {
+					t.Parallel()
+					c.replay(t, family, dialogues)
+				})
+			}
 		}
-	}
+	})
 	kernel := columns[0]
+	if t.Failed() || len(kernel.outcomes) == 0 {
+		t.Fatal("the dialogues were not replayed: run TestOracle as a whole")
+	}
 	var table strings.Builder
 	for _, d := range dialogues {
 		t.Run(d.name, func(t *testing.T) {
@@ -117,6 +129,11 @@ func TestOracle(t *testing.T) {
 	})
 	t.Logf("%-72s %-8s %-8s %-8s (+ data connection works, - not, ! the control connection fails)\n%s",
 		"", columns[0].name, columns[1].name, columns[2].name, table.String())
+	if t.Failed() {
+		for _, c := range columns[1:] {
+			t.Logf("%s:\n%s", c.name, c.logs)
+		}
+	}
 }
 
 // replay replays all dialogues of a family at the same time.
@@ -135,7 +152,6 @@ func (c *oracleColumn) replay(t *testing.T, family Family, dialogues []transcrip
 	widenWindow(t, lab.Client)
 	widenWindow(t, lab.Server)
 	var all sync.WaitGroup
-	var mu sync.Mutex
 	for _, d := range dialogues {
 		if d.family != family {
 			continue
@@ -143,8 +159,8 @@ func (c *oracleColumn) replay(t *testing.T, family Family, dialogues []transcrip
 		all.Go(func() {
 			r := replay{lab: lab.Lab, patience: Scale(5 * time.Second)}
 			err := r.run(d, lab.connect)
-			mu.Lock()
-			defer mu.Unlock()
+			c.mu.Lock()
+			defer c.mu.Unlock()
 			c.outcomes[d.name], c.errs[d.name] = r.outcomes, err
 		})
 	}
@@ -153,7 +169,10 @@ func (c *oracleColumn) replay(t *testing.T, family Family, dialogues []transcrip
 	if err != nil {
 		t.Fatal(err)
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.invalid += invalid
+	c.logs += lab.Logs()
 }
 
 func (c *oracleColumn) summary(name string) string {
@@ -167,12 +186,12 @@ func (c *oracleColumn) summary(name string) string {
 	return text
 }
 
-// opened says whether the dialogue got to its nth data connection, and had it.
+// opened says whether the nth data connection of a dialogue was established.
 func (c *oracleColumn) opened(name string, n int) bool {
 	return n < len(c.outcomes[name]) && c.outcomes[name][n]
 }
 
-// compare compares one of our rulesets with what the dialogue says, and that with the kernel's helper.
+// compare compares the outcomes of a ruleset with those that the dialogue lists, and these with the kernel's helper.
 func (c *oracleColumn) compare(t *testing.T, d transcript, kernel *oracleColumn) {
 	t.Helper()
 	var faults []string
@@ -202,7 +221,7 @@ func (c *oracleColumn) compare(t *testing.T, d transcript, kernel *oracleColumn)
 	c.report(t, d.name, faults...)
 }
 
-// report fails the test for faults that are not known, and for a known difference that has no fault.
+// report fails the test for differences that are not known, and for a known one that has disappeared.
 func (c *oracleColumn) report(t *testing.T, name string, faults ...string) {
 	t.Helper()
 	differs := knownDifferences[name]
@@ -211,7 +230,7 @@ func (c *oracleColumn) report(t *testing.T, name string, faults ...string) {
 	switch text := strings.Join(faults, "; "); {
 	case sometimes && text == "":
 	case known && text == "":
-		t.Errorf("%s: it is no known difference any more: remove it from the list", c.name)
+		t.Errorf("%s: the known difference has disappeared: remove it from knownDifferences", c.name)
 	case known:
 		t.Logf("%s, known: %s", c.name, text)
 	case text != "":
