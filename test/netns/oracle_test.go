@@ -46,7 +46,7 @@ var knownDifferences = map[string][]string{
 	"227, split before its line end":             {"lean"},
 	"229, split before its line end":             {"lean"},
 	"a conntrack entry that is lost before PASV": {"full", "lean"},
-	"a conntrack entry that is lost before PORT": {"lean"},
+	"a conntrack entry that is lost before PORT": {"full", "lean"},
 	"no packet is invalid":                       {"lean " + nowAndThen},
 }
 
