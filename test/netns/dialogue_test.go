@@ -15,6 +15,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // A transcript is a dialogue to replay: one paragraph of a file in testdata/dialogues, whose README explains the format.
@@ -73,9 +75,7 @@ func readDialogues(t testing.TB) []transcript {
 	names := make(map[string]bool)
 	for _, file := range files {
 		text, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		for paragraph := range strings.SplitSeq(string(text), "\n\n") {
 			d, err := parseDialogue(paragraph)
 			if err == nil && d.name != "" && names[d.name] {

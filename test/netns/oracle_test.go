@@ -8,6 +8,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // knownDifferences lists the dialogues whose outcome is not yet the listed one, with the rulesets concerned.
@@ -142,13 +144,9 @@ func (c *oracleColumn) replay(t *testing.T, family Family, dialogues []transcrip
 	ctx := testContext(t, 2*time.Minute)
 	var err error
 	lab.listener, err = lab.Server.Listen(ctx, netip.AddrPortFrom(lab.Addresses.Server.Addr(), 21))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	defer lab.listener.Close()
-	if err := lab.ServerRouter().Nft(ctx, rejecting); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, lab.ServerRouter().Nft(ctx, rejecting))
 	widenWindow(t, lab.Client)
 	widenWindow(t, lab.Server)
 	var all sync.WaitGroup
@@ -166,9 +164,7 @@ func (c *oracleColumn) replay(t *testing.T, family Family, dialogues []transcrip
 	}
 	all.Wait()
 	invalid, err := lab.ServerRouter().Invalid(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.invalid += invalid
