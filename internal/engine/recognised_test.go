@@ -44,6 +44,17 @@ func (w *world) farAck() {
 	w.acked[client] = had
 }
 
+// synAckFurther has the server send another SYN-ACK before the client has answered, which acknowledges n bytes more.
+func (w *world) synAckFurther(n int) {
+	w.t.Helper()
+	w.entry.Opening = true
+	next := w.next[client]
+	w.next[client] += uint32(n)
+	w.synAck()
+	w.next[client], w.acked[client] = next, next
+	w.entry.Opening = false
+}
+
 // attackEnds are what follows an attack: the text that opens a port if it is believed.
 var attackEnds = []string{port, "\r\n" + port, "\r\n" + login + port, login, port}
 
@@ -72,6 +83,7 @@ func TestNotRecognised(t *testing.T) {
 			w.now = w.now.Add(engine.DefaultHoldTime)
 			w.leave(w.eng.Expire(nil))
 		},
+		"a second SYN-ACK":      func(w *world) { w.synAckFurther(len(http)); w.say(client, http) },
 		"SYN-ACK passed unread": func(w *world) { w.restart(one); w.miss(client, http); w.say(server, ready) },
 		"the daemon started":    func(w *world) { w.say(client, "HELP me\r\n"); w.restart(one) },
 	} {
