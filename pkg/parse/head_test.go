@@ -32,7 +32,7 @@ func TestProxyHeader(t *testing.T) {
 		"":                             0,
 		"USER me\r\n":                  0,
 		"PROXY UNKNOWN\r\nUSER me\r\n": 0,
-		v2: 28,
+		v2:                             28,
 		v2 + strings.Repeat("\n", 12) + "USER me\r\n": 28,
 		v2[:15]:                                0,
 		strings.Replace(v2, "\x21", "\x11", 1): 0,
