@@ -104,7 +104,12 @@ func (e *Engine) open() {
 	opened.streams[expect.Reply].Open(server)
 	opened.streams[expect.Original].Open(client)
 	e.emit(Event{Kind: Tracked, Master: m})
-	e.track(opened)
+	c = e.track(opened)
+	if l := e.mode().labels.Recognised; labelled(m.Label, l) {
+		// Conntrack has not seen the end of an earlier connection, and has kept its entry (TCP_CONNTRACK_IGNORE in
+		// net/netfilter/nf_conntrack_proto_tcp.c).
+		e.setLabel(c, expect.Update{ClearLabel: l})
+	}
 }
 
 // newConnection returns a connection that conntrack has, and whose first lines were missed.

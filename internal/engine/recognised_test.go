@@ -86,7 +86,15 @@ func TestNotRecognised(t *testing.T) {
 			w.now = w.now.Add(engine.DefaultHoldTime)
 			w.leave(w.eng.Expire(nil))
 		},
-		"a second SYN-ACK":      func(w *world) { w.synAckFurther(len(http)); w.say(client, http) },
+		"a second SYN-ACK": func(w *world) { w.synAckFurther(len(http)); w.say(client, http) },
+		"a label that is left over": func(w *world) {
+			// The client and the server have closed a connection of FTP, and conntrack, which has not seen that, keeps its entry.
+			w.restart(one)
+			w.entry.Apply(expect.Update{SetLabel: recognisedLabel})
+			w.open()
+			w.say(client, "HELP me\r\n")
+			w.evict()
+		},
 		"SYN-ACK passed unread": func(w *world) { w.restart(one); w.miss(client, http); w.say(server, ready) },
 		"the daemon started":    func(w *world) { w.say(client, "HELP me\r\n"); w.restart(one) },
 	} {
