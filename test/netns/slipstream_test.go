@@ -137,6 +137,7 @@ func (f *forgery) openTwice(text string) {
 	must.Do(f.t, writeOnce(client, text))
 	f.client, f.server = client, f.accept(f.listener)
 	f.t.Cleanup(func() { f.server.Close() })
+	must.Do(f.t, r.Nft(ctx, "delete table ip lost\n"))
 	f.fromServer, f.fromClient = bufio.NewReader(f.client), bufio.NewReader(f.server)
 	for range strings.Count(text, "\n") {
 		f.hear(f.fromClient, "")
