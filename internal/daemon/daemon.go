@@ -58,7 +58,7 @@ type daemon struct {
 	log      *slog.Logger
 	eventLog *eventLog
 	workers  []*worker
-	desk     *desk
+	server   *statusServer
 	watch    ruleWatch
 	// ownPorts are those in the set of the rules that the daemon has put there.
 	ownPorts []rules.PortRange
@@ -85,8 +85,8 @@ func Run(ctx context.Context, s Settings, reload Reload, log *slog.Logger) (err 
 	d := &daemon{settings: s, choice: choice, log: log, eventLog: newEventLog(log), ownPorts: choice.Rules.Ports}
 	d.eventLog.opened.Store(s.LogOpened)
 	d.logChoice()
-	d.desk, err = d.openDesk()
-	defer func() { err = errors.Join(err, d.desk.close()) }()
+	d.server, err = d.newStatusServer()
+	defer func() { err = errors.Join(err, d.server.close()) }()
 	if err != nil {
 		return err
 	}
@@ -129,12 +129,12 @@ func Run(ctx context.Context, s Settings, reload Reload, log *slog.Logger) (err 
 
 	d.watchRules()
 	defer func() { err = errors.Join(err, d.closeWatch()) }()
-	whose, checked, err := d.fill()
+	whose, checked, err := d.setUp()
 	if err != nil {
 		stopQueues()
 		return errors.Join(err, served.Wait())
 	}
-	d.desk.serve(filling{choice.Rules, checked})
+	d.server.serve(ruleState{choice.Rules, checked})
 	log.Info("ready", "queue", choice.Rules.Queue, "queues", choice.Rules.Queues, "rules", whose)
 	d.tell(manager.Ready(d.status()))
 	served.Go(func() error {
@@ -161,10 +161,10 @@ func Run(ctx context.Context, s Settings, reload Reload, log *slog.Logger) (err 
 		}
 	}
 	d.tell(manager.Stopping())
-	d.desk.filled.Store(nil)
+	d.server.state.Store(nil)
 	err = d.disable()
 	stopQueues()
-	err = errors.Join(err, served.Wait(), d.unfill())
+	err = errors.Join(err, served.Wait(), d.tearDown())
 	d.eventLog.flush()
 	for _, w := range d.workers {
 		w.logStopped(log)

@@ -111,6 +111,6 @@ func (d *daemon) setPorts(ports []rules.PortRange) error {
 	d.choice.Rules.Ports, d.settings.Wish.Rules.Ports = ports, ports
 	differs := rules.Check(after)
 	d.warnOfRules(differs)
-	d.desk.filled.Store(&filling{after, d.settings.ApplyRules || differs == nil})
+	d.server.state.Store(&ruleState{after, d.settings.ApplyRules || differs == nil})
 	return nil
 }

@@ -30,7 +30,7 @@ func (d *daemon) newWorker(number uint16) (w *worker, err error) {
 	config.Conntrack, config.OpaqueLabel = w.conntrack, rules.OpaqueLabel
 	config.Observe = func(ev *engine.Event) {
 		d.eventLog.observe(ev)
-		d.desk.observe(number, ev)
+		d.server.observe(number, ev)
 	}
 	config.RecognisedLabel, config.ProxiedLabel = rules.RecognisedLabel, rules.ProxiedLabel
 	config.Monitor = d.settings.Wish.Monitor

@@ -36,10 +36,10 @@ func TestHang(t *testing.T) {
 	go func() { ended <- host.Do(func() error { return w.queue.Run(ctx) }) }()
 	<-w.queue.Ready()
 	err := host.Do(func() (err error) {
-		if d.desk, err = d.openDesk(); err != nil {
+		if d.server, err = d.newStatusServer(); err != nil {
 			return err
 		}
-		d.desk.serve(filling{})
+		d.server.serve(ruleState{})
 		return nil
 	})
 	must.Do(t, err)
@@ -71,7 +71,7 @@ func TestHang(t *testing.T) {
 	}
 
 	// At the end it is not ready before it is gone.
-	d.desk.filled.Store(nil)
+	d.server.state.Store(nil)
 	if err := live(); err == nil || !strings.Contains(err.Error(), "about to stop") {
 		t.Errorf("before the end: %v", err)
 	}
@@ -80,7 +80,7 @@ func TestHang(t *testing.T) {
 	if err := scrape(); err == nil || !strings.Contains(err.Error(), "queue 7: "+nfq.ErrNotServed.Error()) {
 		t.Errorf("when the queue is gone: %v", err)
 	}
-	must.Do(t, d.desk.close())
+	must.Do(t, d.server.close())
 }
 
 // TestLookup asks conntrack for a connection, which it does not have, and does not ask when there is
@@ -88,7 +88,7 @@ func TestHang(t *testing.T) {
 func TestLookup(t *testing.T) {
 	at := netip.MustParseAddrPort
 	f := &engine.Flow{Tuples: [2]expect.Tuple{{Src: at("203.0.113.101:40000"), Dst: at("192.0.2.2:21")}, {Src: at("192.168.1.2:21"), Dst: at("203.0.113.101:40000")}}}
-	var d desk
+	var d statusServer
 	if _, err := d.lookup(f, time.Now().Add(-time.Second)); !errors.Is(err, errNoTime) {
 		t.Errorf("without time: %v", err)
 	}
@@ -103,7 +103,7 @@ func TestLookup(t *testing.T) {
 
 // TestObserve says that events never wait for a follower who does not read.
 func TestObserve(t *testing.T) {
-	d := desk{socket: &control.Socket{}}
+	d := statusServer{socket: &control.Socket{}}
 	at := netip.MustParseAddrPort
 	client, server, public := at("203.0.113.101:40000"), at("192.168.1.2:21"), at("192.0.2.2:21")
 	master := &expect.Master{Tuples: [2]expect.Tuple{{Src: client, Dst: public}, {Src: server, Dst: client}}}
@@ -128,7 +128,7 @@ func TestObserve(t *testing.T) {
 	if n := testing.AllocsPerRun(100, func() { d.observe(7, ev) }); n > 0 {
 		t.Errorf("%v allocations for an event", n)
 	}
-	without := desk{}
+	without := statusServer{}
 	without.observe(7, ev)
 	if len(without.events.Refusals()) > 0 {
 		t.Error("events are kept without a control socket")

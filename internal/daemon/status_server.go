@@ -31,14 +31,14 @@ const (
 	checkTime = 3 * time.Second
 )
 
-// desk is where the daemon tells of itself. Its methods are those of control.Daemon and
+// statusServer is where the daemon tells of itself. Its methods are those of control.Daemon and
 // metrics.Daemon.
-type desk struct {
+type statusServer struct {
 	*daemon
 	version string
 	events  control.Bus
 	// filled is what fills the queues; nil before they are, and at the end.
-	filled atomic.Pointer[filling]
+	state atomic.Pointer[ruleState]
 	// status is nfq.StatusFile of the daemon's network namespace, nil where it can't be read: only
 	// root may, and nobody where /proc has processes only (subset=pid).
 	status  *os.File
@@ -58,14 +58,14 @@ type desk struct {
 	started time.Time
 }
 
-// filling says what fills the queues.
-type filling struct {
+// ruleState says what fills the queues.
+type ruleState struct {
 	rules   rules.Config
 	checked bool // they were as they should be
 }
 
 // source returns where the rules come from.
-func (d *daemon) source(f *filling) string {
+func (d *daemon) source(f *ruleState) string {
 	switch {
 	case d.settings.ApplyRules:
 		return control.RulesApplied
@@ -75,31 +75,31 @@ func (d *daemon) source(f *filling) string {
 	return control.RulesDifferent
 }
 
-// openDesk takes the places where the daemon is to tell of itself. It has to be closed, whether
+// newStatusServer takes the places where the daemon is to tell of itself. It has to be closed, whether
 // there is an error or not.
-func (d *daemon) openDesk() (t *desk, err error) {
-	t = &desk{daemon: d, version: d.settings.Version}
-	if t.conntrack, err = expect.Dial(); err != nil {
-		return t, err
+func (d *daemon) newStatusServer() (s *statusServer, err error) {
+	s = &statusServer{daemon: d, version: d.settings.Version}
+	if s.conntrack, err = expect.Dial(); err != nil {
+		return s, err
 	}
 	if path := d.settings.Control; path != "" {
-		if t.socket, err = control.Listen(path); err != nil {
-			return t, err
+		if s.socket, err = control.Listen(path); err != nil {
+			return s, err
 		}
 		if !d.settings.Outcomes {
-			t.outcomesErr = errors.New("the setting outcomes is false")
-		} else if t.outcomes, t.outcomesErr = openOutcomes(); t.outcomesErr != nil {
-			t.log.Warn("used, expired and closed are not reported", "why", t.outcomesErr)
+			s.outcomesErr = errors.New("the setting outcomes is false")
+		} else if s.outcomes, s.outcomesErr = openOutcomes(); s.outcomesErr != nil {
+			s.log.Warn("used, expired and closed are not reported", "why", s.outcomesErr)
 		} else {
-			t.outcomes.publish, t.outcomes.find, t.outcomes.warn = t.events.Publish, t.find, t.log.Warn
+			s.outcomes.publish, s.outcomes.find, s.outcomes.warn = s.events.Publish, s.find, s.log.Warn
 		}
 	}
 	if at := d.settings.Metrics; at.IsValid() {
-		if t.metrics, err = listenAnywhere(at); err != nil {
-			return t, fmt.Errorf("serve the metrics: %w: choose another address with --metrics", err)
+		if s.metrics, err = listenAnywhere(at); err != nil {
+			return s, fmt.Errorf("serve the metrics: %w: choose another address with --metrics", err)
 		}
 	}
-	return t, nil
+	return s, nil
 }
 
 // listenAnywhere listens at an address that this host need not have yet: the rules are to be in place
@@ -117,52 +117,52 @@ func listenAnywhere(at netip.AddrPort) (net.Listener, error) {
 }
 
 // serve begins to answer, when the queues are bound and filled.
-func (t *desk) serve(f filling) {
+func (s *statusServer) serve(f ruleState) {
 	var err error
-	if t.status, err = os.Open(nfq.StatusFile); err != nil {
-		t.status = nil
-		t.log.Info("metrics lack queue_waiting and queue_dropped_total, which the kernel tells root only", "why", err)
+	if s.status, err = os.Open(nfq.StatusFile); err != nil {
+		s.status = nil
+		s.log.Info("metrics lack queue_waiting and queue_dropped_total, which the kernel tells root only", "why", err)
 	}
-	t.filled.Store(&f)
-	t.started = time.Now()
-	t.runOutcomes()
-	counters := metrics.Handler(t, t.version, t.settings.Wish.Monitor)
-	if t.socket != nil {
-		t.servers = append(t.servers, control.Serve(t.socket, control.NewHandler(t, counters), t.log))
+	s.state.Store(&f)
+	s.started = time.Now()
+	s.runOutcomes()
+	counters := metrics.Handler(s, s.version, s.settings.Wish.Monitor)
+	if s.socket != nil {
+		s.servers = append(s.servers, control.Serve(s.socket, control.NewHandler(s, counters), s.log))
 	}
-	if t.metrics != nil {
-		t.servers = append(t.servers, control.Serve(t.metrics, control.NewHealthHandler(t, counters), t.log))
-		t.log.Info("metrics served", "address", t.metrics.Addr())
+	if s.metrics != nil {
+		s.servers = append(s.servers, control.Serve(s.metrics, control.NewHealthHandler(s, counters), s.log))
+		s.log.Info("metrics served", "address", s.metrics.Addr())
 	}
 }
 
 // runOutcomes begins to report outcomes, where there are any.
-func (t *desk) runOutcomes() {
-	if t.outcomes == nil {
+func (s *statusServer) runOutcomes() {
+	if s.outcomes == nil {
 		return
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	t.stopOutcomes, t.outcomesEnded = stop, make(chan error, 1)
-	go func() { t.outcomesEnded <- t.outcomes.run(ctx) }()
+	s.stopOutcomes, s.outcomesEnded = stop, make(chan error, 1)
+	go func() { s.outcomesEnded <- s.outcomes.run(ctx) }()
 }
 
 // closeOutcomes ends that.
-func (t *desk) closeOutcomes() error {
+func (s *statusServer) closeOutcomes() error {
 	switch {
-	case t.outcomesEnded != nil:
-		t.stopOutcomes()
-		return <-t.outcomesEnded
-	case t.outcomes != nil:
-		return t.outcomes.close()
+	case s.outcomesEnded != nil:
+		s.stopOutcomes()
+		return <-s.outcomesEnded
+	case s.outcomes != nil:
+		return s.outcomes.close()
 	}
 	return nil
 }
 
 // find returns the control connection that has that tuple, if an engine tracks it.
-func (t *desk) find(tuple expect.Tuple) (queue uint16, f engine.Flow, ok bool) {
+func (s *statusServer) find(tuple expect.Tuple) (queue uint16, f engine.Flow, ok bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), findTime)
 	defer cancel()
-	for _, w := range t.workers {
+	for _, w := range s.workers {
 		if err := w.queue.Do(ctx, func() { f, ok = w.engine.Find(tuple) }); err == nil && ok {
 			return w.number, f, true
 		}
@@ -171,59 +171,59 @@ func (t *desk) find(tuple expect.Tuple) (queue uint16, f engine.Flow, ok bool) {
 }
 
 // close ends telling.
-func (t *desk) close() error {
-	t.filled.Store(nil)
+func (s *statusServer) close() error {
+	s.state.Store(nil)
 	var errs []error
-	for _, s := range t.servers {
-		errs = append(errs, s.Close())
+	for _, server := range s.servers {
+		errs = append(errs, server.Close())
 	}
-	errs = append(errs, t.closeOutcomes())
-	if t.socket != nil {
-		errs = append(errs, t.socket.Close())
+	errs = append(errs, s.closeOutcomes())
+	if s.socket != nil {
+		errs = append(errs, s.socket.Close())
 	}
-	if t.metrics != nil {
-		if err := t.metrics.Close(); !errors.Is(err, net.ErrClosed) {
+	if s.metrics != nil {
+		if err := s.metrics.Close(); !errors.Is(err, net.ErrClosed) {
 			errs = append(errs, err)
 		}
 	}
-	if t.status != nil {
-		errs = append(errs, t.status.Close())
+	if s.status != nil {
+		errs = append(errs, s.status.Close())
 	}
-	t.asking.Lock()
-	defer t.asking.Unlock()
-	if t.conntrack != nil {
-		errs = append(errs, t.conntrack.Close())
+	s.asking.Lock()
+	defer s.asking.Unlock()
+	if s.conntrack != nil {
+		errs = append(errs, s.conntrack.Close())
 	}
 	return errors.Join(errs...)
 }
 
 // observe publishes an event of a queue's engine.
-func (t *desk) observe(queue uint16, ev *engine.Event) {
-	if t.socket == nil {
+func (s *statusServer) observe(queue uint16, ev *engine.Event) {
+	if s.socket == nil {
 		return
 	}
 	report := eventOf(queue, ev)
-	t.events.Publish(report)
+	s.events.Publish(report)
 	switch {
-	case t.outcomes == nil:
+	case s.outcomes == nil:
 	case ev.Kind == engine.Tracked:
-		t.outcomes.tracked(ev)
+		s.outcomes.tracked(ev)
 	case ev.Kind == engine.Expected:
-		t.outcomes.announced(ev, report)
+		s.outcomes.announced(ev, report)
 	}
 }
 
 // Live returns an error if a queue is not served.
-func (t *desk) Live(ctx context.Context) error { return t.do(ctx, func(*worker) {}) }
+func (s *statusServer) Live(ctx context.Context) error { return s.do(ctx, func(*worker) {}) }
 
 // Ready returns an error if FTP is not helped: a queue is not served, or the rules that filled it
 // have gone.
-func (t *desk) Ready(ctx context.Context) error {
-	f := t.filled.Load()
+func (s *statusServer) Ready(ctx context.Context) error {
+	f := s.state.Load()
 	if f == nil {
 		return errors.New("the daemon is about to stop")
 	}
-	if err := t.Live(ctx); err != nil || !f.checked {
+	if err := s.Live(ctx); err != nil || !f.checked {
 		return err
 	}
 	return rules.Check(f.rules)
@@ -231,12 +231,12 @@ func (t *desk) Ready(ctx context.Context) error {
 
 // inKernel returns what the kernel says of its queues, by their numbers; nothing where it may not be
 // read.
-func (t *desk) inKernel() (map[uint16]nfq.Status, error) {
-	if t.status == nil {
+func (s *statusServer) inKernel() (map[uint16]nfq.Status, error) {
+	if s.status == nil {
 		return nil, nil
 	}
 	// From its beginning, whoever else reads.
-	text, err := io.ReadAll(io.NewSectionReader(t.status, 0, 1<<20))
+	text, err := io.ReadAll(io.NewSectionReader(s.status, 0, 1<<20))
 	if err != nil {
 		return nil, fmt.Errorf("read the list of queues: %w", err)
 	}
@@ -244,13 +244,13 @@ func (t *desk) inKernel() (map[uint16]nfq.Status, error) {
 }
 
 // Queues returns what there is to tell of every queue.
-func (t *desk) Queues(ctx context.Context) ([]metrics.Queue, error) {
-	kernel, err := t.inKernel()
+func (s *statusServer) Queues(ctx context.Context) ([]metrics.Queue, error) {
+	kernel, err := s.inKernel()
 	if err != nil {
 		return nil, err
 	}
 	var queues []metrics.Queue
-	err = t.do(ctx, func(w *worker) {
+	err = s.do(ctx, func(w *worker) {
 		q := metrics.Queue{
 			Number: w.number, Stats: w.engine.Stats(), Tracked: w.engine.Tracked(),
 			Handling: w.queue.Handling(), Overflows: w.queue.Overflows(),
@@ -264,30 +264,30 @@ func (t *desk) Queues(ctx context.Context) ([]metrics.Queue, error) {
 }
 
 // Status says how the daemon is.
-func (t *desk) Status(ctx context.Context) (s control.Status, err error) {
-	queues, err := t.Queues(ctx)
+func (s *statusServer) Status(ctx context.Context) (status control.Status, err error) {
+	queues, err := s.Queues(ctx)
 	if err != nil {
-		return s, err
+		return status, err
 	}
-	s = control.Status{
-		Version: t.version, Go: runtime.Version(), Started: t.started, Ready: true, Monitor: t.settings.Wish.Monitor,
-		Outcomes: t.outcomes != nil, Refusals: t.events.Refusals(),
+	status = control.Status{
+		Version: s.version, Go: runtime.Version(), Started: s.started, Ready: true, Monitor: s.settings.Wish.Monitor,
+		Outcomes: s.outcomes != nil, Refusals: s.events.Refusals(),
 	}
-	if err := t.Ready(ctx); err != nil {
-		s.Ready, s.Why = false, err.Error()
+	if err := s.Ready(ctx); err != nil {
+		status.Ready, status.Why = false, err.Error()
 	}
-	if t.outcomes != nil {
-		s.OutcomesLost = t.outcomes.losses()
-	} else if t.outcomesErr != nil {
-		s.OutcomesWhy = t.outcomesErr.Error()
+	if s.outcomes != nil {
+		status.OutcomesLost = s.outcomes.losses()
+	} else if s.outcomesErr != nil {
+		status.OutcomesWhy = s.outcomesErr.Error()
 	}
-	if f := t.filled.Load(); f != nil {
+	if f := s.state.Load(); f != nil {
 		ports, err := rules.Ports() // some may have been added by hand
 		if err != nil {
 			ports = f.rules.Ports
 		}
-		s.Rules = control.Rules{
-			Source: t.source(f), Ruleset: string(f.rules.Ruleset), Ports: rules.FormatPorts(ports, ","),
+		status.Rules = control.Rules{
+			Source: s.source(f), Ruleset: string(f.rules.Ruleset), Ports: rules.FormatPorts(ports, ","),
 			Helper: f.rules.Helper,
 		}
 	}
@@ -302,28 +302,30 @@ func (t *desk) Status(ctx context.Context) (s control.Status, err error) {
 			waiting, dropped := uint64(k.Waiting), uint64(k.Full+k.Lost)
 			to.Waiting, to.Dropped = &waiting, &dropped
 		}
-		s.Queues = append(s.Queues, to)
+		status.Queues = append(status.Queues, to)
 	}
-	if s.Refusals == nil {
-		s.Refusals = []control.Event{}
+	if status.Refusals == nil {
+		status.Refusals = []control.Event{}
 	}
-	return s, nil
+	return status, nil
 }
 
 // Follow returns a new follower of the events.
-func (t *desk) Follow(since time.Time) (*control.Follower, error) { return t.events.Follow(since) }
+func (s *statusServer) Follow(since time.Time) (*control.Follower, error) {
+	return s.events.Follow(since)
+}
 
 // Version says what the daemon is.
-func (t *desk) Version() control.Version {
-	return control.Version{Version: t.version, Go: runtime.Version(), Monitor: t.settings.Wish.Monitor}
+func (s *statusServer) Version() control.Version {
+	return control.Version{Version: s.version, Go: runtime.Version(), Monitor: s.settings.Wish.Monitor}
 }
 
 // Flows calls yield for every control connection that conntrack has not forgotten. Packets wait
 // for none of this longer than it takes to look at some of them.
-func (t *desk) Flows(ctx context.Context, yield func(control.Flow) error) (unchecked int, err error) {
+func (s *statusServer) Flows(ctx context.Context, yield func(control.Flow) error) (unchecked int, err error) {
 	deadline := time.Now().Add(checkTime)
 	flows := make([]engine.Flow, 0, flowsAtOnce)
-	for _, w := range t.workers {
+	for _, w := range s.workers {
 		for from, more := uint32(0), true; more; more = from != 0 {
 			err := w.queue.Do(ctx, func() { flows, from = w.engine.AppendFlows(flows[:0], from, flowsAtOnce) })
 			if err != nil {
@@ -331,7 +333,7 @@ func (t *desk) Flows(ctx context.Context, yield func(control.Flow) error) (unche
 			}
 			for i := range flows {
 				flow := flowOf(w.number, &flows[i])
-				switch m, err := t.lookup(&flows[i], deadline); {
+				switch m, err := s.lookup(&flows[i], deadline); {
 				case errors.Is(err, expect.ErrNoEntry):
 					continue
 				case err != nil:
@@ -352,13 +354,13 @@ func (t *desk) Flows(ctx context.Context, yield func(control.Flow) error) (unche
 var errNoTime = errors.New("no time")
 
 // lookup returns what conntrack has of a connection: ErrNoEntry if it is over.
-func (t *desk) lookup(f *engine.Flow, deadline time.Time) (*expect.Master, error) {
+func (s *statusServer) lookup(f *engine.Flow, deadline time.Time) (*expect.Master, error) {
 	if time.Now().After(deadline) {
 		return nil, errNoTime
 	}
-	t.asking.Lock()
-	defer t.asking.Unlock()
-	m, _, err := t.conntrack.Lookup(f.Tuples[expect.Original])
+	s.asking.Lock()
+	defer s.asking.Unlock()
+	m, _, err := s.conntrack.Lookup(f.Tuples[expect.Original])
 	if err == nil && m.Tuples != f.Tuples {
 		return nil, expect.ErrNoEntry // another one has its ports
 	}

@@ -163,7 +163,7 @@ func (d *daemon) settleRules() {
 func (d *daemon) rulesRight() {
 	d.watch.wrong = ""
 	d.log.Info("the rules are in place again")
-	d.desk.filled.Store(&filling{d.choice.Rules, true})
+	d.server.state.Store(&ruleState{d.choice.Rules, true})
 }
 
 // textOf is the text of an error, "" for none.

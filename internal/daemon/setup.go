@@ -9,10 +9,10 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
-// fill makes packets come to the queues: it registers the helper, if that is one of ours, and
+// setUp makes packets come to the queues: it registers the helper, if that is one of ours, and
 // applies the rules, if they are ours to apply. It says whose the rules are, and whether they are as
 // the settings say.
-func (d *daemon) fill() (whose string, checked bool, err error) {
+func (d *daemon) setUp() (whose string, checked bool, err error) {
 	if d.choice.Helper == backend.CTHelper {
 		if err := cthelper.Register(d.helper()); err != nil {
 			return "", false, err
@@ -24,9 +24,9 @@ func (d *daemon) fill() (whose string, checked bool, err error) {
 	return whose, checked, nil
 }
 
-// unfill undoes fill. Removing rules or a helper drops all packets that wait in any queue: the
+// tearDown undoes setUp. Removing rules or a helper drops all packets that wait in any queue: the
 // queues have to be empty.
-func (d *daemon) unfill() error {
+func (d *daemon) tearDown() error {
 	var err error
 	if d.settings.ApplyRules {
 		err = d.removeRules()
