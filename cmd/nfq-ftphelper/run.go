@@ -23,7 +23,7 @@ import (
 func newRun() *cobra.Command {
 	var from *source
 	var s *settings
-	asked := make(chan os.Signal, 1)
+	requests := make(chan os.Signal, 1)
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Help FTP connections until stopped",
@@ -47,7 +47,7 @@ something removes them.`,
 		Args: cobra.NoArgs,
 		PreRunE: func(*cobra.Command, []string) (err error) {
 			// One that comes early waits until the daemon is ready; several are one.
-			signal.Notify(asked, syscall.SIGHUP)
+			signal.Notify(requests, syscall.SIGHUP)
 			s, err = from.read()
 			return err
 		},
@@ -62,7 +62,7 @@ something removes them.`,
 			}
 			level := new(slog.LevelVar)
 			level.Set(s.logLevel.Level)
-			reload := daemon.Reload{Asked: asked, Read: from.reader(s, level)}
+			reload := daemon.Reload{Requests: requests, Read: from.reader(s, level)}
 			s.Confine = &confine.Paths{}
 			if from.file != "" {
 				s.Confine.Read = foldersOf(from.file)

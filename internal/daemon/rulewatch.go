@@ -1,57 +1,63 @@
 package daemon
 
 import (
+	"context"
 	"errors"
+	"log/slog"
 	"time"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
 const (
-	// calmTime is how long no table may change before rules that were removed are applied again. A
-	// firewall that is restarted removes all rules first, and loads its own after that.
+	// calmTime is the period without a change of any table after which removed rules are applied again. A
+	// firewall that restarts removes all rules first, and then loads its own.
 	calmTime = time.Second
-	// maxCalmTime is how long that is waited for at most.
+	// maxCalmTime is the longest wait for such a period.
 	maxCalmTime = 10 * time.Second
-	// restoreTime is the least time between two times that removed rules are applied again: a program that
-	// keeps removing them is not fought.
+	// restoreTime is the shortest time between two restorations of removed rules: a program that keeps
+	// removing them is not fought.
 	restoreTime = time.Minute
 )
 
 // ruleWatch notices that the rules change while the daemon runs.
 type ruleWatch struct {
-	*rules.Watch             // nil: changes cannot be noticed
-	calm         *time.Timer // of the period without changes that is waited for
-	waits        time.Time   // since when; zero if it is not waited for
+	readyAtOnce
+	*rules.Watch // nil: changes cannot be noticed
+	log          *slog.Logger
+	calm         *time.Timer // fires after a period without changes
+	waits        time.Time   // when the wait for that period began; zero for no wait
 	restored     time.Time   // when rules were applied again
-	wrong        string      // what was wrong with them when they were last looked at
+	wrong        string      // what was wrong with the rules at the last check
 }
 
-// watchRules begins to watch the rules.
-func (d *daemon) watchRules() {
-	d.watch.calm = time.NewTimer(0)
-	<-d.watch.calm.C
-	w, err := rules.NewWatch()
-	if err != nil {
-		d.log.Warn("the daemon will not notice that the rules are removed or changed", "why", err)
-		return
+// newRuleWatch subscribes to changes of the rules.
+func newRuleWatch(log *slog.Logger) ruleWatch {
+	w := ruleWatch{log: log, calm: time.NewTimer(0)}
+	<-w.calm.C
+	var err error
+	if w.Watch, err = rules.NewWatch(); err != nil {
+		log.Warn("removed or changed rules will not be noticed", "why", err)
 	}
-	d.watch.Watch = w
-	go func() {
-		if err := w.Run(); err != nil {
-			d.log.Warn("the daemon will not notice any more that the rules are removed or changed", "why", err)
-		}
-	}()
+	return w
 }
 
-func (d *daemon) closeWatch() error {
-	if d.watch.Watch == nil {
+// String implements task.
+func (w *ruleWatch) String() string { return "rule watch" }
+
+// Run receives changes until ctx is done. An error ends that, but not the daemon.
+func (w *ruleWatch) Run(ctx context.Context) error {
+	if w.Watch == nil {
 		return nil
 	}
-	return d.watch.Close()
+	defer context.AfterFunc(ctx, func() { _ = w.Close() })()
+	if err := w.Watch.Run(); err != nil {
+		w.log.Warn("removed or changed rules are not noticed any more", "why", err)
+	}
+	return nil
 }
 
-// ownChanged and anyChanged have a value when the rules or those of any table have changed.
+// ownChanged and anyChanged receive a value when the own table, or any table, has changed.
 func (w *ruleWatch) ownChanged() <-chan struct{} {
 	if w.Watch == nil {
 		return nil
@@ -66,7 +72,7 @@ func (w *ruleWatch) anyChanged() <-chan struct{} {
 	return w.Any()
 }
 
-// wait begins to wait for calm, or does so anew.
+// wait starts or restarts the wait for a period without changes.
 func (w *ruleWatch) wait() {
 	now := time.Now()
 	if w.waits.IsZero() {
@@ -75,13 +81,12 @@ func (w *ruleWatch) wait() {
 	w.calm.Reset(min(calmTime, time.Until(w.waits.Add(maxCalmTime))))
 }
 
-// rulesChanged looks at the rules after a change, and warns at once if they are not those that the daemon
-// works with any more.
+// rulesChanged checks the rules after a change, and warns at once of a new fault.
 func (d *daemon) rulesChanged() {
 	w := &d.watch
 	if !w.waits.IsZero() {
 		w.wait()
-		return // settleRules looks
+		return // settleRules checks
 	}
 	err := d.checkRules()
 	switch {
@@ -95,8 +100,8 @@ func (d *daemon) rulesChanged() {
 	w.wait()
 }
 
-// checkRules is rules.Check, which reads part by part: if the rules change meanwhile, it reads some of the
-// old and some of the new ones. So what it returns counts if it does so twice.
+// checkRules calls rules.Check until two results in succession agree: Check reads part by part, and mixes
+// old and new rules if they change meanwhile.
 func (d *daemon) checkRules() error {
 	const most = 5
 	err := rules.Check(d.choice.Rules)
@@ -109,25 +114,25 @@ func (d *daemon) checkRules() error {
 	return err
 }
 
-// warnOfChange says what is wrong with the rules.
+// warnOfChange logs what is wrong with the rules after a change.
 func (d *daemon) warnOfChange(err error) {
 	if errors.Is(err, rules.ErrMissing) {
 		d.watch.wrong = textOf(err)
-		d.log.Warn("the rules have been removed: new FTP connections are not helped", "why", err)
+		d.log.Warn("rules removed: new FTP connections are not helped", "why", err)
 		return
 	}
 	d.warnOfRules(err)
 }
 
-// tablesChanged has settleRules wait for longer.
+// tablesChanged postpones settleRules.
 func (d *daemon) tablesChanged() {
 	if !d.watch.waits.IsZero() {
 		d.watch.wait()
 	}
 }
 
-// settleRules looks again when no table changes any more, and applies rules that were removed, if they are
-// the daemon's.
+// settleRules checks again when no table changes any more, and restores removed rules, if the daemon
+// manages them.
 func (d *daemon) settleRules() {
 	w := &d.watch
 	w.waits = time.Time{}
@@ -145,28 +150,28 @@ func (d *daemon) settleRules() {
 		return
 	case !w.restored.IsZero() && time.Since(w.restored) < restoreTime:
 		w.wrong = textOf(err)
-		d.log.Warn("the rules have been removed again, and stay so: something keeps removing them; stop that, then reload or restart the daemon", "why", err)
+		d.log.Warn("rules removed again, not restored: find the program that removes them, then reload or restart the daemon", "why", err)
 		return
 	}
 	w.restored = time.Now()
 	if _, err := rules.Apply(d.choice.Rules); err != nil {
 		w.wrong = textOf(err)
-		d.log.Error("the rules cannot be applied again: reload or restart the daemon", "why", err)
+		d.log.Error("rules not restored: reload or restart the daemon", "why", err)
 		return
 	}
 	w.wrong = ""
 	d.ownPorts = d.choice.Rules.Ports
-	d.log.Warn("the rules had been removed, and are applied again; connections that were opened meanwhile are not helped", "ports", rules.FormatPorts(d.ownPorts, ","))
+	d.log.Warn("rules restored: connections that were opened meanwhile are not helped", "ports", rules.FormatPorts(d.ownPorts, ","))
 }
 
-// rulesRight says that the rules are as they should be again.
+// rulesRight logs that the fault of the rules is fixed.
 func (d *daemon) rulesRight() {
 	d.watch.wrong = ""
-	d.log.Info("the rules are in place again")
+	d.log.Info("rules in place again")
 	d.server.state.Store(&ruleState{d.choice.Rules, true})
 }
 
-// textOf is the text of an error, "" for none.
+// textOf returns the text of an error, "" for nil.
 func textOf(err error) string {
 	if err == nil {
 		return ""

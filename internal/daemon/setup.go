@@ -9,23 +9,25 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
-// setUp makes packets come to the queues: it registers the helper, if that is one of ours, and
-// applies the rules, if they are ours to apply. It says whose the rules are, and whether they are as
-// the settings say.
-func (d *daemon) setUp() (whose string, checked bool, err error) {
+// setUp makes the kernel queue packets: it registers a cthelper of its own, applies the rules if the
+// daemon manages them, and starts to serve the status.
+func (d *daemon) setUp() error {
 	if d.choice.Helper == backend.CTHelper {
 		if err := cthelper.Register(d.helper()); err != nil {
-			return "", false, err
+			return err
 		}
 	}
-	if whose, checked, err = d.ensureRules(); err != nil {
-		return "", false, errors.Join(err, d.disable(), d.unregister())
+	source, checked, err := d.ensureRules()
+	if err != nil {
+		return errors.Join(err, d.disable(), d.unregister())
 	}
-	return whose, checked, nil
+	d.server.serve(ruleState{d.choice.Rules, checked})
+	d.log.Info("ready", "queue", d.choice.Rules.Queue, "queues", d.choice.Rules.Queues, "rules", source)
+	return nil
 }
 
-// tearDown undoes setUp. Removing rules or a helper drops all packets that wait in any queue: the
-// queues have to be empty.
+// tearDown undoes setUp. Removing rules or a helper drops all packets that wait in any queue, so the
+// queues must be empty.
 func (d *daemon) tearDown() error {
 	var err error
 	if d.settings.ApplyRules {
@@ -34,21 +36,22 @@ func (d *daemon) tearDown() error {
 	return errors.Join(err, d.unregister())
 }
 
-// unregister removes the helper, unless it is to stay, or rules that are not ours hold it.
+// unregister removes the helper, unless KeepHelper is set or rules of others use it.
 func (d *daemon) unregister() error {
 	if d.choice.Helper != backend.CTHelper || d.settings.KeepHelper {
 		return nil
 	}
 	err := cthelper.Unregister(d.choice.Rules.Helper)
 	if errors.Is(err, cthelper.ErrInUse) {
-		d.log.Warn("the helper is left in place, disabled", "why", err)
+		d.log.Warn("helper left in place, disabled", "why", err)
 		return nil
 	}
 	return err
 }
 
-// disable ends that the kernel queues for the helper, while the queue is still served: it does
-// not adjust sequence numbers in packets that it queues for nobody (nf_confirm).
+// disable stops the kernel from queueing packets for the helper. It must be called while the queue is
+// served: without a program that serves it, the kernel does not adjust sequence numbers in packets that it
+// queues (nf_confirm).
 func (d *daemon) disable() error {
 	if !d.choice.Enabled() {
 		return nil
@@ -58,14 +61,15 @@ func (d *daemon) disable() error {
 	return cthelper.Register(h)
 }
 
-// helper is the one that is registered.
+// helper returns the helper to register.
 func (d *daemon) helper() cthelper.Helper {
 	c := d.choice
 	return cthelper.Helper{Name: c.Rules.Helper, Queue: c.Rules.Queue, Enabled: c.Enabled()}
 }
 
-// ensureRules applies the rules if it is to.
-func (d *daemon) ensureRules() (whose string, checked bool, err error) {
+// ensureRules applies the rules, if the daemon manages them. It returns where the rules come from, and
+// whether they are as the settings require.
+func (d *daemon) ensureRules() (source string, checked bool, err error) {
 	c := d.choice.Rules
 	err = rules.Check(c)
 	switch {
@@ -82,30 +86,33 @@ func (d *daemon) ensureRules() (whose string, checked bool, err error) {
 	return fmt.Sprintf("own (%s)", statement), true, err
 }
 
-// warnOfRules says that the rules are not those that the daemon works with, if so: somebody else's, or
-// its own that somebody has changed.
+// warnOfRules logs a fault of the rules, as rules.Check returns it; nil is no fault.
 func (d *daemon) warnOfRules(err error) {
 	d.watch.wrong = textOf(err)
 	if err == nil {
 		return
 	}
-	mend := "put them there with \"nfq-ftphelper rules apply\", or use --rules"
+	apply := "nfq-ftphelper rules apply"
 	if d.settings.Wish.Monitor {
-		mend = "put them there with \"nfq-ftphelper rules apply --monitor\", or use --rules"
+		apply += " --monitor"
 	}
-	if d.settings.ApplyRules {
-		mend = "somebody has changed them; delete the table and reload, or restart the daemon"
+	switch {
+	case errors.Is(err, rules.ErrMissing):
+		d.log.Warn(fmt.Sprintf("no FTP will be helped: table inet nfq_ftphelper is missing: run %q, or use --rules", apply))
+	case d.settings.ApplyRules:
+		d.log.Warn("FTP may not be helped: another program has changed the rules: delete the table and reload, or restart the daemon", "why", err)
+	default:
+		d.log.Warn(fmt.Sprintf("FTP may not be helped: the rules differ from the settings: run %q, or use --rules", apply), "why", err)
 	}
-	d.log.Warn("the rules are not as the settings say, the queue may stay empty: "+mend, "why", err)
 }
 
-// removeRules removes the rules that were applied, unless they are somebody else's by now.
+// removeRules removes the rules that were applied, unless they have been changed since.
 func (d *daemon) removeRules() error {
 	switch err := rules.Check(d.choice.Rules); {
 	case errors.Is(err, rules.ErrMissing):
 		return nil
 	case err != nil:
-		d.log.Warn("the rules are left in place: they are not those that were applied", "why", err)
+		d.log.Warn("rules left in place: they differ from those that were applied", "why", err)
 		return nil
 	}
 	return rules.Remove()

@@ -25,58 +25,55 @@ import (
 )
 
 const (
-	// flowsAtOnce is at how many places for connections is looked between two packets.
+	// flowsAtOnce is the number of table places that are read between two packets.
 	flowsAtOnce = 1024
-	// checkTime is how long conntrack is asked which connections are over.
+	// checkTime is the longest time for which conntrack is asked which connections are over.
 	checkTime = 3 * time.Second
 )
 
-// statusServer is where the daemon tells of itself. Its methods are those of control.Daemon and
+// statusServer serves the control socket and the metrics. It implements control.Daemon and
 // metrics.Daemon.
 type statusServer struct {
 	*daemon
 	version string
 	events  control.Bus
-	// filled is what fills the queues; nil before they are, and at the end.
+	// state is nil before the rules are set up, and from the stop on.
 	state atomic.Pointer[ruleState]
-	// status is nfq.StatusFile of the daemon's network namespace, nil where it can't be read: only
-	// root may, and nobody where /proc has processes only (subset=pid).
+	// status is nfq.StatusFile of the daemon's network namespace. It is nil without root, and where /proc
+	// has processes only (subset=pid).
 	status  *os.File
 	socket  *control.Socket
 	metrics net.Listener
 	servers []*control.Server
 
-	asking    sync.Mutex // for conntrack
+	mu        sync.Mutex // of conntrack
 	conntrack *expect.Client
 
-	// outcomes are nil without a control socket, and where conntrack has no events: outcomesErr says why.
-	outcomes      *outcomes
-	outcomesErr   error
-	outcomesEnded chan error // nil before they run
-	stopOutcomes  context.CancelFunc
+	// outcomes is nil without a control socket, and where conntrack has no events: see outcomesErr.
+	outcomes    *outcomes
+	outcomesErr error
 
 	started time.Time
 }
 
-// ruleState says what fills the queues.
+// ruleState is the state of the rules that queue packets.
 type ruleState struct {
 	rules   rules.Config
-	checked bool // they were as they should be
+	checked bool // they were found to be as the settings require
 }
 
-// source returns where the rules come from.
-func (d *daemon) source(f *ruleState) string {
+// source returns one of control.RuleSources.
+func (d *daemon) source(state *ruleState) string {
 	switch {
 	case d.settings.ApplyRules:
 		return control.RulesApplied
-	case f.checked:
+	case state.checked:
 		return control.RulesInPlace
 	}
 	return control.RulesDifferent
 }
 
-// newStatusServer takes the places where the daemon is to tell of itself. It has to be closed, whether
-// there is an error or not.
+// newStatusServer opens the sockets. The server has to be closed, even after an error.
 func (d *daemon) newStatusServer() (s *statusServer, err error) {
 	s = &statusServer{daemon: d, version: d.settings.Version}
 	if s.conntrack, err = expect.Dial(); err != nil {
@@ -89,7 +86,7 @@ func (d *daemon) newStatusServer() (s *statusServer, err error) {
 		if !d.settings.Outcomes {
 			s.outcomesErr = errors.New("the setting outcomes is false")
 		} else if s.outcomes, s.outcomesErr = openOutcomes(); s.outcomesErr != nil {
-			s.log.Warn("used, expired and closed are not reported", "why", s.outcomesErr)
+			s.log.Warn("events used, expired and closed are not reported", "why", s.outcomesErr)
 		} else {
 			s.outcomes.publish, s.outcomes.find, s.outcomes.warn = s.events.Publish, s.find, s.log.Warn
 		}
@@ -102,8 +99,8 @@ func (d *daemon) newStatusServer() (s *statusServer, err error) {
 	return s, nil
 }
 
-// listenAnywhere listens at an address that this host need not have yet: the rules are to be in place
-// before the network is up.
+// listenAnywhere listens at an address that this host may not have yet: the daemon starts before the
+// network is up.
 func listenAnywhere(at netip.AddrPort) (net.Listener, error) {
 	option, level := unix.IP_FREEBIND, unix.IPPROTO_IP
 	if at.Addr().Is6() {
@@ -116,16 +113,15 @@ func listenAnywhere(at netip.AddrPort) (net.Listener, error) {
 	return l.Listen(context.Background(), "tcp", at.String())
 }
 
-// serve begins to answer, when the queues are bound and filled.
-func (s *statusServer) serve(f ruleState) {
+// serve starts to answer requests.
+func (s *statusServer) serve(state ruleState) {
 	var err error
 	if s.status, err = os.Open(nfq.StatusFile); err != nil {
 		s.status = nil
-		s.log.Info("metrics lack queue_waiting and queue_dropped_total, which the kernel tells root only", "why", err)
+		s.log.Info("metrics queue_packets and queue_dropped_total are missing: they need root", "why", err)
 	}
-	s.state.Store(&f)
+	s.state.Store(&state)
 	s.started = time.Now()
-	s.runOutcomes()
 	counters := metrics.Handler(s, s.version, s.settings.Wish.Monitor)
 	if s.socket != nil {
 		s.servers = append(s.servers, control.Serve(s.socket, control.NewHandler(s, counters), s.log))
@@ -136,29 +132,7 @@ func (s *statusServer) serve(f ruleState) {
 	}
 }
 
-// runOutcomes begins to report outcomes, where there are any.
-func (s *statusServer) runOutcomes() {
-	if s.outcomes == nil {
-		return
-	}
-	ctx, stop := context.WithCancel(context.Background())
-	s.stopOutcomes, s.outcomesEnded = stop, make(chan error, 1)
-	go func() { s.outcomesEnded <- s.outcomes.run(ctx) }()
-}
-
-// closeOutcomes ends that.
-func (s *statusServer) closeOutcomes() error {
-	switch {
-	case s.outcomesEnded != nil:
-		s.stopOutcomes()
-		return <-s.outcomesEnded
-	case s.outcomes != nil:
-		return s.outcomes.close()
-	}
-	return nil
-}
-
-// find returns the control connection that has that tuple, if an engine tracks it.
+// find returns the control connection with that original tuple, if an engine tracks it.
 func (s *statusServer) find(tuple expect.Tuple) (queue uint16, f engine.Flow, ok bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), findTime)
 	defer cancel()
@@ -170,14 +144,16 @@ func (s *statusServer) find(tuple expect.Tuple) (queue uint16, f engine.Flow, ok
 	return 0, f, false
 }
 
-// close ends telling.
+// close stops answering, and closes the sockets.
 func (s *statusServer) close() error {
 	s.state.Store(nil)
 	var errs []error
 	for _, server := range s.servers {
 		errs = append(errs, server.Close())
 	}
-	errs = append(errs, s.closeOutcomes())
+	if s.outcomes != nil {
+		errs = append(errs, s.outcomes.close())
+	}
 	if s.socket != nil {
 		errs = append(errs, s.socket.Close())
 	}
@@ -189,15 +165,15 @@ func (s *statusServer) close() error {
 	if s.status != nil {
 		errs = append(errs, s.status.Close())
 	}
-	s.asking.Lock()
-	defer s.asking.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.conntrack != nil {
 		errs = append(errs, s.conntrack.Close())
 	}
 	return errors.Join(errs...)
 }
 
-// observe publishes an event of a queue's engine.
+// observe publishes an event of an engine.
 func (s *statusServer) observe(queue uint16, ev *engine.Event) {
 	if s.socket == nil {
 		return
@@ -216,26 +192,25 @@ func (s *statusServer) observe(queue uint16, ev *engine.Event) {
 // Live returns an error if a queue is not served.
 func (s *statusServer) Live(ctx context.Context) error { return s.do(ctx, func(*worker) {}) }
 
-// Ready returns an error if FTP is not helped: a queue is not served, or the rules that filled it
-// have gone.
+// Ready returns an error if FTP is not helped: a queue is not served, or rules that were found right at the
+// start are missing or changed.
 func (s *statusServer) Ready(ctx context.Context) error {
-	f := s.state.Load()
-	if f == nil {
-		return errors.New("the daemon is about to stop")
+	state := s.state.Load()
+	if state == nil {
+		return errors.New("the daemon is stopping")
 	}
-	if err := s.Live(ctx); err != nil || !f.checked {
+	if err := s.Live(ctx); err != nil || !state.checked {
 		return err
 	}
-	return rules.Check(f.rules)
+	return rules.Check(state.rules)
 }
 
-// inKernel returns what the kernel says of its queues, by their numbers; nothing where it may not be
-// read.
-func (s *statusServer) inKernel() (map[uint16]nfq.Status, error) {
+// kernelStatus returns the kernel's view of its queues by their numbers, nil where it may not be read.
+func (s *statusServer) kernelStatus() (map[uint16]nfq.Status, error) {
 	if s.status == nil {
 		return nil, nil
 	}
-	// From its beginning, whoever else reads.
+	// Several goroutines read the file, each from its beginning.
 	text, err := io.ReadAll(io.NewSectionReader(s.status, 0, 1<<20))
 	if err != nil {
 		return nil, fmt.Errorf("read the list of queues: %w", err)
@@ -243,9 +218,9 @@ func (s *statusServer) inKernel() (map[uint16]nfq.Status, error) {
 	return nfq.ParseStatus(string(text))
 }
 
-// Queues returns what there is to tell of every queue.
+// Queues implements metrics.Daemon.
 func (s *statusServer) Queues(ctx context.Context) ([]metrics.Queue, error) {
-	kernel, err := s.inKernel()
+	kernel, err := s.kernelStatus()
 	if err != nil {
 		return nil, err
 	}
@@ -263,7 +238,7 @@ func (s *statusServer) Queues(ctx context.Context) ([]metrics.Queue, error) {
 	return queues, err
 }
 
-// Status says how the daemon is.
+// Status implements control.Daemon.
 func (s *statusServer) Status(ctx context.Context) (status control.Status, err error) {
 	queues, err := s.Queues(ctx)
 	if err != nil {
@@ -281,14 +256,14 @@ func (s *statusServer) Status(ctx context.Context) (status control.Status, err e
 	} else if s.outcomesErr != nil {
 		status.OutcomesWhy = s.outcomesErr.Error()
 	}
-	if f := s.state.Load(); f != nil {
-		ports, err := rules.Ports() // some may have been added by hand
+	if state := s.state.Load(); state != nil {
+		ports, err := rules.Ports() // some may have been added with nft
 		if err != nil {
-			ports = f.rules.Ports
+			ports = state.rules.Ports
 		}
 		status.Rules = control.Rules{
-			Source: s.source(f), Ruleset: string(f.rules.Ruleset), Ports: rules.FormatPorts(ports, ","),
-			Helper: f.rules.Helper,
+			Source: s.source(state), Ruleset: string(state.rules.Ruleset), Ports: rules.FormatPorts(ports, ","),
+			Helper: state.rules.Helper,
 		}
 	}
 	for _, q := range queues {
@@ -310,18 +285,18 @@ func (s *statusServer) Status(ctx context.Context) (status control.Status, err e
 	return status, nil
 }
 
-// Follow returns a new follower of the events.
+// Follow implements control.Daemon.
 func (s *statusServer) Follow(since time.Time) (*control.Follower, error) {
 	return s.events.Follow(since)
 }
 
-// Version says what the daemon is.
+// Version implements control.Daemon.
 func (s *statusServer) Version() control.Version {
 	return control.Version{Version: s.version, Go: runtime.Version(), Monitor: s.settings.Wish.Monitor}
 }
 
-// Flows calls yield for every control connection that conntrack has not forgotten. Packets wait
-// for none of this longer than it takes to look at some of them.
+// Flows calls yield for every control connection that conntrack still has. It delays packets for no
+// longer than it takes to read flowsAtOnce table places.
 func (s *statusServer) Flows(ctx context.Context, yield func(control.Flow) error) (unchecked int, err error) {
 	deadline := time.Now().Add(checkTime)
 	flows := make([]engine.Flow, 0, flowsAtOnce)
@@ -350,24 +325,24 @@ func (s *statusServer) Flows(ctx context.Context, yield func(control.Flow) error
 	return unchecked, nil
 }
 
-// errNoTime is returned where there is no time to ask conntrack.
+// errNoTime is returned after the deadline for asking conntrack.
 var errNoTime = errors.New("no time")
 
-// lookup returns what conntrack has of a connection: ErrNoEntry if it is over.
+// lookup returns the conntrack entry of a connection, or ErrNoEntry if the connection is over.
 func (s *statusServer) lookup(f *engine.Flow, deadline time.Time) (*expect.Master, error) {
 	if time.Now().After(deadline) {
 		return nil, errNoTime
 	}
-	s.asking.Lock()
-	defer s.asking.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	m, _, err := s.conntrack.Lookup(f.Tuples[expect.Original])
 	if err == nil && m.Tuples != f.Tuples {
-		return nil, expect.ErrNoEntry // another one has its ports
+		return nil, expect.ErrNoEntry // another connection has its ports
 	}
 	return m, err
 }
 
-// flowOf is a connection as it is told to others.
+// flowOf returns a connection as package control describes it.
 func flowOf(queue uint16, f *engine.Flow) control.Flow {
 	m := f.Master()
 	flow := control.Flow{
@@ -389,7 +364,7 @@ func flowOf(queue uint16, f *engine.Flow) control.Flow {
 	return flow
 }
 
-// eventOf is an event as it is told to others. It shares no memory with ev.
+// eventOf returns an event as package control describes it. It shares no memory with ev.
 func eventOf(queue uint16, ev *engine.Event) control.Event {
 	to := control.Event{
 		Time: time.Now(), Queue: queue, Kind: ev.Kind.String(), Client: ev.Master.Client(), Server: ev.Master.Server(), Again: ev.Again, Monitor: ev.Monitor,

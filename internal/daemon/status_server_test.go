@@ -22,8 +22,8 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
 
-// TestHang has the goroutine that serves a queue hang for a while: who asks is told so, and told
-// more when it goes on.
+// TestHang has the goroutine that serves a queue hang for a while: queries fail meanwhile, and
+// succeed again afterwards.
 func TestHang(t *testing.T) {
 	host := netns.NewTestHost(t, "host")
 	log, path := slog.New(slog.DiscardHandler), filepath.Join(t.TempDir(), "control.sock")
@@ -62,7 +62,7 @@ func TestHang(t *testing.T) {
 	if err := live(); err == nil || !strings.HasPrefix(err.Error(), "the daemon says: queue 7 has not been served for 2") {
 		t.Errorf("while it hangs: %v", err)
 	}
-	if err := scrape(); err == nil || !strings.HasPrefix(err.Error(), "the daemon says: nothing can be told: queue 7 has not been served for 5") {
+	if err := scrape(); err == nil || !strings.HasPrefix(err.Error(), "the daemon says: metrics not available: queue 7 has not been served for 5") {
 		t.Errorf("while it hangs: %v", err)
 	}
 	close(goOn)
@@ -70,15 +70,15 @@ func TestHang(t *testing.T) {
 		t.Errorf("afterwards: %v", err)
 	}
 
-	// At the end it is not ready before it is gone.
+	// At the end it stops being ready before the queue ends.
 	d.server.state.Store(nil)
-	if err := live(); err == nil || !strings.Contains(err.Error(), "about to stop") {
+	if err := live(); err == nil || !strings.Contains(err.Error(), "is stopping") {
 		t.Errorf("before the end: %v", err)
 	}
 	stop()
 	must.Do(t, <-ended)
 	if err := scrape(); err == nil || !strings.Contains(err.Error(), "queue 7: "+nfq.ErrNotServed.Error()) {
-		t.Errorf("when the queue is gone: %v", err)
+		t.Errorf("after the end of the queue: %v", err)
 	}
 	must.Do(t, d.server.close())
 }

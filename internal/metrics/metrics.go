@@ -75,7 +75,7 @@ func Handler(d Daemon, version string, monitors bool) http.Handler {
 		defer cancel()
 		queues, err := d.Queues(ctx)
 		if err != nil {
-			control.WriteError(w, http.StatusServiceUnavailable, fmt.Errorf("nothing can be told: %w", err))
+			control.WriteError(w, http.StatusServiceUnavailable, fmt.Errorf("metrics not available: %w", err))
 			return
 		}
 		now := prometheus.NewRegistry()

@@ -85,7 +85,7 @@ func TestHandler(t *testing.T) {
 // TestFail has a daemon that does not answer.
 func TestFail(t *testing.T) {
 	w := ask(t, fake{err: errors.New("queue 7 has not been served for 5s")})
-	if got := w.Body.String(); w.Code != http.StatusServiceUnavailable || got != `{"error":"nothing can be told: queue 7 has not been served for 5s"}`+"\n" {
+	if got := w.Body.String(); w.Code != http.StatusServiceUnavailable || got != `{"error":"metrics not available: queue 7 has not been served for 5s"}`+"\n" {
 		t.Errorf("it answers %d %s", w.Code, got)
 	}
 }

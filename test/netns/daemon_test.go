@@ -159,7 +159,7 @@ func wantAllHelped(t testing.TB, routers ...*Router) (held int) {
 	t.Helper()
 	for _, r := range routers {
 		counts := stopAndCount(t, r)
-		if counts["expected"] == 0 || counts["failed"] > 0 || counts["gave_up"] > 0 || counts["overflows"] > 0 ||
+		if counts["expected"] == 0 || counts["failed"] > 0 || counts["hold_timeouts"] > 0 || counts["overflows"] > 0 ||
 			strings.Contains(r.DaemonProcess().Output(), "refused") {
 			t.Errorf("the daemon on the %s has not helped everywhere: %v", r.Name, counts)
 		}
