@@ -133,7 +133,7 @@ func (l *eventLines) line(ev *control.Event, zone *time.Location, width int) str
 		return sgr + text + sgrReset
 	}
 	kind := paint(kindColours[ev.Kind], fmt.Sprintf("%-*s", kindWidth, ev.Kind))
-	client, server := ev.Ends()
+	client, server := ev.Endpoints()
 	at, date, line := ev.Time.In(zone), "", ""
 	if today := l.today.In(zone); !l.today.IsZero() && (at.YearDay() != today.YearDay() || at.Year() != today.Year()) {
 		date = "2006-01-02 "
@@ -143,7 +143,7 @@ func (l *eventLines) line(ev *control.Event, zone *time.Location, width int) str
 		line = fmt.Sprintf("%s %s %-*s %s", paint(sgrFaint, at.Format(date+"15:04:05")), kind, l.client, client, ev.Short())
 	} else {
 		l.client, l.server = max(l.client, len(client), addressWidth), max(l.server, len(server), addressWidth)
-		line = fmt.Sprintf("%s  %s  %-*s  %-*s  %s", paint(sgrFaint, at.Format(date+"15:04:05.000")), kind, l.client, client, l.server, server, ev.Words())
+		line = fmt.Sprintf("%s  %s  %-*s  %-*s  %s", paint(sgrFaint, at.Format(date+"15:04:05.000")), kind, l.client, client, l.server, server, ev.Describe())
 	}
 	if line = strings.TrimRight(line, " "); width > 0 {
 		line = ansi.Truncate(line, width, "…")

@@ -37,7 +37,7 @@ func TestFlowTable(t *testing.T) {
 	at := netip.MustParseAddrPort
 	flows := []control.Flow{
 		{Client: at("203.0.113.101:40000"), Server: at("192.168.1.2:21"), ServerReachedAt: at("192.0.2.2:21"), State: "read",
-			Expected: 12, Last: &control.Endpoint{Verb: "227", Announced: 30000, Told: 30001}},
+			Expected: 12, Last: &control.Endpoint{Verb: "227", Announced: 30000, Advertised: 30001}},
 		{Client: at("[2001:db8:113::101]:40001"), Server: at("[2001:db8:100::2]:21"), State: "encrypted"},
 		{Client: at("10.0.0.5:40002"), Server: at("198.51.100.2:2121"), ClientSeenAs: at("192.0.2.1:1025"), State: "read",
 			Expected: 4_000_000_000, Refused: 1, Last: &control.Endpoint{Verb: "PORT", Announced: 20, Reason: "low_port", Why: "the port is below the lowest one allowed"}},
@@ -50,20 +50,20 @@ func TestEventLines(t *testing.T) {
 	at := netip.MustParseAddrPort
 	events := []control.Event{
 		{Kind: "tracked"},
-		{Kind: "expected", Verb: "227", Announced: at("192.168.1.2:30000"), Told: at("192.0.2.2:30001"), Expected: at("192.0.2.2:30001")},
-		{Kind: "expected", Verb: "PORT", Announced: at("203.0.113.101:41000"), Told: at("203.0.113.101:41000"), Expected: at("203.0.113.101:41000")},
-		{Kind: "expected", Verb: "229", Announced: at("192.168.1.2:30002"), Told: at("192.0.2.2:30002"), Expected: at("192.0.2.2:30002")},
-		{Kind: "expected", Verb: "229", Announced: at("192.168.1.2:30002"), Told: at("192.0.2.2:2"), Expected: at("192.0.2.2:2")},
+		{Kind: "expected", Verb: "227", Announced: at("192.168.1.2:30000"), Advertised: at("192.0.2.2:30001"), Expected: at("192.0.2.2:30001")},
+		{Kind: "expected", Verb: "PORT", Announced: at("203.0.113.101:41000"), Advertised: at("203.0.113.101:41000"), Expected: at("203.0.113.101:41000")},
+		{Kind: "expected", Verb: "229", Announced: at("192.168.1.2:30002"), Advertised: at("192.0.2.2:30002"), Expected: at("192.0.2.2:30002")},
+		{Kind: "expected", Verb: "229", Announced: at("192.168.1.2:30002"), Advertised: at("192.0.2.2:2"), Expected: at("192.0.2.2:2")},
 		{Kind: "refused", Verb: "PORT", Announced: at("203.0.113.101:20"), Reason: "low_port", Why: "the port is below the lowest one allowed", Again: true},
 		{Kind: "failed", Verb: "EPRT", Announced: at("203.0.113.101:41000"), Why: "the table of expectations is full"},
 		{Kind: "unreadable", Verb: "227", Line: "227 \x1b[2J\u202e\xff", Why: "no\x1b[2J numbers"},
 		{Kind: control.KindMissed, Missed: 12},
 		{Kind: "stays-queued", Client: at("[2001:db8:113::101]:40001"), Server: at("[2001:db8:100::2]:21"), Why: "no room"},
 		{Kind: "encrypted"},
-		{Kind: "used", Verb: "227", Announced: at("192.168.1.2:30000"), Told: at("192.0.2.2:30001"), Expected: at("192.0.2.2:30001"), From: at("203.0.113.101:51234")},
-		{Kind: "used", Verb: "229", Announced: at("192.168.1.2:30002"), Told: at("192.0.2.2:2"), Expected: at("192.0.2.2:2"), From: at("203.0.113.101:51234")},
+		{Kind: "used", Verb: "227", Announced: at("192.168.1.2:30000"), Advertised: at("192.0.2.2:30001"), Expected: at("192.0.2.2:30001"), From: at("203.0.113.101:51234")},
+		{Kind: "used", Verb: "229", Announced: at("192.168.1.2:30002"), Advertised: at("192.0.2.2:2"), Expected: at("192.0.2.2:2"), From: at("203.0.113.101:51234")},
 		{Kind: "used", Expected: at("192.0.2.2:30001"), From: at("203.0.113.101:51234")},
-		{Kind: "expired", Verb: "227", Announced: at("192.168.1.2:30000"), Told: at("192.0.2.2:30001"), Reason: "timeout", Why: "no data connection came within 300 s"},
+		{Kind: "expired", Verb: "227", Announced: at("192.168.1.2:30000"), Advertised: at("192.0.2.2:30001"), Reason: "timeout", Why: "no data connection came within 300 s"},
 		{Kind: "closed", Transfers: 1, Refused: 2},
 		{Kind: "closed", Transfers: 4_000_000_000, Client: at("[2001:db8:113:1111:2222:3333:4444:101]:40001"), Server: at("[2001:db8:100::2]:21")},
 	}
@@ -223,7 +223,7 @@ func TestStatusScreen(t *testing.T) {
 // TestNoDaemon asks where there is none.
 func TestNoDaemon(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "control.sock")
-	const want = "no daemon answers, as % is not there: start the daemon (nfq-ftphelper run --rules), or say where its control socket is with --control"
+	const want = "no daemon answers: % does not exist: start the daemon (nfq-ftphelper run --rules), or name its control socket with --control"
 	for _, command := range []string{"flows", "events", "status"} {
 		code, stdout, stderr := call(t, command, "--control", path)
 		if code != exitFailure || stdout != "" || stderr != "nfq-ftphelper: "+strings.Replace(want, "%", path, 1)+"\n" {

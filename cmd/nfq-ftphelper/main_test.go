@@ -73,7 +73,7 @@ func TestUsage(t *testing.T) {
 		{[]string{"run", "--metrics", "localhost:9921"}, `"localhost" is not an address`},
 		{[]string{"run", "--metrics", "127.0.0.1:99999"}, `"99999" is not a port`},
 		{[]string{"flows", "--sort", "age"}, "it can be client, server, state, transfers or refused"},
-		{[]string{"flows", "--filter", "port=21"}, `there is no field "port": there are client, server, nat`},
+		{[]string{"flows", "--filter", "port=21"}, `unknown field "port": the fields are client, server, nat`},
 		{[]string{"events", "--kind", "refused,denied"}, `"denied" is not a kind of event: it can be tracked, expected, would-open, used`},
 		{[]string{"events", "--client", "ftp.example"}, "neither an address nor a network"},
 		{[]string{"events", "--since", "yesterday"}, "it must be a duration such as 10m"},

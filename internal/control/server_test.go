@@ -107,7 +107,7 @@ func TestRequests(t *testing.T) {
 		{"GET /v1/events?follow=perhaps" + end + "\r\n", `{"error":"follow=\"perhaps\" is neither yes nor no"}`},
 		{"GET /v1/version" + end + "\r\n", `{"version":"v1","go":"go1"}`},
 		{"GET /v1/flows" + end + "\r\n", `],"closing":0,"unchecked":3}`},
-		{"GET /v2" + end + "\r\n", `{"error":"there is no \"/v2\" here: there are /livez, /metrics, /readyz, /v1/events, /v1/flows, /v1/status, /v1/version"}`},
+		{"GET /v2" + end + "\r\n", `{"error":"unknown path \"/v2\": the paths are /livez, /metrics, /readyz, /v1/events, /v1/flows, /v1/status, /v1/version"}`},
 		{"POST /livez" + end + "\r\n", `405 Method Not Allowed`},
 		{"OPTIONS *" + end + "\r\n", `405 Method Not Allowed`},
 		{"DELETE /livez" + end + "\r\n", `{"error":"the method \"DELETE\" is not served: use GET"}`},
@@ -212,7 +212,7 @@ func TestStranger(t *testing.T) {
 		}
 		answer <- say(t, path, "GET /livez HTTP/1.1\r\nHost: daemon\r\nConnection: close\r\n\r\n")
 	}()
-	if answer := <-answer; !strings.Contains(answer, "403 Forbidden") || !strings.Contains(answer, "user 65534 may not ask here") {
+	if answer := <-answer; !strings.Contains(answer, "403 Forbidden") || !strings.Contains(answer, "user 65534 is not permitted") {
 		t.Errorf("another user is answered\n%s", answer)
 	}
 }
@@ -248,13 +248,13 @@ func TestListen(t *testing.T) {
 	must.Do(t, second.Close())
 	stat(t, path)
 	must.Do(t, third.Close())
-	if err := NewClient(path).Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "no daemon answers, as "+path) {
+	if err := NewClient(path).Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "no daemon answers: "+path) {
 		t.Errorf("asking nobody: %v", err)
 	}
 
 	must.Do(t, os.WriteFile(path, nil, 0o600))
 	for path, want := range map[string]string{
-		path:                                     "is there, and is no socket: choose another with --control",
+		path:                                     "exists and is not a socket: choose another with --control",
 		filepath.Join(path, "x"):                 "not a directory: choose another with --control",
 		"/proc/nfq-ftphelper/x":                  "make the control socket: mkdir /proc/nfq-ftphelper",
 		"/tmp/" + strings.Repeat("x", maxPath-4): "has more than 107 bytes",
@@ -391,7 +391,7 @@ func TestFlows(t *testing.T) {
 	for i := range 10_000 {
 		flow := Flow{Client: netip.AddrPortFrom(netip.MustParseAddr("2001:db8::1"), uint16(i)), State: "read"}
 		if i%2 == 1 {
-			flow.Last = &Endpoint{Verb: "227", Announced: 1, Told: 2}
+			flow.Last = &Endpoint{Verb: "227", Announced: 1, Advertised: 2}
 		}
 		d.flows = append(d.flows, flow)
 	}
@@ -443,7 +443,7 @@ func TestBacklog(t *testing.T) {
 	}
 	publish(10, maxBacklog+10)
 	all := ask(begin)
-	if len(all) != maxBacklog+1 || all[0].Kind != KindMissed || !strings.Contains(all[0].Words(), "keeps the last 4096") || !all[1].Time.Equal(at(10)) {
+	if len(all) != maxBacklog+1 || all[0].Kind != KindMissed || !strings.Contains(all[0].Describe(), "keeps the last 4096") || !all[1].Time.Equal(at(10)) {
 		t.Errorf("of more than are kept: %d, %+v", len(all), all[:2])
 	}
 	if all := ask(at(10)); len(all) != maxBacklog || all[0].Kind != "tracked" {

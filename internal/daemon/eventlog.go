@@ -50,8 +50,8 @@ func newEventLog(log *slog.Logger) *eventLog {
 	return &eventLog{log: log, period: repeatTime, lines: make(map[engine.Kind]int), counts: make(map[repeat]uint64)}
 }
 
-// observe logs or counts an event. It may be called from any goroutine.
-func (l *eventLog) observe(ev *engine.Event) {
+// emit logs or counts an event. It may be called from any goroutine.
+func (l *eventLog) emit(ev *engine.Event) {
 	level := ev.Kind.Level()
 	switch {
 	case ev.Kind == engine.Expected && l.opened.Load():

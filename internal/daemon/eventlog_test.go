@@ -54,7 +54,7 @@ func logged(t *testing.T, opened bool, events []engine.Event) (now, later []line
 		return all
 	}
 	for i := range events {
-		l.observe(&events[i])
+		l.emit(&events[i])
 	}
 	now = parse()
 	l.flush()
@@ -75,7 +75,7 @@ func TestPeriod(t *testing.T) {
 	go func() {
 		for range 2 {
 			for range 3 {
-				l.observe(&engine.Event{Kind: engine.Refused, Master: m, Reason: engine.LowPort, Again: true})
+				l.emit(&engine.Event{Kind: engine.Refused, Master: m, Reason: engine.LowPort, Again: true})
 			}
 		}
 	}()

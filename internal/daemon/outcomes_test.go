@@ -103,7 +103,7 @@ func (o *outcomesTest) want(lines ...string) {
 		if ev.Queue != 7 && ev.Kind != control.KindMissed || ev.Kind != control.KindMissed && ev.Client != o.master.Client() {
 			o.Errorf("published for another one: %+v", ev)
 		}
-		got = append(got, strings.TrimSpace(ev.Kind+" "+ev.Reason)+": "+ev.Words())
+		got = append(got, strings.TrimSpace(ev.Kind+" "+ev.Reason)+": "+ev.Describe())
 	}
 	o.events = nil
 	if strings.Join(got, "\n") != strings.Join(lines, "\n") {

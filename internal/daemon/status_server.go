@@ -173,8 +173,8 @@ func (s *statusServer) close() error {
 	return errors.Join(errs...)
 }
 
-// observe publishes an event of an engine.
-func (s *statusServer) observe(queue uint16, ev *engine.Event) {
+// emit publishes an event of an engine.
+func (s *statusServer) emit(queue uint16, ev *engine.Event) {
 	if s.socket == nil {
 		return
 	}
@@ -356,7 +356,7 @@ func flowOf(queue uint16, f *engine.Flow) control.Flow {
 		flow.ServerReachedAt = at
 	}
 	if f.Last.Announced != 0 {
-		flow.Last = &control.Endpoint{Verb: f.Last.Verb.String(), Announced: f.Last.Announced, Told: f.Last.Advertised}
+		flow.Last = &control.Endpoint{Verb: f.Last.Verb.String(), Announced: f.Last.Announced, Advertised: f.Last.Advertised}
 		if f.Last.Advertised == 0 {
 			flow.Last.Reason, flow.Last.Why = f.Last.Reason.String(), f.Last.Reason.Sentence()
 		}
@@ -375,7 +375,7 @@ func eventOf(queue uint16, ev *engine.Event) control.Event {
 	case engine.Unreadable:
 		to.Verb, to.Line = ev.Verb.String(), string(ev.Line)
 	case engine.Expected, engine.WouldOpen, engine.Refused, engine.Failed:
-		to.Verb, to.Announced, to.Told, to.Expected = ev.Verb.String(), ev.Announced, ev.Advertised, ev.Expected
+		to.Verb, to.Announced, to.Advertised, to.Expected = ev.Verb.String(), ev.Announced, ev.Advertised, ev.Expected
 	}
 	if ev.Kind == engine.Refused {
 		to.Reason, to.Why = ev.Reason.String(), ev.Reason.Sentence()

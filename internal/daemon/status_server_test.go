@@ -101,8 +101,8 @@ func TestLookup(t *testing.T) {
 	}
 }
 
-// TestObserve says that events never wait for a follower who does not read.
-func TestObserve(t *testing.T) {
+// TestEmit says that events never wait for a follower who does not read.
+func TestEmit(t *testing.T) {
 	d := statusServer{socket: &control.Socket{}}
 	at := netip.MustParseAddrPort
 	client, server, public := at("203.0.113.101:40000"), at("192.168.1.2:21"), at("192.0.2.2:21")
@@ -111,7 +111,7 @@ func TestObserve(t *testing.T) {
 	f, err := d.Follow(time.Now())
 	must.Do(t, err)
 	for range 10_000 {
-		d.observe(7, ev)
+		d.emit(7, ev)
 	}
 	got := <-f.Events()
 	want := control.Event{
@@ -125,11 +125,11 @@ func TestObserve(t *testing.T) {
 		t.Errorf("%d of 9999 events are there or missed", n)
 	}
 	f.Close()
-	if n := testing.AllocsPerRun(100, func() { d.observe(7, ev) }); n > 0 {
+	if n := testing.AllocsPerRun(100, func() { d.emit(7, ev) }); n > 0 {
 		t.Errorf("%v allocations for an event", n)
 	}
 	without := statusServer{}
-	without.observe(7, ev)
+	without.emit(7, ev)
 	if len(without.events.Refusals()) > 0 {
 		t.Error("events are kept without a control socket")
 	}

@@ -29,8 +29,8 @@ func (d *daemon) newWorker(number uint16) (w *worker, err error) {
 	config := d.settings.Engine
 	config.Conntrack, config.OpaqueLabel = w.conntrack, rules.OpaqueLabel
 	config.Observe = func(ev *engine.Event) {
-		d.eventLog.observe(ev)
-		d.server.observe(number, ev)
+		d.eventLog.emit(ev)
+		d.server.emit(number, ev)
 	}
 	config.RecognisedLabel, config.ProxiedLabel = rules.RecognisedLabel, rules.ProxiedLabel
 	config.Monitor = d.settings.Wish.Monitor

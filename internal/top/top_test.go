@@ -61,9 +61,9 @@ func flowsAt(second int) []control.Flow {
 	at := netip.MustParseAddrPort
 	flows := []control.Flow{
 		{Queue: 100, Client: at("203.0.113.101:40000"), Server: at("192.168.1.2:21"), ServerReachedAt: at("192.0.2.2:21"), State: "read", Sequence: "kernel",
-			Expected: uint32(12 * second), Refused: 2, Last: &control.Endpoint{Verb: "227", Announced: 30000, Told: 30000}},
+			Expected: uint32(12 * second), Refused: 2, Last: &control.Endpoint{Verb: "227", Announced: 30000, Advertised: 30000}},
 		{Queue: 101, Client: at("[2001:db8:113::101]:40001"), Server: at("[fd00:1::2]:21"), State: "read", Sequence: "same-length",
-			Expected: 150_000, Last: &control.Endpoint{Verb: "EPRT", Announced: 41000, Told: 41000}},
+			Expected: 150_000, Last: &control.Endpoint{Verb: "EPRT", Announced: 41000, Advertised: 41000}},
 		{Queue: 100, Client: at("10.11.12.13:65535"), Server: at("198.51.100.2:2121"), ClientSeenAs: at("192.0.2.2:65535"), State: "encrypted", Sequence: "kernel"},
 		{Queue: 100, Client: at("203.0.113.7:1024"), Server: at("192.168.1.2:21"), ServerReachedAt: at("192.0.2.2:21"), State: "read", Sequence: "kernel",
 			Expected: 1, Refused: uint32(second), Last: &control.Endpoint{Verb: "PORT", Announced: 20, Reason: "low_port", Why: "the port is below the lowest one allowed"}},
@@ -91,7 +91,7 @@ func watched(t *testing.T) *model {
 		f := flowsAt(s)[0]
 		event := control.Event{Time: now, Queue: 100, Client: f.Client, Server: f.Server}
 		ok, low := event, event
-		ok.Kind, ok.Verb, ok.Announced, ok.Told = "expected", "227", netip.MustParseAddrPort("192.168.1.2:30000"), netip.MustParseAddrPort("192.0.2.2:30000")
+		ok.Kind, ok.Verb, ok.Announced, ok.Advertised = "expected", "227", netip.MustParseAddrPort("192.168.1.2:30000"), netip.MustParseAddrPort("192.0.2.2:30000")
 		low.Kind, low.Verb, low.Announced, low.Why = "refused", "PORT", netip.MustParseAddrPort("203.0.113.101:20"), "the port is below the lowest one allowed"
 		m.Update(happened{ok, low})
 	}

@@ -273,7 +273,7 @@ func (c *connection) last() string {
 	switch {
 	case c.Last == nil:
 		return ""
-	case c.Last.Told == 0:
+	case c.Last.Advertised == 0:
 		return strings.TrimRight(c.Last.Verb+" ✗ "+c.Last.Reason, " ")
 	}
 	return fmt.Sprintf("%s %d", c.Last.Verb, c.Last.Announced)
@@ -396,7 +396,7 @@ func (m *model) detailLines() []string {
 		case "failed":
 			kind = bad.Render(kind)
 		}
-		lines = append(lines, fmt.Sprintf("%s  %s  %s", faint.Render(local(ev).Format("15:04:05.000")), kind, ev.Words()))
+		lines = append(lines, fmt.Sprintf("%s  %s  %s", faint.Render(local(ev).Format("15:04:05.000")), kind, ev.Describe()))
 	}
 	return lines
 }
