@@ -43,7 +43,7 @@ func readCounters(text io.Reader) (counters, error) {
 	c := counters{
 		ready: sum("ready") == 1, packets: sum("packets_total"), transfers: sum("expectations_total", "expected"),
 		refused: sum("refusals_total"), failed: sum("expectations_total", "failed"),
-		inKernel: families["nfq_ftphelper_queue_waiting"] != nil, waiting: sum("queue_waiting"), dropped: sum("queue_dropped_total"), overflows: sum("queue_overflows_total"),
+		inKernel: families["nfq_ftphelper_queue_packets"] != nil, waiting: sum("queue_packets"), dropped: sum("queue_dropped_total"), overflows: sum("queue_overflows_total"),
 		handling: make(map[float64]float64),
 	}
 	for _, m := range families["nfq_ftphelper_packet_handling_seconds"].GetMetric() {

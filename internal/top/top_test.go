@@ -31,18 +31,18 @@ func metricsAt(second int) string {
 # TYPE nfq_ftphelper_ready gauge
 nfq_ftphelper_ready 1
 # TYPE nfq_ftphelper_packets_total counter
-nfq_ftphelper_packets_total{queue="100",verdict="accepted"} %d
-nfq_ftphelper_packets_total{queue="101",verdict="changed"} %d
-nfq_ftphelper_packets_total{queue="101",verdict="unread"} 0
+nfq_ftphelper_packets_total{queue="100",result="accepted"} %d
+nfq_ftphelper_packets_total{queue="101",result="changed"} %d
+nfq_ftphelper_packets_total{queue="101",result="unread"} 0
 # TYPE nfq_ftphelper_expectations_total counter
 nfq_ftphelper_expectations_total{result="expected"} %d
 nfq_ftphelper_expectations_total{result="failed"} 3
 # TYPE nfq_ftphelper_refusals_total counter
 nfq_ftphelper_refusals_total{reason="low_port"} %d
 nfq_ftphelper_refusals_total{reason="not_peer"} %d
-# TYPE nfq_ftphelper_queue_waiting gauge
-nfq_ftphelper_queue_waiting{queue="100"} 2
-nfq_ftphelper_queue_waiting{queue="101"} 1
+# TYPE nfq_ftphelper_queue_packets gauge
+nfq_ftphelper_queue_packets{queue="100"} 2
+nfq_ftphelper_queue_packets{queue="101"} 1
 # TYPE nfq_ftphelper_queue_dropped_total counter
 nfq_ftphelper_queue_dropped_total{queue="100"} 0
 # TYPE nfq_ftphelper_queue_overflows_total counter
@@ -198,7 +198,7 @@ func TestStops(t *testing.T) {
 func TestUnknown(t *testing.T) {
 	var lines []string
 	for line := range strings.Lines(metricsAt(1)) {
-		if !strings.Contains(line, "queue_waiting") && !strings.Contains(line, "queue_dropped_total") {
+		if !strings.Contains(line, "queue_packets") && !strings.Contains(line, "queue_dropped_total") {
 			lines = append(lines, line)
 		}
 	}
