@@ -40,7 +40,7 @@ func (d *daemon) newWorker(number uint16) (w *worker, err error) {
 	w.engine = engine.New(config)
 	w.queue = nfq.New(number, w.engine, log)
 	if choice.Rules.Ruleset == rules.Lean {
-		w.queue.Distinguish(rules.AgainPriority, w.engine.HandleAgain)
+		w.queue.HandleByPriority(rules.AgainPriority, w.engine.HandleAgain)
 	}
 	return w, nil
 }

@@ -383,7 +383,7 @@ func TestTaken(t *testing.T) {
 	stop, _ := l.serve(&handler{})
 	second := nfq.New(7, &handler{}, slog.New(slog.DiscardHandler))
 	err := l.host.Do(func() error { return second.Run(t.Context()) })
-	want := fmt.Sprintf("bind queue 7: another program is bound to it, nfq.test (process %d): stop that, or choose another number with --queue", os.Getpid())
+	want := fmt.Sprintf("bind queue 7: another program is bound to it, nfq.test (process %d): stop it, or choose another number with --queue", os.Getpid())
 	if err == nil || err.Error() != want {
 		t.Errorf("the second one got %v", err)
 	}

@@ -93,7 +93,7 @@ func TestQueueTaken(t *testing.T) {
 		t.Fatalf("%v, queues %v", err, queues)
 	}
 	for number := range queues {
-		want := fmt.Sprintf("nfq-ftphelper: bind queue %d: another program is bound to it, nfq-ftphelper (process %d): stop that, or choose another number with --queue",
+		want := fmt.Sprintf("nfq-ftphelper: bind queue %d: another program is bound to it, nfq-ftphelper (process %d): stop it, or choose another number with --queue",
 			number, host.DaemonProcess().Pid())
 		output, err := host.Run(testContext(t, 20*time.Second), "", host.daemon.Binary, "run", "--rules", "--queue", strconv.Itoa(number), "--control", "")
 		if err == nil || !strings.Contains(err.Error(), want) {
