@@ -32,7 +32,7 @@ func TestConfigFaults(t *testing.T) {
 		{"ports: [21, 0]", "nfq-ftphelper: FILE:1:13: ports: \"0\" is not a port, a number from 1 to 65535\n" +
 			">  1 | ports: [21, 0]\n" +
 			"                   ^\n"},
-		{"helper: kernel", "nfq-ftphelper: FILE:1:9: helper: it can be auto, carrier or cthelper\n" +
+		{"helper: kernel", "nfq-ftphelper: FILE:1:9: helper: it must be auto, carrier or cthelper\n" +
 			">  1 | helper: kernel\n" +
 			"               ^\n"},
 		{"allow: 10.0.0.0/33", "nfq-ftphelper: FILE:1:8: allow: \"10.0.0.0/33\" is neither an address nor a network such as 192.0.2.0/24\n" +
@@ -41,10 +41,10 @@ func TestConfigFaults(t *testing.T) {
 		{"log-level: loud", "nfq-ftphelper: FILE:1:12: log-level: it must be debug, info, warn or error\n" +
 			">  1 | log-level: loud\n" +
 			"                  ^\n"},
-		{"queues: 0", "nfq-ftphelper: FILE:1:9: queues must be 1 at least\n" +
+		{"queues: 0", "nfq-ftphelper: FILE:1:9: queues must be at least 1\n" +
 			">  1 | queues: 0\n" +
 			"               ^\n"},
-		{"hold-time: -1s", "nfq-ftphelper: FILE:1:12: hold-time must be longer than nothing\n" +
+		{"hold-time: -1s", "nfq-ftphelper: FILE:1:12: hold-time must be longer than 0\n" +
 			">  1 | hold-time: -1s\n" +
 			"                  ^\n"},
 	} {
@@ -77,13 +77,13 @@ helper-name: pptp
 queues: 0
 `
 	faults := []string{
-		"1:7: rate must be 1 at least",
+		"1:7: rate must be at least 1",
 		`2:13: ports: "0" is not a port`,
 		`2:16: ports: "x" is not a port`,
 		`3:1: there is no setting "prot"; did you mean ports?`,
 		`4:10: control: "relative.sock" is not an absolute path, such as /run/nfq-ftphelper/control.sock`,
 		`5:10: metrics: "x" is not an address with a port, such as 127.0.0.1:9921`,
-		"7:9: queues must be 1 at least",
+		"7:9: queues must be at least 1",
 	}
 	name := configFile(t, text)
 	for _, args := range [][]string{{"config", "check", name}, {"run", "--config", name}, {"events", "--config", name}} {
@@ -104,7 +104,7 @@ queues: 0
 		}
 	}
 	_, _, stderr := call(t, "config", "check", configFile(t, "rate: 0\nhelper-name: pptp\n"))
-	if !strings.Contains(stderr, "rate must be 1 at least") || !strings.Contains(stderr, "whether it is a carrier or a cthelper") {
+	if !strings.Contains(stderr, "rate must be at least 1") || !strings.Contains(stderr, "whether it is a carrier or a cthelper") {
 		t.Errorf("of a number and of what does not go together it says\n%s", stderr)
 	}
 }
@@ -256,7 +256,7 @@ func TestConfigInit(t *testing.T) {
 		}
 	}
 	code, _, stderr := call(t, "config", "init", name)
-	if code != exitFailure || !strings.Contains(stderr, name+" is there already") {
+	if code != exitFailure || !strings.Contains(stderr, name+" exists already") {
 		t.Errorf("a second time: exit code %d; it says\n%s", code, stderr)
 	}
 	if again, err := os.ReadFile(name); err != nil || string(again) != string(text) {
