@@ -35,9 +35,9 @@ func TestMedian(t *testing.T) {
 // example is a result with the gaps that real ones have.
 func example() Result {
 	r := Result{Kernel: "6.12.1-amd64", Processor: "A processor", Processors: 2, Load: 1.25, Situation: "DNAT", Reference: kernel, Rounds: 3}
-	add := func(contender, limit string, daemon bool, w Workload, samples ...Sample) {
+	add := func(variant, limit string, daemon bool, w Workload, samples ...Sample) {
 		r.Cells = append(r.Cells, Cell{
-			Contender: contender, Limit: limit, Daemon: daemon, Workload: w, Samples: samples,
+			Variant: variant, Limit: limit, Daemon: daemon, Workload: w, Samples: samples,
 			Latencies: Latencies{20_000: 70, 40_000: 28, 1_000_000: 1, 5_000_000: 1},
 		})
 	}

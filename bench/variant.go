@@ -21,8 +21,8 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
 
-// contender is something that helps FTP along on the router, or that shows what can be reached.
-type contender struct {
+// variant is something that helps FTP along on the router, or that shows what can be reached.
+type variant struct {
 	name string
 	// in are the situations where it makes sense; stock says that it needs a stock kernel.
 	in    []netns.Situation
@@ -33,7 +33,7 @@ type contender struct {
 	workloads []Operation
 	// keepsAddress says that PASV's answer comes through as the server sent it.
 	keepsAddress bool
-	// limit names the contender that queues the same packets and does nothing with them.
+	// limit names the variant that queues the same packets and does nothing with them.
 	limit string
 	// start makes the router ready and returns the process that packets are queued to, if any.
 	start func(ctx context.Context, b binaries, lab *netns.Lab) (*netns.Process, error)
@@ -48,7 +48,7 @@ type binaries struct {
 	accept string // the C program
 }
 
-// The names of contenders, as the tables have them.
+// The names of variants, as the tables have them.
 const (
 	noHelper   = "no helper"
 	kernel     = "kernel"
@@ -71,8 +71,8 @@ var (
 	onlyControl = []Operation{Noop, Pasv}
 )
 
-// contenders are in the order of the tables. What helps is next to its limit.
-var contenders = []contender{
+// variants are in the order of the tables. What helps is next to its limit.
+var variants = []variant{
 	{name: noHelper, in: anywhere, keepsAddress: true, start: openPorts},
 	// A helper's name can be registered once, so these two are not on one kernel at a time.
 	{name: kernel, in: behindNAT, start: startKernel},
@@ -85,7 +85,7 @@ var contenders = []contender{
 	{name: beforeLean, in: anywhere, before: true, limit: cLean, start: earlier(ours("--ruleset", "lean"))},
 }
 
-// reference names the contender that others are compared with in a situation.
+// reference names the variant that others are compared with in a situation.
 func reference(s netns.Situation) string {
 	if s == netns.DNAT {
 		return kernel
@@ -93,7 +93,7 @@ func reference(s netns.Situation) string {
 	return conntrackd
 }
 
-func (c contender) fits(s netns.Situation, o Operation) bool {
+func (c variant) fits(s netns.Situation, o Operation) bool {
 	return slices.Contains(c.in, s) && (len(c.workloads) == 0 || slices.Contains(c.workloads, o))
 }
 
