@@ -118,7 +118,7 @@ const (
 
 // kindColours maps kinds to colours.
 var kindColours = map[string]string{
-	"used": sgrGreen, "expired": sgrYellow, "refused": sgrYellow, "encrypted": sgrYellow, "not-ftp": sgrYellow, "nonsense": sgrYellow, "unlabelled": sgrYellow, "unreadable": sgrYellow,
+	"used": sgrGreen, "expired": sgrYellow, "refused": sgrYellow, "encrypted": sgrYellow, "not-ftp": sgrYellow, "nonsense": sgrYellow, "unlabelled": sgrYellow, "unreadable": sgrYellow, "odd": sgrYellow,
 	"failed": sgrRed, "lost": sgrRed, "unknown": sgrRed, control.KindMissed: sgrRed,
 	"tracked": sgrFaint, "closed": sgrFaint,
 }

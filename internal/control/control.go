@@ -109,7 +109,7 @@ type Event struct {
 	Expected   netip.AddrPort `json:"expected_at,omitzero"`
 	// From is the source of the data connection of a KindUsed.
 	From netip.AddrPort `json:"from,omitzero"`
-	// Line is the line of an "unreadable". It may have any bytes.
+	// Line is the line of an "unreadable" or "odd". It may have any bytes.
 	Line string `json:"line,omitempty"`
 	// Reason is one of Refusals for a refused endpoint, one of Expiries for a KindExpired.
 	Reason string `json:"reason,omitempty"`

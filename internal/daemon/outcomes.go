@@ -145,7 +145,7 @@ func (o *outcomes) Run(ctx context.Context) error {
 // announced records an expectation that an engine has installed. It may be called from any goroutine.
 func (o *outcomes) announced(ev *engine.Event, report control.Event) {
 	dir := expect.Original
-	if ev.Verb == engine.Verb227 || ev.Verb == engine.Verb229 {
+	if ev.Verb.IsReply() {
 		dir = expect.Reply
 	}
 	at := place{ev.Master.Tuples[expect.Original], ev.Expected}

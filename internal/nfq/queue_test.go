@@ -126,8 +126,8 @@ func TestAllocations(t *testing.T) {
 	}
 }
 
-// TestDistinguish hands packets with one priority to another function.
-func TestDistinguish(t *testing.T) {
+// TestHandleByPriority hands packets with one priority to another function.
+func TestHandleByPriority(t *testing.T) {
 	q, kernel := newPair(t)
 	var byPriority []uint32
 	q.HandleByPriority(0x21270119, func(id uint32, _ []byte, verdicts []Verdict) []Verdict {
