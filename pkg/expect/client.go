@@ -161,7 +161,7 @@ func (c *Client) addUpdate(m *Master, u Update) bool {
 		return false
 	}
 	c.addChange(m, u.Dir, u.Adjust, mask, bits)
-	if u.Adjust != nil && !m.Adjustable {
+	if u.Adjust != nil && !m.SeqAdjWorks {
 		c.addGet(m.Tuples[Original])
 	}
 	return true
@@ -187,7 +187,7 @@ func updated(m *Master, u Update, errno unix.Errno, body []byte) error {
 	switch {
 	case errno != 0:
 		return errno
-	case u.Adjust == nil || m.Adjustable || body == nil:
+	case u.Adjust == nil || m.SeqAdjWorks || body == nil:
 		// The change was acknowledged; a failed read-back is not an error.
 		return nil
 	}
@@ -195,10 +195,10 @@ func updated(m *Master, u Update, errno unix.Errno, body []byte) error {
 	if err := now.decode(body); err != nil {
 		return err
 	}
-	if !now.Adjustable || now.SeqAdj[u.Dir] != *u.Adjust {
+	if !now.SeqAdjWorks || now.SeqAdj[u.Dir] != *u.Adjust {
 		return ErrNoSeqAdj
 	}
-	m.Adjustable = true
+	m.SeqAdjWorks = true
 	return nil
 }
 

@@ -55,9 +55,8 @@ func (a SeqAdj) Offset(seq uint32) int32 {
 	return a.Before
 }
 
-// Undo returns the sequence number that the kernel turns into seq: the inverse of adding
-// Offset.
-func (a SeqAdj) Undo(seq uint32) uint32 {
+// ToSender returns the sender's number that the kernel adjusts to seq: the inverse of adding Offset.
+func (a SeqAdj) ToSender(seq uint32) uint32 {
 	if before := seq - uint32(a.Before); int32(a.Position-before) >= 0 {
 		return before
 	}
@@ -78,8 +77,8 @@ type Master struct {
 	// Opening is true in the TCP state SYN_RECV: the server has sent its SYN-ACK, the client has not acknowledged
 	// it.
 	Opening bool
-	// Adjustable is true once the kernel has accepted an adjustment.
-	Adjustable bool
+	// SeqAdjWorks is true once the kernel has accepted an adjustment.
+	SeqAdjWorks bool
 	// Closing is true if a side has closed or reset the connection: its TCP state is FIN_WAIT or a later one.
 	Closing bool
 }
@@ -101,10 +100,10 @@ func (m *Master) NAT() bool {
 	return o.Src != r.Dst || o.Dst != r.Src
 }
 
-// Vouches reports whether addr is an address of the side that sends in direction dir: on its own side of
+// IsOwnAddress reports whether addr is an address of the side that sends in direction dir: on its own side of
 // this host, or as the peer sees it. A data connection to any other address is an FTP bounce (RFC 2577
 // section 3).
-func (m *Master) Vouches(dir Direction, addr netip.Addr) bool {
+func (m *Master) IsOwnAddress(dir Direction, addr netip.Addr) bool {
 	return addr == m.Tuples[dir].Src.Addr() || addr == m.Tuples[dir.Other()].Dst.Addr()
 }
 
@@ -144,9 +143,9 @@ func For(m *Master, dir Direction, port uint16) Expectation {
 	}
 }
 
-// Elsewhere returns the expectation for that side if it announces an address that is not its own, where the
+// ForAddress returns the expectation for that side if it announces an address that is not its own, where the
 // policy allows it: a data connection from the peer to announced, which NAT treats as any other connection.
-func Elsewhere(m *Master, dir Direction, announced netip.AddrPort) Expectation {
+func ForAddress(m *Master, dir Direction, announced netip.AddrPort) Expectation {
 	return Expectation{
 		Master: m.Tuples[Original],
 		Src:    m.Tuples[dir.Other()].Src.Addr(),

@@ -182,7 +182,7 @@ func (m *Master) decode(body []byte) error {
 				return err
 			}
 		case ctaStatus:
-			m.Adjustable = attrs.Uint32(ctaStatus)&ipsSeqAdjust != 0
+			m.SeqAdjWorks = attrs.Uint32(ctaStatus)&ipsSeqAdjust != 0
 		case ctaProtoInfo:
 			if state := v.Nested(ctaProtoInfoTCP).Find(ctaProtoInfoTCPState); len(state) == 1 {
 				m.Opening, m.Closing = state[0] == tcpSynRecv, state[0] > tcpEstablished && state[0] <= tcpClose

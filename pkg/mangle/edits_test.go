@@ -317,7 +317,7 @@ func TestAddRefuses(t *testing.T) {
 	}
 }
 
-func TestUndoAdd(t *testing.T) {
+func TestDropLast(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(7, 8))
 	for range 100 {
 		w := randomWorld(rnd, 40, 6)

@@ -213,6 +213,8 @@ func TestAdjustment(t *testing.T) {
 		// Nothing in front of the second may be taken for more than it is: the offset before is
 		// that of what lies in front of the first.
 		{"two that shrink", 0, []seg{{100, 5, "12"}, {200, 5, "123"}}, seqadj{199, 0, -5}},
+		{"first example of Adjustment", 0, []seg{{100, 4, "123456"}, {200, 10, "12345"}}, seqadj{204, 2, -3}},
+		{"second example of Adjustment", -5, []seg{{200, 4, "123456"}}, seqadj{203, -3, -3}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var e Edits
@@ -221,7 +223,7 @@ func TestAdjustment(t *testing.T) {
 				must.Do(t, e.Add(d.at, make([]byte, d.old), []byte(d.new)))
 			}
 			if got := adjustment(&e); got != tt.want {
-				t.Errorf("%+v, want %+v", got, tt.want)
+				t.Errorf("got %+v, want %+v", got, tt.want)
 			}
 		})
 	}
