@@ -1,11 +1,9 @@
 // Command bench measures FTP helpers side by side, on the kernel that it runs on.
 //
-// Each variant has a network of its own: a client, a router that it is on, and a server. They
-// are measured in turn, round by round, so that what else happens on the machine meets them
-// alike: the ratios between them mean something, the figures themselves little. Everything runs
-// on one processor, unless told otherwise: then speed is the inverse of work. The load comes
-// from a load generator and an FTP server of its own, which are programs of this binary; the
-// variant without any helper shows that they are faster than what is measured.
+// Each variant has its own network: a client, a router with the variant, and a server. The variants take turns, round
+// by round, so that other load on the machine affects them alike: compare ratios, not figures. By default everything
+// runs on one processor, so that speed is the inverse of work. Load generator and FTP server are programs of this
+// binary; the variant without a helper shows that they are faster than the helpers.
 //
 // It needs root. The results are a folder with tables (Markdown), raw data (JSON) and plots
 // (SVG), all named after the kernel.

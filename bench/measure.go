@@ -33,7 +33,7 @@ func (s selection) takes(c variant, situation netns.Situation, o Operation) bool
 		(len(s.operations) == 0 || slices.Contains(s.operations, o))
 }
 
-// measure measures everything selected in one situation, and tells of its progress.
+// measure measures everything selected in one situation, and reports its progress.
 func measure(ctx context.Context, situation netns.Situation, p plan, s selection, b binaries, load float64, progress io.Writer) (r Result, err error) {
 	r = Result{
 		Kernel:     kernelRelease(),
@@ -85,7 +85,7 @@ func measure(ctx context.Context, situation netns.Situation, p plan, s selection
 	return r, nil
 }
 
-// compare measures testbeds in turn under one workload.
+// compare measures testbeds, which take turns, under one workload.
 func compare(ctx context.Context, testbeds []*testbed, w Workload, p plan) ([]Cell, error) {
 	j := job{
 		Operation:   w.Operation,

@@ -20,8 +20,8 @@ import (
 	"gonum.org/v1/plot/vg/vgsvg"
 )
 
-// colours are those of Okabe and Ito, which people with any kind of sight can tell apart. A
-// variant has the same one in every plot.
+// colours are those of Okabe and Ito, which colour-blind people can distinguish. A variant has the same colour in every
+// plot.
 var colours = []color.Color{
 	color.RGBA{0x99, 0x99, 0x99, 0xff},
 	color.RGBA{0x00, 0x00, 0x00, 0xff},

@@ -13,13 +13,12 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
 
-// testbed is a lab with a variant on its router, an FTP server behind it and a load generator
-// before it.
+// testbed is a lab with a variant on its router, an FTP server and a load generator.
 type testbed struct {
 	variant   variant
 	lab       *netns.Lab
-	daemon    *netns.Process // that packets are queued to; nil for none
-	processor int            // that everything is bound to
+	daemon    *netns.Process // packets are queued to it; nil for none
+	processor int            // everything is bound to it
 	load      *netns.Process
 	jobs      *os.File
 	outcomes  *os.File
@@ -27,8 +26,7 @@ type testbed struct {
 	out       *json.Decoder
 }
 
-// newTestbed builds a lab and starts everything in it. The programs of the load are those of
-// this binary, which is run again.
+// newTestbed builds a lab and starts everything in it. The load programs are this binary, run again.
 func newTestbed(ctx context.Context, c variant, s netns.Situation, b binaries, processor int) (*testbed, error) {
 	lab, err := netns.New(ctx, netns.Config{Situation: s, Family: netns.IPv4, Helper: netns.None})
 	if err != nil {
@@ -43,7 +41,7 @@ func newTestbed(ctx context.Context, c variant, s netns.Situation, b binaries, p
 
 func (t *testbed) start(ctx context.Context, b binaries) (err error) {
 	r := t.lab.ServerRouter()
-	// What conntrack remembers of ended data connections would grow with a variant's speed.
+	// Otherwise entries of ended data connections would accumulate with a variant's speed.
 	if err := r.Sysctl("netfilter.nf_conntrack_tcp_timeout_time_wait", "1"); err != nil {
 		return err
 	}
@@ -93,7 +91,7 @@ func (t *testbed) close() error {
 	return errors.Join(append(errs, t.lab.Close())...)
 }
 
-// do has the load generator do a job, and counts what that costs.
+// do runs a job on the load generator, and measures its cost.
 func (t *testbed) do(ctx context.Context, j job) (Sample, error) {
 	s, err := t.try(ctx, j)
 	if ctx.Err() != nil {
@@ -108,10 +106,10 @@ func (t *testbed) do(ctx context.Context, j job) (Sample, error) {
 func (t *testbed) try(ctx context.Context, j job) (Sample, error) {
 	j.Server = t.lab.ServerAddress
 	j.AnyAddress = t.variant.keepsAddress
-	// Reads of the pipes end when there is no more time.
+	// At the end of ctx, reads of the pipes end.
 	defer context.AfterFunc(ctx, func() { _ = t.outcomes.SetReadDeadline(time.Now()) })()
 
-	// Of the connections before, nothing is to be left: their expectations would be in the way.
+	// Entries and expectations of earlier connections must not affect this job.
 	if _, err := t.lab.ServerRouter().Run(ctx, "", "conntrack", "-F"); err != nil {
 		return Sample{}, err
 	}
@@ -157,10 +155,10 @@ func (t *testbed) outcome() (o outcome, err error) {
 	return o, nil
 }
 
-// explain adds what is known of the load generator's end to an error of a pipe.
+// explain adds the output of the load generator to an error of a pipe.
 func (t *testbed) explain(err error) error {
 	if errors.Is(err, io.EOF) {
 		return fmt.Errorf("the load generator has ended: %s", t.load.Output())
 	}
-	return fmt.Errorf("talk to the load generator: %w", err)
+	return fmt.Errorf("communicate with the load generator: %w", err)
 }

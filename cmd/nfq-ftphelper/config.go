@@ -92,7 +92,7 @@ func newConfigShow() *cobra.Command {
 	return cmd
 }
 
-const introduction = `Settings of nfq-ftphelper, each with its default. To change one, remove the # in front of its name.
+const introduction = `Settings of nfq-ftphelper, each with its default. To change one, remove the # before its name.
 The names are those of the flags of "nfq-ftphelper run", which take precedence over this file.
 
 "nfq-ftphelper config check FILE" checks the file. The daemon reads it again on SIGHUP; settings marked [restart] take effect at a restart.`
