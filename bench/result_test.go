@@ -16,7 +16,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
-var update = flag.Bool("update", false, "write testdata anew")
+var update = flag.Bool("update", false, "write testdata")
 
 func TestMedian(t *testing.T) {
 	for _, c := range []struct {
@@ -75,7 +75,7 @@ func TestMarkdown(t *testing.T) {
 	want, err := os.ReadFile(golden)
 	must.Do(t, err)
 	if got != string(want) {
-		t.Errorf("the tables differ from %s (-update writes it anew):\n%s", golden, got)
+		t.Errorf("the tables differ from %s (-update writes them):\n%s", golden, got)
 	}
 }
 

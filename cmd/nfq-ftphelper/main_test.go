@@ -28,7 +28,7 @@ func call(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	return code, out.String(), errs.String()
 }
 
-// TestUsage says that a wrong command line ends with 2 and a sentence that names the fault.
+// TestUsage checks that a wrong command line ends with 2 and a sentence that names the fault.
 func TestUsage(t *testing.T) {
 	for _, c := range []struct {
 		args []string
@@ -87,7 +87,7 @@ func TestUsage(t *testing.T) {
 	} {
 		code, stdout, stderr := call(t, c.args...)
 		if code != exitUsage || !strings.Contains(stderr, c.want) || stdout != "" {
-			t.Errorf("%q: exit code %d, want 2; it says\n%s%s\nwant %q", c.args, code, stdout, stderr, c.want)
+			t.Errorf("%q: got exit code %d, want 2; output\n%s%s\nwant %q", c.args, code, stdout, stderr, c.want)
 		}
 	}
 }
@@ -96,7 +96,7 @@ func TestHelp(t *testing.T) {
 	for _, args := range [][]string{{"--help"}, {"run", "--help"}, {"rules", "--help"}, {"rules", "apply", "--help"}, {"explain", "--help"}, {"flows", "--help"}, {"events", "--help"}, {"status", "--help"}, {"top", "--help"}, {"rules"}} {
 		code, stdout, stderr := call(t, args...)
 		if code != 0 || !strings.Contains(stdout, "Usage:") || stderr != "" {
-			t.Errorf("%q: exit code %d, it says\n%s%s", args, code, stdout, stderr)
+			t.Errorf("%q: got exit code %d, output\n%s%s", args, code, stdout, stderr)
 		}
 	}
 }
@@ -104,11 +104,11 @@ func TestHelp(t *testing.T) {
 func TestVersion(t *testing.T) {
 	code, stdout, _ := call(t, "version")
 	if code != 0 || !strings.HasPrefix(stdout, "nfq-ftphelper "+version) {
-		t.Errorf("exit code %d, it says %q", code, stdout)
+		t.Errorf("got exit code %d, output %q", code, stdout)
 	}
 }
 
-// TestRules goes through the life of the rules on a host of its own.
+// TestRules applies, checks and removes rules on a host.
 func TestRules(t *testing.T) {
 	host := netns.NewTestHost(t, "host")
 	flags := []string{"--ports", "21,2200-2210", "--queue", "9"}
@@ -142,7 +142,7 @@ func TestRules(t *testing.T) {
 		err := host.Do(func() error {
 			code, stdout, stderr := call(t, append(strings.Fields("rules "+c.command), flags...)...)
 			if code != c.code || !strings.Contains(stdout+stderr, c.want) {
-				t.Errorf("rules %s: exit code %d, want %d; it says\n%s%swant %q", c.command, code, c.code, stdout, stderr, c.want)
+				t.Errorf("rules %s: got exit code %d, want %d; output\n%s%swant %q", c.command, code, c.code, stdout, stderr, c.want)
 			}
 			return nil
 		})
@@ -150,7 +150,7 @@ func TestRules(t *testing.T) {
 	}
 }
 
-// TestRefuse says that the daemon does not start where it could help no connection, and leaves
+// TestRefuse checks that the daemon does not start where it could help no connection, and leaves
 // nothing behind.
 func TestRefuse(t *testing.T) {
 	host := netns.NewTestHost(t, "host")
@@ -159,18 +159,18 @@ func TestRefuse(t *testing.T) {
 			code, _, stderr := call(t, append([]string{"run", "--helper", "carrier", "--helper-name", "none-such"}, flags...)...)
 			const want = `no connection could be helped: helper: trying the helper "none-such"`
 			if code != exitFailure || !strings.Contains(stderr, want) {
-				t.Errorf("run %q: exit code %d; it says\n%s", flags, code, stderr)
+				t.Errorf("run %q: got exit code %d, output\n%s", flags, code, stderr)
 			}
 		}
 		return nil
 	})
 	must.Do(t, err)
 	if left, err := host.Run(t.Context(), "", "nft", "list", "ruleset"); err != nil || left != "" {
-		t.Errorf("%v, it left\n%s", err, left)
+		t.Errorf("got %v, and left behind\n%s", err, left)
 	}
 }
 
-// TestRemoveOwn says that rules which the daemon does not apply stay.
+// TestRemoveOwn checks that rules which the daemon does not apply stay.
 func TestRemoveOwn(t *testing.T) {
 	host, file := netns.NewTestHost(t, "host"), filepath.Join(t.TempDir(), "nfq-ftphelper.yaml")
 	err := host.Do(func() error {
@@ -183,7 +183,7 @@ func TestRemoveOwn(t *testing.T) {
 		}{{"rules: false\n", true}, {"rules: true\n", false}} {
 			must.Do(t, os.WriteFile(file, []byte(c.config), 0o600))
 			if code, stdout, stderr := call(t, "rules", "remove", "--own", "--config", file); code != 0 || stdout+stderr != "" {
-				t.Errorf("%s: exit code %d, it says\n%s%s", c.config, code, stdout, stderr)
+				t.Errorf("%s: got exit code %d, output\n%s%s", c.config, code, stdout, stderr)
 			}
 			if code, _, _ := call(t, "rules", "check"); (code == 0) != c.left {
 				t.Errorf("%s: left in place: %v, want %v", c.config, code == 0, c.left)
@@ -200,6 +200,6 @@ func TestNoTables(t *testing.T) {
 	out, err := exec.Command("go", "list", "-deps", ".").Output()
 	must.Do(t, err)
 	if packages := strings.Fields(string(out)); slices.Contains(packages, "github.com/google/gopacket/layers") {
-		t.Error("the program links github.com/google/gopacket/layers")
+		t.Error("got github.com/google/gopacket/layers in the program, want it not linked")
 	}
 }

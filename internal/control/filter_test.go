@@ -61,6 +61,6 @@ func TestOrder(t *testing.T) {
 		}
 	}
 	if len(Orders) != 5 {
-		t.Errorf("%v", Orders)
+		t.Errorf("got the orders %v", Orders)
 	}
 }

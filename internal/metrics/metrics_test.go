@@ -61,14 +61,14 @@ func TestHandler(t *testing.T) {
 		`ready 1`, `monitor 1`,
 	} {
 		if !strings.Contains(text, "\n"+prefix+line+"\n") {
-			t.Errorf("there is no %s in\n%s", line, text)
+			t.Errorf("want %s, got\n%s", line, text)
 		}
 	}
 	if strings.Contains(text, `queue_packets{queue="8"}`) || strings.Contains(text, `queue_dropped_total{queue="8"}`) {
-		t.Error("what is not known of a queue is told")
+		t.Error("got metrics of a queue without kernel status, want none")
 	}
 	if !strings.Contains(text, `",version="v1.2.3"} 1`+"\n") {
-		t.Error("there is no version")
+		t.Error("got no build_info")
 	}
 	for _, label := range regexp.MustCompile(`(\w+)="([^"]*)"`).FindAllStringSubmatch(text, -1) {
 		if err := engine.IsWord(label[1], label[2]); err != nil {
@@ -77,9 +77,9 @@ func TestHandler(t *testing.T) {
 	}
 	problems, err := promlint.New(strings.NewReader(text)).Lint()
 	if err != nil || len(problems) > 0 {
-		t.Errorf("%v, lint says %v", err, problems)
+		t.Errorf("got %v, lint %v; want none", err, problems)
 	}
-	if text := ask(t, fake{sleeps: errors.New("the rules have gone")}).Body.String(); !strings.Contains(text, "\n"+prefix+"ready 0\n") {
+	if text := ask(t, fake{sleeps: errors.New("the rules are missing")}).Body.String(); !strings.Contains(text, "\n"+prefix+"ready 0\n") {
 		t.Errorf("a daemon that is not ready serves\n%s", text)
 	}
 }
@@ -88,6 +88,6 @@ func TestHandler(t *testing.T) {
 func TestFail(t *testing.T) {
 	w := ask(t, fake{err: errors.New("queue 7 has not been served for 5s")})
 	if got := w.Body.String(); w.Code != http.StatusServiceUnavailable || got != `{"error":"metrics not available: queue 7 has not been served for 5s"}`+"\n" {
-		t.Errorf("it answers %d %s", w.Code, got)
+		t.Errorf("got %d %s", w.Code, got)
 	}
 }

@@ -61,18 +61,18 @@ func sent(t *testing.T, kernel int) (ids []uint32) {
 			want[4], want[5], want[6], want[7] = 0, 12, 0, attrVerdictHdr
 		}
 		if m.Type != msgVerdict || len(m.Body) < 16 || !bytes.Equal(m.Body[:12], want) {
-			t.Fatalf("message %+v", m)
+			t.Fatalf("got message %+v, want a verdict", m)
 		}
 		id := binary.BigEndian.Uint32(m.Body[12:])
 		if changed := id%4 == 2; changed != bytes.HasSuffix(m.Body, []byte("qacket\x00\x00")) || !changed && len(m.Body) != 16 {
-			t.Errorf("verdict for %d: %q", id, m.Body[16:])
+			t.Errorf("verdict for %d: got %q", id, m.Body[16:])
 		}
 		ids = append(ids, id)
 	}
 	return ids
 }
 
-// TestVerdicts says which verdicts a series of messages gets, and which of them are sent together.
+// TestVerdicts checks which verdicts a series of messages gets, and which of them are sent together.
 func TestVerdicts(t *testing.T) {
 	for name, c := range map[string]struct {
 		ids  []uint32
@@ -104,7 +104,7 @@ func TestVerdicts(t *testing.T) {
 	}
 }
 
-// TestAllocations says that nothing is allocated for a packet.
+// TestAllocations checks that nothing is allocated for a packet.
 func TestAllocations(t *testing.T) {
 	q, kernel := newPair(t)
 	q.bound = true
@@ -118,11 +118,11 @@ func TestAllocations(t *testing.T) {
 		must.Do(t, q.next())
 		must.Do(t, q.send())
 		if n, err := unix.Read(kernel, b); err != nil || n < 32 {
-			t.Fatalf("verdict for %d: %d bytes, %v", id, n, err)
+			t.Fatalf("verdict for %d: got %d bytes, %v", id, n, err)
 		}
 	})
 	if n != 0 {
-		t.Errorf("%v allocations", n)
+		t.Errorf("got %v allocations, want 0", n)
 	}
 }
 

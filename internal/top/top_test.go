@@ -20,7 +20,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew")
+var update = flag.Bool("update", false, "write the golden files")
 
 var begin = time.Date(2024, 5, 4, 12, 0, 0, 0, time.Local)
 
@@ -117,11 +117,11 @@ func screen(t *testing.T, m *model, width, height int) string {
 	text := ansi.Strip(m.View().Content)
 	lines := strings.Split(text, "\n")
 	if len(lines) != height {
-		t.Errorf("%d by %d: there are %d lines", width, height, len(lines))
+		t.Errorf("%d by %d: got %d lines", width, height, len(lines))
 	}
 	for i, line := range lines {
 		if w := ansi.StringWidth(line); w > width {
-			t.Errorf("%d by %d: line %d is %d wide", width, height, i, w)
+			t.Errorf("%d by %d: line %d: got width %d", width, height, i, w)
 		}
 		lines[i] = strings.TrimRight(line, " ")
 	}
@@ -162,7 +162,7 @@ func TestScreen(t *testing.T) {
 	}
 }
 
-// TestSizes has screens of all sizes, while keys are pressed at random: no line is too long.
+// TestSizes presses random keys on screens of all sizes: no line is too long.
 func TestSizes(t *testing.T) {
 	m := watched(t)
 	random := rand.New(rand.NewPCG(1, 2))
@@ -175,26 +175,26 @@ func TestSizes(t *testing.T) {
 	}
 }
 
-// TestStops says what is shown when the daemon stops answering, and when another one answers.
+// TestStops shows a daemon that stops answering, and then another one.
 func TestStops(t *testing.T) {
 	m := watched(t)
 	m.Update(answer{at: begin.Add(13 * time.Second), err: errors.New("no daemon runs")})
 	if got := screen(t, m, 80, 24); !strings.Contains(got, "NO ANSWER") || !strings.HasSuffix(got, "\nno daemon runs\n") || !strings.Contains(got, "203.0.113.101:40000") {
-		t.Errorf("when it has stopped:\n%s", got)
+		t.Errorf("stopped daemon: got\n%s", got)
 	}
 	c, err := readCounters(strings.NewReader(strings.Replace(metricsAt(1), "ready 1", "ready 0", 1)))
 	must.Do(t, err)
 	m.Update(answer{at: begin.Add(14 * time.Second), counters: c})
 	if got := screen(t, m, 80, 24); !strings.Contains(got, "NOT READY") || strings.Contains(got, "203.0.113.101:40000") || !strings.Contains(got, "packets     0/s") || !strings.Contains(got, "no FTP control connections") {
-		t.Errorf("when there is another:\n%s", got)
+		t.Errorf("another daemon: got\n%s", got)
 	}
 	m.Update(answer{at: begin.Add(40 * time.Second), counters: c})
 	if len(m.connections) > 0 {
-		t.Errorf("%d connections are not forgotten", len(m.connections))
+		t.Errorf("got %d connections, want 0", len(m.connections))
 	}
 }
 
-// TestUnknown says what is shown of what the daemon may not know.
+// TestUnknown checks what is shown of what the daemon may not know.
 func TestUnknown(t *testing.T) {
 	var lines []string
 	for line := range strings.Lines(metricsAt(1)) {
@@ -211,7 +211,7 @@ func TestUnknown(t *testing.T) {
 	}
 }
 
-// TestShort says how numbers are written.
+// TestShort checks how numbers are written.
 func TestShort(t *testing.T) {
 	for got, want := range map[string]string{
 		rate(0.04): "0.0", rate(9.99): "10", rate(1234): "1234", rate(99_999): "100k", rate(2_500_000): "2M",

@@ -19,9 +19,9 @@ var masters = []struct {
 	nat             bool
 	client, server  string
 	passiveSrc      string
-	passiveDst      string // what the client must be told
+	passiveDst      string // endpoint to advertise to the client
 	activeSrc       string
-	activeDst       string // what the server must be told
+	activeDst       string // endpoint to advertise to the server
 }{
 	{
 		name:       "no NAT",
@@ -33,7 +33,7 @@ var masters = []struct {
 		activeSrc: "192.0.2.2", activeDst: "203.0.113.101:1025",
 	},
 	{
-		name:       "DNAT: the server is behind this host",
+		name:       "DNAT: this host translates the server",
 		original:   tupleOf("203.0.113.101:50774", "192.0.2.2:21"),
 		reply:      tupleOf("192.168.1.2:21", "203.0.113.101:50774"),
 		nat:        true,
@@ -63,7 +63,7 @@ var masters = []struct {
 		activeSrc: "192.0.2.2", activeDst: "203.0.113.101:1025",
 	},
 	{
-		name:       "SNAT: the client is behind this host",
+		name:       "SNAT: this host translates the client",
 		original:   tupleOf("10.0.0.2:50774", "198.51.100.9:21"),
 		reply:      tupleOf("198.51.100.9:21", "192.0.2.2:50774"),
 		nat:        true,
@@ -160,7 +160,7 @@ func TestFor(t *testing.T) {
 				if got != want.Expectation {
 					t.Errorf("announced in the %v direction: %+v\nwant %+v", want.announced, got, want.Expectation)
 				}
-				// Another port to be told; what is listened on stays.
+				// Another port to advertise; the port listened on stays.
 				other := want.Expectation
 				other.Dst = netip.AddrPortFrom(other.Dst.Addr(), 40000)
 				if moved := got.WithPort(40000); moved != other {
@@ -232,7 +232,7 @@ func TestSeqAdjOffset(t *testing.T) {
 		seq      uint32
 		after    bool
 	}{
-		{1000, 1000, false}, // the position itself is not behind it
+		{1000, 1000, false}, // the position itself is not after it
 		{1000, 1001, true},
 		{1000, 999, false},
 		{1000, 1000 + 1<<31 - 1, true},

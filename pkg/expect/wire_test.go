@@ -167,7 +167,7 @@ func FuzzAnswers(f *testing.F) {
 	})
 }
 
-// TestZone says that every request names its conntrack zone.
+// TestZone checks that every request names its conntrack zone.
 func TestZone(t *testing.T) {
 	t4 := Tuple{Src: netip.MustParseAddrPort("203.0.113.101:50774"), Dst: netip.MustParseAddrPort("192.0.2.2:21")}
 	m := &Master{Tuples: [2]Tuple{t4, {Src: t4.Dst, Dst: t4.Src}}}
