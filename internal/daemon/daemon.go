@@ -131,7 +131,7 @@ func (d *daemon) start(ctx context.Context, group *errgroup.Group) bool {
 	for _, t := range tasks {
 		select {
 		case <-t.Ready():
-			d.log.Debug("task ready", "task", t)
+			d.log.Debug("task ready", "task", t.String())
 		case <-ctx.Done():
 			return false
 		}
