@@ -151,7 +151,7 @@ func TestRules(t *testing.T) {
 }
 
 // TestRefuse checks that the daemon does not start where it could help no connection, and leaves
-// nothing behind.
+// the host unchanged.
 func TestRefuse(t *testing.T) {
 	host := netns.NewTestHost(t, "host")
 	err := host.Do(func() error {
@@ -166,7 +166,7 @@ func TestRefuse(t *testing.T) {
 	})
 	must.Do(t, err)
 	if left, err := host.Run(t.Context(), "", "nft", "list", "ruleset"); err != nil || left != "" {
-		t.Errorf("got %v, and left behind\n%s", err, left)
+		t.Errorf("got %v, with the host changed to\n%s", err, left)
 	}
 }
 

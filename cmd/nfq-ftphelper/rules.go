@@ -117,7 +117,7 @@ func removeOwn(w backend.Wish, stderr io.Writer) error {
 }
 
 // registered returns an error if the daemon has not registered the helper: for rules that name it the kernel would
-// load a helper of its own with that name.
+// load a kernel helper with that name.
 func registered(helper string) error {
 	_, found, err := cthelper.Lookup(helper)
 	if err == nil && !found {

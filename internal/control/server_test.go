@@ -165,9 +165,8 @@ func TestSlow(t *testing.T) {
 	}
 }
 
-// TestCrowd has more clients ask at once than there is room for: the last one has to wait, and nobody
-// is turned away.
-func TestCrowd(t *testing.T) {
+// TestManyClients has more clients at once than maxConns: the last one waits, and none is refused.
+func TestManyClients(t *testing.T) {
 	t.Parallel()
 	d := &fake{waits: make(chan struct{})}
 	path := start(t, d)

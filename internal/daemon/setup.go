@@ -9,7 +9,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
-// setUp makes the kernel queue packets: it registers a cthelper of its own, applies the rules if the
+// setUp makes the kernel queue packets: it registers the cthelper if there is one, applies the rules if the
 // daemon manages them, and starts to serve the status.
 func (d *daemon) setUp() error {
 	if d.choice.Helper == backend.CTHelper {

@@ -1,4 +1,4 @@
-// Package logqueue writes log lines in a goroutine of its own, so that a blocked standard error does not block
+// Package logqueue writes log lines in a separate goroutine, so that a blocked standard error does not block
 // packets.
 package logqueue
 

@@ -144,7 +144,7 @@ func (l *lab) pass(from, to *net.TCPConn, text string) string {
 	return string(got)
 }
 
-// TestQueue checks that packets of both families and directions are handed over and let go, or
+// TestQueue checks that packets of both families and directions are handed over and accepted, or
 // replaced.
 func TestQueue(t *testing.T) {
 	for _, address := range []string{"127.0.0.1", "::1"} {
@@ -347,7 +347,7 @@ func TestLater(t *testing.T) {
 	}
 }
 
-// TestOwner finds this process behind sockets, of which the first may have its number.
+// TestOwner finds this process by its sockets, of which the first may have its number.
 func TestOwner(t *testing.T) {
 	err := newLab(t).host.Do(func() error {
 		for range 2 {
