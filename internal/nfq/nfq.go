@@ -260,6 +260,13 @@ func (q *Queue) receive() error {
 }
 
 // next receives and handles one datagram. It blocks only if no verdict is unsent.
+//
+//	recv     verdicts unsent  stopping  next
+//	data     any              any       handles the messages
+//	ENOBUFS  any              any       counts an overflow: the kernel has passed packets unread
+//	EINTR    any              any       does nothing
+//	EAGAIN   yes              any       sends the verdicts: no further packet is there
+//	EAGAIN   no               yes       flushes the handler and ends with errDone: the queue is empty
 func (q *Queue) next() error {
 	flags := unix.MSG_DONTWAIT
 	if len(q.unsent) == 0 {
@@ -272,17 +279,8 @@ func (q *Queue) next() error {
 	switch {
 	case err == nil:
 		q.batched++
-		for rest := q.buffer[:n]; len(rest) > 0; {
-			var m nfnetlink.Message
-			if m, rest, err = nfnetlink.Next(rest); err == nil {
-				err = q.handle(m)
-			}
-			if err != nil {
-				return err
-			}
-		}
-		return nil
-	case errors.Is(err, unix.ENOBUFS): // reported once; the kernel has passed the packets
+		return q.handleAll(q.buffer[:n])
+	case errors.Is(err, unix.ENOBUFS):
 		q.overflows.Add(1)
 		return nil
 	case errors.Is(err, unix.EINTR):
@@ -299,6 +297,21 @@ func (q *Queue) next() error {
 		return errDone
 	}
 	return err
+}
+
+// handleAll handles the messages of a datagram.
+func (q *Queue) handleAll(b []byte) error {
+	for len(b) > 0 {
+		m, rest, err := nfnetlink.Next(b)
+		if err == nil {
+			err = q.handle(m)
+		}
+		if err != nil {
+			return err
+		}
+		b = rest
+	}
+	return nil
 }
 
 // batch reports whether to look for another message before verdicts are sent. That costs a system call if
