@@ -101,8 +101,6 @@ func (f *fake) examineWish(w backend.Wish) []Finding {
 }
 func (f *fake) wantFinding(t *testing.T, w want) { t.Helper(); wantFinding(t, f.examine(ftp), w) }
 
-func noElements(tableName, string) ([]element, error) { return nil, nil }
-
 var ftp = rules.Config{Ports: []rules.PortRange{{First: 21, Last: 21}}, Queue: rules.DefaultQueue}
 
 func healthy() *fake {
@@ -119,7 +117,7 @@ func healthy() *fake {
 		carriers: "sane pptp",
 		trial:    trial{helper: "sane", translated: true},
 		noTests:  errNoInterface,
-		rs:       &ruleset{elements: noElements},
+		rs:       &ruleset{},
 	}
 	f.setting(conntrackCount, 10)
 	f.setting(conntrackMax, 100)

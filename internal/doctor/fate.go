@@ -21,19 +21,6 @@ type packet struct {
 	in, out string
 }
 
-// highPorts are those of data connections.
-var highPorts = []rules.PortRange{{First: 1024, Last: 65535}}
-
-// dataPacket is the first packet of a data connection.
-func dataPacket(helper, in, out string) packet {
-	return packet{state: expr.CtStateBitRELATED, ports: highPorts, helper: helper, in: in, out: out}
-}
-
-// controlPacket is the first packet of a control connection.
-func controlPacket(ports []rules.PortRange, in, out string) packet {
-	return packet{state: expr.CtStateBitNEW, ports: ports, in: in, out: out}
-}
-
 // certainty says whether a packet matches.
 type certainty int
 

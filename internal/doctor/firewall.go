@@ -2,7 +2,6 @@ package doctor
 
 import (
 	"fmt"
-	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -45,10 +44,10 @@ func ufwChain(family byte, hook uint32) string {
 	return "ufw-" + ufwChains[hook]
 }
 
-// owner finds the firewall of a base chain by what is in the ruleset. The rule is the one in the way,
+// firewallOf finds the firewall of a base chain by what is in the ruleset. The rule is the one in the way,
 // nil if there is none but the chain's policy: what stands in a base chain of iptables before the jump to
 // another firewall's chains was written by hand.
-func (rs *ruleset) owner(c chain, by *rule) firewall {
+func firewallOf(rs *ruleset, c chain, by *rule) firewall {
 	if c.table.name == firewalldTable {
 		return firewalld
 	}
@@ -61,9 +60,9 @@ func (rs *ruleset) owner(c chain, by *rule) firewall {
 		return shorewall
 	case rs.hasChain(filter, firewalldIptables):
 		return firewalld
-	case ufwChains[c.hook] != "" && rs.hasChain(c.table, before) && !rs.precedes(c, by, before):
+	case ufwChains[c.hook] != "" && rs.hasChain(c.table, before) && !precedes(rs, c, by, before):
 		return ufw
-	case c.hook == unix.NF_INET_FORWARD && rs.hasChain(c.table, dockerChain) && !rs.precedes(c, by, dockerChain):
+	case c.hook == unix.NF_INET_FORWARD && rs.hasChain(c.table, dockerChain) && !precedes(rs, c, by, dockerChain):
 		return docker
 	}
 	return iptables
@@ -71,7 +70,7 @@ func (rs *ruleset) owner(c chain, by *rule) firewall {
 
 // precedes reports whether a rule stands in a base chain before the jump to another chain, or that jump is
 // not there.
-func (rs *ruleset) precedes(c chain, r *rule, to string) bool {
+func precedes(rs *ruleset, c chain, r *rule, to string) bool {
 	for _, x := range rs.chainRules(objectName{c.table, c.name}) {
 		if x == r {
 			return true
@@ -81,108 +80,6 @@ func (rs *ruleset) precedes(c chain, r *rule, to string) bool {
 		}
 	}
 	return true
-}
-
-// iptablesChains are the base chains of iptables' tables, with the hook, the type and the priority that
-// they have in nftables.
-var iptablesChains = map[string]map[string]chain{
-	"filter": {
-		"INPUT":   {kind: "filter", hook: unix.NF_INET_LOCAL_IN},
-		"FORWARD": {kind: "filter", hook: unix.NF_INET_FORWARD},
-		"OUTPUT":  {kind: "filter", hook: unix.NF_INET_LOCAL_OUT},
-	},
-	"raw": {
-		"PREROUTING": {kind: "filter", hook: unix.NF_INET_PRE_ROUTING, priority: -300},
-		"OUTPUT":     {kind: "filter", hook: unix.NF_INET_LOCAL_OUT, priority: -300},
-	},
-	"mangle": {
-		"PREROUTING":  {kind: "filter", hook: unix.NF_INET_PRE_ROUTING, priority: -150},
-		"INPUT":       {kind: "filter", hook: unix.NF_INET_LOCAL_IN, priority: -150},
-		"FORWARD":     {kind: "filter", hook: unix.NF_INET_FORWARD, priority: -150},
-		"OUTPUT":      {kind: "route", hook: unix.NF_INET_LOCAL_OUT, priority: -150},
-		"POSTROUTING": {kind: "filter", hook: unix.NF_INET_POST_ROUTING, priority: -150},
-	},
-	"security": {
-		"INPUT":   {kind: "filter", hook: unix.NF_INET_LOCAL_IN, priority: 50},
-		"FORWARD": {kind: "filter", hook: unix.NF_INET_FORWARD, priority: 50},
-		"OUTPUT":  {kind: "filter", hook: unix.NF_INET_LOCAL_OUT, priority: 50},
-	},
-}
-
-// iptablesExpressions are those that iptables-nft writes and can read back (iptables/nft.c). It gives every
-// rule a counter.
-var iptablesExpressions = []string{"bitwise", "cmp", "counter", "immediate", "limit", "log", "lookup", "match", "meta", "payload", "range", "target"}
-
-// ofIptables reports whether iptables owns a table, though nft may have added rules to it.
-func (rs *ruleset) ofIptables(t tableName) bool {
-	like, strange := rs.iptablesTable(t)
-	return t.legacy || like && (len(strange) == 0 || rs.wroteIptables(t))
-}
-
-// wroteIptables reports whether there are expressions in a table that only iptables-nft writes.
-func (rs *ruleset) wroteIptables(t tableName) bool {
-	return slices.ContainsFunc(rs.rules, func(r rule) bool { return r.table == t && (r.has("match") || r.has("target")) })
-}
-
-// iptablesTable reports whether a table has the base chains that iptables-nft makes, and which rules in it are
-// not iptables'. With one that it can't read, iptables refuses the whole table.
-func (rs *ruleset) iptablesTable(t tableName) (like bool, strange []*rule) {
-	names := iptablesChains[t.name]
-	if t.legacy || t.family == familyInet || names == nil {
-		return false, nil
-	}
-	for _, c := range rs.chains {
-		if c.table != t || !c.base {
-			continue
-		}
-		if is, ok := names[c.name]; !ok || is.kind != c.kind || is.hook != c.hook || is.priority != c.priority {
-			return false, nil
-		}
-	}
-	for i := range rs.rules {
-		r := &rs.rules[i]
-		if r.table == t && (!r.has("counter") || r.unreadable()) {
-			strange = append(strange, r)
-		}
-	}
-	return true, strange
-}
-
-func (r *rule) has(name string) bool {
-	return slices.ContainsFunc(r.exprs, func(e expression) bool { return e.name == name })
-}
-
-// unreadable reports whether iptables-nft can't read the rule.
-func (r *rule) unreadable() bool {
-	return slices.ContainsFunc(r.exprs, func(e expression) bool { return !slices.Contains(iptablesExpressions, e.name) })
-}
-
-// checkIptables looks for rules in tables of iptables-nft that it can't read.
-func checkIptables(p *patient) []Finding {
-	rs, err := p.rulesetOnce()
-	if err != nil {
-		return nil // other checks say so
-	}
-	var found []Finding
-	for _, name := range slices.Sorted(maps.Keys(iptablesChains)) {
-		for _, family := range []byte{familyIPv4, familyIPv6} {
-			t := tableName{family: family, name: name}
-			like, strange := rs.iptablesTable(t)
-			if !like || !rs.wroteIptables(t) {
-				continue
-			}
-			for _, r := range strange {
-				if r.unreadable() {
-					found = append(found, Finding{Level: Warning, rule: r,
-						What:        fmt.Sprintf("table %s is iptables', which can't read the rule with handle %d of chain %s: nft has added it", t, r.handle, r.chain),
-						Why:         "iptables refuses the whole table, and iptables-save leaves it out: what it saves is a host without these rules",
-						Mend:        fmt.Sprintf("nft delete rule %s %s handle %d", t, r.chain, r.handle),
-						AfterReboot: "kept if nothing adds the rule again; write what it is for with " + p.iptablesProgram(t)})
-				}
-			}
-		}
-	}
-	return found
 }
 
 // A fix is a command for a shell, in the language of the firewall that owns the chain, and what becomes of
@@ -206,7 +103,7 @@ func (p *patient) accepting(c chain, by *rule) fix {
 	if c.table.name != "filter" {
 		program += " -t " + c.table.name
 	}
-	switch p.asked.ruleset.owner(c, by) {
+	switch firewallOf(p.asked.ruleset, c, by) {
 	case firewalld:
 		return fix{"firewall-cmd --reload", "kept, firewalld itself writes a rule that accepts them; another program has removed it, or has put one in front of it"}
 	case ufw:
@@ -224,7 +121,7 @@ func (p *patient) accepting(c chain, by *rule) fix {
 		if direct, ok := p.directRule(by); ok {
 			return direct
 		}
-		if rs := p.asked.ruleset; by != nil && by.chain == c.name && (rs.hasUfw(c.table) || rs.hasChain(c.table, dockerChain)) {
+		if rs := p.asked.ruleset; by != nil && by.chain == c.name && (hasUfw(rs, c.table) || rs.hasChain(c.table, dockerChain)) {
 			// To save all rules of the host would be to save those of ufw or Docker a second time.
 			return fix{fmt.Sprintf("%s -D %s %s", program, c.name, p.spec(by)), "kept, unless something sets the rule again: it is neither ufw's nor Docker's"}
 		}
@@ -237,7 +134,7 @@ func (p *patient) accepting(c chain, by *rule) fix {
 // conntrack.
 func (p *patient) removing(c chain, r *rule, a action) fix {
 	rs := p.asked.ruleset
-	switch rs.owner(c, r) {
+	switch firewallOf(rs, c, r) {
 	case firewalld:
 		if a.helper != nil {
 			return fix{fmt.Sprintf("firewall-cmd --permanent --service=ftp --remove-helper=%s && firewall-cmd --reload", a.helper.kind),
@@ -260,7 +157,7 @@ func (p *patient) removing(c chain, r *rule, a action) fix {
 			return direct
 		}
 		remove := fmt.Sprintf("%s -t %s -D %s %s", p.iptablesProgram(r.table), r.table.name, r.chain, p.spec(r))
-		if !rs.hasUfw(r.table) {
+		if !hasUfw(rs, r.table) {
 			return fix{remove, savedByYou}
 		}
 		file := ufwFile(r.table.family)
@@ -314,7 +211,7 @@ func iptablesPorts(ports []rules.PortRange) string {
 	return strings.ReplaceAll(rules.FormatPorts(ports, ","), "-", ":")
 }
 
-func (rs *ruleset) hasUfw(of tableName) bool {
+func hasUfw(rs *ruleset, of tableName) bool {
 	of.name = "filter"
 	return rs.hasChain(of, ufwChain(of.family, unix.NF_INET_FORWARD))
 }

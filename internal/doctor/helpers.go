@@ -61,7 +61,7 @@ func (p *patient) judgeHelper(c chain, r *rule, a action) (f Finding, bad bool) 
 	if a.match.ports != nil {
 		ports = "port " + rules.FormatPorts(a.match.ports, ",")
 	}
-	early, late := c.early(), c.late()
+	early, late := early(c), late(c)
 	when := fmt.Sprintf("%s priority %d", hookName(c.hook), c.priority)
 	switch {
 	case late:
@@ -94,12 +94,12 @@ func (p *patient) judgeHelper(c chain, r *rule, a action) (f Finding, bad bool) 
 }
 
 // late tells whether a connection's first packet has been through DNAT in the chain.
-func (c chain) late() bool {
+func late(c chain) bool {
 	return c.hook != unix.NF_INET_PRE_ROUTING && c.hook != unix.NF_INET_LOCAL_OUT || c.priority >= natPriority
 }
 
 // early reports whether conntrack does not know the connection yet.
-func (c chain) early() bool { return !c.late() && c.priority <= conntrackPriority }
+func early(c chain) bool { return !late(c) && c.priority <= conntrackPriority }
 
 func hookName(hook uint32) string {
 	names := []string{"prerouting", "input", "forward", "output", "postrouting"}

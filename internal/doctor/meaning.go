@@ -307,7 +307,7 @@ func (d *reading) lookup(a attributes) {
 		d.match.other = true
 		return
 	}
-	elements, err := d.rs.elements(d.rule.table, a.Text(unix.NFTA_LOOKUP_SET))
+	elements, err := d.rs.setElements(d.rule.table, a.Text(unix.NFTA_LOOKUP_SET))
 	if err != nil {
 		d.match.other = true
 		return
@@ -361,15 +361,7 @@ func allHave(elements []element, length int) bool {
 
 // portRanges reads the elements of a set of ports, intervals or not. It is never nil.
 func portRanges(elements []element) []rules.PortRange {
-	slices.SortFunc(elements, func(a, b element) int {
-		if c := bytes.Compare(a.key, b.key); c != 0 || a.end == b.end {
-			return c
-		}
-		if a.end { // one ends where the next one begins
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(elements, compareElements)
 	intervals := slices.ContainsFunc(elements, func(e element) bool { return e.end })
 	ranges := []rules.PortRange{}
 	for _, e := range elements {
@@ -487,7 +479,7 @@ func (d *reading) attach(a attributes) {
 		return
 	}
 	// The map may be one of counters or of something else.
-	elements, err := d.rs.elements(d.rule.table, a.Text(unix.NFTA_OBJREF_SET_NAME))
+	elements, err := d.rs.setElements(d.rule.table, a.Text(unix.NFTA_OBJREF_SET_NAME))
 	if err != nil {
 		return
 	}

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/google/nftables/expr"
+	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 	"golang.org/x/sys/unix"
 )
 
@@ -48,6 +50,19 @@ func checkRelated(p *patient) []Finding {
 		return ok("no chain drops data connections")
 	}
 	return ok("accepted where all else is dropped: %s", strings.Join(fine, ", "))
+}
+
+// highPorts are those of data connections.
+var highPorts = []rules.PortRange{{First: 1024, Last: 65535}}
+
+// dataPacket is the first packet of a data connection.
+func dataPacket(helper, in, out string) packet {
+	return packet{state: expr.CtStateBitRELATED, ports: highPorts, helper: helper, in: in, out: out}
+}
+
+// controlPacket is the first packet of a control connection.
+func controlPacket(ports []rules.PortRange, in, out string) packet {
+	return packet{state: expr.CtStateBitNEW, ports: ports, in: in, out: out}
 }
 
 var filtersTCP = map[uint32]bool{unix.NF_INET_LOCAL_IN: true, unix.NF_INET_FORWARD: true, unix.NF_INET_LOCAL_OUT: true}

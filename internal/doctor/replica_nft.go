@@ -1,7 +1,6 @@
 package doctor
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -79,16 +78,6 @@ func (s *snapshot) readNFT() error {
 	return nil
 }
 
-func familyName(family byte) string {
-	switch family {
-	case unix.NFPROTO_BRIDGE:
-		return "bridge"
-	case unix.NFPROTO_NETDEV:
-		return "netdev"
-	}
-	return fmt.Sprintf("family %d", family)
-}
-
 type nftReader struct {
 	*snapshot
 	ingress map[objectName]bool // chains that are left out
@@ -145,14 +134,7 @@ func (r *nftReader) addElements(l *lister) error {
 			return err
 		}
 		slices.SortStableFunc(elements, func(x, y attributes) int {
-			a, b := newElement(x), newElement(y)
-			if c := bytes.Compare(a.key, b.key); c != 0 || a.end == b.end {
-				return c
-			}
-			if a.end { // one interval ends where the next one begins
-				return -1
-			}
-			return 1
+			return compareElements(newElement(x), newElement(y))
 		})
 		for chunk := range slices.Chunk(elements, 200) { // the length of an attribute has 16 bits
 			var b nfnetlink.Buffer
@@ -226,7 +208,7 @@ func addExpressions(b *nfnetlink.Buffer, exprs []expression) (protocol uint32) {
 			}
 		case "cmp":
 			data := e.attrs.Nested(unix.NFTA_CMP_DATA).Find(unix.NFTA_DATA_VALUE)
-			if load.protocol() && e.attrs.Uint32(unix.NFTA_CMP_OP) == unix.NFT_CMP_EQ && len(data) == 1 {
+			if loadsProtocol(load) && e.attrs.Uint32(unix.NFTA_CMP_OP) == unix.NFT_CMP_EQ && len(data) == 1 {
 				protocol = uint32(data[0])
 			}
 		}
@@ -242,8 +224,8 @@ func addExpressions(b *nfnetlink.Buffer, exprs []expression) (protocol uint32) {
 	return protocol
 }
 
-// protocol reports whether an expression loads the packet's transport protocol.
-func (e expression) protocol() bool {
+// loadsProtocol reports whether an expression loads the packet's transport protocol.
+func loadsProtocol(e expression) bool {
 	switch e.name {
 	case "meta":
 		return e.attrs.Uint32(unix.NFTA_META_KEY) == unix.NFT_META_L4PROTO

@@ -3,11 +3,13 @@ package doctor
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfnetlink"
+	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
 // The rules of the host's own tables are read as the kernel's attributes: package nftables
@@ -112,8 +114,8 @@ type ruleset struct {
 	byChain map[objectName][]*rule // of chainRules
 }
 
-// ruleset implements system.
-func (host) ruleset() (*ruleset, error) {
+// read reads the ruleset of the calling thread's network namespace.
+func read() (*ruleset, error) {
 	l, err := dialNFT()
 	if err != nil {
 		return nil, err
@@ -174,6 +176,16 @@ func (l *lister) each(message netlink.HeaderType, add func(family byte, a attrib
 		}
 	}
 	return nil
+}
+
+func familyName(family byte) string {
+	switch family {
+	case unix.NFPROTO_BRIDGE:
+		return "bridge"
+	case unix.NFPROTO_NETDEV:
+		return "netdev"
+	}
+	return fmt.Sprintf("family %d", family)
 }
 
 // listed is an object, or a part of a set, as the kernel lists it.
@@ -258,6 +270,22 @@ func readElements(of tableName, set string) ([]element, error) {
 	return elements, nil
 }
 
+// portsInSet returns the members of a set of ports; ok is false if it can't be read or is no such set.
+func (rs *ruleset) portsInSet(of tableName, set string) (ports []rules.PortRange, ok bool) {
+	elements, err := rs.setElements(of, set)
+	if err != nil || !allHave(elements, 2) {
+		return nil, false
+	}
+	return portRanges(elements), true
+}
+
+func (rs *ruleset) setElements(of tableName, set string) ([]element, error) {
+	if rs.elements == nil {
+		return nil, nil
+	}
+	return rs.elements(of, set)
+}
+
 // elements returns those of a set.
 func (l *lister) elements(of tableName, set string) (elements []attributes, err error) {
 	var query nfnetlink.Buffer
@@ -283,6 +311,17 @@ func newElement(a attributes) element {
 		verdict: newVerdict(a.Nested(unix.NFTA_SET_ELEM_DATA)),
 		object:  a.Text(unix.NFTA_SET_ELEM_OBJREF),
 	}
+}
+
+// compareElements orders elements as the kernel takes intervals: where one ends and the next one begins, the end is first.
+func compareElements(a, b element) int {
+	if c := bytes.Compare(a.key, b.key); c != 0 || a.end == b.end {
+		return c
+	}
+	if a.end {
+		return -1
+	}
+	return 1
 }
 
 // newVerdict reads nested data that may be a verdict.

@@ -317,7 +317,7 @@ func TestIptables(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := healthy()
-			f.rs = &ruleset{chains: []chain{c.chain}, rules: []rule{wire(t, c.chain, c.exprs...)}, elements: noElements}
+			f.rs = &ruleset{chains: []chain{c.chain}, rules: []rule{wire(t, c.chain, c.exprs...)}}
 			if c.want != nil {
 				f.wantFinding(t, *c.want)
 			} else if findings := f.examine(ftp); Count(findings, OK) != len(findings) {
@@ -331,7 +331,7 @@ func TestIptables(t *testing.T) {
 func TestMalformed(t *testing.T) {
 	c := chain{table: tableName{family: familyInet, name: "f"}, name: "c", base: true, kind: "filter", hook: unix.NF_INET_FORWARD, drops: true}
 	f := healthy()
-	f.rs = &ruleset{chains: []chain{c}, elements: noElements}
+	f.rs = &ruleset{chains: []chain{c}}
 	for _, name := range []string{"ct", "payload", "meta", "bitwise", "cmp", "lookup", "match", "immediate", "objref", "target", "reject", "future"} {
 		f.rs.rules = append(f.rs.rules, rule{table: c.table, chain: "c", exprs: []expression{{name: name}}})
 	}

@@ -154,3 +154,5 @@ func (host) expectations() (int, error) {
 }
 
 func (host) checkRules(c rules.Config) error { return rules.Check(c) }
+
+func (host) ruleset() (*ruleset, error) { return read() }

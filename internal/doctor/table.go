@@ -58,11 +58,7 @@ func (p *patient) portsInSet() (ports []rules.PortRange, ok bool) {
 	if err != nil {
 		return nil, false
 	}
-	elements, err := rs.elements(tableName{family: familyInet, name: ownTable}, ownPorts)
-	if err != nil || !allHave(elements, 2) {
-		return nil, false
-	}
-	return portRanges(elements), true
+	return rs.portsInSet(tableName{family: familyInet, name: ownTable}, ownPorts)
 }
 
 // addedPorts are those in our set that the settings don't have: they were added by hand.

@@ -297,7 +297,7 @@ func (r *replica) constants() []netip.Addr {
 		for _, e := range newRule(m.family, m.attrs).exprs {
 			switch e.name {
 			case "payload":
-				length, masked = e.addressLength(), false
+				length, masked = addressLength(e), false
 			case "bitwise":
 				masked = true
 			case "cmp":
@@ -349,7 +349,7 @@ func appendAddr(all []netip.Addr, data []byte) []netip.Addr {
 
 // addressLength returns 4 or 16 if a payload expression loads an address of IPv4 or IPv6, or its
 // first bytes, and 0 otherwise.
-func (e expression) addressLength() int {
+func addressLength(e expression) int {
 	if e.attrs.Uint32(unix.NFTA_PAYLOAD_BASE) != unix.NFT_PAYLOAD_NETWORK_HEADER {
 		return 0
 	}
@@ -556,7 +556,7 @@ func (p *patient) findDrops(t transfers) []*dropped {
 			continue
 		}
 		if i := slices.IndexFunc(rs.chains, func(c chain) bool { return objectName{c.table, c.name} == d.at.base }); i >= 0 {
-			d.base, d.by = &rs.chains[i], rs.at(*d.at)
+			d.base, d.by = &rs.chains[i], ruleAt(rs, *d.at)
 		}
 	}
 	return all
@@ -605,8 +605,8 @@ func (p *patient) judgeDropped(d *dropped) Finding {
 	return f
 }
 
-// at returns the rule of a place, nil for a policy.
-func (rs *ruleset) at(where place) *rule {
+// ruleAt returns the rule of a place, nil for a policy.
+func ruleAt(rs *ruleset, where place) *rule {
 	in := rs.chainRules(objectName{where.base.table, where.chain})
 	if where.number > 0 && where.number <= len(in) {
 		return in[where.number-1]

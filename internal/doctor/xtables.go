@@ -4,12 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"slices"
-	"strconv"
 	"strings"
-
-	"github.com/google/nftables/expr"
-	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
 // The rules of iptables-legacy are in kernel tables of their own, which only its programs read: what they
@@ -74,201 +71,30 @@ func checkLegacy(p *patient) []Finding {
 	return append(checkIptables(p), ok("the rules of iptables-legacy are read, too: table %s", strings.Join(tables, ", "))...)
 }
 
-// addSaved adds what iptables-save prints to the ruleset.
-func (rs *ruleset) addSaved(family byte, text string) {
-	table := tableName{family: family, legacy: true}
-	for line := range strings.Lines(text) {
-		line = strings.TrimSpace(line)
-		switch {
-		case strings.HasPrefix(line, "*"):
-			table.name = line[1:]
-		case strings.HasPrefix(line, ":"):
-			name, policy, _ := strings.Cut(line[1:], " ")
-			c, base := iptablesChains[table.name][name]
-			c.table, c.name, c.base, c.drops = table, name, base, strings.HasPrefix(policy, "DROP")
-			rs.chains = append(rs.chains, c)
-		case strings.HasPrefix(line, "-A "):
-			name, spec, _ := strings.Cut(strings.TrimPrefix(line, "-A "), " ")
-			rs.rules = append(rs.rules, rule{table: table, chain: name, spec: spec, known: savedActions(spec)})
-		}
+// checkIptables looks for rules in tables of iptables-nft that it can't read.
+func checkIptables(p *patient) []Finding {
+	rs, err := p.rulesetOnce()
+	if err != nil {
+		return nil // other checks say so
 	}
-	rs.byChain = nil
-}
-
-// savedWords splits a rule into words; only comments and log prefixes are quoted.
-func savedWords(spec string) []string {
-	var words []string
-	var word strings.Builder
-	quoted, begun := false, false
-	for i := 0; i < len(spec); i++ {
-		switch c := spec[i]; {
-		case c == '"':
-			quoted, begun = !quoted, true
-		case c == '\\' && quoted && i+1 < len(spec):
-			i++
-			word.WriteByte(spec[i])
-		case c == ' ' && !quoted:
-			if begun {
-				words = append(words, word.String())
+	var found []Finding
+	for _, name := range slices.Sorted(maps.Keys(iptablesChains)) {
+		for _, family := range []byte{familyIPv4, familyIPv6} {
+			t := tableName{family: family, name: name}
+			like, strange := rs.iptablesTable(t)
+			if !like || !rs.wroteIptables(t) {
+				continue
 			}
-			word.Reset()
-			begun = false
-		default:
-			word.WriteByte(c)
-			begun = true
-		}
-	}
-	if begun {
-		words = append(words, word.String())
-	}
-	return words
-}
-
-// savedActions reads a rule as iptables-save prints it. An option that is not known is a condition that
-// can't be judged. It is never nil.
-func savedActions(spec string) []action {
-	m := anything
-	actions := []action{}
-	words := savedWords(spec)
-	next := func() (value string) {
-		if len(words) > 0 {
-			value, words = words[0], words[1:]
-		}
-		return value
-	}
-	not := false
-	for len(words) > 0 {
-		option := next()
-		if option == "!" {
-			not = true
-			continue
-		}
-		switch option {
-		case "-j", "-g":
-			return append(actions, savedTarget(m, option, next(), words)...)
-		case "-m":
-			next()
-			continue
-		case "--comment":
-			next()
-		default:
-			// An option may have no value; if it has one that is read as an option, that is one more unknown condition.
-			value := ""
-			if len(words) > 0 && !strings.HasPrefix(words[0], "-") && words[0] != "!" {
-				value = next()
+			for _, r := range strange {
+				if r.unreadable() {
+					found = append(found, Finding{Level: Warning, rule: r,
+						What:        fmt.Sprintf("table %s is iptables', which can't read the rule with handle %d of chain %s: nft has added it", t, r.handle, r.chain),
+						Why:         "iptables refuses the whole table, and iptables-save leaves it out: what it saves is a host without these rules",
+						Mend:        fmt.Sprintf("nft delete rule %s %s handle %d", t, r.chain, r.handle),
+						AfterReboot: "kept if nothing adds the rule again; write what it is for with " + p.iptablesProgram(t)})
+				}
 			}
-			savedCondition(&m, option, value, not)
 		}
-		not = false
 	}
-	return actions
-}
-
-func savedCondition(m *match, option, value string, not bool) {
-	switch option {
-	case "-p":
-		m.notTCP = (value == "tcp" || value == "6") == not
-	case "-i":
-		m.onInterface(inInterface, savedInterface(value), not)
-	case "-o":
-		m.onInterface(outInterface, savedInterface(value), not)
-	case "--ctstate", "--state":
-		states := savedStates(value)
-		if not {
-			states = ^states
-		}
-		*m = m.and(match{states: states, stated: true})
-	case "--dport", "--dports", "--destination-port", "--destination-ports":
-		if ports := savedPorts(value); ports != nil && !not {
-			m.ports = ports
-		} else {
-			m.other = true
-		}
-	case "--sport", "--sports", "--source-port", "--source-ports":
-		if ports := savedPorts(value); ports != nil && !not {
-			m.sources = ports
-		} else {
-			m.other = true
-		}
-	case "--helper":
-		if m.helper = value; not {
-			m.helper, m.other = "", true
-		}
-	default:
-		m.other = true
-	}
-}
-
-func savedInterface(name string) string {
-	if prefix, ok := strings.CutSuffix(name, "+"); ok {
-		return prefix + "*"
-	}
-	return name
-}
-
-func savedStates(list string) uint32 {
-	bits := map[string]uint32{
-		"INVALID": expr.CtStateBitINVALID, "ESTABLISHED": expr.CtStateBitESTABLISHED,
-		"RELATED": expr.CtStateBitRELATED, "NEW": expr.CtStateBitNEW, "UNTRACKED": expr.CtStateBitUNTRACKED,
-	}
-	var states uint32
-	for name := range strings.SplitSeq(list, ",") {
-		states |= bits[name]
-	}
-	return states
-}
-
-// savedPorts reads "21", "1024:65535" and lists of these; nil is something else.
-func savedPorts(list string) []rules.PortRange {
-	var ports []rules.PortRange
-	for item := range strings.SplitSeq(list, ",") {
-		first, last, isRange := strings.Cut(item, ":")
-		if !isRange {
-			last = first
-		}
-		low, err := strconv.ParseUint(first, 10, 16)
-		if err != nil {
-			return nil
-		}
-		high, err := strconv.ParseUint(last, 10, 16)
-		if err != nil {
-			return nil
-		}
-		ports = append(ports, rules.PortRange{First: uint16(low), Last: uint16(high)})
-	}
-	return ports
-}
-
-// savedTarget reads the target, with the options after it.
-func savedTarget(m match, option, target string, options []string) []action {
-	to := func(code int32, chain string) []action {
-		return []action{{match: m, verdict: &verdict{code: code, chain: chain}}}
-	}
-	switch target {
-	case "ACCEPT":
-		return to(verdictAccept, "")
-	case "DROP":
-		return to(verdictDrop, "")
-	case "RETURN":
-		return to(verdictReturn, "")
-	case "REJECT":
-		return []action{{match: m, reject: true}}
-	case "NFQUEUE":
-		return []action{{match: m, queue: true}}
-	case "NOTRACK":
-		return []action{{match: m, notrack: true}}
-	case "CT":
-		var actions []action
-		if slices.Contains(options, "--notrack") {
-			actions = append(actions, action{match: m, notrack: true})
-		}
-		if i := slices.Index(options, "--helper"); i >= 0 && i+1 < len(options) {
-			actions = append(actions, action{match: m, helper: &ctHelper{kind: options[i+1], tcp: true, template: true}})
-		}
-		return actions
-	}
-	if option == "-g" {
-		return to(verdictGoto, target)
-	}
-	return to(verdictJump, target) // or a target that changes nothing here, to which no chain belongs
+	return found
 }

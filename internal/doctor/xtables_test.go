@@ -68,11 +68,11 @@ func FuzzSaved(f *testing.F) {
 	f.Add("*filter\n:FORWARD DROP [0:0]\n:x - [0:0]\n-A FORWARD -p tcp -m tcp --dport 21 -j x\n-A x -g FORWARD\nCOMMIT\n")
 	f.Add("*raw\n:\n-A \n-A PREROUTING ! \" -j CT --helper\n:PREROUTING ACCEPT")
 	f.Fuzz(func(_ *testing.T, text string) {
-		rs := &ruleset{elements: noElements}
+		rs := &ruleset{}
 		rs.addSaved(familyIPv4, text)
 		for _, c := range rs.chains {
 			rs.fate(c, dataPacket("sane", "eth0", "eth1"))
-			rs.owner(c, nil)
+			firewallOf(rs, c, nil)
 		}
 	})
 }
@@ -153,11 +153,11 @@ func TestOwners(t *testing.T) {
 		"Shorewall":            {head + ":shorewall - [0:0]\n", "FORWARD", shorewall},
 		"firewalld's iptables": {head + ":INPUT_ZONES - [0:0]\n", "INPUT", firewalld},
 	} {
-		rs := &ruleset{elements: noElements}
+		rs := &ruleset{}
 		rs.addSaved(familyIPv4, c.saved)
 		for _, chain := range rs.chains {
 			if chain.name == c.chain {
-				if got := rs.owner(chain, nil); got != c.want {
+				if got := firewallOf(rs, chain, nil); got != c.want {
 					t.Errorf("%s: %d, want %d", name, got, c.want)
 				}
 			}
@@ -168,7 +168,7 @@ func TestOwners(t *testing.T) {
 // TestSpec falls back to a rule's number.
 func TestSpec(t *testing.T) {
 	f := healthy()
-	rs := &ruleset{elements: noElements}
+	rs := &ruleset{}
 	rs.addSaved(familyIPv4, savedFilter)
 	for i := range rs.rules {
 		rs.rules[i].table.legacy, rs.rules[i].spec = false, ""
@@ -205,7 +205,7 @@ func TestFamilies(t *testing.T) {
 	both := chain{table: tableName{family: familyInet, name: "filter"}, name: "forward", base: true, kind: "filter", hook: unix.NF_INET_FORWARD}
 	none := chain{table: tableName{family: familyIPv6, name: "filter"}, name: "none", base: true, kind: "filter", hook: unix.NF_INET_FORWARD, drops: true}
 	related := match{states: expr.CtStateBitRELATED, stated: true}
-	f.rs = &ruleset{chains: []chain{both, none}, elements: noElements, rules: []rule{
+	f.rs = &ruleset{chains: []chain{both, none}, rules: []rule{
 		{table: both.table, chain: both.name, known: []action{{match: related, verdict: &verdict{code: verdictDrop}}}},
 	}}
 	findings := f.examine(ftp)
