@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nftread"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
@@ -56,8 +57,8 @@ type Finding struct {
 	// AfterReboot says what becomes of the fix when the host starts again, and what keeps it.
 	AfterReboot string `json:"after_reboot,omitempty"`
 
-	rule *rule  // the rule at fault, if there is one
-	base *chain // the base chain that drops connections, if one does
+	rule *nftread.Rule  // the rule at fault, if there is one
+	base *nftread.Chain // the base chain that drops connections, if one does
 }
 
 // Examine examines the network namespace of the calling thread, to which the goroutine must
@@ -93,7 +94,7 @@ type patient struct {
 	config   rules.Config // of the choice, or else of the wish
 
 	asked struct { // for what has been asked already
-		ruleset   *ruleset
+		ruleset   *nftread.Ruleset
 		err       error
 		answered  bool
 		legacy    []string // tables of iptables-legacy
@@ -170,12 +171,12 @@ func examine(p *patient, checks []check) []Finding {
 }
 
 // rulesetOnce reads the rules of the host's own tables once, those of iptables-legacy among them.
-func (p *patient) rulesetOnce() (*ruleset, error) {
+func (p *patient) rulesetOnce() (*nftread.Ruleset, error) {
 	if a := &p.asked; !a.answered {
 		a.ruleset, a.err = p.ruleset()
 		a.answered = true
 		if a.err != nil {
-			_, a.legacyErr = p.addLegacy(&ruleset{})
+			_, a.legacyErr = p.addLegacy(&nftread.Ruleset{})
 		} else {
 			a.legacy, a.legacyErr = p.addLegacy(a.ruleset)
 		}

@@ -11,6 +11,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/cthelper"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfq"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nftread"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
@@ -32,7 +33,7 @@ type fake struct {
 	tests      transfers
 	noTests    error
 	rules      error
-	rs         *ruleset
+	rs         *nftread.Ruleset
 	programs   map[string]string // what they print
 	broken     error             // of everything
 }
@@ -79,8 +80,8 @@ func (f *fake) try(backend.Choice) (trial, error) { return f.trial, errors.Join(
 func (f *fake) transfers(backend.Choice) (transfers, error) {
 	return f.tests, errors.Join(f.broken, f.noTests)
 }
-func (f *fake) checkRules(rules.Config) error { return errors.Join(f.broken, f.rules) }
-func (f *fake) ruleset() (*ruleset, error)    { return f.rs, f.broken }
+func (f *fake) checkRules(rules.Config) error      { return errors.Join(f.broken, f.rules) }
+func (f *fake) ruleset() (*nftread.Ruleset, error) { return f.rs, f.broken }
 func (f *fake) run(program string, args ...string) (string, error) {
 	text, ok := f.programs[strings.Join(append([]string{program}, args...), " ")]
 	if !ok {
@@ -117,7 +118,7 @@ func healthy() *fake {
 		carriers: "sane pptp",
 		trial:    trial{helper: "sane", translated: true},
 		noTests:  errNoInterface,
-		rs:       &ruleset{},
+		rs:       &nftread.Ruleset{},
 	}
 	f.setting(conntrackCount, 10)
 	f.setting(conntrackMax, 100)

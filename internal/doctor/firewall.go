@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nftread"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
@@ -38,7 +39,7 @@ var ufwChains = map[uint32]string{
 }
 
 func ufwChain(family byte, hook uint32) string {
-	if family == familyIPv6 {
+	if family == nftread.FamilyIPv6 {
 		return "ufw6-" + ufwChains[hook]
 	}
 	return "ufw-" + ufwChains[hook]
@@ -47,22 +48,22 @@ func ufwChain(family byte, hook uint32) string {
 // firewallOf finds the firewall of a base chain by what is in the ruleset. The rule is the one in the way,
 // nil if there is none but the chain's policy: what stands in a base chain of iptables before the jump to
 // another firewall's chains was written by hand.
-func firewallOf(rs *ruleset, c chain, by *rule) firewall {
-	if c.table.name == firewalldTable {
+func firewallOf(rs *nftread.Ruleset, c nftread.Chain, by *nftread.Rule) firewall {
+	if c.Table.Name == firewalldTable {
 		return firewalld
 	}
-	if !rs.ofIptables(c.table) {
+	if !rs.OwnedByIptables(c.Table) {
 		return plainNft
 	}
-	filter := tableName{family: c.table.family, name: "filter", legacy: c.table.legacy}
-	switch before := ufwChain(c.table.family, c.hook); {
-	case rs.hasChain(filter, shorewallChain):
+	filter := nftread.Table{Family: c.Table.Family, Name: "filter", Legacy: c.Table.Legacy}
+	switch before := ufwChain(c.Table.Family, c.Hook); {
+	case rs.HasChain(filter, shorewallChain):
 		return shorewall
-	case rs.hasChain(filter, firewalldIptables):
+	case rs.HasChain(filter, firewalldIptables):
 		return firewalld
-	case ufwChains[c.hook] != "" && rs.hasChain(c.table, before) && !precedes(rs, c, by, before):
+	case ufwChains[c.Hook] != "" && rs.HasChain(c.Table, before) && !precedes(rs, c, by, before):
 		return ufw
-	case c.hook == unix.NF_INET_FORWARD && rs.hasChain(c.table, dockerChain) && !precedes(rs, c, by, dockerChain):
+	case c.Hook == unix.NF_INET_FORWARD && rs.HasChain(c.Table, dockerChain) && !precedes(rs, c, by, dockerChain):
 		return docker
 	}
 	return iptables
@@ -70,12 +71,12 @@ func firewallOf(rs *ruleset, c chain, by *rule) firewall {
 
 // precedes reports whether a rule stands in a base chain before the jump to another chain, or that jump is
 // not there.
-func precedes(rs *ruleset, c chain, r *rule, to string) bool {
-	for _, x := range rs.chainRules(objectName{c.table, c.name}) {
+func precedes(rs *nftread.Ruleset, c nftread.Chain, r *nftread.Rule, to string) bool {
+	for _, x := range rs.RulesOf(nftread.Object{Table: c.Table, Name: c.Name}) {
 		if x == r {
 			return true
 		}
-		if slices.ContainsFunc(rs.actions(x), func(a action) bool { return a.verdict != nil && a.verdict.chain == to }) {
+		if slices.ContainsFunc(rs.Actions(x), func(a nftread.Action) bool { return a.Verdict != nil && a.Verdict.Chain == to }) {
 			return false
 		}
 	}
@@ -97,23 +98,23 @@ const (
 func saved(program, file string) string { return fmt.Sprintf("kept, %s loads %s", program, file) }
 
 // accepting is how a base chain is made to accept related connections, in front of what drops them.
-func (p *patient) accepting(c chain, by *rule) fix {
+func (p *patient) accepting(c nftread.Chain, by *nftread.Rule) fix {
 	const related = "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
-	program := p.iptablesProgram(c.table)
-	if c.table.name != "filter" {
-		program += " -t " + c.table.name
+	program := p.iptablesProgram(c.Table)
+	if c.Table.Name != "filter" {
+		program += " -t " + c.Table.Name
 	}
 	switch firewallOf(p.asked.ruleset, c, by) {
 	case firewalld:
 		return fix{"firewall-cmd --reload", "kept, firewalld itself writes a rule that accepts them; another program has removed it, or has put one in front of it"}
 	case ufw:
-		chain, file := ufwChain(c.table.family, c.hook), ufwFile(c.table.family)
+		chain, file := ufwChain(c.Table.Family, c.Hook), ufwFile(c.Table.Family)
 		return fix{fmt.Sprintf("sed -i '/^:%s /a -A %s %s' %s && ufw reload", chain, chain, related, file), saved("ufw", file)}
 	case docker:
 		insert := fmt.Sprintf("%s -I %s %s", program, dockerChain, related)
 		return fix{insert, "lost, unless Docker's service does it: systemctl edit docker, [Service], ExecStartPost=/usr/sbin/" + insert}
 	case shorewall:
-		program := shorewallProgram(c.table)
+		program := shorewallProgram(c.Table)
 		file := fmt.Sprintf("/etc/%s/%s.conf", program, program)
 		return fix{fmt.Sprintf("sed -i 's/^RELATED_DISPOSITION=.*/RELATED_DISPOSITION=ACCEPT/' %s && %s reload", file, program),
 			saved(program, file) + "; its file rules may drop them, too, in SECTION RELATED"}
@@ -121,62 +122,62 @@ func (p *patient) accepting(c chain, by *rule) fix {
 		if direct, ok := p.directRule(by); ok {
 			return direct
 		}
-		if rs := p.asked.ruleset; by != nil && by.chain == c.name && (hasUfw(rs, c.table) || rs.hasChain(c.table, dockerChain)) {
+		if rs := p.asked.ruleset; by != nil && by.Chain == c.Name && (hasUfw(rs, c.Table) || rs.HasChain(c.Table, dockerChain)) {
 			// To save all rules of the host would be to save those of ufw or Docker a second time.
-			return fix{fmt.Sprintf("%s -D %s %s", program, c.name, p.spec(by)), "kept, unless something sets the rule again: it is neither ufw's nor Docker's"}
+			return fix{fmt.Sprintf("%s -D %s %s", program, c.Name, p.spec(by)), "kept, unless something sets the rule again: it is neither ufw's nor Docker's"}
 		}
-		return fix{fmt.Sprintf("%s -I %s %s", program, c.name, related), savedByYou}
+		return fix{fmt.Sprintf("%s -I %s %s", program, c.Name, related), savedByYou}
 	}
-	return fix{fmt.Sprintf("nft insert rule %s %s ct state established,related accept", c.table, c.name), savedByNft}
+	return fix{fmt.Sprintf("nft insert rule %s %s ct state established,related accept", c.Table, c.Name), savedByNft}
 }
 
 // removing is how a rule is removed that attaches a helper to control connections, or hides packets from
 // conntrack.
-func (p *patient) removing(c chain, r *rule, a action) fix {
+func (p *patient) removing(c nftread.Chain, r *nftread.Rule, a nftread.Action) fix {
 	rs := p.asked.ruleset
 	switch firewallOf(rs, c, r) {
 	case firewalld:
-		if a.helper != nil {
-			return fix{fmt.Sprintf("firewall-cmd --permanent --service=ftp --remove-helper=%s && firewall-cmd --reload", a.helper.kind),
+		if a.Helper != nil {
+			return fix{fmt.Sprintf("firewall-cmd --permanent --service=ftp --remove-helper=%s && firewall-cmd --reload", a.Helper.Type),
 				savedByFwd + "; a service of your own that has this helper is changed in the same way"}
 		}
 		return fix{"firewall-cmd --reload", "kept, firewalld itself writes no such rule"}
 	case shorewall:
-		program := shorewallProgram(c.table)
+		program := shorewallProgram(c.Table)
 		file := fmt.Sprintf("/etc/%s/conntrack", program)
 		pattern := `^(NOTRACK|CT:notrack)`
-		if a.helper != nil {
-			pattern = "^CT:helper:" + a.helper.kind + "[:[:space:]]"
+		if a.Helper != nil {
+			pattern = "^CT:helper:" + a.Helper.Type + "[:[:space:]]"
 		}
-		if a.match.ports != nil { // a column of its own
-			pattern += `.*[[:space:]]` + iptablesPorts(a.match.ports) + `([[:space:]]|$)`
+		if a.Match.Ports != nil { // a column of its own
+			pattern += `.*[[:space:]]` + iptablesPorts(a.Match.Ports) + `([[:space:]]|$)`
 		}
 		return fix{fmt.Sprintf("sed -i -E '/%s/d' %s && %s reload", pattern, file, program), saved(program, file)}
 	case iptables, ufw, docker:
 		if direct, ok := p.directRule(r); ok {
 			return direct
 		}
-		remove := fmt.Sprintf("%s -t %s -D %s %s", p.iptablesProgram(r.table), r.table.name, r.chain, p.spec(r))
-		if !hasUfw(rs, r.table) {
+		remove := fmt.Sprintf("%s -t %s -D %s %s", p.iptablesProgram(r.Table), r.Table.Name, r.Chain, p.spec(r))
+		if !hasUfw(rs, r.Table) {
 			return fix{remove, savedByYou}
 		}
-		file := ufwFile(r.table.family)
-		if ports := a.match.ports; len(ports) == 1 {
-			pattern := fmt.Sprintf("^-A %s .*--dport %s .*(--notrack|NOTRACK)", r.chain, iptablesPorts(ports))
-			if a.helper != nil {
-				pattern = fmt.Sprintf("^-A %s .*--dport %s .*--helper %s", r.chain, iptablesPorts(ports), a.helper.kind)
+		file := ufwFile(r.Table.Family)
+		if ports := a.Match.Ports; len(ports) == 1 {
+			pattern := fmt.Sprintf("^-A %s .*--dport %s .*(--notrack|NOTRACK)", r.Chain, iptablesPorts(ports))
+			if a.Helper != nil {
+				pattern = fmt.Sprintf("^-A %s .*--dport %s .*--helper %s", r.Chain, iptablesPorts(ports), a.Helper.Type)
 			}
 			remove += fmt.Sprintf(" && sed -i -E '/%s/d' %s", pattern, file)
 		}
 		return fix{remove, "kept, if it was ufw that set the rule: no line of " + file + " must be left that sets it"}
 	}
-	return fix{fmt.Sprintf("nft delete rule %s %s handle %d", r.table, r.chain, r.handle), savedByNft}
+	return fix{fmt.Sprintf("nft delete rule %s %s handle %d", r.Table, r.Chain, r.Handle), savedByNft}
 }
 
 // directRule removes a rule of iptables that is one of firewalld's direct rules.
-func (p *patient) directRule(r *rule) (f fix, ok bool) {
+func (p *patient) directRule(r *nftread.Rule) (f fix, ok bool) {
 	rs := p.asked.ruleset
-	if r == nil || !slices.ContainsFunc(rs.chains, func(c chain) bool { return c.table.name == firewalldTable }) {
+	if r == nil || !slices.ContainsFunc(rs.Chains, func(c nftread.Chain) bool { return c.Table.Name == firewalldTable }) {
 		return fix{}, false
 	}
 	list, err := p.run("firewall-cmd", "--direct", "--get-all-rules")
@@ -184,14 +185,14 @@ func (p *patient) directRule(r *rule) (f fix, ok bool) {
 		return fix{}, false // not running
 	}
 	family := "ipv4"
-	if r.table.family == familyIPv6 {
+	if r.Table.Family == nftread.FamilyIPv6 {
 		family = "ipv6"
 	}
-	place := fmt.Sprintf("%s %s %s ", family, r.table.name, strings.TrimSuffix(r.chain, "_direct"))
+	place := fmt.Sprintf("%s %s %s ", family, r.Table.Name, strings.TrimSuffix(r.Chain, "_direct"))
 	for line := range strings.Lines(list) { // family table chain priority rule
 		line = strings.TrimSpace(line)
 		_, spec, _ := strings.Cut(strings.TrimPrefix(line, place), " ")
-		if strings.HasPrefix(line, place) && reflect.DeepEqual(savedActions(spec), rs.actions(r)) {
+		if strings.HasPrefix(line, place) && reflect.DeepEqual(nftread.ParseSpec(spec), rs.Actions(r)) {
 			return fix{fmt.Sprintf("firewall-cmd --permanent --direct --remove-rule %s && firewall-cmd --reload", line), savedByFwd}, true
 		}
 	}
@@ -200,7 +201,7 @@ func (p *patient) directRule(r *rule) (f fix, ok bool) {
 
 // ufwFile is what ufw loads before its own rules.
 func ufwFile(family byte) string {
-	if family == familyIPv6 {
+	if family == nftread.FamilyIPv6 {
 		return "/etc/ufw/before6.rules"
 	}
 	return "/etc/ufw/before.rules"
@@ -211,13 +212,13 @@ func iptablesPorts(ports []rules.PortRange) string {
 	return strings.ReplaceAll(rules.FormatPorts(ports, ","), "-", ":")
 }
 
-func hasUfw(rs *ruleset, of tableName) bool {
-	of.name = "filter"
-	return rs.hasChain(of, ufwChain(of.family, unix.NF_INET_FORWARD))
+func hasUfw(rs *nftread.Ruleset, of nftread.Table) bool {
+	of.Name = "filter"
+	return rs.HasChain(of, ufwChain(of.Family, unix.NF_INET_FORWARD))
 }
 
-func shorewallProgram(t tableName) string {
-	if t.family == familyIPv6 {
+func shorewallProgram(t nftread.Table) string {
+	if t.Family == nftread.FamilyIPv6 {
 		return "shorewall6"
 	}
 	return "shorewall"
@@ -225,13 +226,13 @@ func shorewallProgram(t tableName) string {
 
 // iptablesProgram is the one that writes a table. "iptables" alone is one of two programs, as the host's
 // alternatives say.
-func (p *patient) iptablesProgram(t tableName) string {
+func (p *patient) iptablesProgram(t nftread.Table) string {
 	name := "iptables"
-	if t.family == familyIPv6 {
+	if t.Family == nftread.FamilyIPv6 {
 		name = "ip6tables"
 	}
 	variant := "nft"
-	if t.legacy {
+	if t.Legacy {
 		variant = "legacy"
 	}
 	is := "nft" // where it can't be asked
@@ -245,10 +246,10 @@ func (p *patient) iptablesProgram(t tableName) string {
 }
 
 // spec is how iptables writes a rule, or else the rule's number in its chain: -D takes both.
-func (p *patient) spec(r *rule) string {
-	all := p.asked.ruleset.chainRules(objectName{r.table, r.chain})
+func (p *patient) spec(r *nftread.Rule) string {
+	all := p.asked.ruleset.RulesOf(nftread.Object{Table: r.Table, Name: r.Chain})
 	number := slices.Index(all, r)
-	spec := r.spec
+	spec := r.Spec
 	if spec == "" {
 		spec = p.savedSpec(r, number, len(all))
 	}
@@ -259,14 +260,14 @@ func (p *patient) spec(r *rule) string {
 }
 
 // savedSpec asks iptables-save for one rule of so many in a chain. It is "" if there are not as many.
-func (p *patient) savedSpec(r *rule, number, count int) string {
-	text, err := p.run(p.iptablesProgram(r.table)+"-save", "-t", r.table.name)
+func (p *patient) savedSpec(r *nftread.Rule, number, count int) string {
+	text, err := p.run(p.iptablesProgram(r.Table)+"-save", "-t", r.Table.Name)
 	if err != nil {
 		return ""
 	}
 	var specs []string
 	for line := range strings.Lines(text) {
-		if spec, ok := strings.CutPrefix(line, "-A "+r.chain+" "); ok {
+		if spec, ok := strings.CutPrefix(line, "-A "+r.Chain+" "); ok {
 			specs = append(specs, strings.TrimSpace(spec))
 		}
 	}

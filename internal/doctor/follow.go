@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfnetlink"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nftread"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/mangle"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
@@ -29,9 +30,9 @@ type replica struct {
 	trace    *netlink.Conn
 	route    *netlink.Conn
 	ct       *expect.Client
-	sockets  []int                   // that listen
-	handles  map[objectName][]uint64 // of the rules of each chain here, in order
-	ports    map[netip.AddrPort]bool // that are listened on
+	sockets  []int                       // that listen
+	handles  map[nftread.Object][]uint64 // of the rules of each chain here, in order
+	ports    map[netip.AddrPort]bool     // that are listened on
 	nextPort uint16
 	markers  uint32 // sent
 }
@@ -214,7 +215,7 @@ func addTrace() error {
 
 // place is where on the host a packet was dropped.
 type place struct {
-	base objectName // the base chain
+	base nftread.Object // the base chain
 	// chain is the chain of the rule: the base chain, or one to which it leads.
 	chain string
 	// handle is that of nftables' rule, number that of iptables-legacy's, from 1. Both are 0 for the
@@ -241,7 +242,7 @@ func (r *replica) settle() (first, seq uint32, drops []dropEvent, err error) {
 		return 0, 0, nil, err
 	}
 	earliest := r.markers
-	bases := make(map[uint32]objectName) // in which each packet is
+	bases := make(map[uint32]nftread.Object) // in which each packet is
 	for {
 		messages, err := r.trace.Receive()
 		if errors.Is(err, os.ErrDeadlineExceeded) && r.markers-earliest < most {
@@ -255,12 +256,12 @@ func (r *replica) settle() (first, seq uint32, drops []dropEvent, err error) {
 			if err != nil || m.Header.Type != unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_TRACE {
 				continue
 			}
-			at := objectName{tableName{family: m.Data[0], name: a.Text(unix.NFTA_TRACE_TABLE)}, a.Text(unix.NFTA_TRACE_CHAIN)}
-			dropped := int32(a.Nested(unix.NFTA_TRACE_VERDICT).Uint32(unix.NFTA_VERDICT_CODE)) == verdictDrop
+			at := nftread.Object{Table: nftread.Table{Family: m.Data[0], Name: a.Text(unix.NFTA_TRACE_TABLE)}, Name: a.Text(unix.NFTA_TRACE_CHAIN)}
+			dropped := int32(a.Nested(unix.NFTA_TRACE_VERDICT).Uint32(unix.NFTA_VERDICT_CODE)) == nftread.VerdictDrop
 			var handle uint64
 			switch a.Uint32(unix.NFTA_TRACE_TYPE) {
 			case unix.NFT_TRACETYPE_POLICY:
-				dropped = a.Find(unix.NFTA_TRACE_POLICY) != nil && a.Uint32(unix.NFTA_TRACE_POLICY) == verdictDrop
+				dropped = a.Find(unix.NFTA_TRACE_POLICY) != nil && a.Uint32(unix.NFTA_TRACE_POLICY) == nftread.VerdictDrop
 			case unix.NFT_TRACETYPE_RULE:
 				dropped = dropped && a.Find(unix.NFTA_TRACE_VERDICT) != nil
 				if h := a.Find(unix.NFTA_TRACE_RULE_HANDLE); len(h) == 8 {
@@ -271,25 +272,25 @@ func (r *replica) settle() (first, seq uint32, drops []dropEvent, err error) {
 			}
 			packet, transport := a.Uint32(unix.NFTA_TRACE_ID), a.Find(unix.NFTA_TRACE_TRANSPORT_HEADER)
 			switch {
-			case at.table.name == traceTable && dropped:
+			case at.Table.Name == traceTable && dropped:
 				if len(transport) == lenMarker && binary.BigEndian.Uint32(transport) >= earliest {
 					return first, seq, drops, nil
 				}
 				continue // an earlier call's, which came late
-			case at.table.name == traceTable && first == 0 && len(transport) >= 8:
+			case at.Table.Name == traceTable && first == 0 && len(transport) >= 8:
 				first, seq = packet, binary.BigEndian.Uint32(transport[4:])
 			case r.bases[at]:
 				bases[packet] = at
 			}
 			if dropped {
-				drops = append(drops, dropEvent{packet, place{base: bases[packet], chain: at.name, handle: r.onHost(at, handle)}})
+				drops = append(drops, dropEvent{packet, place{base: bases[packet], chain: at.Name, handle: r.onHost(at, handle)}})
 			}
 		}
 	}
 }
 
 // onHost returns the handle on the host of a rule of the replica.
-func (r *replica) onHost(chain objectName, handle uint64) uint64 {
+func (r *replica) onHost(chain nftread.Object, handle uint64) uint64 {
 	i := slices.Index(r.handles[chain], handle)
 	if onHost := r.snapshot.handles[chain]; 0 <= i && i < len(onHost) {
 		return onHost[i]
@@ -363,7 +364,7 @@ func (r *replica) way(to netip.Addr) (l link, local bool, err error) {
 		if m.Data[typ] == unix.RTN_LOCAL {
 			return link{}, true, nil
 		}
-		out := attributes(m.Data[lenRoute:]).Native(unix.RTA_OIF)
+		out := nfnetlink.Attributes(m.Data[lenRoute:]).Native(unix.RTA_OIF)
 		if i := slices.IndexFunc(r.links, func(l link) bool { return uint32(l.index) == out }); m.Data[typ] == unix.RTN_UNICAST && i >= 0 {
 			return r.links[i], false, nil
 		}

@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nftread"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
@@ -33,12 +34,12 @@ func checkHelpers(p *patient) []Finding {
 	if err != nil {
 		return append(found, unread("the ruleset", err)...)
 	}
-	for _, c := range rs.chains {
-		if !c.base || c.table == (tableName{family: familyInet, name: ownTable}) {
+	for _, c := range rs.Chains {
+		if !c.Base || c.Table == (nftread.Table{Family: nftread.FamilyInet, Name: ownTable}) {
 			continue
 		}
-		rs.walk(c, func(r *rule, a action) {
-			if a.helper == nil || !a.helper.tcp || a.match.notTCP || !overlap(a.match.ports, p.controlPorts()) {
+		rs.Walk(c, func(r *nftread.Rule, a nftread.Action) {
+			if a.Helper == nil || !a.Helper.TCP || a.Match.NotTCP || !overlap(a.Match.Ports, p.controlPorts()) {
 				return
 			}
 			f, bad := p.judgeHelper(c, r, a)
@@ -56,35 +57,35 @@ func checkHelpers(p *patient) []Finding {
 const oneHelper = "a connection has one helper; the kernel's own does the daemon's work again, or instead"
 
 // judgeHelper says what is wrong with a rule that attaches a helper to a control connection.
-func (p *patient) judgeHelper(c chain, r *rule, a action) (f Finding, bad bool) {
+func (p *patient) judgeHelper(c nftread.Chain, r *nftread.Rule, a nftread.Action) (f Finding, bad bool) {
 	ports := "any port"
-	if a.match.ports != nil {
-		ports = "port " + rules.FormatPorts(a.match.ports, ",")
+	if a.Match.Ports != nil {
+		ports = "port " + rules.FormatPorts(a.Match.Ports, ",")
 	}
 	early, late := early(c), late(c)
-	when := fmt.Sprintf("%s priority %d", hookName(c.hook), c.priority)
+	when := fmt.Sprintf("%s priority %d", hookName(c.Hook), c.Priority)
 	switch {
 	case late:
 		when += ", after NAT"
 	case early:
 		when += ", before conntrack"
 	}
-	f = Finding{Level: Problem, What: fmt.Sprintf("table %s, chain %s (%s): helper %q for %s", r.table, r.chain, when, a.helper.kind, ports)}
+	f = Finding{Level: Problem, What: fmt.Sprintf("table %s, chain %s (%s): helper %q for %s", r.Table, r.Chain, when, a.Helper.Type, ports)}
 	fix := p.removing(c, r, a)
 	f.Mend, f.AfterReboot = fix.command, fix.afterReboot
 	switch {
-	case a.helper.kind != p.config.Helper && !slices.Contains(rules.Carriers, a.helper.kind):
+	case a.Helper.Type != p.config.Helper && !slices.Contains(rules.Carriers, a.Helper.Type):
 		f.Why = oneHelper
 		if late {
 			f.Why += ", and attached after NAT it breaks connections"
 		}
-		if a.match.ports == nil {
+		if a.Match.Ports == nil {
 			f.Level, f.Why = Warning, "if that is for FTP: "+f.Why
 		}
 	case late:
 		f.Check = "helper priority"
 		f.Why = "attached after NAT, a connection has no room for sequence adjustment, and breaks at the first rewrite"
-	case early && !a.helper.template:
+	case early && !a.Helper.Template:
 		f.Check = "helper priority"
 		f.Why = "before conntrack there is no connection to attach it to"
 	default:
@@ -94,12 +95,12 @@ func (p *patient) judgeHelper(c chain, r *rule, a action) (f Finding, bad bool) 
 }
 
 // late tells whether a connection's first packet has been through DNAT in the chain.
-func late(c chain) bool {
-	return c.hook != unix.NF_INET_PRE_ROUTING && c.hook != unix.NF_INET_LOCAL_OUT || c.priority >= natPriority
+func late(c nftread.Chain) bool {
+	return c.Hook != unix.NF_INET_PRE_ROUTING && c.Hook != unix.NF_INET_LOCAL_OUT || c.Priority >= natPriority
 }
 
 // early reports whether conntrack does not know the connection yet.
-func early(c chain) bool { return !late(c) && c.priority <= conntrackPriority }
+func early(c nftread.Chain) bool { return !late(c) && c.Priority <= conntrackPriority }
 
 func hookName(hook uint32) string {
 	names := []string{"prerouting", "input", "forward", "output", "postrouting"}

@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nftread"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
@@ -18,35 +19,35 @@ func checkNotrack(p *patient) []Finding {
 	all := ^uint32(0)
 	ports := p.controlPorts()
 	var found []Finding
-	for _, c := range rs.chains {
-		early := c.base && (c.hook == unix.NF_INET_PRE_ROUTING || c.hook == unix.NF_INET_LOCAL_OUT) && c.priority < conntrackPriority
+	for _, c := range rs.Chains {
+		early := c.Base && (c.Hook == unix.NF_INET_PRE_ROUTING || c.Hook == unix.NF_INET_LOCAL_OUT) && c.Priority < conntrackPriority
 		if !early {
 			continue
 		}
 		for _, k := range []struct {
-			what   func(match) string
-			packet packet
+			what   func(nftread.Match) string
+			packet nftread.Packet
 		}{
-			{func(m match) string { return "connections to " + portsText(either(m.ports, ports)) }, packet{state: all, ports: ports, sources: highPorts}},
-			{func(m match) string { return "packets from " + portsText(either(m.sources, ports)) }, packet{state: all, ports: highPorts, sources: ports}},
-			{func(match) string { return "data connections" }, packet{state: all, ports: highPorts, sources: highPorts}},
+			{func(m nftread.Match) string { return "connections to " + portsText(either(m.Ports, ports)) }, nftread.Packet{State: all, Ports: ports, Sources: highPorts}},
+			{func(m nftread.Match) string { return "packets from " + portsText(either(m.Sources, ports)) }, nftread.Packet{State: all, Ports: highPorts, Sources: ports}},
+			{func(nftread.Match) string { return "data connections" }, nftread.Packet{State: all, Ports: highPorts, Sources: highPorts}},
 		} {
-			fate := rs.fate(c, k.packet)
-			level, r, why := Problem, fate.untracked, "FTP is not helped: a helper needs the connection's entry in conntrack"
+			fate := rs.Follow(c, k.packet)
+			level, r, why := Problem, fate.Untracked, "FTP is not helped: a helper needs the connection's entry in conntrack"
 			if r == nil {
-				level, r, why = Warning, fate.perhaps, "if that is for FTP, it is not helped: a helper needs the connection's entry in conntrack"
+				level, r, why = Warning, fate.Perhaps, "if that is for FTP, it is not helped: a helper needs the connection's entry in conntrack"
 			}
 			if r == nil || slices.ContainsFunc(found, func(f Finding) bool { return f.rule == r }) {
 				continue
 			}
-			i := slices.IndexFunc(rs.actions(r), func(a action) bool { return a.notrack })
+			i := slices.IndexFunc(rs.Actions(r), func(a nftread.Action) bool { return a.Notrack })
 			if i < 0 {
 				continue
 			}
-			action := rs.actions(r)[i]
+			action := rs.Actions(r)[i]
 			fix := p.removing(c, r, action)
 			found = append(found, Finding{Level: level, rule: r,
-				What: fmt.Sprintf("table %s, chain %s hides %s from conntrack (notrack)", r.table, r.chain, k.what(action.match)),
+				What: fmt.Sprintf("table %s, chain %s hides %s from conntrack (notrack)", r.Table, r.Chain, k.what(action.Match)),
 				Why:  why, Mend: fix.command, AfterReboot: fix.afterReboot})
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/google/nftables/expr"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nftread"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 	"golang.org/x/sys/unix"
 )
@@ -27,8 +28,8 @@ func checkRelated(p *patient) []Finding {
 		interfaces = slices.Sorted(maps.Keys(found))
 	}
 	filters := &filters{patient: p, rs: rs, interfaces: interfaces, passes: make(map[way]bool)}
-	for _, c := range rs.chains {
-		if c.base && (c.kind == "filter" || c.kind == "route") && filtersTCP[c.hook] && c.table.name != ownTable {
+	for _, c := range rs.Chains {
+		if c.Base && (c.Type == "filter" || c.Type == "route") && filtersTCP[c.Hook] && c.Table.Name != ownTable {
 			filters.chains = append(filters.chains, c)
 		}
 	}
@@ -40,7 +41,7 @@ func checkRelated(p *patient) []Finding {
 		case f.Level != OK:
 			found = append(found, f)
 		case dropping:
-			fine = append(fine, c.name)
+			fine = append(fine, c.Name)
 		}
 	}
 	switch {
@@ -56,13 +57,13 @@ func checkRelated(p *patient) []Finding {
 var highPorts = []rules.PortRange{{First: 1024, Last: 65535}}
 
 // dataPacket is the first packet of a data connection.
-func dataPacket(helper, in, out string) packet {
-	return packet{state: expr.CtStateBitRELATED, ports: highPorts, helper: helper, in: in, out: out}
+func dataPacket(helper, in, out string) nftread.Packet {
+	return nftread.Packet{State: expr.CtStateBitRELATED, Ports: highPorts, Helper: helper, In: in, Out: out}
 }
 
 // controlPacket is the first packet of a control connection.
-func controlPacket(ports []rules.PortRange, in, out string) packet {
-	return packet{state: expr.CtStateBitNEW, ports: ports, in: in, out: out}
+func controlPacket(ports []rules.PortRange, in, out string) nftread.Packet {
+	return nftread.Packet{State: expr.CtStateBitNEW, Ports: ports, In: in, Out: out}
 }
 
 var filtersTCP = map[uint32]bool{unix.NF_INET_LOCAL_IN: true, unix.NF_INET_FORWARD: true, unix.NF_INET_LOCAL_OUT: true}
@@ -73,8 +74,8 @@ const noState = 1 << 31
 // filters are the base chains that may drop packets of FTP.
 type filters struct {
 	*patient
-	rs         *ruleset
-	chains     []chain
+	rs         *nftread.Ruleset
+	chains     []nftread.Chain
 	interfaces []string // "" if unknown
 	passes     map[way]bool
 }
@@ -127,15 +128,15 @@ func (f *filters) paths(hook uint32) []path {
 // lets reports whether control connections may pass all chains of a hook, over IPv4 or IPv6 where the family
 // is both.
 func (f *filters) lets(hook uint32, family byte, w path) bool {
-	if family == familyInet {
-		return f.lets(hook, familyIPv4, w) || f.lets(hook, familyIPv6, w)
+	if family == nftread.FamilyInet {
+		return f.lets(hook, nftread.FamilyIPv4, w) || f.lets(hook, nftread.FamilyIPv6, w)
 	}
 	at := way{hook, family, w}
 	passes, known := f.passes[at]
 	if !known {
-		passes = !slices.ContainsFunc(f.chains, func(c chain) bool {
-			return c.hook == hook && (c.table.family == family || c.table.family == familyInet) &&
-				!f.rs.fate(c, controlPacket(f.controlPorts(), w.in, w.out)).passes()
+		passes = !slices.ContainsFunc(f.chains, func(c nftread.Chain) bool {
+			return c.Hook == hook && (c.Table.Family == family || c.Table.Family == nftread.FamilyInet) &&
+				!f.rs.Follow(c, controlPacket(f.controlPorts(), w.in, w.out)).Passes()
 		})
 		f.passes[at] = passes
 	}
@@ -154,28 +155,28 @@ func (f *filters) closed(family byte) bool {
 
 // examine says how a chain drops data connections, if it does. It is dropping if it drops anything
 // that no rule accepts.
-func (f *filters) examine(c chain) (found Finding, dropping bool) {
+func (f *filters) examine(c nftread.Chain) (found Finding, dropping bool) {
 	var lost, maybe, passive []path // on which control connections pass
-	var worst, perhaps, shut, active fate
-	for _, w := range f.paths(c.hook) {
-		data := f.rs.fate(c, dataPacket(f.config.Helper, w.in, w.out))
-		dropping = dropping || f.rs.fate(c, packet{state: noState, ports: highPorts, in: w.in, out: w.out}).dropped
-		if !data.dropped && data.perhaps == nil {
+	var worst, perhaps, shut, active nftread.Fate
+	for _, w := range f.paths(c.Hook) {
+		data := f.rs.Follow(c, dataPacket(f.config.Helper, w.in, w.out))
+		dropping = dropping || f.rs.Follow(c, nftread.Packet{State: noState, Ports: highPorts, In: w.in, Out: w.out}).Dropped
+		if !data.Dropped && data.Perhaps == nil {
 			continue
 		}
 		// A passive data connection goes the way of the control connection, an active one the other way.
 		back := path{w.out, w.in}
-		lets := f.lets(c.hook, c.table.family, w) || c.hook == unix.NF_INET_FORWARD && f.lets(c.hook, c.table.family, back) ||
-			c.hook == unix.NF_INET_LOCAL_OUT && f.lets(unix.NF_INET_LOCAL_IN, c.table.family, path{in: w.out})
+		lets := f.lets(c.Hook, c.Table.Family, w) || c.Hook == unix.NF_INET_FORWARD && f.lets(c.Hook, c.Table.Family, back) ||
+			c.Hook == unix.NF_INET_LOCAL_OUT && f.lets(unix.NF_INET_LOCAL_IN, c.Table.Family, path{in: w.out})
 		switch {
-		case data.dropped && f.rs.fate(c, controlPacket(f.controlPorts(), w.in, w.out)).asWell(data):
-			if other := f.rs.fate(c, dataPacket(f.config.Helper, back.in, back.out)); c.hook == unix.NF_INET_FORWARD && other.dropped {
+		case data.Dropped && f.rs.Follow(c, controlPacket(f.controlPorts(), w.in, w.out)).CoversData(data):
+			if other := f.rs.Follow(c, dataPacket(f.config.Helper, back.in, back.out)); c.Hook == unix.NF_INET_FORWARD && other.Dropped {
 				passive, active = append(passive, w), other
 			}
-		case data.dropped && lets:
+		case data.Dropped && lets:
 			lost, worst = append(lost, w), data
-		case data.dropped:
-			shut.dropped, shut.by, shut.otherHelper = true, data.by, data.otherHelper
+		case data.Dropped:
+			shut.Dropped, shut.By, shut.OtherHelper = true, data.By, data.OtherHelper
 		case lets:
 			maybe, perhaps = append(maybe, w), data
 		}
@@ -189,14 +190,14 @@ func (f *filters) examine(c chain) (found Finding, dropping bool) {
 		found.Why = "active FTP fails: the chain accepts connections from some addresses, but not the data connections in the other direction"
 		return found, dropping
 	case len(maybe) > 0:
-		fix := f.accepting(c, perhaps.perhaps)
+		fix := f.accepting(c, perhaps.Perhaps)
 		return Finding{Level: Warning,
-			What: fmt.Sprintf("table %s, chain %s drops related connections under a condition that can't be judged: %s", c.table, c.name, f.text(perhaps.perhaps)),
+			What: fmt.Sprintf("table %s, chain %s drops related connections under a condition that can't be judged: %s", c.Table, c.Name, f.text(perhaps.Perhaps)),
 			Why:  "a data connection that meets the condition is dropped, even though the helper has made conntrack expect it",
-			Mend: fix.command, AfterReboot: fix.afterReboot, rule: perhaps.perhaps, base: &c}, dropping
-	case shut.dropped:
+			Mend: fix.command, AfterReboot: fix.afterReboot, rule: perhaps.Perhaps, base: &c}, dropping
+	case shut.Dropped:
 		found := f.dropsRelated(c, shut, nil)
-		if !f.closed(c.table.family) {
+		if !f.closed(c.Table.Family) {
 			found.Level = Warning
 		}
 		found.Why = fmt.Sprintf("FTP can't go through this chain: it drops new connections to %s as well. If it is to go there, accept both", portsText(f.controlPorts()))
@@ -207,28 +208,28 @@ func (f *filters) examine(c chain) (found Finding, dropping bool) {
 
 // dropsRelated is the finding about a chain that drops the data connections of some paths, of all if there
 // is none.
-func (f *filters) dropsRelated(c chain, by fate, lost []path) Finding {
-	what := fmt.Sprintf("table %s, chain %s drops", c.table, c.name)
+func (f *filters) dropsRelated(c nftread.Chain, by nftread.Fate, lost []path) Finding {
+	what := fmt.Sprintf("table %s, chain %s drops", c.Table, c.Name)
 	const most = 3
-	if names := pathNames(lost); len(names) > 0 && len(lost) < len(f.paths(c.hook)) {
+	if names := pathNames(lost); len(names) > 0 && len(lost) < len(f.paths(c.Hook)) {
 		more := ""
 		if len(names) > most {
 			names, more = names[:most], fmt.Sprintf(" and %d more", len(names)-most)
 		}
-		what = fmt.Sprintf("table %s, chain %s (%s%s) drops", c.table, c.name, strings.Join(names, ", "), more)
+		what = fmt.Sprintf("table %s, chain %s (%s%s) drops", c.Table, c.Name, strings.Join(names, ", "), more)
 	}
 	switch {
-	case by.otherHelper != "":
-		what = fmt.Sprintf("table %s, chain %s accepts related connections of the helper %q only; ours is %q", c.table, c.name, by.otherHelper, f.config.Helper)
-	case by.by != nil && f.names(by.by):
-		what += " related connections: " + f.text(by.by)
+	case by.OtherHelper != "":
+		what = fmt.Sprintf("table %s, chain %s accepts related connections of the helper %q only; ours is %q", c.Table, c.Name, by.OtherHelper, f.config.Helper)
+	case by.By != nil && f.names(by.By):
+		what += " related connections: " + f.text(by.By)
 	default:
 		what += ", and has no rule that accepts related connections"
 	}
-	fix := f.accepting(c, by.by)
+	fix := f.accepting(c, by.By)
 	return Finding{Level: Problem, What: what,
 		Why:  "FTP transfers fail: the chain drops the data connections that the helper makes conntrack expect",
-		Mend: fix.command, AfterReboot: fix.afterReboot, rule: by.by, base: &c}
+		Mend: fix.command, AfterReboot: fix.afterReboot, rule: by.By, base: &c}
 }
 
 func pathNames(paths []path) []string {
@@ -242,18 +243,18 @@ func pathNames(paths []path) []string {
 }
 
 // names reports whether a rule names states, and so drops related connections on purpose.
-func (f *filters) names(r *rule) bool {
-	return slices.ContainsFunc(f.rs.actions(r), func(a action) bool { return a.match.stated })
+func (f *filters) names(r *nftread.Rule) bool {
+	return slices.ContainsFunc(f.rs.Actions(r), func(a nftread.Action) bool { return a.Match.Stated })
 }
 
 // text names a rule so that its firewall's program finds it.
-func (f *filters) text(r *rule) string {
-	if f.rs.ofIptables(r.table) {
+func (f *filters) text(r *nftread.Rule) string {
+	if f.rs.OwnedByIptables(r.Table) {
 		spec := f.spec(r)
 		if strings.HasPrefix(spec, "-") || strings.HasPrefix(spec, "!") {
-			return fmt.Sprintf("-A %s %s", r.chain, spec)
+			return fmt.Sprintf("-A %s %s", r.Chain, spec)
 		}
-		return fmt.Sprintf("rule %s of chain %s", spec, r.chain)
+		return fmt.Sprintf("rule %s of chain %s", spec, r.Chain)
 	}
-	return fmt.Sprintf("the rule with handle %d of chain %s", r.handle, r.chain)
+	return fmt.Sprintf("the rule with handle %d of chain %s", r.Handle, r.Chain)
 }

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfnetlink"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nftread"
 )
 
 // A snapshot is what decides which packets pass a network namespace: its interfaces,
@@ -25,11 +26,11 @@ type snapshot struct {
 	links     []link
 	addresses []routeMessage
 	routes    []routeMessage
-	policies  []routeMessage          // of routing (ip rule)
-	settings  []setting               // below /proc/sys/net, in the order in which they are to be written
-	nft       []nftMessage            // in the order in which they are to be sent
-	handles   map[objectName][]uint64 // of the rules of each chain, in order
-	bases     map[objectName]bool     // base chains
+	policies  []routeMessage              // of routing (ip rule)
+	settings  []setting                   // below /proc/sys/net, in the order in which they are to be written
+	nft       []nftMessage                // in the order in which they are to be sent
+	handles   map[nftread.Object][]uint64 // of the rules of each chain, in order
+	bases     map[nftread.Object]bool     // base chains
 	legacy    []xtable
 	// left lists what the host has and the test does not.
 	left []string
@@ -47,7 +48,7 @@ type link struct {
 // routeMessage is a message of rtnetlink, with its header.
 type routeMessage struct {
 	header     []byte
-	attributes attributes
+	attributes nfnetlink.Attributes
 }
 
 type setting struct{ name, value string }
@@ -294,7 +295,7 @@ func (m routeMessage) address() routeMessage {
 	flags := m.attributes.Native(unix.IFA_FLAGS)&unix.IFA_F_NOPREFIXROUTE | unix.IFA_F_NODAD
 	attrs := m.attributes.Without(unix.IFA_CACHEINFO, unix.IFA_FLAGS)
 	attrs.Native(unix.IFA_FLAGS, flags)
-	return routeMessage{header, attributes(attrs)}
+	return routeMessage{header, nfnetlink.Attributes(attrs)}
 }
 
 // route returns the message that adds a dumped route.
@@ -302,7 +303,7 @@ func (m routeMessage) route() routeMessage {
 	header := slices.Clone(m.header)
 	binary.NativeEndian.PutUint32(header[8:], binary.NativeEndian.Uint32(header[8:])&unix.RTNH_F_ONLINK)
 	// A route by a nexthop object has that object's gateway and interface as well.
-	return routeMessage{header, attributes(m.attributes.Without(unix.RTA_CACHEINFO, rtaNexthop))}
+	return routeMessage{header, nfnetlink.Attributes(m.attributes.Without(unix.RTA_CACHEINFO, rtaNexthop))}
 }
 
 // request makes one change and waits for the kernel's answer.
@@ -321,7 +322,7 @@ func (m routeMessage) policy() routeMessage {
 	if m.attributes.Find(priority) == nil {
 		attrs.Native(priority, 0)
 	}
-	return routeMessage{m.header, attributes(attrs)}
+	return routeMessage{m.header, nfnetlink.Attributes(attrs)}
 }
 
 const rtaNexthop = 30 // RTA_NH_ID, include/uapi/linux/rtnetlink.h
@@ -351,7 +352,7 @@ func (l link) add(nl *netlink.Conn, far int) error {
 	b.End(other)
 	b.End(data)
 	b.End(info)
-	return request(nl, unix.RTM_NEWLINK, routeMessage{header, attributes(b)})
+	return request(nl, unix.RTM_NEWLINK, routeMessage{header, nfnetlink.Attributes(b)})
 }
 
 // up brings the link up.

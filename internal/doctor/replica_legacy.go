@@ -11,6 +11,7 @@ import (
 	"strings"
 	"unsafe"
 
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nftread"
 	"golang.org/x/sys/unix"
 )
 
@@ -224,7 +225,7 @@ func (t xtable) rules() []xtRule {
 		number++
 		r := xtRule{chain: chain, number: number, builtIn: isBuiltIn, packets: binary.NativeEndian.Uint64(e.bytes[e.counters:])}
 		if name == "" { // a verdict: -NF_DROP - 1 is a drop
-			r.drops = int32(binary.NativeEndian.Uint32(e.bytes[e.target+32:])) == -verdictDrop-1
+			r.drops = int32(binary.NativeEndian.Uint32(e.bytes[e.target+32:])) == -nftread.VerdictDrop-1
 		}
 		r.drops = r.drops || name == "REJECT"
 		if policy {
@@ -238,16 +239,16 @@ func (t xtable) rules() []xtRule {
 // dropped returns where a packet was dropped since before was read, if it was in this table. A packet that
 // was sent here meets the chain OUTPUT; one that came in does not, but an answer to it may.
 func (t xtable) dropped(before []xtRule, sent bool) (at place, ok bool) {
-	table := tableName{family: familyIPv4, name: t.name(), legacy: true}
+	table := nftread.Table{Family: nftread.FamilyIPv4, Name: t.name(), Legacy: true}
 	if t.family == unix.AF_INET6 {
-		table.family = familyIPv6
+		table.Family = nftread.FamilyIPv6
 	}
 	for i, r := range t.rules() {
 		if i >= len(before) || r.packets == before[i].packets {
 			continue
 		}
 		if r.builtIn && (r.chain == "POSTROUTING" || sent == (r.chain == "OUTPUT")) { // in the order in which packets meet them
-			at.base = objectName{table, r.chain}
+			at.base = nftread.Object{Table: table, Name: r.chain}
 		}
 		if r.drops && !ok {
 			at.chain, at.number, ok = r.chain, r.number, true

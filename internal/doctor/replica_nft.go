@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfnetlink"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nftread"
 )
 
 // The kernel lists its tables in nearly the form in which it takes them. What is different is
@@ -21,7 +22,7 @@ import (
 type nftMessage struct {
 	typ    uint16
 	family byte
-	attrs  attributes
+	attrs  nfnetlink.Attributes
 	what   string // for errors
 }
 
@@ -46,16 +47,16 @@ const (
 
 // readNFT reads the tables that see forwarded packets and those of this host.
 func (s *snapshot) readNFT() error {
-	l, err := dialNFT()
+	l, err := nftread.Dial()
 	if err != nil {
 		return err
 	}
 	defer l.Close()
-	r := &nftReader{snapshot: s, ingress: make(map[objectName]bool)}
-	s.handles, s.bases = make(map[objectName][]uint64), make(map[objectName]bool)
+	r := &nftReader{snapshot: s, ingress: make(map[nftread.Object]bool)}
+	s.handles, s.bases = make(map[nftread.Object][]uint64), make(map[nftread.Object]bool)
 	for _, part := range []struct {
 		message netlink.HeaderType
-		add     func(family byte, a attributes)
+		add     func(family byte, a nfnetlink.Attributes)
 	}{
 		{unix.NFT_MSG_GETTABLE, r.addTable},
 		{unix.NFT_MSG_GETOBJ, r.addObject},
@@ -68,11 +69,11 @@ func (s *snapshot) readNFT() error {
 				return err
 			}
 		}
-		if err := l.each(part.message, part.add); err != nil {
+		if err := l.Each(part.message, part.add); err != nil {
 			return err
 		}
 	}
-	for _, t := range l.left {
+	for _, t := range l.Left {
 		s.left = append(s.left, "table "+t)
 	}
 	return nil
@@ -80,34 +81,34 @@ func (s *snapshot) readNFT() error {
 
 type nftReader struct {
 	*snapshot
-	ingress map[objectName]bool // chains that are left out
-	sets    []objectName
+	ingress map[nftread.Object]bool // chains that are left out
+	sets    []nftread.Object
 }
 
 func (r *nftReader) add(typ uint16, family byte, a nfnetlink.Buffer, format string, args ...any) {
-	r.nft = append(r.nft, nftMessage{typ, family, attributes(a), fmt.Sprintf(format, args...)})
+	r.nft = append(r.nft, nftMessage{typ, family, nfnetlink.Attributes(a), fmt.Sprintf(format, args...)})
 }
 
-func (r *nftReader) addTable(family byte, a attributes) {
-	name := tableName{family: family, name: a.Text(unix.NFTA_TABLE_NAME)}
+func (r *nftReader) addTable(family byte, a nfnetlink.Attributes) {
+	name := nftread.Table{Family: family, Name: a.Text(unix.NFTA_TABLE_NAME)}
 	// The flags left, persist and owner, are about the program that made it.
 	r.add(unix.NFT_MSG_NEWTABLE, family, a.Without(unix.NFTA_TABLE_FLAGS, unix.NFTA_TABLE_USE, nftaTableHandle, nftaTableOwner), "table %s", name)
 }
 
-func (r *nftReader) addObject(family byte, a attributes) {
+func (r *nftReader) addObject(family byte, a nfnetlink.Attributes) {
 	r.add(unix.NFT_MSG_NEWOBJ, family, a.Without(unix.NFTA_OBJ_USE, nftaObjHandle),
-		"table %s, object %s", tableName{family: family, name: a.Text(unix.NFTA_OBJ_TABLE)}, a.Text(unix.NFTA_OBJ_NAME))
+		"table %s, object %s", nftread.Table{Family: family, Name: a.Text(unix.NFTA_OBJ_TABLE)}, a.Text(unix.NFTA_OBJ_NAME))
 }
 
-func (r *nftReader) addChain(family byte, a attributes) {
-	c := newChain(family, a)
-	if c.base && c.table.family == familyInet && c.hook == hookIngress {
-		r.ingress[objectName{c.table, c.name}] = true
-		r.left = append(r.left, fmt.Sprintf("table %s, chain %s", c.table, c.name))
+func (r *nftReader) addChain(family byte, a nfnetlink.Attributes) {
+	c := nftread.ParseChain(family, a)
+	if c.Base && c.Table.Family == nftread.FamilyInet && c.Hook == hookIngress {
+		r.ingress[nftread.Object{Table: c.Table, Name: c.Name}] = true
+		r.left = append(r.left, fmt.Sprintf("table %s, chain %s", c.Table, c.Name))
 		return
 	}
-	if c.base {
-		r.bases[objectName{c.table, c.name}] = true
+	if c.Base {
+		r.bases[nftread.Object{Table: c.Table, Name: c.Name}] = true
 	}
 	// A chain within a rule is as good as one with a name.
 	flags := a.Uint32(nftaChainFlags) &^ chainBinding
@@ -115,52 +116,52 @@ func (r *nftReader) addChain(family byte, a attributes) {
 	if flags != 0 {
 		b.Uint32(nftaChainFlags, flags)
 	}
-	r.add(unix.NFT_MSG_NEWCHAIN, family, b, "table %s, chain %s", c.table, c.name)
+	r.add(unix.NFT_MSG_NEWCHAIN, family, b, "table %s, chain %s", c.Table, c.Name)
 }
 
-func (r *nftReader) addSet(family byte, a attributes) {
-	name := objectName{tableName{family: family, name: a.Text(unix.NFTA_SET_TABLE)}, a.Text(unix.NFTA_SET_NAME)}
+func (r *nftReader) addSet(family byte, a nfnetlink.Attributes) {
+	name := nftread.Object{Table: nftread.Table{Family: family, Name: a.Text(unix.NFTA_SET_TABLE)}, Name: a.Text(unix.NFTA_SET_NAME)}
 	r.sets = append(r.sets, name)
 	b := a.Without(nftaSetHandle, nftaSetType, nftaSetCount, unix.NFTA_SET_ID)
 	b.Uint32(unix.NFTA_SET_ID, uint32(len(r.sets)))
-	r.add(unix.NFT_MSG_NEWSET, family, b, "table %s, set %s", name.table, name.name)
+	r.add(unix.NFT_MSG_NEWSET, family, b, "table %s, set %s", name.Table, name.Name)
 }
 
 // addElements adds those of all sets, each in the order in which the kernel wants intervals.
-func (r *nftReader) addElements(l *lister) error {
+func (r *nftReader) addElements(l *nftread.Lister) error {
 	for _, set := range r.sets {
-		elements, err := l.elements(set.table, set.name)
+		elements, err := l.Elements(set.Table, set.Name)
 		if err != nil {
 			return err
 		}
-		slices.SortStableFunc(elements, func(x, y attributes) int {
-			return compareElements(newElement(x), newElement(y))
+		slices.SortStableFunc(elements, func(x, y nfnetlink.Attributes) int {
+			return nftread.CompareElements(nftread.ParseElement(x), nftread.ParseElement(y))
 		})
 		for chunk := range slices.Chunk(elements, 200) { // the length of an attribute has 16 bits
 			var b nfnetlink.Buffer
-			b.Text(unix.NFTA_SET_ELEM_LIST_TABLE, set.table.name)
-			b.Text(unix.NFTA_SET_ELEM_LIST_SET, set.name)
+			b.Text(unix.NFTA_SET_ELEM_LIST_TABLE, set.Table.Name)
+			b.Text(unix.NFTA_SET_ELEM_LIST_SET, set.Name)
 			list := b.Nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS)
 			for _, x := range chunk {
 				b.Bytes(unix.NLA_F_NESTED|nftaListElem, x...)
 			}
 			b.End(list)
-			r.add(unix.NFT_MSG_NEWSETELEM, set.table.family, b, "table %s, elements of set %s", set.table, set.name)
+			r.add(unix.NFT_MSG_NEWSETELEM, set.Table.Family, b, "table %s, elements of set %s", set.Table, set.Name)
 		}
 	}
 	return nil
 }
 
-func (r *nftReader) addRule(family byte, a attributes) {
-	rule := newRule(family, a)
-	in := objectName{rule.table, rule.chain}
+func (r *nftReader) addRule(family byte, a nfnetlink.Attributes) {
+	rule := nftread.ParseRule(family, a)
+	in := nftread.Object{Table: rule.Table, Name: rule.Chain}
 	if r.ingress[in] {
 		return
 	}
-	r.handles[in] = append(r.handles[in], rule.handle)
+	r.handles[in] = append(r.handles[in], rule.Handle)
 	b := a.Without(unix.NFTA_RULE_HANDLE, unix.NFTA_RULE_POSITION, unix.NFTA_RULE_EXPRESSIONS)
 	exprs := b.Nest(unix.NFTA_RULE_EXPRESSIONS)
-	protocol := addExpressions(&b, rule.exprs)
+	protocol := addExpressions(&b, rule.Exprs)
 	b.End(exprs)
 	if protocol != 0 { // matches and targets of iptables want to know it, and it is not listed
 		compat := b.Nest(unix.NFTA_RULE_COMPAT)
@@ -168,53 +169,53 @@ func (r *nftReader) addRule(family byte, a attributes) {
 		b.Uint32(unix.NFTA_RULE_COMPAT_FLAGS, 0)
 		b.End(compat)
 	}
-	r.add(unix.NFT_MSG_NEWRULE, family, b, "table %s, chain %s, rule with handle %d", rule.table, rule.chain, rule.handle)
+	r.add(unix.NFT_MSG_NEWRULE, family, b, "table %s, chain %s, rule with handle %d", rule.Table, rule.Chain, rule.Handle)
 }
 
 // addExpressions adds the expressions of a rule as the kernel takes them, and returns its protocol if it has a
 // match or target of iptables.
-func addExpressions(b *nfnetlink.Buffer, exprs []expression) (protocol uint32) {
-	var load expression
+func addExpressions(b *nfnetlink.Buffer, exprs []nftread.Expression) (protocol uint32) {
+	var load nftread.Expression
 	var compat bool
 	for _, e := range exprs {
-		data := nfnetlink.Buffer(e.attrs)
-		switch e.name {
+		data := nfnetlink.Buffer(e.Attrs)
+		switch e.Name {
 		case "flow_offload": // changes no verdict, and needs devices
 			continue
 		case "queue": // of packets that no program reads here
-			flags := binary.BigEndian.Uint16(append(e.attrs.Find(unix.NFTA_QUEUE_FLAGS), 0, 0)) | queueBypass
-			data = e.attrs.Without(unix.NFTA_QUEUE_FLAGS)
+			flags := binary.BigEndian.Uint16(append(e.Attrs.Find(unix.NFTA_QUEUE_FLAGS), 0, 0)) | queueBypass
+			data = e.Attrs.Without(unix.NFTA_QUEUE_FLAGS)
 			data.Uint16(unix.NFTA_QUEUE_FLAGS, flags)
 		case "target":
 			compat = true
-			if info := e.attrs.Find(unix.NFTA_TARGET_INFO); e.attrs.Text(unix.NFTA_TARGET_NAME) == "NFQUEUE" && len(info) >= 6 &&
-				e.attrs.Uint32(unix.NFTA_TARGET_REV) == 3 {
+			if info := e.Attrs.Find(unix.NFTA_TARGET_INFO); e.Attrs.Text(unix.NFTA_TARGET_NAME) == "NFQUEUE" && len(info) >= 6 &&
+				e.Attrs.Uint32(unix.NFTA_TARGET_REV) == 3 {
 				binary.NativeEndian.PutUint16(info[4:], binary.NativeEndian.Uint16(info[4:])|queueBypass)
 			}
 		case "match":
 			compat = true
 		case "osf": // without flags, the kernel lists them and does not take them
 			const flags = 3 // NFTA_OSF_FLAGS
-			if e.attrs.Uint32(flags) == 0 {
-				data = e.attrs.Without(flags)
+			if e.Attrs.Uint32(flags) == 0 {
+				data = e.Attrs.Without(flags)
 			}
 		case "exthdr": // the kernel lists attributes that it does not take of rules that change an option
 			const sreg, dreg, offset, length, flags = 7, 1, 3, 4, 5 // NFTA_EXTHDR_*
 			switch {
-			case e.attrs.Find(sreg) != nil:
-				data = e.attrs.Without(flags)
-			case e.attrs.Find(dreg) == nil:
-				data = e.attrs.Without(flags, offset, length)
+			case e.Attrs.Find(sreg) != nil:
+				data = e.Attrs.Without(flags)
+			case e.Attrs.Find(dreg) == nil:
+				data = e.Attrs.Without(flags, offset, length)
 			}
 		case "cmp":
-			data := e.attrs.Nested(unix.NFTA_CMP_DATA).Find(unix.NFTA_DATA_VALUE)
-			if loadsProtocol(load) && e.attrs.Uint32(unix.NFTA_CMP_OP) == unix.NFT_CMP_EQ && len(data) == 1 {
+			data := e.Attrs.Nested(unix.NFTA_CMP_DATA).Find(unix.NFTA_DATA_VALUE)
+			if loadsProtocol(load) && e.Attrs.Uint32(unix.NFTA_CMP_OP) == unix.NFT_CMP_EQ && len(data) == 1 {
 				protocol = uint32(data[0])
 			}
 		}
 		load = e
 		element := b.Nest(nftaListElem)
-		b.Text(unix.NFTA_EXPR_NAME, e.name)
+		b.Text(unix.NFTA_EXPR_NAME, e.Name)
 		b.Bytes(unix.NLA_F_NESTED|unix.NFTA_EXPR_DATA, data...)
 		b.End(element)
 	}
@@ -225,13 +226,13 @@ func addExpressions(b *nfnetlink.Buffer, exprs []expression) (protocol uint32) {
 }
 
 // loadsProtocol reports whether an expression loads the packet's transport protocol.
-func loadsProtocol(e expression) bool {
-	switch e.name {
+func loadsProtocol(e nftread.Expression) bool {
+	switch e.Name {
 	case "meta":
-		return e.attrs.Uint32(unix.NFTA_META_KEY) == unix.NFT_META_L4PROTO
+		return e.Attrs.Uint32(unix.NFTA_META_KEY) == unix.NFT_META_L4PROTO
 	case "payload": // of the IPv4 header
-		return e.attrs.Uint32(unix.NFTA_PAYLOAD_BASE) == unix.NFT_PAYLOAD_NETWORK_HEADER && e.attrs.Uint32(unix.NFTA_PAYLOAD_OFFSET) == 9 &&
-			e.attrs.Uint32(unix.NFTA_PAYLOAD_LEN) == 1
+		return e.Attrs.Uint32(unix.NFTA_PAYLOAD_BASE) == unix.NFT_PAYLOAD_NETWORK_HEADER && e.Attrs.Uint32(unix.NFTA_PAYLOAD_OFFSET) == 9 &&
+			e.Attrs.Uint32(unix.NFTA_PAYLOAD_LEN) == 1
 	}
 	return false
 }

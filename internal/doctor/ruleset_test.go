@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nftread"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
@@ -266,21 +267,21 @@ func TestBrokenRules(t *testing.T) {
 }
 
 // wire is a rule as it would be read, of expressions that need not be on this kernel.
-func wire(t *testing.T, c chain, exprs ...expr.Any) rule {
+func wire(t *testing.T, c nftread.Chain, exprs ...expr.Any) nftread.Rule {
 	t.Helper()
-	r := rule{table: c.table, chain: c.name, handle: 1}
+	r := nftread.Rule{Table: c.Table, Chain: c.Name, Handle: 1}
 	for _, e := range exprs {
-		data, err := expr.Marshal(c.table.family, e)
+		data, err := expr.Marshal(c.Table.Family, e)
 		must.Do(t, err)
-		r.exprs = append(r.exprs, newExpression(data))
+		r.Exprs = append(r.Exprs, nftread.ParseExpression(data))
 	}
 	return r
 }
 
 // TestIptables reads what iptables-nft writes.
 func TestIptables(t *testing.T) {
-	forward := chain{table: tableName{family: familyIPv4, name: "filter"}, name: "FORWARD", base: true, kind: "filter", hook: unix.NF_INET_FORWARD, drops: true}
-	raw := chain{table: tableName{family: familyIPv4, name: "raw"}, name: "PREROUTING", base: true, kind: "filter", hook: unix.NF_INET_PRE_ROUTING, priority: -300}
+	forward := nftread.Chain{Table: nftread.Table{Family: nftread.FamilyIPv4, Name: "filter"}, Name: "FORWARD", Base: true, Type: "filter", Hook: unix.NF_INET_FORWARD, Drops: true}
+	raw := nftread.Chain{Table: nftread.Table{Family: nftread.FamilyIPv4, Name: "raw"}, Name: "PREROUTING", Base: true, Type: "filter", Hook: unix.NF_INET_PRE_ROUTING, Priority: -300}
 	accept := &expr.Verdict{Kind: expr.VerdictAccept}
 	conntrack := make(xt.Unknown, 160) // --ctstate RELATED,ESTABLISHED
 	binary.NativeEndian.PutUint16(conntrack[146:], 1)
@@ -303,7 +304,7 @@ func TestIptables(t *testing.T) {
 	counter := &expr.Counter{}
 
 	for name, c := range map[string]struct {
-		chain chain
+		chain nftread.Chain
 		exprs []expr.Any
 		want  *want
 	}{
@@ -317,7 +318,7 @@ func TestIptables(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := healthy()
-			f.rs = &ruleset{chains: []chain{c.chain}, rules: []rule{wire(t, c.chain, c.exprs...)}}
+			f.rs = &nftread.Ruleset{Chains: []nftread.Chain{c.chain}, Rules: []nftread.Rule{wire(t, c.chain, c.exprs...)}}
 			if c.want != nil {
 				f.wantFinding(t, *c.want)
 			} else if findings := f.examine(ftp); Count(findings, OK) != len(findings) {
@@ -329,11 +330,11 @@ func TestIptables(t *testing.T) {
 
 // TestMalformed reads rules that nobody would load.
 func TestMalformed(t *testing.T) {
-	c := chain{table: tableName{family: familyInet, name: "f"}, name: "c", base: true, kind: "filter", hook: unix.NF_INET_FORWARD, drops: true}
+	c := nftread.Chain{Table: nftread.Table{Family: nftread.FamilyInet, Name: "f"}, Name: "c", Base: true, Type: "filter", Hook: unix.NF_INET_FORWARD, Drops: true}
 	f := healthy()
-	f.rs = &ruleset{chains: []chain{c}}
+	f.rs = &nftread.Ruleset{Chains: []nftread.Chain{c}}
 	for _, name := range []string{"ct", "payload", "meta", "bitwise", "cmp", "lookup", "match", "immediate", "objref", "target", "reject", "future"} {
-		f.rs.rules = append(f.rs.rules, rule{table: c.table, chain: "c", exprs: []expression{{name: name}}})
+		f.rs.Rules = append(f.rs.Rules, nftread.Rule{Table: c.Table, Chain: "c", Exprs: []nftread.Expression{{Name: name}}})
 	}
 	f.wantFinding(t, want{Warning, "related", "chain c drops", "accept"})
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/cthelper"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfq"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nftread"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
@@ -51,7 +52,7 @@ type system interface {
 	transfers(backend.Choice) (transfers, error)
 
 	checkRules(rules.Config) error
-	ruleset() (*ruleset, error)
+	ruleset() (*nftread.Ruleset, error)
 	// run runs a program that changes nothing, in the network namespace of the calling thread, and returns
 	// what it prints. The error is fs.ErrNotExist if the program is missing.
 	run(program string, args ...string) (string, error)
@@ -155,4 +156,4 @@ func (host) expectations() (int, error) {
 
 func (host) checkRules(c rules.Config) error { return rules.Check(c) }
 
-func (host) ruleset() (*ruleset, error) { return read() }
+func (host) ruleset() (*nftread.Ruleset, error) { return nftread.Read() }

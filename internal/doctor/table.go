@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nftread"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
@@ -58,7 +59,7 @@ func (p *patient) portsInSet() (ports []rules.PortRange, ok bool) {
 	if err != nil {
 		return nil, false
 	}
-	return rs.portsInSet(tableName{family: familyInet, name: ownTable}, ownPorts)
+	return rs.PortsInSet(nftread.Table{Family: nftread.FamilyInet, Name: ownTable}, ownPorts)
 }
 
 // addedPorts are those in our set that the settings don't have: they were added by hand.

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nftread"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
@@ -294,14 +295,14 @@ func (r *replica) constants() []netip.Addr {
 			continue
 		}
 		length, masked := 0, false // of the address in the register
-		for _, e := range newRule(m.family, m.attrs).exprs {
-			switch e.name {
+		for _, e := range nftread.ParseRule(m.family, m.attrs).Exprs {
+			switch e.Name {
 			case "payload":
 				length, masked = addressLength(e), false
 			case "bitwise":
 				masked = true
 			case "cmp":
-				data := e.attrs.Nested(unix.NFTA_CMP_DATA).Find(unix.NFTA_DATA_VALUE)
+				data := e.Attrs.Nested(unix.NFTA_CMP_DATA).Find(unix.NFTA_DATA_VALUE)
 				if length > 0 && len(data) <= length {
 					compared = appendAddr(compared, within(data, length, masked))
 				}
@@ -309,8 +310,8 @@ func (r *replica) constants() []netip.Addr {
 				if length == 0 {
 					continue
 				}
-				set := e.attrs.Text(unix.NFTA_LOOKUP_SET)
-				for _, key := range r.keys(tableName{family: m.family, name: m.attrs.Text(unix.NFTA_RULE_TABLE)}, set, perSet) {
+				set := e.Attrs.Text(unix.NFTA_LOOKUP_SET)
+				for _, key := range r.keys(nftread.Table{Family: m.family, Name: m.attrs.Text(unix.NFTA_RULE_TABLE)}, set, perSet) {
 					if len(key) == length {
 						inSets = appendAddr(inSets, key)
 					}
@@ -349,12 +350,12 @@ func appendAddr(all []netip.Addr, data []byte) []netip.Addr {
 
 // addressLength returns 4 or 16 if a payload expression loads an address of IPv4 or IPv6, or its
 // first bytes, and 0 otherwise.
-func addressLength(e expression) int {
-	if e.attrs.Uint32(unix.NFTA_PAYLOAD_BASE) != unix.NFT_PAYLOAD_NETWORK_HEADER {
+func addressLength(e nftread.Expression) int {
+	if e.Attrs.Uint32(unix.NFTA_PAYLOAD_BASE) != unix.NFT_PAYLOAD_NETWORK_HEADER {
 		return 0
 	}
-	length := e.attrs.Uint32(unix.NFTA_PAYLOAD_LEN)
-	switch e.attrs.Uint32(unix.NFTA_PAYLOAD_OFFSET) {
+	length := e.Attrs.Uint32(unix.NFTA_PAYLOAD_LEN)
+	switch e.Attrs.Uint32(unix.NFTA_PAYLOAD_OFFSET) {
 	case 12, 16:
 		if length <= 4 {
 			return 4
@@ -378,16 +379,16 @@ func within(prefix []byte, length int, masked bool) []byte {
 }
 
 // keys returns the first keys of a set, but not where an interval ends.
-func (s *snapshot) keys(table tableName, set string, most int) [][]byte {
+func (s *snapshot) keys(table nftread.Table, set string, most int) [][]byte {
 	var all [][]byte
 	for _, m := range s.nft {
-		if m.typ != unix.NFT_MSG_NEWSETELEM || m.family != table.family ||
-			m.attrs.Text(unix.NFTA_SET_ELEM_LIST_TABLE) != table.name || m.attrs.Text(unix.NFTA_SET_ELEM_LIST_SET) != set {
+		if m.typ != unix.NFT_MSG_NEWSETELEM || m.family != table.Family ||
+			m.attrs.Text(unix.NFTA_SET_ELEM_LIST_TABLE) != table.Name || m.attrs.Text(unix.NFTA_SET_ELEM_LIST_SET) != set {
 			continue
 		}
 		for _, x := range m.attrs.Nested(unix.NFTA_SET_ELEM_LIST_ELEMENTS).All() {
-			if e := newElement(x); !e.end && len(all) < most {
-				all = append(all, e.key)
+			if e := nftread.ParseElement(x); !e.End && len(all) < most {
+				all = append(all, e.Key)
 			}
 		}
 	}
@@ -400,9 +401,9 @@ func (s *snapshot) matchesHelper() bool {
 		if m.typ != unix.NFT_MSG_NEWRULE {
 			continue
 		}
-		for _, e := range newRule(m.family, m.attrs).exprs {
-			if e.name == "ct" && expr.CtKey(e.attrs.Uint32(unix.NFTA_CT_KEY)) == expr.CtKeyHELPER ||
-				e.name == "match" && e.attrs.Text(unix.NFTA_MATCH_NAME) == "helper" {
+		for _, e := range nftread.ParseRule(m.family, m.attrs).Exprs {
+			if e.Name == "ct" && expr.CtKey(e.Attrs.Uint32(unix.NFTA_CT_KEY)) == expr.CtKeyHELPER ||
+				e.Name == "match" && e.Attrs.Text(unix.NFTA_MATCH_NAME) == "helper" {
 				return true
 			}
 		}
@@ -457,7 +458,7 @@ func checkTransfers(p *patient) []Finding {
 	case len(t.paths) == 0:
 		what := "no test transfer, " + onlyRead + ": no control connection passed"
 		if len(t.refused) > 0 {
-			what += fmt.Sprintf("; table %s, chain %s drops it", t.refused[0].base.table, t.refused[0].base.name)
+			what += fmt.Sprintf("; table %s, chain %s drops it", t.refused[0].base.Table, t.refused[0].base.Name)
 		}
 		return warning(what, "the filter accepts FTP from no address that was tried, or from none at all", "")
 	}
@@ -511,9 +512,9 @@ type dropped struct {
 	passive, active bool   // these are data connections
 	ways            []transferPath
 	level           Level
-	base            *chain // of the place, nil if unknown
-	by              *rule  // nil for its policy
-	reported        bool   // by confirm
+	base            *nftread.Chain // of the place, nil if unknown
+	by              *nftread.Rule  // nil for its policy
+	reported        bool           // by confirm
 }
 
 // findDrops collects the test connections by the place where they were dropped.
@@ -555,8 +556,8 @@ func (p *patient) findDrops(t transfers) []*dropped {
 		if d.at == nil {
 			continue
 		}
-		if i := slices.IndexFunc(rs.chains, func(c chain) bool { return objectName{c.table, c.name} == d.at.base }); i >= 0 {
-			d.base, d.by = &rs.chains[i], ruleAt(rs, *d.at)
+		if i := slices.IndexFunc(rs.Chains, func(c nftread.Chain) bool { return nftread.Object{Table: c.Table, Name: c.Name} == d.at.base }); i >= 0 {
+			d.base, d.by = &rs.Chains[i], ruleAt(rs, *d.at)
 		}
 	}
 	return all
@@ -591,7 +592,7 @@ func (p *patient) judgeDropped(d *dropped) Finding {
 		f.Why = "FTP transfers fail in a copy of this host; no rule drops them, so it is routing, rp_filter, or a part of the firewall that was not copied"
 		return f
 	}
-	f.What = fmt.Sprintf("table %s, chain %s drops %s: test transfer from %s", d.at.base.table, d.at.base.name, d.what(), pathList(d.ways))
+	f.What = fmt.Sprintf("table %s, chain %s drops %s: test transfer from %s", d.at.base.Table, d.at.base.Name, d.what(), pathList(d.ways))
 	if d.base == nil {
 		return f
 	}
@@ -606,13 +607,13 @@ func (p *patient) judgeDropped(d *dropped) Finding {
 }
 
 // ruleAt returns the rule of a place, nil for a policy.
-func ruleAt(rs *ruleset, where place) *rule {
-	in := rs.chainRules(objectName{where.base.table, where.chain})
+func ruleAt(rs *nftread.Ruleset, where place) *nftread.Rule {
+	in := rs.RulesOf(nftread.Object{Table: where.base.Table, Name: where.chain})
 	if where.number > 0 && where.number <= len(in) {
 		return in[where.number-1]
 	}
 	for _, r := range in {
-		if where.handle != 0 && r.handle == where.handle {
+		if where.handle != 0 && r.Handle == where.handle {
 			return r
 		}
 	}
@@ -667,7 +668,7 @@ func (p *patient) confirm(read []Finding) []Finding {
 		}
 		here, same := 0, (*dropped)(nil)
 		for _, d := range t.drops {
-			if d.base == nil || d.base.table != f.base.table || d.base.name != f.base.name || d.reply {
+			if d.base == nil || d.base.Table != f.base.Table || d.base.Name != f.base.Name || d.reply {
 				continue
 			}
 			here++
@@ -690,9 +691,9 @@ func (p *patient) confirm(read []Finding) []Finding {
 }
 
 // passed reports whether test transfers went through the hook of a base chain, in its family.
-func (t transfers) passed(c chain) bool {
+func (t transfers) passed(c nftread.Chain) bool {
 	return slices.ContainsFunc(t.paths, func(way transferPath) bool {
-		return (way.rank() == 0) == (c.hook == unix.NF_INET_FORWARD) && way.helper == nil &&
-			(c.table.family == familyInet || way.ipv6 == (c.table.family == familyIPv6))
+		return (way.rank() == 0) == (c.Hook == unix.NF_INET_FORWARD) && way.helper == nil &&
+			(c.Table.Family == nftread.FamilyInet || way.ipv6 == (c.Table.Family == nftread.FamilyIPv6))
 	})
 }

@@ -7,6 +7,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nftread"
 )
 
 // The rules of iptables-legacy are in kernel tables of their own, which only its programs read: what they
@@ -17,13 +19,13 @@ var legacyFamilies = []struct {
 	family byte
 	names  string
 }{
-	{familyIPv4, "/proc/thread-self/net/ip_tables_names"},
-	{familyIPv6, "/proc/thread-self/net/ip6_tables_names"},
+	{nftread.FamilyIPv4, "/proc/thread-self/net/ip_tables_names"},
+	{nftread.FamilyIPv6, "/proc/thread-self/net/ip6_tables_names"},
 }
 
 // addLegacy adds the rules of iptables-legacy to a ruleset. It returns the tables that are in use and why
 // they could not be read.
-func (p *patient) addLegacy(rs *ruleset) (tables []string, err error) {
+func (p *patient) addLegacy(rs *nftread.Ruleset) (tables []string, err error) {
 	for _, f := range legacyFamilies {
 		text, readErr := p.readFile(f.names)
 		if errors.Is(readErr, fs.ErrNotExist) {
@@ -41,7 +43,7 @@ func (p *patient) addLegacy(rs *ruleset) (tables []string, err error) {
 		if len(names) == 0 {
 			continue
 		}
-		program := p.iptablesProgram(tableName{family: f.family, legacy: true}) + "-save"
+		program := p.iptablesProgram(nftread.Table{Family: f.family, Legacy: true}) + "-save"
 		saved, runErr := p.run(program)
 		if runErr == nil && !strings.Contains(saved, "*") {
 			runErr = fmt.Errorf("%s lists no table", program)
@@ -50,7 +52,7 @@ func (p *patient) addLegacy(rs *ruleset) (tables []string, err error) {
 			err = errors.Join(err, runErr)
 			continue
 		}
-		rs.addSaved(f.family, saved)
+		rs.AddSaved(f.family, saved)
 	}
 	return tables, err
 }
@@ -78,19 +80,19 @@ func checkIptables(p *patient) []Finding {
 		return nil // other checks say so
 	}
 	var found []Finding
-	for _, name := range slices.Sorted(maps.Keys(iptablesChains)) {
-		for _, family := range []byte{familyIPv4, familyIPv6} {
-			t := tableName{family: family, name: name}
-			like, strange := rs.iptablesTable(t)
-			if !like || !rs.wroteIptables(t) {
+	for _, name := range slices.Sorted(maps.Keys(nftread.IptablesChains)) {
+		for _, family := range []byte{nftread.FamilyIPv4, nftread.FamilyIPv6} {
+			t := nftread.Table{Family: family, Name: name}
+			like, strange := rs.IptablesTable(t)
+			if !like || !rs.WrittenByIptables(t) {
 				continue
 			}
 			for _, r := range strange {
-				if r.unreadable() {
+				if r.UnreadableByIptables() {
 					found = append(found, Finding{Level: Warning, rule: r,
-						What:        fmt.Sprintf("table %s is iptables', which can't read the rule with handle %d of chain %s: nft has added it", t, r.handle, r.chain),
+						What:        fmt.Sprintf("table %s is iptables', which can't read the rule with handle %d of chain %s: nft has added it", t, r.Handle, r.Chain),
 						Why:         "iptables refuses the whole table, and iptables-save leaves it out: what it saves is a host without these rules",
-						Mend:        fmt.Sprintf("nft delete rule %s %s handle %d", t, r.chain, r.handle),
+						Mend:        fmt.Sprintf("nft delete rule %s %s handle %d", t, r.Chain, r.Handle),
 						AfterReboot: "kept if nothing adds the rule again; write what it is for with " + p.iptablesProgram(t)})
 				}
 			}

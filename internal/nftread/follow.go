@@ -1,4 +1,4 @@
-package doctor
+package nftread
 
 import (
 	"slices"
@@ -10,15 +10,15 @@ import (
 )
 
 // A packet is the first one of a TCP connection, as far as rules are read.
-type packet struct {
-	state uint32 // the bit of conntrack's state; all of them before conntrack
+type Packet struct {
+	State uint32 // the bit of conntrack's state; all of them before conntrack
 	// ports are those of which the destination port is one; sources the same of the source port,
 	// nil if unknown.
-	ports, sources []rules.PortRange
+	Ports, Sources []rules.PortRange
 	// helper is the helper of the connection that expects this one, "" if none does.
-	helper string
+	Helper string
 	// in and out are the interfaces, "" if unknown.
-	in, out string
+	In, Out string
 }
 
 // certainty says whether a packet matches.
@@ -31,17 +31,17 @@ const (
 )
 
 // on compares a packet with conditions.
-func (p packet) on(m match) certainty {
-	if m.notTCP || m.states&p.state == 0 || m.helper != "" && m.helper != p.helper {
+func (p Packet) on(m Match) certainty {
+	if m.NotTCP || m.States&p.State == 0 || m.Helper != "" && m.Helper != p.Helper {
 		return no
 	}
 	sure := yes
-	if m.other {
+	if m.Other {
 		sure = perhaps
 	}
 	for _, c := range []certainty{
-		onInterface(p.in, m.in, m.notIn), onInterface(p.out, m.out, m.notOut),
-		onPorts(p.ports, m.ports), onPorts(p.sources, m.sources),
+		onInterface(p.In, m.In, m.NotIn), onInterface(p.Out, m.Out, m.NotOut),
+		onPorts(p.Ports, m.Ports), onPorts(p.Sources, m.Sources),
 	} {
 		sure = min(sure, c)
 	}
@@ -94,27 +94,27 @@ func onPorts(ports, condition []rules.PortRange) certainty {
 }
 
 // A fate is what a base chain does to a packet.
-type fate struct {
-	dropped bool
+type Fate struct {
+	Dropped bool
 	// by is the rule that drops it, nil for the chain's policy.
-	by *rule
+	By *Rule
 	// unless are rules that accept it under conditions that can't be judged, and don't name its state.
-	unless []*rule
+	Unless []*Rule
 	// perhaps is a rule that names the packet's state and drops it under conditions that can't be judged.
-	perhaps *rule
+	Perhaps *Rule
 	// otherHelper is the one whose related connections are accepted instead.
-	otherHelper string
+	OtherHelper string
 	// untracked is the rule that hides the packet from conntrack.
-	untracked *rule
+	Untracked *Rule
 }
 
 // reader follows a packet through chains.
-type reader struct {
-	rs     *ruleset
-	table  tableName
-	packet packet
+type follower struct {
+	rs     *Ruleset
+	table  Table
+	packet Packet
 	seen   map[visit]bool
-	fate   fate
+	fate   Fate
 }
 
 type visit struct {
@@ -126,22 +126,22 @@ type visit struct {
 
 // fate follows a packet through a base chain. A rule that accepts it under conditions that can't
 // be judged counts if it names the packet's state, since it is written for such packets.
-func (rs *ruleset) fate(c chain, p packet) fate {
-	f := reader{rs: rs, table: c.table, packet: p, seen: make(map[visit]bool)}
-	if f.follow(c.name, anything, false) != decided {
-		f.fate.dropped = c.drops
+func (rs *Ruleset) Follow(c Chain, p Packet) Fate {
+	f := follower{rs: rs, table: c.Table, packet: p, seen: make(map[visit]bool)}
+	if f.follow(c.Name, anything, false) != decided {
+		f.fate.Dropped = c.Drops
 	}
 	return f.fate
 }
 
 // passes reports whether the packet may pass.
-func (f fate) passes() bool { return !f.dropped || len(f.unless) > 0 }
+func (f Fate) Passes() bool { return !f.Dropped || len(f.Unless) > 0 }
 
 // asWell reports whether data connections pass wherever their control connections do: by the same rules, which
 // name no port. Both are between the same two hosts.
-func (f fate) asWell(data fate) bool {
-	return f.dropped && len(f.unless) > 0 &&
-		!slices.ContainsFunc(f.unless, func(r *rule) bool { return !slices.Contains(data.unless, r) })
+func (f Fate) CoversData(data Fate) bool {
+	return f.Dropped && len(f.Unless) > 0 &&
+		!slices.ContainsFunc(f.Unless, func(r *Rule) bool { return !slices.Contains(data.Unless, r) })
 }
 
 // outcome is what became of the packet in a chain.
@@ -154,59 +154,59 @@ const (
 
 // follow reads a chain to which conditions lead. It is unsure whether the packet comes that far if a rule may
 // have ended a chain before; then no rule surely drops it.
-func (f *reader) follow(name string, on match, unsure bool) outcome {
+func (f *follower) follow(name string, on Match, unsure bool) outcome {
 	// Under the same conditions the same chain decides nothing a second time.
-	at := visit{name, f.packet.on(on), on.stated, unsure}
+	at := visit{name, f.packet.on(on), on.Stated, unsure}
 	if f.seen[at] {
 		return ended
 	}
 	f.seen[at] = true
-	for _, r := range f.rs.chainRules(objectName{f.table, name}) {
-		for _, a := range f.rs.actions(r) {
-			m := on.and(a.match)
+	for _, r := range f.rs.RulesOf(Object{f.table, name}) {
+		for _, a := range f.rs.Actions(r) {
+			m := on.and(a.Match)
 			sure := f.packet.on(m)
 			if sure == no {
-				if a.accepts() && m.helper != "" && m.helper != f.packet.helper && m.states&f.packet.state != 0 && f.packet.helper != "" {
-					f.fate.otherHelper = m.helper
+				if a.accepts() && m.Helper != "" && m.Helper != f.packet.Helper && m.States&f.packet.State != 0 && f.packet.Helper != "" {
+					f.fate.OtherHelper = m.Helper
 				}
 				continue
 			}
-			switch v := a.verdict; {
-			case a.notrack:
-				if sure == yes || m.ports != nil || m.sources != nil {
-					f.fate.untracked = r
+			switch v := a.Verdict; {
+			case a.Notrack:
+				if sure == yes || m.Ports != nil || m.Sources != nil {
+					f.fate.Untracked = r
 					return decided
 				}
-				if f.fate.perhaps == nil {
-					f.fate.perhaps = r
+				if f.fate.Perhaps == nil {
+					f.fate.Perhaps = r
 				}
 			case a.accepts():
-				if sure == yes || m.stated && f.packet.state != expr.CtStateBitNEW {
+				if sure == yes || m.Stated && f.packet.State != expr.CtStateBitNEW {
 					return decided
 				}
-				f.fate.unless = append(f.fate.unless, r)
+				f.fate.Unless = append(f.fate.Unless, r)
 			case a.drops():
 				if sure == yes && !unsure {
-					f.fate.dropped, f.fate.by = true, r
+					f.fate.Dropped, f.fate.By = true, r
 					return decided
 				}
-				if m.stated && f.fate.perhaps == nil {
-					f.fate.perhaps = r
+				if m.Stated && f.fate.Perhaps == nil {
+					f.fate.Perhaps = r
 				}
 			case v == nil:
-			case v.code == verdictReturn:
+			case v.Code == VerdictReturn:
 				if sure == yes {
 					return ended
 				}
 				unsure = true
-			case v.code == verdictJump || v.code == verdictGoto:
-				if f.follow(v.chain, m, unsure) == decided {
+			case v.Code == VerdictJump || v.Code == VerdictGoto:
+				if f.follow(v.Chain, m, unsure) == decided {
 					return decided
 				}
-				if v.code == verdictGoto && sure == yes {
+				if v.Code == VerdictGoto && sure == yes {
 					return ended
 				}
-				unsure = unsure || v.code == verdictGoto
+				unsure = unsure || v.Code == VerdictGoto
 			}
 		}
 	}
@@ -214,21 +214,21 @@ func (f *reader) follow(name string, on match, unsure bool) outcome {
 }
 
 // accepts reports whether the packet passes, or goes to another program that decides.
-func (a action) accepts() bool {
-	return a.queue || a.verdict != nil && a.verdict.code == verdictAccept
+func (a Action) accepts() bool {
+	return a.Queue || a.Verdict != nil && a.Verdict.Code == VerdictAccept
 }
 
-func (a action) drops() bool {
-	return a.reject || a.verdict != nil && a.verdict.code == verdictDrop
+func (a Action) drops() bool {
+	return a.Reject || a.Verdict != nil && a.Verdict.Code == VerdictDrop
 }
 
 // chainRules are the rules of a chain, in order.
-func (rs *ruleset) chainRules(at objectName) []*rule {
+func (rs *Ruleset) RulesOf(at Object) []*Rule {
 	if rs.byChain == nil {
-		rs.byChain = make(map[objectName][]*rule)
-		for i := range rs.rules {
-			r := &rs.rules[i]
-			in := objectName{r.table, r.chain}
+		rs.byChain = make(map[Object][]*Rule)
+		for i := range rs.Rules {
+			r := &rs.Rules[i]
+			in := Object{r.Table, r.Chain}
 			rs.byChain[in] = append(rs.byChain[in], r)
 		}
 	}
@@ -236,6 +236,6 @@ func (rs *ruleset) chainRules(at objectName) []*rule {
 }
 
 // hasChain reports whether there is a chain of such a name.
-func (rs *ruleset) hasChain(table tableName, name string) bool {
-	return slices.ContainsFunc(rs.chains, func(c chain) bool { return c.table == table && c.name == name })
+func (rs *Ruleset) HasChain(table Table, name string) bool {
+	return slices.ContainsFunc(rs.Chains, func(c Chain) bool { return c.Table == table && c.Name == name })
 }

@@ -1,4 +1,4 @@
-package doctor
+package nftread
 
 import (
 	"slices"
@@ -12,27 +12,27 @@ import (
 
 // iptablesChains are the base chains of iptables' tables, with the hook, the type and the priority that
 // they have in nftables.
-var iptablesChains = map[string]map[string]chain{
+var IptablesChains = map[string]map[string]Chain{
 	"filter": {
-		"INPUT":   {kind: "filter", hook: unix.NF_INET_LOCAL_IN},
-		"FORWARD": {kind: "filter", hook: unix.NF_INET_FORWARD},
-		"OUTPUT":  {kind: "filter", hook: unix.NF_INET_LOCAL_OUT},
+		"INPUT":   {Type: "filter", Hook: unix.NF_INET_LOCAL_IN},
+		"FORWARD": {Type: "filter", Hook: unix.NF_INET_FORWARD},
+		"OUTPUT":  {Type: "filter", Hook: unix.NF_INET_LOCAL_OUT},
 	},
 	"raw": {
-		"PREROUTING": {kind: "filter", hook: unix.NF_INET_PRE_ROUTING, priority: -300},
-		"OUTPUT":     {kind: "filter", hook: unix.NF_INET_LOCAL_OUT, priority: -300},
+		"PREROUTING": {Type: "filter", Hook: unix.NF_INET_PRE_ROUTING, Priority: -300},
+		"OUTPUT":     {Type: "filter", Hook: unix.NF_INET_LOCAL_OUT, Priority: -300},
 	},
 	"mangle": {
-		"PREROUTING":  {kind: "filter", hook: unix.NF_INET_PRE_ROUTING, priority: -150},
-		"INPUT":       {kind: "filter", hook: unix.NF_INET_LOCAL_IN, priority: -150},
-		"FORWARD":     {kind: "filter", hook: unix.NF_INET_FORWARD, priority: -150},
-		"OUTPUT":      {kind: "route", hook: unix.NF_INET_LOCAL_OUT, priority: -150},
-		"POSTROUTING": {kind: "filter", hook: unix.NF_INET_POST_ROUTING, priority: -150},
+		"PREROUTING":  {Type: "filter", Hook: unix.NF_INET_PRE_ROUTING, Priority: -150},
+		"INPUT":       {Type: "filter", Hook: unix.NF_INET_LOCAL_IN, Priority: -150},
+		"FORWARD":     {Type: "filter", Hook: unix.NF_INET_FORWARD, Priority: -150},
+		"OUTPUT":      {Type: "route", Hook: unix.NF_INET_LOCAL_OUT, Priority: -150},
+		"POSTROUTING": {Type: "filter", Hook: unix.NF_INET_POST_ROUTING, Priority: -150},
 	},
 	"security": {
-		"INPUT":   {kind: "filter", hook: unix.NF_INET_LOCAL_IN, priority: 50},
-		"FORWARD": {kind: "filter", hook: unix.NF_INET_FORWARD, priority: 50},
-		"OUTPUT":  {kind: "filter", hook: unix.NF_INET_LOCAL_OUT, priority: 50},
+		"INPUT":   {Type: "filter", Hook: unix.NF_INET_LOCAL_IN, Priority: 50},
+		"FORWARD": {Type: "filter", Hook: unix.NF_INET_FORWARD, Priority: 50},
+		"OUTPUT":  {Type: "filter", Hook: unix.NF_INET_LOCAL_OUT, Priority: 50},
 	},
 }
 
@@ -41,65 +41,65 @@ var iptablesChains = map[string]map[string]chain{
 var iptablesExpressions = []string{"bitwise", "cmp", "counter", "immediate", "limit", "log", "lookup", "match", "meta", "payload", "range", "target"}
 
 // ofIptables reports whether iptables owns a table, though nft may have added rules to it.
-func (rs *ruleset) ofIptables(t tableName) bool {
-	like, strange := rs.iptablesTable(t)
-	return t.legacy || like && (len(strange) == 0 || rs.wroteIptables(t))
+func (rs *Ruleset) OwnedByIptables(t Table) bool {
+	like, strange := rs.IptablesTable(t)
+	return t.Legacy || like && (len(strange) == 0 || rs.WrittenByIptables(t))
 }
 
 // wroteIptables reports whether there are expressions in a table that only iptables-nft writes.
-func (rs *ruleset) wroteIptables(t tableName) bool {
-	return slices.ContainsFunc(rs.rules, func(r rule) bool { return r.table == t && (r.has("match") || r.has("target")) })
+func (rs *Ruleset) WrittenByIptables(t Table) bool {
+	return slices.ContainsFunc(rs.Rules, func(r Rule) bool { return r.Table == t && (r.has("match") || r.has("target")) })
 }
 
 // iptablesTable reports whether a table has the base chains that iptables-nft makes, and which rules in it are
 // not iptables'. With one that it can't read, iptables refuses the whole table.
-func (rs *ruleset) iptablesTable(t tableName) (like bool, strange []*rule) {
-	names := iptablesChains[t.name]
-	if t.legacy || t.family == familyInet || names == nil {
+func (rs *Ruleset) IptablesTable(t Table) (like bool, strange []*Rule) {
+	names := IptablesChains[t.Name]
+	if t.Legacy || t.Family == FamilyInet || names == nil {
 		return false, nil
 	}
-	for _, c := range rs.chains {
-		if c.table != t || !c.base {
+	for _, c := range rs.Chains {
+		if c.Table != t || !c.Base {
 			continue
 		}
-		if is, ok := names[c.name]; !ok || is.kind != c.kind || is.hook != c.hook || is.priority != c.priority {
+		if is, ok := names[c.Name]; !ok || is.Type != c.Type || is.Hook != c.Hook || is.Priority != c.Priority {
 			return false, nil
 		}
 	}
-	for i := range rs.rules {
-		r := &rs.rules[i]
-		if r.table == t && (!r.has("counter") || r.unreadable()) {
+	for i := range rs.Rules {
+		r := &rs.Rules[i]
+		if r.Table == t && (!r.has("counter") || r.UnreadableByIptables()) {
 			strange = append(strange, r)
 		}
 	}
 	return true, strange
 }
 
-func (r *rule) has(name string) bool {
-	return slices.ContainsFunc(r.exprs, func(e expression) bool { return e.name == name })
+func (r *Rule) has(name string) bool {
+	return slices.ContainsFunc(r.Exprs, func(e Expression) bool { return e.Name == name })
 }
 
 // unreadable reports whether iptables-nft can't read the rule.
-func (r *rule) unreadable() bool {
-	return slices.ContainsFunc(r.exprs, func(e expression) bool { return !slices.Contains(iptablesExpressions, e.name) })
+func (r *Rule) UnreadableByIptables() bool {
+	return slices.ContainsFunc(r.Exprs, func(e Expression) bool { return !slices.Contains(iptablesExpressions, e.Name) })
 }
 
 // addSaved adds what iptables-save prints to the ruleset.
-func (rs *ruleset) addSaved(family byte, text string) {
-	table := tableName{family: family, legacy: true}
+func (rs *Ruleset) AddSaved(family byte, text string) {
+	table := Table{Family: family, Legacy: true}
 	for line := range strings.Lines(text) {
 		line = strings.TrimSpace(line)
 		switch {
 		case strings.HasPrefix(line, "*"):
-			table.name = line[1:]
+			table.Name = line[1:]
 		case strings.HasPrefix(line, ":"):
 			name, policy, _ := strings.Cut(line[1:], " ")
-			c, base := iptablesChains[table.name][name]
-			c.table, c.name, c.base, c.drops = table, name, base, strings.HasPrefix(policy, "DROP")
-			rs.chains = append(rs.chains, c)
+			c, base := IptablesChains[table.Name][name]
+			c.Table, c.Name, c.Base, c.Drops = table, name, base, strings.HasPrefix(policy, "DROP")
+			rs.Chains = append(rs.Chains, c)
 		case strings.HasPrefix(line, "-A "):
 			name, spec, _ := strings.Cut(strings.TrimPrefix(line, "-A "), " ")
-			rs.rules = append(rs.rules, rule{table: table, chain: name, spec: spec, known: savedActions(spec)})
+			rs.Rules = append(rs.Rules, Rule{Table: table, Chain: name, Spec: spec, actions: ParseSpec(spec)})
 		}
 	}
 	rs.byChain = nil
@@ -136,9 +136,9 @@ func savedWords(spec string) []string {
 
 // savedActions reads a rule as iptables-save prints it. An option that is not known is a condition that
 // can't be judged. It is never nil.
-func savedActions(spec string) []action {
+func ParseSpec(spec string) []Action {
 	m := anything
-	actions := []action{}
+	actions := []Action{}
 	words := savedWords(spec)
 	next := func() (value string) {
 		if len(words) > 0 {
@@ -174,10 +174,10 @@ func savedActions(spec string) []action {
 	return actions
 }
 
-func savedCondition(m *match, option, value string, not bool) {
+func savedCondition(m *Match, option, value string, not bool) {
 	switch option {
 	case "-p":
-		m.notTCP = (value == "tcp" || value == "6") == not
+		m.NotTCP = (value == "tcp" || value == "6") == not
 	case "-i":
 		m.onInterface(inInterface, savedInterface(value), not)
 	case "-o":
@@ -187,25 +187,25 @@ func savedCondition(m *match, option, value string, not bool) {
 		if not {
 			states = ^states
 		}
-		*m = m.and(match{states: states, stated: true})
+		*m = m.and(Match{States: states, Stated: true})
 	case "--dport", "--dports", "--destination-port", "--destination-ports":
 		if ports := savedPorts(value); ports != nil && !not {
-			m.ports = ports
+			m.Ports = ports
 		} else {
-			m.other = true
+			m.Other = true
 		}
 	case "--sport", "--sports", "--source-port", "--source-ports":
 		if ports := savedPorts(value); ports != nil && !not {
-			m.sources = ports
+			m.Sources = ports
 		} else {
-			m.other = true
+			m.Other = true
 		}
 	case "--helper":
-		if m.helper = value; not {
-			m.helper, m.other = "", true
+		if m.Helper = value; not {
+			m.Helper, m.Other = "", true
 		}
 	default:
-		m.other = true
+		m.Other = true
 	}
 }
 
@@ -250,35 +250,35 @@ func savedPorts(list string) []rules.PortRange {
 }
 
 // savedTarget reads the target, with the options after it.
-func savedTarget(m match, option, target string, options []string) []action {
-	to := func(code int32, chain string) []action {
-		return []action{{match: m, verdict: &verdict{code: code, chain: chain}}}
+func savedTarget(m Match, option, target string, options []string) []Action {
+	to := func(code int32, chain string) []Action {
+		return []Action{{Match: m, Verdict: &Verdict{Code: code, Chain: chain}}}
 	}
 	switch target {
 	case "ACCEPT":
-		return to(verdictAccept, "")
+		return to(VerdictAccept, "")
 	case "DROP":
-		return to(verdictDrop, "")
+		return to(VerdictDrop, "")
 	case "RETURN":
-		return to(verdictReturn, "")
+		return to(VerdictReturn, "")
 	case "REJECT":
-		return []action{{match: m, reject: true}}
+		return []Action{{Match: m, Reject: true}}
 	case "NFQUEUE":
-		return []action{{match: m, queue: true}}
+		return []Action{{Match: m, Queue: true}}
 	case "NOTRACK":
-		return []action{{match: m, notrack: true}}
+		return []Action{{Match: m, Notrack: true}}
 	case "CT":
-		var actions []action
+		var actions []Action
 		if slices.Contains(options, "--notrack") {
-			actions = append(actions, action{match: m, notrack: true})
+			actions = append(actions, Action{Match: m, Notrack: true})
 		}
 		if i := slices.Index(options, "--helper"); i >= 0 && i+1 < len(options) {
-			actions = append(actions, action{match: m, helper: &ctHelper{kind: options[i+1], tcp: true, template: true}})
+			actions = append(actions, Action{Match: m, Helper: &Helper{Type: options[i+1], TCP: true, Template: true}})
 		}
 		return actions
 	}
 	if option == "-g" {
-		return to(verdictGoto, target)
+		return to(VerdictGoto, target)
 	}
-	return to(verdictJump, target) // or a target that changes nothing here, to which no chain belongs
+	return to(VerdictJump, target) // or a target that changes nothing here, to which no chain belongs
 }
