@@ -83,7 +83,7 @@ func Remove(opts ...nftables.ConnOption) error {
 
 // try puts something in a table that never comes to be, since the transaction ends
 // with deleting it: to see what the kernel says, and to have it load modules.
-func try(family nftables.TableFamily, opts []nftables.ConnOption, add func(*nftables.Conn, *nftables.Table)) error {
+func dryRun(family nftables.TableFamily, opts []nftables.ConnOption, add func(*nftables.Conn, *nftables.Table)) error {
 	conn, err := nftables.New(opts...)
 	if err != nil {
 		return err
@@ -98,7 +98,7 @@ func try(family nftables.TableFamily, opts []nftables.ConnOption, add func(*nfta
 // for an inet one: xt_request_find_target has no name for such a module. Whether
 // it worked is for install to find out.
 func loadTarget(opts []nftables.ConnOption) {
-	_ = try(nftables.TableFamilyIPv4, opts, func(conn *nftables.Conn, t *nftables.Table) {
+	_ = dryRun(nftables.TableFamilyIPv4, opts, func(conn *nftables.Conn, t *nftables.Table) {
 		chain := conn.AddChain(&nftables.Chain{Table: t, Name: control.Name})
 		conn.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: []expr.Any{Compat.Expr(0)}})
 	})
@@ -106,15 +106,15 @@ func loadTarget(opts []nftables.ConnOption) {
 
 // missing says what an ENOENT of the whole transaction was about.
 func missing(c Config, enoent error, opts []nftables.ConnOption) error {
-	if err := tryHelper(c.helper(), opts); errors.Is(err, unix.ENOENT) {
+	if err := probeHelper(c.helper(), opts); errors.Is(err, unix.ENOENT) {
 		return missingHelper(c.helper(), err)
 	}
 	return missingStatement(enoent)
 }
 
 // tryHelper fails with ENOENT where the kernel has no such conntrack helper.
-func tryHelper(name string, opts []nftables.ConnOption) error {
-	return try(table.Family, opts, func(conn *nftables.Conn, t *nftables.Table) {
+func probeHelper(name string, opts []nftables.ConnOption) error {
+	return dryRun(table.Family, opts, func(conn *nftables.Conn, t *nftables.Table) {
 		conn.AddObj(carrier(t, name))
 	})
 }

@@ -27,7 +27,7 @@ var Carriers = []string{"sane", pptp}
 // ProbeCarrier asks the kernel for a conntrack helper, as ProbeStatement does for the statement.
 // For a name that is not in Carriers the kernel loads what module it has.
 func ProbeCarrier(name string, opts ...nftables.ConnOption) error {
-	err := tryHelper(name, opts)
+	err := probeHelper(name, opts)
 	if errors.Is(err, unix.ENOENT) {
 		err = missingHelper(name, err)
 	}

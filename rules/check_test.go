@@ -77,7 +77,7 @@ func TestCheckAfterCommands(t *testing.T) {
 			wantError(t, Check(example), tt.want)
 			apply(t, example)
 			if err := Check(example); err != nil {
-				t.Errorf("Apply does not mend it: %v", err)
+				t.Errorf("Apply does not fix it: %v", err)
 			}
 		})
 	}

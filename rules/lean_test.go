@@ -35,9 +35,9 @@ func (s step) queued() step {
 }
 
 const (
-	edited = EditedLabel
-	asked  = AskedLabel
-	opaque = OpaqueLabel
+	edited = Rewritten
+	asked  = ReplyDue
+	opaque = Ignore
 
 	passive  = "227 Entering Passive Mode (192,0,2,2,4,1)\r\n"
 	extended = "229 Entering Extended Passive Mode (|||1025|)\r\n"
@@ -196,7 +196,7 @@ func testConversation(t *testing.T, name string, ns netns.NsHandle, dialled neti
 		if queued != step.queue {
 			t.Errorf("%s: queued: %v, want %v", what, queued, step.queue)
 		}
-		if got, want := labels(t, ct, flow), append([]int{ControlLabel}, step.labels...); !same(got, want) {
+		if got, want := labels(t, ct, flow), append([]int{Control}, step.labels...); !same(got, want) {
 			t.Errorf("%s: the labels are %v, want %v", what, got, want)
 		}
 	}

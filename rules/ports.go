@@ -86,10 +86,10 @@ func merge(ranges []PortRange) []PortRange {
 }
 
 // common returns what is in both.
-func common(a, b []PortRange) []PortRange { return without(a, without(a, b)) }
+func intersect(a, b []PortRange) []PortRange { return subtract(a, subtract(a, b)) }
 
 // without returns what is left of ranges when others are taken away.
-func without(ranges, others []PortRange) []PortRange {
+func subtract(ranges, others []PortRange) []PortRange {
 	for _, o := range others {
 		var left []PortRange
 		for _, r := range ranges {

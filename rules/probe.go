@@ -13,7 +13,7 @@ import (
 // sentence, and wrap ENOENT if the kernel has neither.
 func ProbeStatement(opts ...nftables.ConnOption) (Statement, error) {
 	probe := func(s Statement) error {
-		return try(table.Family, opts, func(conn *nftables.Conn, t *nftables.Table) {
+		return dryRun(table.Family, opts, func(conn *nftables.Conn, t *nftables.Table) {
 			chain := conn.AddChain(&nftables.Chain{Table: t, Name: control.Name})
 			conn.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: []expr.Any{s.Expr(0)}})
 		})

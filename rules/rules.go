@@ -56,33 +56,33 @@ func (s Statement) Expr(queue uint16) expr.Any {
 // AgainPriority is the priority (meta priority in nftables) that the ruleset Lean gives to a reply
 // for which none is due: one that the daemon has rewritten before, sent again. The daemon sees it
 // from Linux 5.18 on (NFQA_PRIORITY).
-const AgainPriority = 0x2127_0119
+const RetransmitPriority = 0x2127_0119
 
 // Bits of the conntrack label (ct label), 0 to 127.
 const (
 	// RecognisedLabel is for the daemon to set on connections that it has recognised as FTP: it read them from the
 	// client's first byte up to the login. No rule looks at it; it outlives the daemon.
-	RecognisedLabel = 118
+	Recognised = 118
 
 	// EditedLabel is for the daemon to set on connections in which it has rewritten a 227 or 229,
 	// which may be sent again: the ruleset Lean queues those replies from then on.
-	EditedLabel = 119
+	Rewritten = 119
 
 	// AskedLabel marks connections whose client has sent PASV or EPSV, so that a 227 or 229 is due:
 	// the ruleset Lean sets it, and queues those replies. The daemon clears it.
-	AskedLabel = 120
+	ReplyDue = 120
 
 	// ControlLabel marks the control connections that the ruleset has given a helper; only their
 	// packets are read.
-	ControlLabel = 121
+	Control = 121
 
 	// ProxiedLabel marks connections that this host opens without a socket, in a client's name: SYNPROXY
 	// does. It takes the server's SYN-ACK itself, which must not be delayed.
-	ProxiedLabel = 123
+	Proxied = 123
 
 	// OpaqueLabel is for the daemon to set on connections in which there is nothing left
 	// to read: they are not queued any more. The ruleset Lean sets it too, on what is no FTP.
-	OpaqueLabel = 122
+	Ignore = 122
 )
 
 // label is the label with some bits set, as the kernel has it.
@@ -248,7 +248,7 @@ var (
 	// What TLS begins with: a record of a handshake, of any version (RFC 8446 section 5.1).
 	isTLS = part{"@ih,0,16 0x1603", begins([]byte{0x16, 0x03})}
 
-	leave = part{"return", []expr.Any{&expr.Verdict{Kind: expr.VerdictReturn}}}
+	returns = part{"return", []expr.Any{&expr.Verdict{Kind: expr.VerdictReturn}}}
 
 	setHelper = part{`ct helper set "carrier"`, []expr.Any{
 		&expr.Objref{Type: int(nftables.ObjTypeCtHelper), Name: "carrier"},
@@ -346,13 +346,13 @@ func reply(code string) part {
 }
 
 // setAgainPriority marks a packet for the daemon.
-var setAgainPriority = part{fmt.Sprintf("meta priority set %x:%x", AgainPriority>>16, AgainPriority&0xffff), []expr.Any{
-	&expr.Immediate{Register: 1, Data: binaryutil.NativeEndian.PutUint32(AgainPriority)},
+var setRetransmitPriority = part{fmt.Sprintf("meta priority set %x:%x", RetransmitPriority>>16, RetransmitPriority&0xffff), []expr.Any{
+	&expr.Immediate{Register: 1, Data: binaryutil.NativeEndian.PutUint32(RetransmitPriority)},
 	&expr.Meta{Key: expr.MetaKeyPRIORITY, SourceRegister: true, Register: 1},
 }}
 
 // labelled matches packets of connections whose label has the bit.
-func labelled(bit int) part {
+func hasLabel(bit int) part {
 	return part{fmt.Sprintf("ct label %d", bit), []expr.Any{
 		&expr.Ct{Key: expr.CtKeyLABELS, Register: 1},
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 16, Mask: label(bit), Xor: make([]byte, 16)},
@@ -399,33 +399,33 @@ func rules(c Config, s Statement) []rule {
 	all := []rule{
 		in(prerouting, isNew, toControlPort, jumpTo(attach)),
 		in(output, isNew, toControlPort, hasSocket, continueIn(attach)),
-		in(output, isNew, toControlPort, setLabel(ProxiedLabel), jumpTo(attach)),
-		in(attach, otherZone, leave),
-		in(attach, hasPayload, leave),
-		in(attach, setHelper, setLabel(ControlLabel)),
+		in(output, isNew, toControlPort, setLabel(Proxied), jumpTo(attach)),
+		in(attach, otherZone, returns),
+		in(attach, hasPayload, returns),
+		in(attach, setHelper, setLabel(Control)),
 	}
 	if c.Ruleset == CTHelper {
 		return all
 	}
 	all = append(all,
-		in(postrouting, labelled(ControlLabel), jumpTo(control)),
-		in(input, fromLoopback, leave),
-		in(input, labelled(ControlLabel), jumpTo(control)),
-		in(saneRequest, hasByte(8), leave),
+		in(postrouting, hasLabel(Control), jumpTo(control)),
+		in(input, fromLoopback, returns),
+		in(input, hasLabel(Control), jumpTo(control)),
+		in(saneRequest, hasByte(8), returns),
 		in(saneRequest, hasByte(7), part{"drop", []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}}),
 		in(control, inOriginal, beginsAsSane, jumpTo(saneRequest)),
 	)
 	if c.Ruleset == Lean {
 		return append(all, leanRules(c, s)...)
 	}
-	all = append(all, in(control, labelled(OpaqueLabel), leave))
+	all = append(all, in(control, hasLabel(Ignore), returns))
 	queue := func(matches ...part) {
 		for _, p := range spread(c, s) {
 			all = append(all, in(control, slices.Concat(matches, p)...))
 		}
 	}
 	queue(isEstablished, hasPayload)
-	all = append(all, in(control, labelled(ProxiedLabel), leave))
+	all = append(all, in(control, hasLabel(Proxied), returns))
 	queue(isEstablished, inReply, isSYNACK)
 	return all
 }
@@ -435,9 +435,9 @@ func rules(c Config, s Statement) []rule {
 func monitorRules(c Config, s Statement) []rule {
 	all := []rule{
 		in(postrouting, toControlPort, jumpTo(control)),
-		in(input, fromLoopback, leave),
+		in(input, fromLoopback, returns),
 		in(input, toControlPort, jumpTo(control)),
-		in(control, otherZone, leave),
+		in(control, otherZone, returns),
 	}
 	for _, p := range spread(c, s) {
 		all = append(all, in(control, append([]part{isEstablished, hasPayload}, p...)...))
@@ -450,27 +450,27 @@ func leanRules(c Config, s Statement) []rule {
 	all := []rule{
 		in(control, inOriginal, toLetterP, continueIn(commands)),
 		in(control, inReply, with22or23, continueIn(replies)),
-		in(commands, lettersItoN, leave),
-		in(commands, labelled(OpaqueLabel), leave),
+		in(commands, lettersItoN, returns),
+		in(commands, hasLabel(Ignore), returns),
 	}
 	for _, verb := range []string{"PASV", "EPSV"} {
-		all = append(all, in(commands, command(verb), setLabel(AskedLabel)))
+		all = append(all, in(commands, command(verb), setLabel(ReplyDue)))
 	}
 	for _, verb := range []string{"PORT", "EPRT", "AUTH"} {
 		all = append(all, in(commands, command(verb), continueIn(read)))
 	}
 	// RFC 9110 section 9, RFC 5789. FTP has a command DELE, and none that goes on with T.
 	for _, method := range []string{"GET ", "HEAD", "POST", "PUT ", "DELET", "CONN", "OPTI", "PATC"} {
-		all = append(all, in(commands, command(method), setLabel(OpaqueLabel)))
+		all = append(all, in(commands, command(method), setLabel(Ignore)))
 	}
 	all = append(all,
-		in(commands, isTLS, setLabel(OpaqueLabel)),
-		in(replies, labelled(OpaqueLabel), leave),
+		in(commands, isTLS, setLabel(Ignore)),
+		in(replies, hasLabel(Ignore), returns),
 		in(replies, reply("234"), continueIn(read)),
-		in(replies, labelled(AskedLabel), reply("227"), continueIn(read)),
-		in(replies, labelled(AskedLabel), reply("229"), continueIn(read)),
-		in(replies, labelled(EditedLabel), reply("227"), setAgainPriority, continueIn(read)),
-		in(replies, labelled(EditedLabel), reply("229"), setAgainPriority, continueIn(read)),
+		in(replies, hasLabel(ReplyDue), reply("227"), continueIn(read)),
+		in(replies, hasLabel(ReplyDue), reply("229"), continueIn(read)),
+		in(replies, hasLabel(Rewritten), reply("227"), setRetransmitPriority, continueIn(read)),
+		in(replies, hasLabel(Rewritten), reply("229"), setRetransmitPriority, continueIn(read)),
 	)
 	for _, p := range spread(c, s) {
 		all = append(all, in(read, append([]part{isEstablished}, p...)...))

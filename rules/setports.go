@@ -32,15 +32,15 @@ func SetPorts(own, want []PortRange, opts ...nftables.ConnOption) ([]PortRange, 
 	}
 
 	present := intervals(elems)
-	keep := without(merge(want), without(present, own))
+	keep := subtract(merge(want), subtract(present, own))
 	var remove, add []PortRange
 	for _, r := range present {
-		goes := without(common([]PortRange{r}, own), keep)
+		goes := subtract(intersect([]PortRange{r}, own), keep)
 		if len(goes) > 0 {
-			remove, add = append(remove, r), append(add, without([]PortRange{r}, goes)...)
+			remove, add = append(remove, r), append(add, subtract([]PortRange{r}, goes)...)
 		}
 	}
-	add = append(add, without(keep, present)...)
+	add = append(add, subtract(keep, present)...)
 	if len(remove) > maxElements || len(add) > maxElements {
 		return nil, differs("set %s is in too many pieces to be changed at once: take those away that you have added, or restart the daemon", ports.Name)
 	}

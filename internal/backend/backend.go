@@ -39,7 +39,7 @@ var Rulesets = []rules.Ruleset{rules.Full, rules.Lean}
 const DefaultCTHelper = "ftp"
 
 // Wish is what was asked for.
-type Wish struct {
+type Request struct {
 	// Rules are the ports and queues; the ruleset and its helper are for Choose to fill in.
 	Rules rules.Config
 	// Ruleset is rules.Lean, or rules.Full for the one that goes with Helper; "" is rules.Full,
@@ -56,7 +56,7 @@ type Wish struct {
 }
 
 // Choice is what is to be done.
-type Choice struct {
+type Plan struct {
 	// Rules are complete.
 	Rules rules.Config
 	// Helper is Carrier, CTHelper or None; Why says in a few words why.
@@ -65,7 +65,7 @@ type Choice struct {
 }
 
 // Enabled reports whether the kernel queues the packets of the cthelper by itself.
-func (c Choice) Enabled() bool { return c.Rules.Ruleset == rules.CTHelper }
+func (p Plan) KernelQueues() bool { return p.Rules.Ruleset == rules.CTHelper }
 
 // Kernel is what Choose asks the kernel.
 type Kernel interface {
@@ -90,122 +90,122 @@ func (Host) CTHelper() error { return cthelper.Probe() }
 func (Host) Installed(c rules.Config) error { return rules.Check(c) }
 
 // Validate returns an error if no kernel could do what is asked for.
-func (w Wish) Validate() error {
+func (r Request) Validate() error {
 	switch {
-	case w.Helper != "" && !slices.Contains(Helpers, w.Helper):
-		return fmt.Errorf("the helper is to be %q, and can be auto, carrier or cthelper", w.Helper)
-	case w.Name != "" && (w.Helper == Auto || w.Helper == ""):
-		return fmt.Errorf("a helper has the name %q, and nothing says whether it is a carrier or a cthelper", w.Name)
-	case !slices.Contains(Rulesets, w.ruleset()):
-		return fmt.Errorf("the ruleset is to be %q, and can be full or lean", w.Ruleset)
-	case w.Ruleset == rules.Lean && w.Helper == CTHelper:
+	case r.Helper != "" && !slices.Contains(Helpers, r.Helper):
+		return fmt.Errorf("the helper is to be %q, and can be auto, carrier or cthelper", r.Helper)
+	case r.Name != "" && (r.Helper == Auto || r.Helper == ""):
+		return fmt.Errorf("a helper has the name %q, and nothing says whether it is a carrier or a cthelper", r.Name)
+	case !slices.Contains(Rulesets, r.ruleset()):
+		return fmt.Errorf("the ruleset is to be %q, and can be full or lean", r.Ruleset)
+	case r.Ruleset == rules.Lean && r.Helper == CTHelper:
 		return errors.New("the ruleset lean does not go with a cthelper, for which the kernel queues every packet; use a carrier")
 	}
-	return w.candidates()[0].Rules.Validate()
+	return r.candidates()[0].Rules.Validate()
 }
 
 // candidates are the choices that there are, the best one first.
-func (w Wish) candidates() []Choice {
-	if w.Monitor {
-		return []Choice{w.choice(None, "", rules.Monitor)}
+func (r Request) candidates() []Plan {
+	if r.Monitor {
+		return []Plan{r.plan(None, "", rules.Monitor)}
 	}
-	if w.Helper == CTHelper {
-		return []Choice{w.choice(CTHelper, w.names(DefaultCTHelper)[0], rules.CTHelper)}
+	if r.Helper == CTHelper {
+		return []Plan{r.plan(CTHelper, r.names(DefaultCTHelper)[0], rules.CTHelper)}
 	}
-	var all []Choice
-	for _, name := range w.names(rules.Carriers...) {
-		all = append(all, w.choice(Carrier, name, w.ruleset()))
+	var all []Plan
+	for _, name := range r.names(rules.Carriers...) {
+		all = append(all, r.plan(Carrier, name, r.ruleset()))
 	}
 	return all
 }
 
-func (w Wish) ruleset() rules.Ruleset {
-	if w.Ruleset == "" {
+func (r Request) ruleset() rules.Ruleset {
+	if r.Ruleset == "" {
 		return rules.Full
 	}
-	return w.Ruleset
+	return r.Ruleset
 }
 
-func (w Wish) names(usual ...string) []string {
-	if w.Name != "" {
-		return []string{w.Name}
+func (r Request) names(usual ...string) []string {
+	if r.Name != "" {
+		return []string{r.Name}
 	}
 	return usual
 }
 
-func (w Wish) choice(h Helper, name string, ruleset rules.Ruleset) Choice {
-	c := Choice{Rules: w.Rules, Helper: h}
-	c.Rules.Helper, c.Rules.Ruleset = name, ruleset
-	return c
+func (r Request) plan(h Helper, name string, ruleset rules.Ruleset) Plan {
+	p := Plan{Rules: r.Rules, Helper: h}
+	p.Rules.Helper, p.Rules.Ruleset = name, ruleset
+	return p
 }
 
 // Choose returns the best choice that the kernel can do, or an error that says, of each one, why
 // it can't. The wish has to be valid.
-func Choose(w Wish, k Kernel) (Choice, error) {
-	candidates := w.candidates()
-	if c, ok := w.installed(k); ok {
-		return c, nil
+func Choose(r Request, k Kernel) (Plan, error) {
+	candidates := r.candidates()
+	if p, ok := r.installed(k); ok {
+		return p, nil
 	}
 	var missing []error
-	for _, c := range candidates {
-		err := c.Rules.Validate()
+	for _, p := range candidates {
+		err := p.Rules.Validate()
 		if err == nil {
-			err = c.possible(k)
+			err = p.possible(k)
 		}
 		if err != nil {
 			missing = append(missing, err)
 			continue
 		}
 		switch {
-		case w.Monitor:
-			c.Why = "as --monitor asks for"
+		case r.Monitor:
+			p.Why = "as --monitor asks for"
 		case len(missing) > 0:
-			c.Why = fmt.Sprintf("%s is not there", candidates[0].Rules.Helper)
-		case w.Helper == Carrier || w.Helper == CTHelper:
-			c.Why = "as asked for"
+			p.Why = fmt.Sprintf("%s is not there", candidates[0].Rules.Helper)
+		case r.Helper == Carrier || r.Helper == CTHelper:
+			p.Why = "as asked for"
 		default:
-			c.Why = "the kernel has it"
+			p.Why = "the kernel has it"
 		}
-		return c, nil
+		return p, nil
 	}
-	if w.Helper != Carrier && w.Helper != CTHelper && w.Ruleset != rules.Lean && k.CTHelper() == nil {
+	if r.Helper != Carrier && r.Helper != CTHelper && r.Ruleset != rules.Lean && k.CTHelper() == nil {
 		missing = append(missing, errors.New("the kernel can have a helper in user space instead: --helper cthelper"))
 	}
-	return Choice{}, errors.Join(missing...)
+	return Plan{}, errors.Join(missing...)
 }
 
-func (c Choice) possible(k Kernel) error {
-	switch c.Helper {
+func (p Plan) possible(k Kernel) error {
+	switch p.Helper {
 	case None:
 		return nil
 	case Carrier:
-		return k.Carrier(c.Rules.Helper)
+		return k.Carrier(p.Rules.Helper)
 	}
 	return k.CTHelper()
 }
 
 // installed returns the choice to which the rules belong that are in place, if they are what
 // counts.
-func (w Wish) installed(k Kernel) (Choice, bool) {
-	if !w.Installed {
-		return Choice{}, false
+func (r Request) installed(k Kernel) (Plan, bool) {
+	if !r.Installed {
+		return Plan{}, false
 	}
-	if w.Monitor {
-		return Choice{}, false // there is one choice only
+	if r.Monitor {
+		return Plan{}, false // there is one choice only
 	}
-	wishes := []Wish{w}
-	lean := w
+	wishes := []Request{r}
+	lean := r
 	lean.Ruleset = rules.Lean
-	if w.Ruleset == "" && lean.Validate() == nil {
+	if r.Ruleset == "" && lean.Validate() == nil {
 		wishes = append(wishes, lean)
 	}
 	for _, as := range wishes {
-		for _, c := range as.candidates() {
-			if k.Installed(c.Rules) == nil {
-				c.Why = "the rules that are in place attach it"
-				return c, true
+		for _, p := range as.candidates() {
+			if k.Installed(p.Rules) == nil {
+				p.Why = "the rules that are in place attach it"
+				return p, true
 			}
 		}
 	}
-	return Choice{}, false
+	return Plan{}, false
 }

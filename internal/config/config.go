@@ -92,7 +92,7 @@ func (f *File) Errorf(key, format string, args ...any) *Error {
 // parse returns the entries of the file's map, or why it is none.
 func (f *File) parse() ([]*ast.MappingValueNode, Errors) {
 	tokens := lexer.Tokenize(f.text)
-	if faults := f.simple(tokens); len(faults) > 0 {
+	if faults := f.checkTokens(tokens); len(faults) > 0 {
 		return nil, faults
 	}
 	file, err := parser.Parse(tokens, 0, parser.AllowDuplicateMapKey())
@@ -122,7 +122,7 @@ func (f *File) parse() ([]*ast.MappingValueNode, Errors) {
 }
 
 // notSimple are the tokens of what a file of settings has no use for.
-var notSimple = map[token.Type]string{
+var unsupported = map[token.Type]string{
 	token.AnchorType:     "an anchor (&)",
 	token.AliasType:      "an alias (*)",
 	token.TagType:        "a tag (!)",
@@ -134,7 +134,7 @@ var notSimple = map[token.Type]string{
 // simple returns an error for each token that a map of scalars and lists does not have, up to the first
 // one that leaves nothing more to check. It also keeps the parser, which calls itself for what is
 // nested, from using up the stack.
-func (f *File) simple(tokens token.Tokens) (faults Errors) {
+func (f *File) checkTokens(tokens token.Tokens) (faults Errors) {
 	depth := 0 // of brackets and braces
 	begun, ended := false, false
 	for i, t := range tokens {
@@ -144,7 +144,7 @@ func (f *File) simple(tokens token.Tokens) (faults Errors) {
 			return append(faults, f.errorAt(t, "another document begins here, and there may be only one"))
 		}
 		begun, ended = begun || !comment, ended || t.Type == token.DocumentEndType
-		if what, ok := notSimple[t.Type]; ok {
+		if what, ok := unsupported[t.Type]; ok {
 			faults = append(faults, f.errorAt(t, "there is %s, which settings can't have", what))
 		}
 		switch t.Type {

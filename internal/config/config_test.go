@@ -61,7 +61,7 @@ func newFlags() (*pflag.FlagSet, *values) {
 	f.DurationVar(&v.hold, "hold-time", time.Second, "how long")
 	f.StringVar(&v.name, "name", "", "its name")
 	Group(f, "The second group")
-	SetLive(f, "list", "hold-time")
+	SetReloadable(f, "list", "hold-time")
 	return f, v
 }
 

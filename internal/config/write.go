@@ -12,8 +12,8 @@ import (
 
 // Annotations of flags.
 const (
-	groupAnnotation = "config group"
-	liveAnnotation  = "config live"
+	groupAnnotation      = "config group"
+	reloadableAnnotation = "config live"
 )
 
 // Group puts those of the flags that are in no group yet into one, under a heading.
@@ -35,14 +35,14 @@ func Heading(flag *pflag.Flag) string {
 
 // SetLive notes that settings can change while the program runs. It panics if there is no flag of a
 // name.
-func SetLive(flags *pflag.FlagSet, names ...string) {
+func SetReloadable(flags *pflag.FlagSet, names ...string) {
 	for _, name := range names {
-		annotate(flags.Lookup(name), liveAnnotation, "")
+		annotate(flags.Lookup(name), reloadableAnnotation, "")
 	}
 }
 
 // Live reports whether a setting can change while the program runs.
-func Live(flag *pflag.Flag) bool { return flag.Annotations[liveAnnotation] != nil }
+func Reloadable(flag *pflag.Flag) bool { return flag.Annotations[reloadableAnnotation] != nil }
 
 func annotate(flag *pflag.Flag, name, value string) {
 	if flag.Annotations == nil {
@@ -76,7 +76,7 @@ func Template(flags *pflag.FlagSet, introduction string) string {
 			comment("###", group)
 		}
 		_, usage := pflag.UnquoteUsage(flag)
-		if !Live(flag) {
+		if !Reloadable(flag) {
 			usage += " [restart]"
 		}
 		fmt.Fprintln(&b)

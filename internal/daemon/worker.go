@@ -27,20 +27,20 @@ func (d *daemon) newWorker(number uint16) (w *worker, err error) {
 		return w, err
 	}
 	config := d.settings.Engine
-	config.Conntrack, config.OpaqueLabel = w.conntrack, rules.OpaqueLabel
+	config.Conntrack, config.OpaqueLabel = w.conntrack, rules.Ignore
 	config.Observe = func(ev *engine.Event) {
 		d.eventLog.observe(ev)
 		d.desk.observe(number, ev)
 	}
-	config.RecognisedLabel, config.ProxiedLabel = rules.RecognisedLabel, rules.ProxiedLabel
+	config.RecognisedLabel, config.ProxiedLabel = rules.Recognised, rules.Proxied
 	config.Monitor = d.settings.Wish.Monitor
 	if choice.Rules.Ruleset == rules.Lean {
-		config.AskedLabel, config.EditedLabel = rules.AskedLabel, rules.EditedLabel
+		config.AskedLabel, config.EditedLabel = rules.ReplyDue, rules.Rewritten
 	}
 	w.engine = engine.New(config)
 	w.queue = nfq.New(number, w.engine, log)
 	if choice.Rules.Ruleset == rules.Lean {
-		w.queue.Distinguish(rules.AgainPriority, w.engine.HandleAgain)
+		w.queue.Distinguish(rules.RetransmitPriority, w.engine.HandleAgain)
 	}
 	return w, nil
 }

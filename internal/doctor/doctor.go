@@ -53,7 +53,7 @@ type Finding struct {
 	// Why it matters; empty if all is well.
 	Why string `json:"why,omitempty"`
 	// Mend is the command, or the line of a file, that mends it, if there is one.
-	Mend string `json:"mend,omitempty"`
+	Fix string `json:"fix,omitempty"`
 	// AfterReboot says what becomes of the fix when the host starts again, and what keeps it.
 	AfterReboot string `json:"after_reboot,omitempty"`
 
@@ -64,72 +64,72 @@ type Finding struct {
 // Examine examines the network namespace of the calling thread, to which the goroutine must
 // be locked unless all threads are in one. The wish is what the daemon is asked for, and file the
 // configuration file in which it is, if there is one.
-func Examine(w backend.Wish, file string) []Finding {
-	w.Installed = true
-	p := newPatient(host{}, w)
-	p.file = file
-	return examine(p, checks)
+func Examine(r backend.Request, file string) []Finding {
+	r.Installed = true
+	x := newExamination(host{}, r)
+	x.file = file
+	return examine(x, checks)
 }
 
 // Ready returns what the daemon is to do, or an error in the words of the findings if it could
 // help no connection on this host. It looks, and tries nothing.
-func Ready(w backend.Wish) (backend.Choice, error) {
-	p := newPatient(host{}, w)
+func Ready(r backend.Request) (backend.Plan, error) {
+	x := newExamination(host{}, r)
 	var errs []error
-	for _, f := range examine(p, needed) {
+	for _, f := range examine(x, needed) {
 		if f.Level == Problem {
 			errs = append(errs, fmt.Errorf("%s: %s (%s)", f.Check, f.What, f.Why))
 		}
 	}
-	return p.choice, errors.Join(errs...)
+	return x.plan, errors.Join(errs...)
 }
 
 // patient is a host under examination.
-type patient struct {
+type examination struct {
 	system
-	wish     backend.Wish
-	file     string // where the wish is from, "" for the command line
-	choice   backend.Choice
-	noChoice error
-	config   rules.Config // of the choice, or else of the wish
+	request backend.Request
+	file    string // where the wish is from, "" for the command line
+	plan    backend.Plan
+	noPlan  error
+	config  rules.Config // of the choice, or else of the wish
 
-	asked struct { // for what has been asked already
+	cache struct { // for what has been asked already
 		ruleset   *nftread.Ruleset
 		err       error
 		answered  bool
 		legacy    []string // tables of iptables-legacy
 		legacyErr error
 		added     *[]rules.PortRange // to our set of ports
-		tested    *tested
+		tested    *testResults
 	}
 }
 
-func newPatient(s system, w backend.Wish) *patient {
-	p := &patient{system: s, wish: w, config: w.Rules}
-	if p.choice, p.noChoice = s.choose(w); p.noChoice == nil {
-		p.config = p.choice.Rules
+func newExamination(s system, r backend.Request) *examination {
+	x := &examination{system: s, request: r, config: r.Rules}
+	if x.plan, x.noPlan = s.choose(r); x.noPlan == nil {
+		x.config = x.plan.Rules
 	}
-	return p
+	return x
 }
 
 // A check is one subject, and what finds out about it.
 type check struct {
 	name       string
 	privileged bool // nothing can be said without CAP_NET_ADMIN
-	find       func(*patient) []Finding
+	find       func(*examination) []Finding
 }
 
 // needed are the checks without which nothing can be helped.
 var needed = []check{
 	{"kernel", false, checkKernel},
 	{"privileges", false, checkPrivileges},
-	{"helper", true, checkChoice},
+	{"helper", true, checkPlan},
 	{"conntrack look-up", true, checkLookup},
 }
 
 // checks are all of them.
 var checks = append(needed[:len(needed):len(needed)],
-	check{"trial", true, checkTrial},
+	check{"probe", true, checkProbe},
 	check{"conntrack table", false, checkConntrackFill},
 	check{"expectation table", true, checkExpectationFill},
 	check{"rules", true, checkRules},
@@ -137,15 +137,15 @@ var checks = append(needed[:len(needed):len(needed)],
 	check{"iptables", true, checkLegacy}, // first: iptables can't change a table that it can't read
 	check{"other helpers", true, checkHelpers},
 	check{"notrack", true, checkNotrack},
-	check{"related", true, func(p *patient) []Finding { return p.confirm(checkRelated(p)) }},
+	check{"related", true, func(x *examination) []Finding { return x.confirm(checkRelated(x)) }},
 	check{"transfer", true, checkTransfers},
 	check{"forwarding", false, checkForwarding},
 )
 
 const savedBySysctl = "lost, unless a file in /etc/sysctl.d sets it, or the firewall (ufw: /etc/ufw/sysctl.conf; Shorewall: shorewall.conf)"
 
-func examine(p *patient, checks []check) []Finding {
-	admin, _ := p.netAdmin()
+func examine(x *examination, checks []check) []Finding {
+	admin, _ := x.netAdmin()
 	var found []Finding
 	var skipped []string
 	for _, c := range checks {
@@ -153,11 +153,11 @@ func examine(p *patient, checks []check) []Finding {
 			skipped = append(skipped, c.name)
 			continue
 		}
-		for _, f := range c.find(p) {
+		for _, f := range c.find(x) {
 			if f.Check == "" {
 				f.Check = c.name
 			}
-			if strings.HasPrefix(f.Mend, "sysctl -w ") {
+			if strings.HasPrefix(f.Fix, "sysctl -w ") {
 				f.AfterReboot = savedBySysctl
 			}
 			found = append(found, f)
@@ -171,17 +171,17 @@ func examine(p *patient, checks []check) []Finding {
 }
 
 // rulesetOnce reads the rules of the host's own tables once, those of iptables-legacy among them.
-func (p *patient) rulesetOnce() (*nftread.Ruleset, error) {
-	if a := &p.asked; !a.answered {
-		a.ruleset, a.err = p.ruleset()
+func (x *examination) cachedRuleset() (*nftread.Ruleset, error) {
+	if a := &x.cache; !a.answered {
+		a.ruleset, a.err = x.ruleset()
 		a.answered = true
 		if a.err != nil {
-			_, a.legacyErr = p.addLegacy(&nftread.Ruleset{})
+			_, a.legacyErr = x.addLegacy(&nftread.Ruleset{})
 		} else {
-			a.legacy, a.legacyErr = p.addLegacy(a.ruleset)
+			a.legacy, a.legacyErr = x.addLegacy(a.ruleset)
 		}
 	}
-	return p.asked.ruleset, p.asked.err
+	return x.cache.ruleset, x.cache.err
 }
 
 // ok, warning and problem make the one finding of a check.
@@ -190,12 +190,12 @@ func ok(format string, args ...any) []Finding {
 	return []Finding{{What: fmt.Sprintf(format, args...)}}
 }
 
-func warning(what, why, mend string) []Finding {
-	return []Finding{{Level: Warning, What: what, Why: why, Mend: mend}}
+func warning(what, why, fix string) []Finding {
+	return []Finding{{Level: Warning, What: what, Why: why, Fix: fix}}
 }
 
-func problem(what, why, mend string) []Finding {
-	return []Finding{{Level: Problem, What: what, Why: why, Mend: mend}}
+func problem(what, why, fix string) []Finding {
+	return []Finding{{Level: Problem, What: what, Why: why, Fix: fix}}
 }
 
 // unread is for what could not be examined.

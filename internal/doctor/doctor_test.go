@@ -28,8 +28,8 @@ type fake struct {
 	expected   int
 	carriers   string
 	noCTHelper error
-	trial      trial
-	noTrial    error
+	probed     probe
+	noProbe    error
 	tests      transfers
 	noTests    error
 	rules      error
@@ -59,11 +59,11 @@ func (f *fake) owner(portid uint32) (nfq.Owner, error) {
 func (f *fake) addresses() (map[string][]netip.Addr, error) { return f.interfaces, f.broken }
 func (f *fake) lookup() error                               { return errors.Join(f.broken, f.noLookup) }
 func (f *fake) expectations() (int, error)                  { return f.expected, f.broken }
-func (f *fake) choose(w backend.Wish) (backend.Choice, error) {
+func (f *fake) choose(r backend.Request) (backend.Plan, error) {
 	if f.broken != nil {
-		return backend.Choice{}, f.broken
+		return backend.Plan{}, f.broken
 	}
-	return backend.Choose(w, f)
+	return backend.Choose(r, f)
 }
 func (f *fake) Carrier(name string) error {
 	if strings.Contains(f.carriers, name) {
@@ -76,8 +76,8 @@ func (f *fake) cthelper(name string) (cthelper.Helper, bool, error) {
 }
 func (f *fake) CTHelper() error                   { return f.noCTHelper }
 func (f *fake) Installed(rules.Config) error      { return rules.ErrMissing }
-func (f *fake) try(backend.Choice) (trial, error) { return f.trial, errors.Join(f.broken, f.noTrial) }
-func (f *fake) transfers(backend.Choice) (transfers, error) {
+func (f *fake) probe(backend.Plan) (probe, error) { return f.probed, errors.Join(f.broken, f.noProbe) }
+func (f *fake) transfers(backend.Plan) (transfers, error) {
 	return f.tests, errors.Join(f.broken, f.noTests)
 }
 func (f *fake) checkRules(rules.Config) error      { return errors.Join(f.broken, f.rules) }
@@ -96,9 +96,9 @@ func (f *fake) setting(name string, number int) {
 func (f *fake) queue(format string, args ...any) {
 	f.set(nfq.StatusFile, fmt.Sprintf(format+"\n", args...))
 }
-func (f *fake) examine(c rules.Config) []Finding { return f.examineWish(backend.Wish{Rules: c}) }
-func (f *fake) examineWish(w backend.Wish) []Finding {
-	return examine(newPatient(f, w), checks)
+func (f *fake) examine(c rules.Config) []Finding { return f.examineRequest(backend.Request{Rules: c}) }
+func (f *fake) examineRequest(r backend.Request) []Finding {
+	return examine(newExamination(f, r), checks)
 }
 func (f *fake) wantFinding(t *testing.T, w want) { t.Helper(); wantFinding(t, f.examine(ftp), w) }
 
@@ -116,7 +116,7 @@ func healthy() *fake {
 			"eth2": {netip.MustParseAddr("fe80::1")},
 		},
 		carriers: "sane pptp",
-		trial:    trial{helper: "sane", translated: true},
+		probed:   probe{helper: "sane", translated: true},
 		noTests:  errNoInterface,
 		rs:       &nftread.Ruleset{},
 	}
@@ -129,8 +129,8 @@ func healthy() *fake {
 
 // want is a finding, with parts of its texts.
 type want struct {
-	level             Level
-	check, what, mend string
+	level            Level
+	check, what, fix string
 }
 
 // wantFinding wants one finding, and nothing else that is not ok.
@@ -146,7 +146,7 @@ func wantFinding(t *testing.T, findings []Finding, w want) {
 		t.Fatalf("want %v, got\n%s", w, text(findings))
 	}
 	f := bad[0]
-	if f.Level != w.level || f.Check != w.check || !strings.Contains(f.What, w.what) || !strings.Contains(f.Mend, w.mend) || f.Why == "" {
+	if f.Level != w.level || f.Check != w.check || !strings.Contains(f.What, w.what) || !strings.Contains(f.Fix, w.fix) || f.Why == "" {
 		t.Errorf("want %v, got\n%s", w, text(bad))
 	}
 }
@@ -159,7 +159,7 @@ func text(findings []Finding) string {
 
 func TestHealthy(t *testing.T) {
 	for _, f := range healthy().examine(ftp) {
-		if f.Level != OK || f.Why != "" || f.Mend != "" || f.What == "" || f.Check == "" {
+		if f.Level != OK || f.Why != "" || f.Fix != "" || f.What == "" || f.Check == "" {
 			t.Errorf("%+v", f)
 		}
 	}
@@ -175,16 +175,16 @@ func TestFindings(t *testing.T) {
 		"old kernel":       {func(f *fake) { f.version = "5.15.0-1" }, want{Problem, "kernel", "5.15.0-1", "later"}},
 		"very old kernel":  {func(f *fake) { f.version = "4.19.0" }, want{Problem, "kernel", "4.19.0", "later"}},
 		"odd version":      {func(f *fake) { f.version = "strange" }, want{Warning, "kernel", "strange", ""}},
-		"no queue":         {func(f *fake) { f.trial.noStatement = errors.New("no queue statement") }, want{Problem, "queue statement", "no queue statement", "modprobe nft_queue"}},
+		"no queue":         {func(f *fake) { f.probed.noStatement = errors.New("no queue statement") }, want{Problem, "queue statement", "no queue statement", "modprobe nft_queue"}},
 		"no sane":          {func(f *fake) { f.carriers = "pptp" }, want{Warning, "helper", "carrier pptp, sane is not there", "modprobe nf_conntrack_sane"}},
 		"no carrier":       {func(f *fake) { f.carriers = "" }, want{Problem, "helper", "no sane; no pptp", "modprobe nf_conntrack_sane"}},
 		"no ctnetlink":     {func(f *fake) { f.noLookup = errors.New("no answer") }, want{Problem, "conntrack look-up", "no answer", "modprobe nf_conntrack_netlink"}},
-		"no trial":         {func(f *fake) { f.noTrial = errors.New("EPERM") }, want{Warning, "trial", "EPERM", "sudo"}},
-		"no helper":        {func(f *fake) { f.trial.expect = expect.ErrNoHelper }, want{Problem, "expectations", "no helper", ""}},
-		"refused":          {func(f *fake) { f.trial.expect = errors.New("EINVAL") }, want{Problem, "expectations", "EINVAL", ""}},
-		"no adjustment":    {func(f *fake) { f.trial.adjust = expect.ErrNoSeqAdj }, want{Problem, "sequence adjustment", "does not adjust", "later kernel"}},
-		"no NAT":           {func(f *fake) { f.trial.translate = errors.New("no nft_nat") }, want{Warning, "sequence adjustment", "no nft_nat", ""}},
-		"NAT did nothing":  {func(f *fake) { f.trial.translated = false }, want{Warning, "sequence adjustment", "not translated", ""}},
+		"no probe":         {func(f *fake) { f.noProbe = errors.New("EPERM") }, want{Warning, "probe", "EPERM", "sudo"}},
+		"no helper":        {func(f *fake) { f.probed.expect = expect.ErrNoHelper }, want{Problem, "expectations", "no helper", ""}},
+		"refused":          {func(f *fake) { f.probed.expect = errors.New("EINVAL") }, want{Problem, "expectations", "EINVAL", ""}},
+		"no adjustment":    {func(f *fake) { f.probed.adjust = expect.ErrNoSeqAdj }, want{Problem, "sequence adjustment", "does not adjust", "later kernel"}},
+		"no NAT":           {func(f *fake) { f.probed.translate = errors.New("no nft_nat") }, want{Warning, "sequence adjustment", "no nft_nat", ""}},
+		"NAT did nothing":  {func(f *fake) { f.probed.translated = false }, want{Warning, "sequence adjustment", "not translated", ""}},
 		"no test transfer": {func(f *fake) { f.noTests = errors.New("a VRF") }, want{Warning, "transfer", "the rules have only been read: this host cannot be copied: a VRF", ""}},
 		"no way for FTP":   {func(f *fake) { f.noTests = nil }, want{Warning, "transfer", "no control connection passed", ""}},
 		"lost somewhere": {func(f *fake) {
@@ -231,12 +231,12 @@ func TestCTHelper(t *testing.T) {
 	}{
 		"missing":       {func(f *fake) { f.noCTHelper = errors.New("no nfnetlink_cthelper") }, want{Problem, "helper", "no nfnetlink_cthelper", "modprobe nfnetlink_cthelper"}},
 		"not served":    {func(f *fake) { delete(f.files, nfq.StatusFile) }, want{Problem, "queue", "no program serves queue 2121", "nfq-ftphelper run --helper cthelper"}},
-		"no helper yet": {func(f *fake) { f.trial.noHelper = "no carrier" }, want{Warning, "expectations", "can't be tried: no carrier", "nfq-ftphelper run --helper cthelper"}},
+		"no helper yet": {func(f *fake) { f.probed.noHelper = "no carrier" }, want{Warning, "expectations", "can't be tried: no carrier", "nfq-ftphelper run --helper cthelper"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := healthy()
 			c.fault(f)
-			wantFinding(t, f.examineWish(backend.Wish{Rules: ftp, Helper: backend.CTHelper}), c.want)
+			wantFinding(t, f.examineRequest(backend.Request{Rules: ftp, Helper: backend.CTHelper}), c.want)
 		})
 	}
 }
@@ -266,7 +266,7 @@ func TestUnprivileged(t *testing.T) {
 	findings := f.examine(ftp)
 	s := text(findings)
 	if Count(findings, Problem) != 1 || !strings.Contains(s, "CAP_NET_ADMIN is missing") ||
-		!strings.Contains(s, "not examined") || !strings.Contains(s, "helper, conntrack look-up, trial") {
+		!strings.Contains(s, "not examined") || !strings.Contains(s, "helper, conntrack look-up, probe") {
 		t.Error(s)
 	}
 }
@@ -280,17 +280,17 @@ func TestSeveralQueues(t *testing.T) {
 }
 
 func TestCommand(t *testing.T) {
-	p := &patient{config: rules.Config{Ports: []rules.PortRange{{First: 21, Last: 21}, {First: 30, Last: 40}}, Queue: 7, Queues: 2}}
+	x := &examination{config: rules.Config{Ports: []rules.PortRange{{First: 21, Last: 21}, {First: 30, Last: 40}}, Queue: 7, Queues: 2}}
 	want := "nfq-ftphelper run --ports 21,30-40 --queue 7 --queues 2"
-	if got := p.command("run"); got != want {
+	if got := x.command("run"); got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
-	p.wish = backend.Wish{Ruleset: rules.Lean}
-	if got, want := p.command("run"), want+" --ruleset lean"; got != want {
+	x.request = backend.Request{Ruleset: rules.Lean}
+	if got, want := x.command("run"), want+" --ruleset lean"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
-	p.wish = backend.Wish{Ruleset: rules.Full, Helper: backend.CTHelper, Name: "x"}
-	if got, want := p.command("run"), want+" --helper cthelper --helper-name x"; got != want {
+	x.request = backend.Request{Ruleset: rules.Full, Helper: backend.CTHelper, Name: "x"}
+	if got, want := x.command("run"), want+" --helper cthelper --helper-name x"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
 }
@@ -302,7 +302,7 @@ func TestStatement(t *testing.T) {
 		rules.Compat: "the .nft files cannot be loaded: use nfq-ftphelper rules apply",
 	} {
 		f := healthy()
-		f.trial.statement = statement
+		f.probed.statement = statement
 		if s := text(f.examine(ftp)); !strings.Contains(s, want) {
 			t.Errorf("%s: want %q in\n%s", statement, want, s)
 		}

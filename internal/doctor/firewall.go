@@ -90,21 +90,21 @@ type fix struct {
 }
 
 const (
-	savedByNft = "lost, unless you change the file that nft loads at boot in the same way (/etc/nftables.conf, /etc/sysconfig/nftables.conf)"
-	savedByYou = "lost, unless you save the rules (netfilter-persistent save, or service iptables save) or change the file from which they are restored"
-	savedByFwd = "kept, --permanent has saved it"
+	savedByNft       = "lost, unless you change the file that nft loads at boot in the same way (/etc/nftables.conf, /etc/sysconfig/nftables.conf)"
+	savedByAdmin     = "lost, unless you save the rules (netfilter-persistent save, or service iptables save) or change the file from which they are restored"
+	savedByFirewalld = "kept, --permanent has saved it"
 )
 
 func saved(program, file string) string { return fmt.Sprintf("kept, %s loads %s", program, file) }
 
 // accepting is how a base chain is made to accept related connections, in front of what drops them.
-func (p *patient) accepting(c nftread.Chain, by *nftread.Rule) fix {
+func (x *examination) acceptFix(c nftread.Chain, by *nftread.Rule) fix {
 	const related = "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
-	program := p.iptablesProgram(c.Table)
+	program := x.iptablesProgram(c.Table)
 	if c.Table.Name != "filter" {
 		program += " -t " + c.Table.Name
 	}
-	switch firewallOf(p.asked.ruleset, c, by) {
+	switch firewallOf(x.cache.ruleset, c, by) {
 	case firewalld:
 		return fix{"firewall-cmd --reload", "kept, firewalld itself writes a rule that accepts them; another program has removed it, or has put one in front of it"}
 	case ufw:
@@ -119,27 +119,27 @@ func (p *patient) accepting(c nftread.Chain, by *nftread.Rule) fix {
 		return fix{fmt.Sprintf("sed -i 's/^RELATED_DISPOSITION=.*/RELATED_DISPOSITION=ACCEPT/' %s && %s reload", file, program),
 			saved(program, file) + "; its file rules may drop them, too, in SECTION RELATED"}
 	case iptables:
-		if direct, ok := p.directRule(by); ok {
+		if direct, ok := x.directRule(by); ok {
 			return direct
 		}
-		if rs := p.asked.ruleset; by != nil && by.Chain == c.Name && (hasUfw(rs, c.Table) || rs.HasChain(c.Table, dockerChain)) {
+		if rs := x.cache.ruleset; by != nil && by.Chain == c.Name && (hasUfw(rs, c.Table) || rs.HasChain(c.Table, dockerChain)) {
 			// To save all rules of the host would be to save those of ufw or Docker a second time.
-			return fix{fmt.Sprintf("%s -D %s %s", program, c.Name, p.spec(by)), "kept, unless something sets the rule again: it is neither ufw's nor Docker's"}
+			return fix{fmt.Sprintf("%s -D %s %s", program, c.Name, x.spec(by)), "kept, unless something sets the rule again: it is neither ufw's nor Docker's"}
 		}
-		return fix{fmt.Sprintf("%s -I %s %s", program, c.Name, related), savedByYou}
+		return fix{fmt.Sprintf("%s -I %s %s", program, c.Name, related), savedByAdmin}
 	}
 	return fix{fmt.Sprintf("nft insert rule %s %s ct state established,related accept", c.Table, c.Name), savedByNft}
 }
 
 // removing is how a rule is removed that attaches a helper to control connections, or hides packets from
 // conntrack.
-func (p *patient) removing(c nftread.Chain, r *nftread.Rule, a nftread.Action) fix {
-	rs := p.asked.ruleset
+func (x *examination) removalFix(c nftread.Chain, r *nftread.Rule, a nftread.Action) fix {
+	rs := x.cache.ruleset
 	switch firewallOf(rs, c, r) {
 	case firewalld:
 		if a.Helper != nil {
 			return fix{fmt.Sprintf("firewall-cmd --permanent --service=ftp --remove-helper=%s && firewall-cmd --reload", a.Helper.Type),
-				savedByFwd + "; a service of your own that has this helper is changed in the same way"}
+				savedByFirewalld + "; a service of your own that has this helper is changed in the same way"}
 		}
 		return fix{"firewall-cmd --reload", "kept, firewalld itself writes no such rule"}
 	case shorewall:
@@ -154,12 +154,12 @@ func (p *patient) removing(c nftread.Chain, r *nftread.Rule, a nftread.Action) f
 		}
 		return fix{fmt.Sprintf("sed -i -E '/%s/d' %s && %s reload", pattern, file, program), saved(program, file)}
 	case iptables, ufw, docker:
-		if direct, ok := p.directRule(r); ok {
+		if direct, ok := x.directRule(r); ok {
 			return direct
 		}
-		remove := fmt.Sprintf("%s -t %s -D %s %s", p.iptablesProgram(r.Table), r.Table.Name, r.Chain, p.spec(r))
+		remove := fmt.Sprintf("%s -t %s -D %s %s", x.iptablesProgram(r.Table), r.Table.Name, r.Chain, x.spec(r))
 		if !hasUfw(rs, r.Table) {
-			return fix{remove, savedByYou}
+			return fix{remove, savedByAdmin}
 		}
 		file := ufwFile(r.Table.Family)
 		if ports := a.Match.Ports; len(ports) == 1 {
@@ -175,12 +175,12 @@ func (p *patient) removing(c nftread.Chain, r *nftread.Rule, a nftread.Action) f
 }
 
 // directRule removes a rule of iptables that is one of firewalld's direct rules.
-func (p *patient) directRule(r *nftread.Rule) (f fix, ok bool) {
-	rs := p.asked.ruleset
+func (x *examination) directRule(r *nftread.Rule) (f fix, ok bool) {
+	rs := x.cache.ruleset
 	if r == nil || !slices.ContainsFunc(rs.Chains, func(c nftread.Chain) bool { return c.Table.Name == firewalldTable }) {
 		return fix{}, false
 	}
-	list, err := p.run("firewall-cmd", "--direct", "--get-all-rules")
+	list, err := x.run("firewall-cmd", "--direct", "--get-all-rules")
 	if err != nil {
 		return fix{}, false // not running
 	}
@@ -193,7 +193,7 @@ func (p *patient) directRule(r *nftread.Rule) (f fix, ok bool) {
 		line = strings.TrimSpace(line)
 		_, spec, _ := strings.Cut(strings.TrimPrefix(line, place), " ")
 		if strings.HasPrefix(line, place) && reflect.DeepEqual(nftread.ParseSpec(spec), rs.Actions(r)) {
-			return fix{fmt.Sprintf("firewall-cmd --permanent --direct --remove-rule %s && firewall-cmd --reload", line), savedByFwd}, true
+			return fix{fmt.Sprintf("firewall-cmd --permanent --direct --remove-rule %s && firewall-cmd --reload", line), savedByFirewalld}, true
 		}
 	}
 	return fix{}, false
@@ -226,7 +226,7 @@ func shorewallProgram(t nftread.Table) string {
 
 // iptablesProgram is the one that writes a table. "iptables" alone is one of two programs, as the host's
 // alternatives say.
-func (p *patient) iptablesProgram(t nftread.Table) string {
+func (x *examination) iptablesProgram(t nftread.Table) string {
 	name := "iptables"
 	if t.Family == nftread.FamilyIPv6 {
 		name = "ip6tables"
@@ -236,7 +236,7 @@ func (p *patient) iptablesProgram(t nftread.Table) string {
 		variant = "legacy"
 	}
 	is := "nft" // where it can't be asked
-	if version, err := p.run(name, "--version"); err == nil && !strings.Contains(version, "nf_tables") {
+	if version, err := x.run(name, "--version"); err == nil && !strings.Contains(version, "nf_tables") {
 		is = "legacy" // versions before 1.8 say nothing
 	}
 	if is == variant {
@@ -246,12 +246,12 @@ func (p *patient) iptablesProgram(t nftread.Table) string {
 }
 
 // spec is how iptables writes a rule, or else the rule's number in its chain: -D takes both.
-func (p *patient) spec(r *nftread.Rule) string {
-	all := p.asked.ruleset.RulesOf(nftread.Object{Table: r.Table, Name: r.Chain})
+func (x *examination) spec(r *nftread.Rule) string {
+	all := x.cache.ruleset.RulesOf(nftread.Object{Table: r.Table, Name: r.Chain})
 	number := slices.Index(all, r)
 	spec := r.Spec
 	if spec == "" {
-		spec = p.savedSpec(r, number, len(all))
+		spec = x.savedSpec(r, number, len(all))
 	}
 	if spec == "" || strings.ContainsAny(spec, "$`") { // a shell would read more than iptables in a comment
 		return fmt.Sprint(number + 1)
@@ -260,8 +260,8 @@ func (p *patient) spec(r *nftread.Rule) string {
 }
 
 // savedSpec asks iptables-save for one rule of so many in a chain. It is "" if there are not as many.
-func (p *patient) savedSpec(r *nftread.Rule, number, count int) string {
-	text, err := p.run(p.iptablesProgram(r.Table)+"-save", "-t", r.Table.Name)
+func (x *examination) savedSpec(r *nftread.Rule, number, count int) string {
+	text, err := x.run(x.iptablesProgram(r.Table)+"-save", "-t", r.Table.Name)
 	if err != nil {
 		return ""
 	}

@@ -232,7 +232,7 @@ type dropEvent struct {
 
 // settle waits until all packets that were sent have been handled. It returns the id and the sequence
 // number of the first one, and all drops. Other packets are the replica's own answers.
-func (r *replica) settle() (first, seq uint32, drops []dropEvent, err error) {
+func (r *replica) collectTrace() (first, seq uint32, drops []dropEvent, err error) {
 	const most, wait = 20, 500 * time.Millisecond // a busy kernel may lose a packet or its trace
 	send := func() error {
 		r.markers++
@@ -342,7 +342,7 @@ func segment(src, dst netip.AddrPort, acknowledges bool, seq uint32) (protocol u
 }
 
 // way returns the interface by which an address is reached; it is local if that is the replica.
-func (r *replica) way(to netip.Addr) (l link, local bool, err error) {
+func (r *replica) interfaceTo(to netip.Addr) (l link, local bool, err error) {
 	header := make([]byte, lenRoute)
 	header[0], header[1] = unix.AF_INET, byte(to.BitLen())
 	if to.Is6() {
@@ -373,7 +373,7 @@ func (r *replica) way(to netip.Addr) (l link, local bool, err error) {
 }
 
 // crossing is what became of a segment.
-type crossing struct {
+type segmentResult struct {
 	master *expect.Master // of the connection, if the segment passed
 	at     *place         // that dropped it, if that is known
 	answer *place         // that dropped the replica's own answer
@@ -382,10 +382,10 @@ type crossing struct {
 
 // connect sends the first segment of a connection. It passes if conntrack confirms the connection,
 // which it does after the last rule.
-func (r *replica) connect(src, dst netip.AddrPort) (crossing, error) {
-	in, local, err := r.way(src.Addr())
+func (r *replica) connect(src, dst netip.AddrPort) (segmentResult, error) {
+	in, local, err := r.interfaceTo(src.Addr())
 	if err != nil {
-		return crossing{}, err
+		return segmentResult{}, err
 	}
 	return r.follow(src, dst, segmentKind{local: local}, func() error {
 		if local {
@@ -397,10 +397,10 @@ func (r *replica) connect(src, dst netip.AddrPort) (crossing, error) {
 }
 
 // accept sends the answer to the first segment of a connection, which has the number seq.
-func (r *replica) accept(src, dst netip.AddrPort, seq uint32) (crossing, error) {
-	in, local, err := r.way(src.Addr())
+func (r *replica) accept(src, dst netip.AddrPort, seq uint32) (segmentResult, error) {
+	in, local, err := r.interfaceTo(src.Addr())
 	if err != nil || local { // the replica itself has answered
-		return crossing{}, err
+		return segmentResult{}, err
 	}
 	return r.follow(src, dst, segmentKind{answers: true}, func() error {
 		protocol, packet := segment(src, dst, true, seq)
@@ -411,19 +411,19 @@ func (r *replica) accept(src, dst netip.AddrPort, seq uint32) (crossing, error) 
 // segmentKind says where a segment comes from: the replica itself or an interface, and whether it answers one.
 type segmentKind struct{ local, answers bool }
 
-func (r *replica) follow(src, dst netip.AddrPort, kind segmentKind, send func() error) (crossing, error) {
+func (r *replica) follow(src, dst netip.AddrPort, kind segmentKind, send func() error) (segmentResult, error) {
 	before, err := r.legacyRules()
 	if err != nil {
-		return crossing{}, err
+		return segmentResult{}, err
 	}
 	if err := send(); err != nil {
-		return crossing{}, err
+		return segmentResult{}, err
 	}
-	first, seq, drops, err := r.settle()
+	first, seq, drops, err := r.collectTrace()
 	if err != nil {
-		return crossing{}, err
+		return segmentResult{}, err
 	}
-	o := crossing{seq: seq}
+	o := segmentResult{seq: seq}
 	for _, d := range drops {
 		switch at := d.at; {
 		case d.packet == first && o.at == nil:
@@ -434,7 +434,7 @@ func (r *replica) follow(src, dst netip.AddrPort, kind segmentKind, send func() 
 	}
 	m, _, err := r.ct.Lookup(expect.Tuple{Src: src, Dst: dst})
 	if err != nil && !errors.Is(err, expect.ErrNoEntry) {
-		return crossing{}, err
+		return segmentResult{}, err
 	}
 	if err == nil {
 		o.master = m
@@ -444,7 +444,7 @@ func (r *replica) follow(src, dst netip.AddrPort, kind segmentKind, send func() 
 		passed := o.master != nil && !kind.answers
 		at, err := r.legacyDrop(before, kind.local || passed)
 		if err != nil {
-			return crossing{}, err
+			return segmentResult{}, err
 		}
 		if passed {
 			o.answer = at

@@ -9,8 +9,8 @@ import (
 )
 
 // checkForwarding says when a host that looks like a router does not forward.
-func checkForwarding(p *patient) []Finding {
-	interfaces, err := p.addresses()
+func checkForwarding(x *examination) []Finding {
+	interfaces, err := x.addresses()
 	if err != nil {
 		return unread("the interfaces", err)
 	}
@@ -33,7 +33,7 @@ func checkForwarding(p *patient) []Finding {
 		if len(names) < 2 {
 			continue // no router in this family
 		}
-		value, err := p.readFile(f.file)
+		value, err := x.readFile(f.file)
 		switch {
 		case err != nil:
 			found = append(found, unread("the setting "+f.setting, err)...)

@@ -20,17 +20,17 @@ const (
 
 // checkHelpers looks for rules that attach a helper to control connections, besides ours, and
 // for one that is attached too early or too late.
-func checkHelpers(p *patient) []Finding {
-	if p.wish.Monitor {
+func checkHelpers(x *examination) []Finding {
+	if x.request.Monitor {
 		return ok("another one may work beside a daemon that only monitors")
 	}
 	var found []Finding
 	// Kernels before 6.0: helpers attached by port, without a rule.
-	if value, err := p.readFile("/proc/sys/net/netfilter/nf_conntrack_helper"); err == nil && strings.TrimSpace(string(value)) != "0" {
+	if value, err := x.readFile("/proc/sys/net/netfilter/nf_conntrack_helper"); err == nil && strings.TrimSpace(string(value)) != "0" {
 		found = append(found, problem("the kernel attaches its own helper to port 21", oneHelper,
 			"sysctl -w net.netfilter.nf_conntrack_helper=0")...)
 	}
-	rs, err := p.rulesetOnce()
+	rs, err := x.cachedRuleset()
 	if err != nil {
 		return append(found, unread("the ruleset", err)...)
 	}
@@ -39,17 +39,17 @@ func checkHelpers(p *patient) []Finding {
 			continue
 		}
 		rs.Walk(c, func(r *nftread.Rule, a nftread.Action) {
-			if a.Helper == nil || !a.Helper.TCP || a.Match.NotTCP || !overlap(a.Match.Ports, p.controlPorts()) {
+			if a.Helper == nil || !a.Helper.TCP || a.Match.NotTCP || !overlap(a.Match.Ports, x.controlPorts()) {
 				return
 			}
-			f, bad := p.judgeHelper(c, r, a)
+			f, bad := x.helperFinding(c, r, a)
 			if bad && !slices.Contains(found, f) {
 				found = append(found, f)
 			}
 		})
 	}
 	if len(found) == 0 {
-		return ok("no other rule attaches one to port %s", rules.FormatPorts(p.controlPorts(), ","))
+		return ok("no other rule attaches one to port %s", rules.FormatPorts(x.controlPorts(), ","))
 	}
 	return found
 }
@@ -57,12 +57,12 @@ func checkHelpers(p *patient) []Finding {
 const oneHelper = "a connection has one helper; the kernel's own does the daemon's work again, or instead"
 
 // judgeHelper says what is wrong with a rule that attaches a helper to a control connection.
-func (p *patient) judgeHelper(c nftread.Chain, r *nftread.Rule, a nftread.Action) (f Finding, bad bool) {
+func (x *examination) helperFinding(c nftread.Chain, r *nftread.Rule, a nftread.Action) (f Finding, bad bool) {
 	ports := "any port"
 	if a.Match.Ports != nil {
 		ports = "port " + rules.FormatPorts(a.Match.Ports, ",")
 	}
-	early, late := early(c), late(c)
+	early, late := beforeConntrack(c), afterNAT(c)
 	when := fmt.Sprintf("%s priority %d", hookName(c.Hook), c.Priority)
 	switch {
 	case late:
@@ -71,10 +71,10 @@ func (p *patient) judgeHelper(c nftread.Chain, r *nftread.Rule, a nftread.Action
 		when += ", before conntrack"
 	}
 	f = Finding{Level: Problem, What: fmt.Sprintf("table %s, chain %s (%s): helper %q for %s", r.Table, r.Chain, when, a.Helper.Type, ports)}
-	fix := p.removing(c, r, a)
-	f.Mend, f.AfterReboot = fix.command, fix.afterReboot
+	fix := x.removalFix(c, r, a)
+	f.Fix, f.AfterReboot = fix.command, fix.afterReboot
 	switch {
-	case a.Helper.Type != p.config.Helper && !slices.Contains(rules.Carriers, a.Helper.Type):
+	case a.Helper.Type != x.config.Helper && !slices.Contains(rules.Carriers, a.Helper.Type):
 		f.Why = oneHelper
 		if late {
 			f.Why += ", and attached after NAT it breaks connections"
@@ -95,12 +95,12 @@ func (p *patient) judgeHelper(c nftread.Chain, r *nftread.Rule, a nftread.Action
 }
 
 // late tells whether a connection's first packet has been through DNAT in the chain.
-func late(c nftread.Chain) bool {
+func afterNAT(c nftread.Chain) bool {
 	return c.Hook != unix.NF_INET_PRE_ROUTING && c.Hook != unix.NF_INET_LOCAL_OUT || c.Priority >= natPriority
 }
 
 // early reports whether conntrack does not know the connection yet.
-func early(c nftread.Chain) bool { return !late(c) && c.Priority <= conntrackPriority }
+func beforeConntrack(c nftread.Chain) bool { return !afterNAT(c) && c.Priority <= conntrackPriority }
 
 func hookName(hook uint32) string {
 	names := []string{"prerouting", "input", "forward", "output", "postrouting"}

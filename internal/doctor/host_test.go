@@ -24,38 +24,38 @@ import (
 
 // TestTrial does on this kernel what the daemon does, and then breaks it.
 func TestTrial(t *testing.T) {
-	trialWith := func(prepare func(t *trial) error) (made trial) {
+	trialWith := func(prepare func(t *probe) error) (made probe) {
 		t.Helper()
 		err := inNewNamespace(func() error {
 			if err := prepare(&made); err != nil {
 				return err
 			}
-			conn, peer, err := connectTrial(21)
+			conn, peer, err := connectProbe(21)
 			if err != nil {
 				return err
 			}
 			defer conn.Close()
 			defer peer.Close()
-			return made.run(conn)
+			return made.try(conn)
 		})
 		must.Do(t, err)
 		return made
 	}
 
-	made, err := host{}.try(backend.Choice{Rules: ftp, Helper: backend.Carrier})
-	if err != nil || made.statement == "" || made != (trial{statement: made.statement, helper: "sane", translated: true}) {
+	made, err := host{}.probe(backend.Plan{Rules: ftp, Helper: backend.Carrier})
+	if err != nil || made.statement == "" || made != (probe{statement: made.statement, helper: "sane", translated: true}) {
 		t.Errorf("%+v, %v", made, err)
 	}
 	// NAT alone: the connection has no helper.
-	made = trialWith(func(made *trial) error {
-		made.translate = translateTrial()
+	made = trialWith(func(made *probe) error {
+		made.translate = translateProbe()
 		return made.translate
 	})
 	if !errors.Is(made.expect, expect.ErrNoHelper) || !errors.Is(made.adjust, expect.ErrNoSeqAdj) {
 		t.Errorf("without our rules: %+v", made)
 	}
 	f := healthy()
-	f.trial = made
+	f.probed = made
 	var bad []Finding
 	for _, finding := range f.examine(ftp) {
 		if finding.Level == Problem {
@@ -66,14 +66,14 @@ func TestTrial(t *testing.T) {
 		t.Errorf("without our rules:\n%s", text(bad))
 	}
 	// Our rules alone: the kernel has nothing to adjust.
-	made = trialWith(func(*trial) error {
+	made = trialWith(func(*probe) error {
 		_, err := rules.Apply(ftp)
 		return err
 	})
-	if made != (trial{helper: "sane"}) {
+	if made != (probe{helper: "sane"}) {
 		t.Errorf("without NAT: %+v", made)
 	}
-	f.trial = made
+	f.probed = made
 	f.wantFinding(t, want{Warning, "sequence adjustment", "not translated", ""})
 }
 
@@ -94,7 +94,7 @@ func TestNothingChanges(t *testing.T) {
 	var here, after string
 	do(t, h, func() (err error) {
 		here, err = os.Readlink("/proc/thread-self/ns/net")
-		Examine(backend.Wish{Rules: ftp}, "")
+		Examine(backend.Request{Rules: ftp}, "")
 		after, _ = os.Readlink("/proc/thread-self/ns/net")
 		return err
 	})
@@ -106,7 +106,7 @@ func TestNothingChanges(t *testing.T) {
 // TestReady says that something can be helped here, and why nothing can.
 func TestReady(t *testing.T) {
 	ready := func() error {
-		_, err := Ready(backend.Wish{Rules: ftp})
+		_, err := Ready(backend.Request{Rules: ftp})
 		return err
 	}
 	do(t, netns.NewTestHost(t, "host"), ready)
@@ -123,7 +123,7 @@ func TestNotPermitted(t *testing.T) {
 		some := slices.DeleteFunc(slices.Clone(checks), func(c check) bool {
 			return c.name != "privileges" && c.name != "rules" && c.name != "related"
 		})
-		findings := examine(newPatient(host{}, backend.Wish{Rules: ftp}), some)
+		findings := examine(newExamination(host{}, backend.Request{Rules: ftp}), some)
 		if len(findings) != 2 || findings[0].Level != Problem || findings[1].What != "rules, related" {
 			t.Error(text(findings))
 		}

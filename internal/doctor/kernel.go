@@ -9,8 +9,8 @@ import (
 )
 
 // checkKernel wants Linux 5.16, the first with "@ih" in nftables.
-func checkKernel(p *patient) []Finding {
-	release, err := p.release()
+func checkKernel(x *examination) []Finding {
+	release, err := x.release()
 	if err != nil {
 		return unread("the kernel's version", err)
 	}
@@ -25,8 +25,8 @@ func checkKernel(p *patient) []Finding {
 	return ok("Linux %s", release)
 }
 
-func checkPrivileges(p *patient) []Finding {
-	admin, err := p.netAdmin()
+func checkPrivileges(x *examination) []Finding {
+	admin, err := x.netAdmin()
 	switch {
 	case err != nil:
 		return unread("the thread's capabilities", err)
@@ -38,23 +38,23 @@ func checkPrivileges(p *patient) []Finding {
 }
 
 // checkChoice says how connections get a helper.
-func checkChoice(p *patient) []Finding {
-	if p.noChoice != nil {
+func checkPlan(x *examination) []Finding {
+	if x.noPlan != nil {
 		module := "nf_conntrack_" + rules.Carriers[0]
-		if p.wish.Helper == backend.CTHelper {
+		if x.request.Helper == backend.CTHelper {
 			module = "nfnetlink_cthelper"
 		}
-		return problem(strings.ReplaceAll(p.noChoice.Error(), "\n", "; "),
+		return problem(strings.ReplaceAll(x.noPlan.Error(), "\n", "; "),
 			"the kernel accepts expectations only for connections that have a helper",
 			"modprobe "+module)
 	}
-	c := p.choice
-	if p.wish.Monitor {
+	c := x.plan
+	if x.request.Monitor {
 		return warning("the daemon only monitors (--monitor): connections get no helper from it",
 			"it logs what it would do, and opens and changes nothing", "")
 	}
 	what := fmt.Sprintf("%s %s, %s", c.Helper, c.Rules.Helper, c.Why)
-	if c.Helper == backend.Carrier && c.Rules.Helper != rules.Carriers[0] && p.wish.Name == "" {
+	if c.Helper == backend.Carrier && c.Rules.Helper != rules.Carriers[0] && x.request.Name == "" {
 		return warning(what, "it is for IPv4 only, so FTP over IPv6 is not helped", "modprobe nf_conntrack_"+rules.Carriers[0])
 	}
 	return ok("%s", what)

@@ -11,13 +11,13 @@ import (
 )
 
 // checkNotrack looks for rules that hide packets of FTP from conntrack.
-func checkNotrack(p *patient) []Finding {
-	rs, err := p.rulesetOnce()
+func checkNotrack(x *examination) []Finding {
+	rs, err := x.cachedRuleset()
 	if err != nil {
 		return unread("the ruleset", err)
 	}
 	all := ^uint32(0)
-	ports := p.controlPorts()
+	ports := x.controlPorts()
 	var found []Finding
 	for _, c := range rs.Chains {
 		early := c.Base && (c.Hook == unix.NF_INET_PRE_ROUTING || c.Hook == unix.NF_INET_LOCAL_OUT) && c.Priority < conntrackPriority
@@ -45,10 +45,10 @@ func checkNotrack(p *patient) []Finding {
 				continue
 			}
 			action := rs.Actions(r)[i]
-			fix := p.removing(c, r, action)
+			fix := x.removalFix(c, r, action)
 			found = append(found, Finding{Level: level, rule: r,
 				What: fmt.Sprintf("table %s, chain %s hides %s from conntrack (notrack)", r.Table, r.Chain, k.what(action.Match)),
-				Why:  why, Mend: fix.command, AfterReboot: fix.afterReboot})
+				Why:  why, Fix: fix.command, AfterReboot: fix.afterReboot})
 		}
 	}
 	if len(found) == 0 {

@@ -54,8 +54,8 @@ func WriteText(w io.Writer, findings []Finding, colour bool) error {
 		if f.Why != "" {
 			fmt.Fprintf(&b, "%s%s\n", indent, f.Why)
 		}
-		if f.Mend != "" {
-			fmt.Fprintf(&b, "%s=> %s\n", indent, f.Mend)
+		if f.Fix != "" {
+			fmt.Fprintf(&b, "%s=> %s\n", indent, f.Fix)
 		}
 		if f.AfterReboot != "" {
 			fmt.Fprintf(&b, "%safter a reboot: %s\n", indent, f.AfterReboot)

@@ -10,7 +10,7 @@ import (
 
 var sample = []Finding{
 	{Check: "kernel", What: "Linux 6.12"},
-	{Check: "rules", Level: Problem, What: "missing", Why: "nothing is queued", Mend: "nfq-ftphelper rules apply '<>'"},
+	{Check: "rules", Level: Problem, What: "missing", Why: "nothing is queued", Fix: "nfq-ftphelper rules apply '<>'"},
 	{Check: "queue", Level: Warning, What: "nobody", Why: "packets pass"},
 }
 
@@ -48,7 +48,7 @@ func TestWriteJSON(t *testing.T) {
 	}
 	must.Do(t, json.Unmarshal([]byte(b.String()), &got))
 	if got.Problems != 1 || got.Warnings != 1 || len(got.Findings) != 3 || got.Findings[1]["level"] != "problem" ||
-		got.Findings[1]["mend"] != "nfq-ftphelper rules apply '<>'" {
+		got.Findings[1]["fix"] != "nfq-ftphelper rules apply '<>'" {
 		t.Errorf("%+v of\n%s", got, b.String())
 	}
 	if strings.Contains(b.String(), `"why": ""`) {

@@ -11,8 +11,8 @@ import (
 // manyWaiting packets wait only for a daemon that is stuck.
 const manyWaiting = 256
 
-func checkQueues(p *patient) []Finding {
-	text, err := p.readFile(nfq.StatusFile)
+func checkQueues(x *examination) []Finding {
+	text, err := x.readFile(nfq.StatusFile)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) { // there is none before the first queue
 		return unread("the list of queues", err)
 	}
@@ -21,44 +21,44 @@ func checkQueues(p *patient) []Finding {
 		return unread("the list of queues", err)
 	}
 	var found []Finding
-	for i := range max(p.config.Queues, 1) {
-		number := p.config.Queue + i
+	for i := range max(x.config.Queues, 1) {
+		number := x.config.Queue + i
 		line, bound := lines[number]
-		if !bound && p.enabled() {
+		if !bound && x.kernelQueues() {
 			found = append(found, problem(fmt.Sprintf("no program serves queue %d", number),
-				fmt.Sprintf("the helper %s makes the kernel queue FTP's packets, and do nothing with them: no connection can be opened", p.config.Helper),
-				p.command("run"))...)
+				fmt.Sprintf("the helper %s makes the kernel queue FTP's packets, and do nothing with them: no connection can be opened", x.config.Helper),
+				x.command("run"))...)
 			continue
 		}
 		if !bound {
 			found = append(found, problem(fmt.Sprintf("no program serves queue %d", number),
-				"the daemon is not running: control connections pass unread, and no data connection is expected", p.command("run"))...)
+				"the daemon is not running: control connections pass unread, and no data connection is expected", x.command("run"))...)
 			continue
 		}
-		found = append(found, p.judgeOwner(line)...)
-		found = append(found, p.judgeFill(line)...)
+		found = append(found, x.ownerFinding(line)...)
+		found = append(found, x.fillFinding(line)...)
 	}
 	return found
 }
 
 // enabled tells whether the kernel queues by itself, for a cthelper that is there.
-func (p *patient) enabled() bool {
-	if p.noChoice != nil || !p.choice.Enabled() {
+func (x *examination) kernelQueues() bool {
+	if x.noPlan != nil || !x.plan.KernelQueues() {
 		return false
 	}
-	h, there, err := p.cthelper(p.config.Helper)
+	h, there, err := x.cthelper(x.config.Helper)
 	return err == nil && there && h.Enabled
 }
 
 // program is the name of this program's file.
 const program = "nfq-ftphelper"
 
-func (p *patient) judgeOwner(line nfq.Status) []Finding {
-	o, err := p.owner(line.Portid)
+func (x *examination) ownerFinding(line nfq.Status) []Finding {
+	o, err := x.owner(line.Portid)
 	switch {
 	case errors.Is(err, nfq.ErrNoSocket):
 		return problem(fmt.Sprintf("queue %d is bound to netlink socket %d, which is gone", line.Number, line.Portid),
-			"packets wait for a program that is dead", p.command("run"))
+			"packets wait for a program that is dead", x.command("run"))
 	case errors.Is(err, nfq.ErrNoOwner):
 		return warning(fmt.Sprintf("queue %d is bound, but by whom can't be seen", line.Number),
 			"it may be another program than "+program+"; in a container, look from the host", "")
@@ -73,27 +73,27 @@ func (p *patient) judgeOwner(line nfq.Status) []Finding {
 			"packets wait for it, and FTP connections hang", fmt.Sprintf("kill -CONT %d", o.PID))
 	case o.Lost > 0:
 		return warning(fmt.Sprintf("queue %d: %d packets did not fit into the socket of %s, process %d", line.Number, o.Lost, o.Name, o.PID),
-			"they passed unread; more queues use more processors", p.moreQueues())
+			"they passed unread; more queues use more processors", x.moreQueues())
 	}
 	return ok("queue %d is served by %s, process %d", line.Number, o.Name, o.PID)
 }
 
-func (p *patient) judgeFill(line nfq.Status) []Finding {
+func (x *examination) fillFinding(line nfq.Status) []Finding {
 	var found []Finding
 	if dropped := line.Full + line.Lost; dropped > 0 {
 		found = append(found, warning(fmt.Sprintf("queue %d has dropped %d packets", line.Number, dropped),
-			"what serves it is too slow, and does not have the kernel pass packets instead, as the daemon does", p.command("run"))...)
+			"what serves it is too slow, and does not have the kernel pass packets instead, as the daemon does", x.command("run"))...)
 	}
 	if line.Waiting >= manyWaiting {
 		found = append(found, warning(fmt.Sprintf("%d packets wait in queue %d", line.Waiting, line.Number),
-			"what serves it does not keep up; more queues use more processors", p.moreQueues())...)
+			"what serves it does not keep up; more queues use more processors", x.moreQueues())...)
 	}
 	return found
 }
 
 // moreQueues is the command that serves twice as many.
-func (p *patient) moreQueues() string {
-	more := *p
-	more.config.Queues = 2 * max(p.config.Queues, 1)
+func (x *examination) moreQueues() string {
+	more := *x
+	more.config.Queues = 2 * max(x.config.Queues, 1)
 	return more.command("run --rules")
 }

@@ -18,16 +18,16 @@ const mostInterfaces = 16
 
 // checkRelated looks for chains that drop related connections, as the data connections are that a helper
 // makes conntrack expect.
-func checkRelated(p *patient) []Finding {
-	rs, err := p.rulesetOnce()
+func checkRelated(x *examination) []Finding {
+	rs, err := x.cachedRuleset()
 	if err != nil {
 		return unread("the ruleset", err)
 	}
 	interfaces := []string{""}
-	if found, err := p.addresses(); err == nil && len(found) > 0 && len(found) <= mostInterfaces {
+	if found, err := x.addresses(); err == nil && len(found) > 0 && len(found) <= mostInterfaces {
 		interfaces = slices.Sorted(maps.Keys(found))
 	}
-	filters := &filters{patient: p, rs: rs, interfaces: interfaces, passes: make(map[way]bool)}
+	filters := &filters{examination: x, rs: rs, interfaces: interfaces, passes: make(map[hookPath]bool)}
 	for _, c := range rs.Chains {
 		if c.Base && (c.Type == "filter" || c.Type == "route") && filtersTCP[c.Hook] && c.Table.Name != ownTable {
 			filters.chains = append(filters.chains, c)
@@ -73,15 +73,15 @@ const noState = 1 << 31
 
 // filters are the base chains that may drop packets of FTP.
 type filters struct {
-	*patient
+	*examination
 	rs         *nftread.Ruleset
 	chains     []nftread.Chain
 	interfaces []string // "" if unknown
-	passes     map[way]bool
+	passes     map[hookPath]bool
 }
 
 // way is a path of a family through a hook.
-type way struct {
+type hookPath struct {
 	hook   uint32
 	family byte
 	path   path
@@ -127,11 +127,11 @@ func (f *filters) paths(hook uint32) []path {
 
 // lets reports whether control connections may pass all chains of a hook, over IPv4 or IPv6 where the family
 // is both.
-func (f *filters) lets(hook uint32, family byte, w path) bool {
+func (f *filters) controlPasses(hook uint32, family byte, w path) bool {
 	if family == nftread.FamilyInet {
-		return f.lets(hook, nftread.FamilyIPv4, w) || f.lets(hook, nftread.FamilyIPv6, w)
+		return f.controlPasses(hook, nftread.FamilyIPv4, w) || f.controlPasses(hook, nftread.FamilyIPv6, w)
 	}
-	at := way{hook, family, w}
+	at := hookPath{hook, family, w}
 	passes, known := f.passes[at]
 	if !known {
 		passes = !slices.ContainsFunc(f.chains, func(c nftread.Chain) bool {
@@ -146,7 +146,7 @@ func (f *filters) lets(hook uint32, family byte, w path) bool {
 // closed reports whether control connections pass nowhere: neither to this host nor through it.
 func (f *filters) closed(family byte) bool {
 	for _, hook := range []uint32{unix.NF_INET_LOCAL_IN, unix.NF_INET_FORWARD} {
-		if slices.ContainsFunc(f.paths(hook), func(w path) bool { return f.lets(hook, family, w) }) {
+		if slices.ContainsFunc(f.paths(hook), func(w path) bool { return f.controlPasses(hook, family, w) }) {
 			return false
 		}
 	}
@@ -166,8 +166,8 @@ func (f *filters) examine(c nftread.Chain) (found Finding, dropping bool) {
 		}
 		// A passive data connection goes the way of the control connection, an active one the other way.
 		back := path{w.out, w.in}
-		lets := f.lets(c.Hook, c.Table.Family, w) || c.Hook == unix.NF_INET_FORWARD && f.lets(c.Hook, c.Table.Family, back) ||
-			c.Hook == unix.NF_INET_LOCAL_OUT && f.lets(unix.NF_INET_LOCAL_IN, c.Table.Family, path{in: w.out})
+		lets := f.controlPasses(c.Hook, c.Table.Family, w) || c.Hook == unix.NF_INET_FORWARD && f.controlPasses(c.Hook, c.Table.Family, back) ||
+			c.Hook == unix.NF_INET_LOCAL_OUT && f.controlPasses(unix.NF_INET_LOCAL_IN, c.Table.Family, path{in: w.out})
 		switch {
 		case data.Dropped && f.rs.Follow(c, controlPacket(f.controlPorts(), w.in, w.out)).CoversData(data):
 			if other := f.rs.Follow(c, dataPacket(f.config.Helper, back.in, back.out)); c.Hook == unix.NF_INET_FORWARD && other.Dropped {
@@ -183,20 +183,20 @@ func (f *filters) examine(c nftread.Chain) (found Finding, dropping bool) {
 	}
 	switch {
 	case len(lost) > 0:
-		return f.dropsRelated(c, worst, lost), dropping
+		return f.relatedFinding(c, worst, lost), dropping
 	case len(passive) > 0:
-		found := f.dropsRelated(c, active, passive)
+		found := f.relatedFinding(c, active, passive)
 		found.Level = Warning
 		found.Why = "active FTP fails: the chain accepts connections from some addresses, but not the data connections in the other direction"
 		return found, dropping
 	case len(maybe) > 0:
-		fix := f.accepting(c, perhaps.Perhaps)
+		fix := f.acceptFix(c, perhaps.Perhaps)
 		return Finding{Level: Warning,
 			What: fmt.Sprintf("table %s, chain %s drops related connections under a condition that can't be judged: %s", c.Table, c.Name, f.text(perhaps.Perhaps)),
 			Why:  "a data connection that meets the condition is dropped, even though the helper has made conntrack expect it",
-			Mend: fix.command, AfterReboot: fix.afterReboot, rule: perhaps.Perhaps, base: &c}, dropping
+			Fix:  fix.command, AfterReboot: fix.afterReboot, rule: perhaps.Perhaps, base: &c}, dropping
 	case shut.Dropped:
-		found := f.dropsRelated(c, shut, nil)
+		found := f.relatedFinding(c, shut, nil)
 		if !f.closed(c.Table.Family) {
 			found.Level = Warning
 		}
@@ -208,7 +208,7 @@ func (f *filters) examine(c nftread.Chain) (found Finding, dropping bool) {
 
 // dropsRelated is the finding about a chain that drops the data connections of some paths, of all if there
 // is none.
-func (f *filters) dropsRelated(c nftread.Chain, by nftread.Fate, lost []path) Finding {
+func (f *filters) relatedFinding(c nftread.Chain, by nftread.Fate, lost []path) Finding {
 	what := fmt.Sprintf("table %s, chain %s drops", c.Table, c.Name)
 	const most = 3
 	if names := pathNames(lost); len(names) > 0 && len(lost) < len(f.paths(c.Hook)) {
@@ -226,10 +226,10 @@ func (f *filters) dropsRelated(c nftread.Chain, by nftread.Fate, lost []path) Fi
 	default:
 		what += ", and has no rule that accepts related connections"
 	}
-	fix := f.accepting(c, by.By)
+	fix := f.acceptFix(c, by.By)
 	return Finding{Level: Problem, What: what,
-		Why:  "FTP transfers fail: the chain drops the data connections that the helper makes conntrack expect",
-		Mend: fix.command, AfterReboot: fix.afterReboot, rule: by.By, base: &c}
+		Why: "FTP transfers fail: the chain drops the data connections that the helper makes conntrack expect",
+		Fix: fix.command, AfterReboot: fix.afterReboot, rule: by.By, base: &c}
 }
 
 func pathNames(paths []path) []string {

@@ -33,7 +33,7 @@ type snapshot struct {
 	bases     map[nftread.Object]bool     // base chains
 	legacy    []xtable
 	// left lists what the host has and the test does not.
-	left []string
+	omitted []string
 }
 
 // link is an interface that is up and no port of another one.
@@ -266,7 +266,7 @@ func (s *snapshot) rebuildRoutes(nl *netlink.Conn) {
 		})
 	}
 	for _, r := range todo {
-		s.left = append(s.left, fmt.Sprintf("the route to %s/%d", r.text(unix.RTA_DST), r.header[1]))
+		s.omitted = append(s.omitted, fmt.Sprintf("the route to %s/%d", r.text(unix.RTA_DST), r.header[1]))
 	}
 }
 

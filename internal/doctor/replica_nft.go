@@ -73,8 +73,8 @@ func (s *snapshot) readNFT() error {
 			return err
 		}
 	}
-	for _, t := range l.Left {
-		s.left = append(s.left, "table "+t)
+	for _, t := range l.Skipped {
+		s.omitted = append(s.omitted, "table "+t)
 	}
 	return nil
 }
@@ -104,7 +104,7 @@ func (r *nftReader) addChain(family byte, a nfnetlink.Attributes) {
 	c := nftread.ParseChain(family, a)
 	if c.Base && c.Table.Family == nftread.FamilyInet && c.Hook == hookIngress {
 		r.ingress[nftread.Object{Table: c.Table, Name: c.Name}] = true
-		r.left = append(r.left, fmt.Sprintf("table %s, chain %s", c.Table, c.Name))
+		r.omitted = append(r.omitted, fmt.Sprintf("table %s, chain %s", c.Table, c.Name))
 		return
 	}
 	if c.Base {

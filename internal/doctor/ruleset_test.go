@@ -42,7 +42,7 @@ func among(t *testing.T, h *netns.Host, c rules.Config, names ...string) []Findi
 	}
 	var found []Finding
 	do(t, h, func() error {
-		found = examine(newPatient(host{}, backend.Wish{Rules: c}), some)
+		found = examine(newExamination(host{}, backend.Request{Rules: c}), some)
 		return nil
 	})
 	return found
@@ -56,11 +56,11 @@ const (
 // TestUserRules loads rulesets such as users have, and reads what is said of them. No want is
 // that all is ok.
 func TestUserRules(t *testing.T) {
-	kernelHelper := func(what, mend string) *want { return &want{Problem, "other helpers", what, mend} }
-	late := func(what, mend string) *want { return &want{Problem, "helper priority", what, mend} }
-	related := func(what, mend string) *want { return &want{Problem, "related", what, mend} }
-	shut := func(what, mend string) *want { return &want{Warning, "related", what, mend} } // control connections don't pass either
-	notrack := func(what, mend string) *want { return &want{Problem, "notrack", what, mend} }
+	kernelHelper := func(what, fix string) *want { return &want{Problem, "other helpers", what, fix} }
+	late := func(what, fix string) *want { return &want{Problem, "helper priority", what, fix} }
+	related := func(what, fix string) *want { return &want{Problem, "related", what, fix} }
+	shut := func(what, fix string) *want { return &want{Warning, "related", what, fix} } // control connections don't pass either
+	notrack := func(what, fix string) *want { return &want{Problem, "notrack", what, fix} }
 	const forward = "table inet filter { chain forward { type filter hook forward priority 0; policy drop; "
 	const open = "table inet filter { chain forward { type filter hook forward priority 0; "
 	const names = "table inet filter, chain forward drops related connections: the rule with handle "

@@ -37,7 +37,7 @@ type system interface {
 	// addresses are those of each interface that is up, but for loopback.
 	addresses() (map[string][]netip.Addr, error)
 
-	choose(backend.Wish) (backend.Choice, error)
+	choose(backend.Request) (backend.Plan, error)
 	cthelper(name string) (h cthelper.Helper, there bool, err error)
 	// lookup looks up a connection that is not there.
 	lookup() error
@@ -45,11 +45,11 @@ type system interface {
 	expectations() (int, error)
 	// try does what the daemon does, in a network namespace of its own. The error is why that
 	// can't be had.
-	try(backend.Choice) (trial, error)
+	probe(backend.Plan) (probe, error)
 
 	// transfers has test transfers in a copy of this network namespace. The error is why there is no copy,
 	// errNoInterface if there is nothing to copy.
-	transfers(backend.Choice) (transfers, error)
+	transfers(backend.Plan) (transfers, error)
 
 	checkRules(rules.Config) error
 	ruleset() (*nftread.Ruleset, error)
@@ -128,7 +128,7 @@ func (host) addresses() (map[string][]netip.Addr, error) {
 
 func (host) owner(portid uint32) (nfq.Owner, error) { return nfq.FindOwner(portid) }
 
-func (host) choose(w backend.Wish) (backend.Choice, error) { return backend.Choose(w, backend.Host{}) }
+func (host) choose(r backend.Request) (backend.Plan, error) { return backend.Choose(r, backend.Host{}) }
 
 func (host) cthelper(name string) (cthelper.Helper, bool, error) { return cthelper.Lookup(name) }
 

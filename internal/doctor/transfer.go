@@ -24,7 +24,7 @@ type transfers struct {
 	// refused is where control connections were dropped, on the ways where none passed.
 	refused []place
 	// left lists what was not tried, and what the replica does not have.
-	left []string
+	omitted []string
 }
 
 // transferPath is a way through the host on which a control connection passes.
@@ -38,7 +38,7 @@ type transferPath struct {
 	// passive and active are where the data connection was dropped.
 	passive, active *loss
 	// chosen says that the filter accepts FTP to this host, and not connections to any port.
-	chosen bool
+	explicit bool
 }
 
 // loss says that a data connection did not pass, and where it was dropped if that is known.
@@ -72,7 +72,7 @@ const maxAttempts = 1000
 var errNoInterface = errors.New("no interface is up but loopback")
 
 // transfers implements system.
-func (host) transfers(c backend.Choice) (t transfers, err error) {
+func (host) transfers(c backend.Plan) (t transfers, err error) {
 	s, err := takeSnapshot()
 	if err != nil {
 		return transfers{}, err
@@ -84,8 +84,8 @@ func (host) transfers(c backend.Choice) (t transfers, err error) {
 		if s.matchesHelper() {
 			return transfers{}, fmt.Errorf("its rules match the helper %s, which a copy cannot have", c.Rules.Helper)
 		}
-		var standIn trial
-		if err := standIn.substitute(&c); err != nil {
+		var standIn probe
+		if err := standIn.standInCarrier(&c); err != nil {
 			return transfers{}, err
 		}
 		if standIn.noHelper != "" {
@@ -93,23 +93,23 @@ func (host) transfers(c backend.Choice) (t transfers, err error) {
 		}
 	}
 	err = inReplica(s, c.Rules, func(r *replica) error { return r.transfers(c.Rules.Ports, &t) })
-	t.left = s.left
+	t.omitted = s.omitted
 	return t, err
 }
 
 // transfers finds the ways on which a control connection passes, and tries the data connections of
 // one control connection on each.
 func (r *replica) transfers(ports []rules.PortRange, t *transfers) error {
-	ends := r.ends()
+	ends := r.endpoints()
 	attempts := 0
 	for _, client := range ends {
 		for _, server := range ends {
-			if client.addr.Is6() != server.addr.Is6() || client.way == server.way {
+			if client.addr.Is6() != server.addr.Is6() || client.via == server.via {
 				continue
 			}
 			for _, p := range ports {
 				// An address of this host may lead elsewhere by NAT.
-				if server.way != thisHost && t.has(client.way, server.way, client.addr.Is6()) {
+				if server.via != thisHost && t.has(client.via, server.via, client.addr.Is6()) {
 					break
 				}
 				if attempts++; attempts > maxAttempts {
@@ -130,8 +130,8 @@ func (t *transfers) has(from, to string, ipv6 bool) bool {
 }
 
 // transfer tries one control connection and, if it passes on a new path, its data connections.
-func (r *replica) transfer(client end, server netip.AddrPort, t *transfers) error {
-	if _, local, err := r.way(server.Addr()); err == nil && local {
+func (r *replica) transfer(client endpoint, server netip.AddrPort, t *transfers) error {
+	if _, local, err := r.interfaceTo(server.Addr()); err == nil && local {
 		if err := r.listen(server); err != nil {
 			return err
 		}
@@ -147,8 +147,8 @@ func (r *replica) transfer(client end, server netip.AddrPort, t *transfers) erro
 		}
 		return nil
 	}
-	p := transferPath{from: client.way, to: thisHost, ipv6: client.addr.Is6()}
-	out, serverHere, err := r.way(m.Server().Addr())
+	p := transferPath{from: client.via, to: thisHost, ipv6: client.addr.Is6()}
+	out, serverHere, err := r.interfaceTo(m.Server().Addr())
 	if err != nil {
 		return nil // NAT to an address that has no route
 	}
@@ -166,7 +166,7 @@ func (r *replica) transfer(client end, server netip.AddrPort, t *transfers) erro
 		if err != nil {
 			return err
 		}
-		p.chosen = other.master == nil
+		p.explicit = other.master == nil
 	}
 	t.paths = append(t.paths, p)
 	return nil
@@ -174,7 +174,7 @@ func (r *replica) transfer(client end, server netip.AddrPort, t *transfers) erro
 
 // data does what server and daemon do after the client's first segment: the answer, an expectation for a
 // passive transfer and its data connection, and the same for an active one.
-func (r *replica) data(m *expect.Master, control crossing, p *transferPath) error {
+func (r *replica) data(m *expect.Master, control segmentResult, p *transferPath) error {
 	reply := m.Tuples[expect.Reply]
 	answer, err := r.accept(reply.Src, reply.Dst, control.seq)
 	if err != nil {
@@ -213,42 +213,42 @@ func (r *replica) data(m *expect.Master, control crossing, p *transferPath) erro
 var outside = []netip.Addr{netip.MustParseAddr("198.41.0.4"), netip.MustParseAddr("2001:503:ba3e::2:30")}
 
 // end is an address of a client or a server.
-type end struct {
+type endpoint struct {
 	addr netip.Addr
-	way  string // the interface by which it is reached, or thisHost
+	via  string // the interface by which it is reached, or thisHost
 }
 
 // maxEnds is how many addresses of a family are tried of each kind.
-const maxEnds = 16
+const maxEndpoints = 16
 
 // ends returns addresses that are reached: first those of rules, as a filter may accept FTP for one server
 // only, then a neighbour in each network, one outside, and the replica's own.
-func (r *replica) ends() []end {
+func (r *replica) endpoints() []endpoint {
 	own, near := r.addrs()
-	var all []end
+	var all []endpoint
 	untried := 0
 	for _, kind := range [][]netip.Addr{r.constants(), near, outside, own} {
 		tried := make(map[bool]int)
 		for _, a := range kind {
-			if slices.ContainsFunc(all, func(e end) bool { return e.addr == a }) {
+			if slices.ContainsFunc(all, func(e endpoint) bool { return e.addr == a }) {
 				continue
 			}
-			if tried[a.Is6()]++; tried[a.Is6()] > maxEnds {
+			if tried[a.Is6()]++; tried[a.Is6()] > maxEndpoints {
 				untried++
 				continue
 			}
-			l, local, err := r.way(a)
+			l, local, err := r.interfaceTo(a)
 			switch {
 			case err != nil: // without a route
 			case local:
-				all = append(all, end{a, thisHost})
+				all = append(all, endpoint{a, thisHost})
 			default:
-				all = append(all, end{a, l.name})
+				all = append(all, endpoint{a, l.name})
 			}
 		}
 	}
 	if untried > 0 {
-		r.left = append(r.left, fmt.Sprintf("%d addresses", untried))
+		r.omitted = append(r.omitted, fmt.Sprintf("%d addresses", untried))
 	}
 	return all
 }
@@ -342,7 +342,7 @@ func appendAddr(all []netip.Addr, data []byte) []netip.Addr {
 			count++
 		}
 	}
-	if count == maxEnds {
+	if count == maxEndpoints {
 		return all
 	}
 	return append(all, a)
@@ -412,43 +412,43 @@ func (s *snapshot) matchesHelper() bool {
 }
 
 // tested is what came of the test transfers.
-type tested struct {
+type testResults struct {
 	transfers
 	err   error // why there are none
 	drops []*dropped
 }
 
 // testedOnce has test transfers in a copy of this host.
-func (p *patient) testedOnce() *tested {
-	if p.asked.tested != nil {
-		return p.asked.tested
+func (x *examination) cachedTests() *testResults {
+	if x.cache.tested != nil {
+		return x.cache.tested
 	}
-	t := &tested{err: p.noChoice}
-	p.asked.tested = t
+	t := &testResults{err: x.noPlan}
+	x.cache.tested = t
 	if t.err != nil {
 		return t
 	}
-	c := p.choice
-	if c.Rules.Ports, t.err = rules.ParsePorts(rules.FormatPorts(p.controlPorts(), ",")); t.err != nil {
+	c := x.plan
+	if c.Rules.Ports, t.err = rules.ParsePorts(rules.FormatPorts(x.controlPorts(), ",")); t.err != nil {
 		return t
 	}
-	t.transfers, t.err = p.transfers(c)
+	t.transfers, t.err = x.transfers(c)
 	slices.SortStableFunc(t.paths, func(a, b transferPath) int {
 		if a.ipv6 != b.ipv6 && a.rank() == b.rank() {
 			return map[bool]int{false: -1, true: 1}[a.ipv6]
 		}
 		return cmp.Compare(a.rank(), b.rank())
 	})
-	t.drops = p.findDrops(t.transfers)
+	t.drops = x.findDrops(t.transfers)
 	return t
 }
 
 // checkTransfers reports the test transfers, but for what confirm has reported.
-func checkTransfers(p *patient) []Finding {
+func checkTransfers(x *examination) []Finding {
 	const onlyRead = "the rules have only been read"
-	t := p.testedOnce()
+	t := x.cachedTests()
 	switch {
-	case p.noChoice != nil:
+	case x.noPlan != nil:
 		return nil // checkChoice has reported it
 	case errors.Is(t.err, errNoInterface):
 		return ok("no test transfer, %s: %v", onlyRead, t.err)
@@ -471,15 +471,15 @@ func checkTransfers(p *patient) []Finding {
 	}
 	for _, d := range t.drops {
 		if !d.reported {
-			found = append(found, p.judgeDropped(d))
+			found = append(found, x.droppedFinding(d))
 		}
 	}
 	if len(found) > 0 || len(t.drops) > 0 {
 		return found
 	}
 	what := "test transfers passed in a copy of this host: " + pathList(t.paths)
-	if len(t.left) > 0 {
-		what += "; not in the test: " + strings.Join(t.left, ", ")
+	if len(t.omitted) > 0 {
+		what += "; not in the test: " + strings.Join(t.omitted, ", ")
 	}
 	return ok("%s", what)
 }
@@ -518,7 +518,7 @@ type dropped struct {
 }
 
 // findDrops collects the test connections by the place where they were dropped.
-func (p *patient) findDrops(t transfers) []*dropped {
+func (x *examination) findDrops(t transfers) []*dropped {
 	var all []*dropped
 	add := func(way transferPath, at *place, reply bool) *dropped {
 		i := slices.IndexFunc(all, func(d *dropped) bool {
@@ -532,7 +532,7 @@ func (p *patient) findDrops(t transfers) []*dropped {
 		if !slices.Contains(d.ways, way) {
 			d.ways = append(d.ways, way)
 		}
-		if p.matters(t, way) {
+		if x.matters(t, way) {
 			d.level = Problem
 		}
 		return d
@@ -548,7 +548,7 @@ func (p *patient) findDrops(t transfers) []*dropped {
 			add(way, way.active.at, false).active = true
 		}
 	}
-	rs, err := p.rulesetOnce()
+	rs, err := x.cachedRuleset()
 	if err != nil {
 		return all
 	}
@@ -585,7 +585,7 @@ func (d *dropped) why() string {
 }
 
 // judgeDropped is the finding about one place.
-func (p *patient) judgeDropped(d *dropped) Finding {
+func (x *examination) droppedFinding(d *dropped) Finding {
 	f := Finding{Level: d.level, Why: d.why()}
 	if d.at == nil {
 		f.What = fmt.Sprintf("%s of test transfers did not pass: %s", d.what(), pathList(d.ways))
@@ -598,11 +598,11 @@ func (p *patient) judgeDropped(d *dropped) Finding {
 	}
 	by := "its policy"
 	if d.by != nil {
-		by = (&filters{patient: p, rs: p.asked.ruleset}).text(d.by)
+		by = (&filters{examination: x, rs: x.cache.ruleset}).text(d.by)
 	}
 	f.What += "; " + by
-	fix := p.accepting(*d.base, d.by)
-	f.Mend, f.AfterReboot = fix.command, fix.afterReboot
+	fix := x.acceptFix(*d.base, d.by)
+	f.Fix, f.AfterReboot = fix.command, fix.afterReboot
 	return f
 }
 
@@ -622,20 +622,20 @@ func ruleAt(rs *nftread.Ruleset, where place) *nftread.Rule {
 
 // matters reports whether this host is for transfers on a path: through it always, to it if a server
 // listens here or the filter has been opened for FTP, from it if there is nothing else.
-func (p *patient) matters(t transfers, way transferPath) bool {
+func (x *examination) matters(t transfers, way transferPath) bool {
 	switch way.rank() {
 	case 0:
 		return true
 	case 1:
-		return way.chosen || p.listens()
+		return way.explicit || x.listens()
 	}
-	return !p.listens() && !slices.ContainsFunc(t.paths, func(w transferPath) bool { return w.rank() == 0 })
+	return !x.listens() && !slices.ContainsFunc(t.paths, func(w transferPath) bool { return w.rank() == 0 })
 }
 
 // listens reports whether a program on this host listens on a control port.
-func (p *patient) listens() bool {
+func (x *examination) listens() bool {
 	for _, file := range []string{"/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"} {
-		text, err := p.readFile(file)
+		text, err := x.readFile(file)
 		if err != nil {
 			continue
 		}
@@ -647,7 +647,7 @@ func (p *patient) listens() bool {
 			}
 			_, hex, _ := strings.Cut(f[local], ":")
 			port, err := strconv.ParseUint(hex, 16, 16)
-			if err == nil && overlap([]rules.PortRange{{First: uint16(port), Last: uint16(port)}}, p.controlPorts()) {
+			if err == nil && overlap([]rules.PortRange{{First: uint16(port), Last: uint16(port)}}, x.controlPorts()) {
 				return true
 			}
 		}
@@ -656,8 +656,8 @@ func (p *patient) listens() bool {
 }
 
 // confirm compares what reading the rules has found with the test transfers, which know better.
-func (p *patient) confirm(read []Finding) []Finding {
-	t := p.testedOnce()
+func (x *examination) confirm(read []Finding) []Finding {
+	t := x.cachedTests()
 	var found []Finding
 	for _, f := range read {
 		if f.base == nil {

@@ -208,7 +208,7 @@ func TestTransfers(t *testing.T) {
 			}
 			f := findings[i]
 			line := f.What + " " + f.Why
-			if f.Level != c.want.level || !strings.Contains(line, c.want.rule) || !strings.Contains(f.Mend, c.want.fix) ||
+			if f.Level != c.want.level || !strings.Contains(line, c.want.rule) || !strings.Contains(f.Fix, c.want.fix) ||
 				c.want.absent != "" && strings.Contains(line, c.want.absent) {
 				t.Errorf("want %+v, got\n%s", c.want, text(findings))
 			}
@@ -452,7 +452,7 @@ iptables-legacy -A FORWARD -p tcp -m conntrack --ctstate RELATED -j DROP`)
 	var here, after string
 	do(t, r.Host, func() (err error) {
 		here, err = os.Readlink("/proc/thread-self/ns/net")
-		findings := Examine(backend.Wish{Rules: ftp}, "")
+		findings := Examine(backend.Request{Rules: ftp}, "")
 		after, _ = os.Readlink("/proc/thread-self/ns/net")
 		if s := text(findings); !strings.Contains(s, "chain FORWARD drops related connections") || !strings.Contains(s, "a test connection was dropped there") {
 			t.Error(s)
@@ -515,7 +515,7 @@ func TestNotCopied(t *testing.T) {
 // TestTransfersOfCTHelper has a carrier stand in for a helper of the daemon's own, unless a rule wants that one.
 func TestTransfersOfCTHelper(t *testing.T) {
 	t.Parallel()
-	c := backend.Choice{Rules: ftp, Helper: backend.CTHelper}
+	c := backend.Plan{Rules: ftp, Helper: backend.CTHelper}
 	c.Rules.Helper, c.Rules.Ruleset = "ftp", rules.CTHelper
 	for name, script := range map[string]string{
 		"none":   ":",

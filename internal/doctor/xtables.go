@@ -25,9 +25,9 @@ var legacyFamilies = []struct {
 
 // addLegacy adds the rules of iptables-legacy to a ruleset. It returns the tables that are in use and why
 // they could not be read.
-func (p *patient) addLegacy(rs *nftread.Ruleset) (tables []string, err error) {
+func (x *examination) addLegacy(rs *nftread.Ruleset) (tables []string, err error) {
 	for _, f := range legacyFamilies {
-		text, readErr := p.readFile(f.names)
+		text, readErr := x.readFile(f.names)
 		if errors.Is(readErr, fs.ErrNotExist) {
 			continue // the kernel has not got it, or has not loaded it
 		}
@@ -43,8 +43,8 @@ func (p *patient) addLegacy(rs *nftread.Ruleset) (tables []string, err error) {
 		if len(names) == 0 {
 			continue
 		}
-		program := p.iptablesProgram(nftread.Table{Family: f.family, Legacy: true}) + "-save"
-		saved, runErr := p.run(program)
+		program := x.iptablesProgram(nftread.Table{Family: f.family, Legacy: true}) + "-save"
+		saved, runErr := x.run(program)
 		if runErr == nil && !strings.Contains(saved, "*") {
 			runErr = fmt.Errorf("%s lists no table", program)
 		}
@@ -58,24 +58,24 @@ func (p *patient) addLegacy(rs *nftread.Ruleset) (tables []string, err error) {
 }
 
 // checkLegacy says whether the rules of iptables-legacy could be read, if there are any.
-func checkLegacy(p *patient) []Finding {
-	_, _ = p.rulesetOnce()
-	tables, err := p.asked.legacy, p.asked.legacyErr
+func checkLegacy(x *examination) []Finding {
+	_, _ = x.cachedRuleset()
+	tables, err := x.cache.legacy, x.cache.legacyErr
 	switch {
 	case err != nil && len(tables) == 0:
 		return unread("the list of iptables' tables", err)
 	case len(tables) == 0:
-		return checkIptables(p)
+		return checkIptables(x)
 	case err != nil:
-		return append(checkIptables(p), warning(fmt.Sprintf("the rules of iptables-legacy are not read, in table %s: %v", strings.Join(tables, " and "), err),
+		return append(checkIptables(x), warning(fmt.Sprintf("the rules of iptables-legacy are not read, in table %s: %v", strings.Join(tables, " and "), err),
 			"they may drop related connections, or attach a helper to FTP", "iptables-legacy-save; ip6tables-legacy-save")...)
 	}
-	return append(checkIptables(p), ok("the rules of iptables-legacy are read, too: table %s", strings.Join(tables, ", "))...)
+	return append(checkIptables(x), ok("the rules of iptables-legacy are read, too: table %s", strings.Join(tables, ", "))...)
 }
 
 // checkIptables looks for rules in tables of iptables-nft that it can't read.
-func checkIptables(p *patient) []Finding {
-	rs, err := p.rulesetOnce()
+func checkIptables(x *examination) []Finding {
+	rs, err := x.cachedRuleset()
 	if err != nil {
 		return nil // other checks say so
 	}
@@ -92,8 +92,8 @@ func checkIptables(p *patient) []Finding {
 					found = append(found, Finding{Level: Warning, rule: r,
 						What:        fmt.Sprintf("table %s is iptables', which can't read the rule with handle %d of chain %s: nft has added it", t, r.Handle, r.Chain),
 						Why:         "iptables refuses the whole table, and iptables-save leaves it out: what it saves is a host without these rules",
-						Mend:        fmt.Sprintf("nft delete rule %s %s handle %d", t, r.Chain, r.Handle),
-						AfterReboot: "kept if nothing adds the rule again; write what it is for with " + p.iptablesProgram(t)})
+						Fix:         fmt.Sprintf("nft delete rule %s %s handle %d", t, r.Chain, r.Handle),
+						AfterReboot: "kept if nothing adds the rule again; write what it is for with " + x.iptablesProgram(t)})
 				}
 			}
 		}

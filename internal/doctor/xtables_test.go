@@ -111,27 +111,27 @@ func TestSpec(t *testing.T) {
 		rs.Rules[i].Table.Legacy, rs.Rules[i].Spec = false, ""
 	}
 	f.rs = rs
-	p := newPatient(f, backend.Wish{Rules: ftp})
-	if _, err := p.rulesetOnce(); err != nil {
+	x := newExamination(f, backend.Request{Rules: ftp})
+	if _, err := x.cachedRuleset(); err != nil {
 		t.Fatal(err)
 	}
-	if got := p.spec(&rs.Rules[1]); got != "2" {
+	if got := x.spec(&rs.Rules[1]); got != "2" {
 		t.Errorf("without iptables-save: %s", got)
 	}
 	f.programs = map[string]string{"iptables-save -t filter": savedFilter}
-	if got := p.spec(&rs.Rules[1]); got != "-p tcp -m tcp --dport 21 -j ACCEPT" {
+	if got := x.spec(&rs.Rules[1]); got != "-p tcp -m tcp --dport 21 -j ACCEPT" {
 		t.Error(got)
 	}
 	f.programs = map[string]string{"iptables-save -t filter": savedFilter + "-A FORWARD -j DROP\n"}
-	if got := p.spec(&rs.Rules[1]); got != "2" {
+	if got := x.spec(&rs.Rules[1]); got != "2" {
 		t.Errorf("after a change: %s", got)
 	}
 	f.programs = map[string]string{"iptables-save -t filter": strings.Replace(savedFilter, "-p tcp", `-m comment --comment "$(reboot)"`, 1)}
-	if got := p.spec(&rs.Rules[1]); got != "2" {
+	if got := x.spec(&rs.Rules[1]); got != "2" {
 		t.Errorf("with a comment that a shell runs: %s", got)
 	}
 	f.programs, f.broken = map[string]string{"iptables-save -t filter": savedFilter}, errors.New("no answer")
-	if got := p.spec(&rs.Rules[1]); got != "2" {
+	if got := x.spec(&rs.Rules[1]); got != "2" {
 		t.Errorf("without an answer: %s", got)
 	}
 }

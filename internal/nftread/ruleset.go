@@ -142,7 +142,7 @@ func Read() (*Ruleset, error) {
 type Lister struct {
 	*netlink.Conn
 	dormant map[Table]bool
-	Left    []string // tables whose families filter no TCP, as "bridge filter"
+	Skipped []string // tables whose families filter no TCP, as "bridge filter"
 }
 
 func Dial() (*Lister, error) {
@@ -171,7 +171,7 @@ func (l *Lister) Each(message netlink.HeaderType, add func(family byte, a nfnetl
 		case unix.NFPROTO_ARP:
 		default:
 			if message == unix.NFT_MSG_GETTABLE {
-				l.Left = append(l.Left, familyName(table.Family)+" "+table.Name)
+				l.Skipped = append(l.Skipped, familyName(table.Family)+" "+table.Name)
 			}
 		}
 	}

@@ -21,7 +21,7 @@ import (
 )
 
 // trial is what came of doing to one connection what the daemon does, as far as it went.
-type trial struct {
+type probe struct {
 	statement   rules.Statement // that hands packets to the queue
 	noStatement error
 	noHelper    string // why no helper can be attached
@@ -34,37 +34,37 @@ type trial struct {
 
 // checkTrial says what the kernel can do, as seen in a namespace of its own: where the helper
 // of a rule is removed, the kernel drops all packets that wait in the queues of that namespace.
-func checkTrial(p *patient) []Finding {
-	if p.noChoice != nil {
+func checkProbe(x *examination) []Finding {
+	if x.noPlan != nil {
 		return nil // checkChoice has said so
 	}
-	choice := p.choice
-	if p.wish.Monitor { // what matters is whether the daemon could help
-		w := p.wish
-		w.Monitor = false
+	choice := x.plan
+	if x.request.Monitor { // what matters is whether the daemon could help
+		r := x.request
+		r.Monitor = false
 		var err error
-		if choice, err = p.choose(w); err != nil {
+		if choice, err = x.choose(r); err != nil {
 			return problem(strings.ReplaceAll(err.Error(), "\n", "; "), "without --monitor, the daemon could help no connection", "")
 		}
 	}
-	t, err := p.try(choice)
+	t, err := x.probe(choice)
 	if err != nil {
 		return warning(fmt.Sprintf("nothing can be tried: %v", err),
 			"whether the kernel can queue, expect and adjust is unknown",
 			"run it with CAP_SYS_ADMIN, which root has outside of containers: sudo nfq-ftphelper doctor")
 	}
 	var found []Finding
-	if !choice.Enabled() {
-		found = named("queue statement", judgeStatement(t))
+	if !choice.KernelQueues() {
+		found = named("queue statement", statementFinding(t))
 	}
 	switch {
 	case t.noStatement != nil:
 		return found
 	case t.noHelper != "":
 		return append(found, named("expectations", warning("can't be tried: "+t.noHelper,
-			"whether the kernel can expect and adjust is unknown", p.command("run")))...)
+			"whether the kernel can expect and adjust is unknown", x.command("run")))...)
 	}
-	return slices.Concat(found, named("expectations", judgeExpectation(t)), named("sequence adjustment", judgeAdjustment(t)))
+	return slices.Concat(found, named("expectations", expectationFinding(t)), named("sequence adjustment", adjustmentFinding(t)))
 }
 
 func named(check string, found []Finding) []Finding {
@@ -74,7 +74,7 @@ func named(check string, found []Finding) []Finding {
 	return found
 }
 
-func judgeStatement(t trial) []Finding {
+func statementFinding(t probe) []Finding {
 	if t.noStatement != nil {
 		return problem(t.noStatement.Error(), "without it no packet reaches the daemon",
 			"modprobe nft_queue || modprobe -a nft_compat xt_NFQUEUE")
@@ -85,7 +85,7 @@ func judgeStatement(t trial) []Finding {
 	return ok("packets are queued by nftables' queue statement")
 }
 
-func judgeExpectation(t trial) []Finding {
+func expectationFinding(t probe) []Finding {
 	const why = "data connections of FTP stay unknown to conntrack: no NAT for them, and not \"related\""
 	switch {
 	case errors.Is(t.expect, expect.ErrNoHelper):
@@ -96,7 +96,7 @@ func judgeExpectation(t trial) []Finding {
 	return ok("one was installed and removed, on a connection with the helper %s", t.helper)
 }
 
-func judgeAdjustment(t trial) []Finding {
+func adjustmentFinding(t probe) []Finding {
 	const unknown = "whether lines can be rewritten to another length is unknown"
 	switch {
 	case t.translate != nil:
@@ -110,13 +110,13 @@ func judgeAdjustment(t trial) []Finding {
 }
 
 // try implements system.
-func (host) try(c backend.Choice) (t trial, err error) {
+func (host) probe(c backend.Plan) (t probe, err error) {
 	err = inNewNamespace(func() error {
-		if !c.Enabled() {
+		if !c.KernelQueues() {
 			t.statement, t.noStatement = rules.ProbeStatement()
 		}
 		if c.Helper == backend.CTHelper {
-			if err := t.substitute(&c); err != nil {
+			if err := t.standInCarrier(&c); err != nil {
 				return err
 			}
 		}
@@ -126,14 +126,14 @@ func (host) try(c backend.Choice) (t trial, err error) {
 		if _, err := rules.Apply(c.Rules); err != nil {
 			return err
 		}
-		t.translate = translateTrial()
-		conn, peer, err := connectTrial(c.Rules.Ports[0].First)
+		t.translate = translateProbe()
+		conn, peer, err := connectProbe(c.Rules.Ports[0].First)
 		if err != nil {
 			return err
 		}
 		defer conn.Close()
 		defer peer.Close()
-		return t.run(conn)
+		return t.try(conn)
 	})
 	return t, err
 }
@@ -141,8 +141,8 @@ func (host) try(c backend.Choice) (t trial, err error) {
 // substitute makes the choice of a cthelper one that can be tried. An enabled one makes the kernel
 // queue, and here nobody serves the queue: a carrier has to stand in. One that is not there can't
 // be registered for a trial, since removing it would drop packets.
-func (t *trial) substitute(c *backend.Choice) error {
-	if c.Enabled() {
+func (t *probe) standInCarrier(c *backend.Plan) error {
+	if c.KernelQueues() {
 		c.Rules.Ruleset = rules.Full
 		for _, c.Rules.Helper = range rules.Carriers {
 			if rules.ProbeCarrier(c.Rules.Helper) == nil {
@@ -162,8 +162,8 @@ func (t *trial) substitute(c *backend.Choice) error {
 // In the namespace of the trial a client on this host connects to one loopback address, and
 // DNAT sends it to another one.
 var (
-	trialAddress = netip.AddrFrom4([4]byte{127, 0, 0, 2})
-	trialServer  = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	probeAddress = netip.AddrFrom4([4]byte{127, 0, 0, 2})
+	probeServer  = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 )
 
 // inNewNamespace runs do in a network namespace that ends with it. Its loopback interface is up.
@@ -207,7 +207,7 @@ func loopbackUp() error {
 }
 
 // translateTrial has connections to trialAddress go to trialServer.
-func translateTrial() error {
+func translateProbe() error {
 	conn, err := nftables.New()
 	if err != nil {
 		return err
@@ -217,8 +217,8 @@ func translateTrial() error {
 		Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityNATDest})
 	conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
 		&expr.Payload{Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4, DestRegister: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: trialAddress.AsSlice()},
-		&expr.Immediate{Register: 1, Data: trialServer.AsSlice()},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: probeAddress.AsSlice()},
+		&expr.Immediate{Register: 1, Data: probeServer.AsSlice()},
 		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1},
 	}})
 	return conn.Flush()
@@ -226,7 +226,7 @@ func translateTrial() error {
 
 // connectTrial opens a connection to a port of trialAddress, on which somebody listens,
 // with NAT or without.
-func connectTrial(port uint16) (conn, peer net.Conn, err error) {
+func connectProbe(port uint16) (conn, peer net.Conn, err error) {
 	listener, err := net.Listen("tcp4", netip.AddrPortFrom(netip.IPv4Unspecified(), port).String())
 	if err != nil {
 		return nil, nil, err
@@ -234,10 +234,10 @@ func connectTrial(port uint16) (conn, peer net.Conn, err error) {
 	defer listener.Close()
 	dialer := net.Dialer{
 		Timeout:   5 * time.Second,
-		LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(trialServer, 0)),
+		LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(probeServer, 0)),
 	}
 	dialer.SetMultipathTCP(false)
-	if conn, err = dialer.Dial("tcp4", netip.AddrPortFrom(trialAddress, port).String()); err != nil {
+	if conn, err = dialer.Dial("tcp4", netip.AddrPortFrom(probeAddress, port).String()); err != nil {
 		return nil, nil, err
 	}
 	if peer, err = listener.Accept(); err != nil {
@@ -247,7 +247,7 @@ func connectTrial(port uint16) (conn, peer net.Conn, err error) {
 }
 
 // run does to the connection what the daemon does.
-func (t *trial) run(conn net.Conn) error {
+func (t *probe) try(conn net.Conn) error {
 	c, err := expect.Dial()
 	if err != nil {
 		return err
