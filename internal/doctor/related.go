@@ -7,9 +7,10 @@ import (
 	"strings"
 
 	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nftread"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
-	"golang.org/x/sys/unix"
 )
 
 // mostInterfaces is up to how many interfaces rules are read for each pair; with more, conditions on

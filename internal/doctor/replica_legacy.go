@@ -11,8 +11,9 @@ import (
 	"strings"
 	"unsafe"
 
-	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nftread"
 	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nftread"
 )
 
 // The tables of iptables-legacy are one block of memory each, which the kernel returns and takes in

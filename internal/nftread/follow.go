@@ -1,6 +1,7 @@
 package nftread
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 
@@ -9,19 +10,16 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
-// A packet is the first one of a TCP connection, as far as rules are read.
+// Packet describes the first packet of a TCP connection.
 type Packet struct {
-	State uint32 // the bit of conntrack's state; all of them before conntrack
-	// ports are those of which the destination port is one; sources the same of the source port,
-	// nil if unknown.
+	State uint32 // bit of conntrack's state (expr.CtStateBit*); all bits before conntrack
+	// Ports contain the destination port, Sources the source port; nil if unknown.
 	Ports, Sources []rules.PortRange
-	// helper is the helper of the connection that expects this one, "" if none does.
-	Helper string
-	// in and out are the interfaces, "" if unknown.
-	In, Out string
+	Helper         string // helper of the connection that expects this one, "" if none does
+	In, Out        string // interfaces, "" if unknown
 }
 
-// certainty says whether a packet matches.
+// certainty is whether a packet matches; a condition that cannot be interpreted gives perhaps.
 type certainty int
 
 const (
@@ -48,8 +46,8 @@ func (p Packet) on(m Match) certainty {
 	return sure
 }
 
-// onInterface compares an interface, "" if unknown, with conditions, "" if there is none. FTP over
-// loopback takes no helper.
+// onInterface compares an interface, "" if unknown, with conditions, "" if there is none. No packet is on
+// loopback: FTP there needs no helper.
 func onInterface(name, is, not string) certainty {
 	switch {
 	case is == loopback:
@@ -69,8 +67,8 @@ func sameInterface(name, pattern string) bool {
 	return name == pattern
 }
 
-// onPorts compares ports with a condition, nil if there is none. Data connections are not on single
-// ports, so a condition on these is not for them.
+// onPorts compares ports with a condition, nil if there is none. A range of ports, those of data connections,
+// does not match a condition on a single port.
 func onPorts(ports, condition []rules.PortRange) certainty {
 	if condition == nil {
 		return yes
@@ -93,22 +91,23 @@ func onPorts(ports, condition []rules.PortRange) certainty {
 	return found
 }
 
-// A fate is what a base chain does to a packet.
+// Fate is what a base chain does to a packet.
 type Fate struct {
 	Dropped bool
-	// by is the rule that drops it, nil for the chain's policy.
+	// By is the rule that drops it, nil for the chain's policy.
 	By *Rule
-	// unless are rules that accept it under conditions that can't be judged, and don't name its state.
+	// Unless are rules that may accept it, under conditions that cannot be interpreted, and do not match its state.
 	Unless []*Rule
-	// perhaps is a rule that names the packet's state and drops it under conditions that can't be judged.
+	// Perhaps is the first rule that matches the packet's state and may drop it (or hide it from conntrack),
+	// under conditions that cannot be interpreted.
 	Perhaps *Rule
-	// otherHelper is the one whose related connections are accepted instead.
+	// OtherHelper is a helper other than the packet's whose related connections are accepted.
 	OtherHelper string
-	// untracked is the rule that hides the packet from conntrack.
+	// Untracked is the rule that hides the packet from conntrack.
 	Untracked *Rule
 }
 
-// reader follows a packet through chains.
+// follower is the state of Ruleset.Follow.
 type follower struct {
 	rs     *Ruleset
 	table  Table
@@ -124,8 +123,8 @@ type visit struct {
 	unsure bool
 }
 
-// fate follows a packet through a base chain. A rule that accepts it under conditions that can't
-// be judged counts if it names the packet's state, since it is written for such packets.
+// Follow returns what a base chain does to a packet. A rule that accepts under conditions that cannot be
+// interpreted counts if it matches the packet's state, since it is written for such packets.
 func (rs *Ruleset) Follow(c Chain, p Packet) Fate {
 	f := follower{rs: rs, table: c.Table, packet: p, seen: make(map[visit]bool)}
 	if f.follow(c.Name, anything, false) != decided {
@@ -134,28 +133,28 @@ func (rs *Ruleset) Follow(c Chain, p Packet) Fate {
 	return f.fate
 }
 
-// passes reports whether the packet may pass.
+// Passes reports whether the packet may pass.
 func (f Fate) Passes() bool { return !f.Dropped || len(f.Unless) > 0 }
 
-// asWell reports whether data connections pass wherever their control connections do: by the same rules, which
-// name no port. Both are between the same two hosts.
+// CoversData reports whether data connections pass wherever these control connections do: through the same
+// rules, which match no port. Both are between the same two hosts.
 func (f Fate) CoversData(data Fate) bool {
 	return f.Dropped && len(f.Unless) > 0 &&
 		!slices.ContainsFunc(f.Unless, func(r *Rule) bool { return !slices.Contains(data.Unless, r) })
 }
 
-// outcome is what became of the packet in a chain.
+// outcome is the end of the packet's way through a chain.
 type outcome int
 
 const (
-	ended   outcome = iota // the packet has come to the chain's end, or returned
+	ended   outcome = iota // the packet returns to the calling chain
 	decided                // accepted or dropped
 )
 
-// follow reads a chain to which conditions lead. It is unsure whether the packet comes that far if a rule may
-// have ended a chain before; then no rule surely drops it.
+// follow takes the packet through a chain that it enters under the conditions on. It is unsure that the packet
+// enters if an earlier rule may have ended a chain; then no rule surely drops it.
 func (f *follower) follow(name string, on Match, unsure bool) outcome {
-	// Under the same conditions the same chain decides nothing a second time.
+	// A second visit under the same conditions has the same outcome.
 	at := visit{name, f.packet.on(on), on.Stated, unsure}
 	if f.seen[at] {
 		return ended
@@ -213,7 +212,7 @@ func (f *follower) follow(name string, on Match, unsure bool) outcome {
 	return ended
 }
 
-// accepts reports whether the packet passes, or goes to another program that decides.
+// accepts reports whether the packet passes, or is queued to a program that decides.
 func (a Action) accepts() bool {
 	return a.Queue || a.Verdict != nil && a.Verdict.Code == VerdictAccept
 }
@@ -222,7 +221,7 @@ func (a Action) drops() bool {
 	return a.Reject || a.Verdict != nil && a.Verdict.Code == VerdictDrop
 }
 
-// chainRules are the rules of a chain, in order.
+// RulesOf returns the rules of a chain, in order.
 func (rs *Ruleset) RulesOf(at Object) []*Rule {
 	if rs.byChain == nil {
 		rs.byChain = make(map[Object][]*Rule)
@@ -235,7 +234,31 @@ func (rs *Ruleset) RulesOf(at Object) []*Rule {
 	return rs.byChain[at]
 }
 
-// hasChain reports whether there is a chain of such a name.
+// HasChain reports whether a table has a chain of that name.
 func (rs *Ruleset) HasChain(table Table, name string) bool {
 	return slices.ContainsFunc(rs.Chains, func(c Chain) bool { return c.Table == table && c.Name == name })
+}
+
+// Walk calls visit for each action of the rules of a base chain and of all chains that they lead to. The
+// action's match includes the conditions of the jumps.
+func (rs *Ruleset) Walk(base Chain, visit func(r *Rule, a Action)) {
+	seen := make(map[string]bool)
+	var follow func(name string, on Match)
+	follow = func(name string, on Match) {
+		key := fmt.Sprintf("%s %#v", name, on)
+		if seen[key] {
+			return
+		}
+		seen[key] = true
+		for _, r := range rs.RulesOf(Object{base.Table, name}) {
+			for _, a := range rs.Actions(r) {
+				a.Match = on.and(a.Match)
+				visit(r, a)
+				if v := a.Verdict; v != nil && (v.Code == VerdictJump || v.Code == VerdictGoto) {
+					follow(v.Chain, a.Match)
+				}
+			}
+		}
+	}
+	follow(base.Name, anything)
 }

@@ -13,27 +13,21 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
-// match is the part of a rule's conditions, and of the jumps that lead to it, that matters
-// here. The zero value of a field but for states is "whatever it is".
+// Match is the conditions of a rule and of the jumps that lead to it, as far as FTP is concerned. The zero
+// value of each field but States matches any packet.
 type Match struct {
-	// ports are the destination ports, sources the source ports.
-	Ports, Sources []rules.PortRange
-	// in and out are the interfaces; a "*" at the end stands for any rest of the name.
-	In, Out, NotIn, NotOut string
-	// states are those of conntrack, as bits; stated says that there is such a condition.
-	States uint32
-	Stated bool
-	// notTCP says that packets of TCP don't match.
-	NotTCP bool
-	// helper is the one that the connection must have.
-	Helper string
-	// other says that there is something more, of any kind.
-	Other bool
+	Ports, Sources         []rules.PortRange // destination and source ports
+	In, Out, NotIn, NotOut string            // interfaces; "*" at the end matches any suffix
+	States                 uint32            // conntrack states, as bits (expr.CtStateBit*)
+	Stated                 bool              // a condition on the state exists
+	NotTCP                 bool              // no TCP packet matches
+	Helper                 string            // helper of the connection
+	Other                  bool              // a condition exists that cannot be interpreted
 }
 
 var anything = Match{States: ^uint32(0)}
 
-// and combines the conditions of a jump with those behind it.
+// and returns the conditions of a jump and those of a rule that it leads to.
 func (m Match) and(n Match) Match {
 	if n.Ports == nil {
 		n.Ports = m.Ports
@@ -51,27 +45,27 @@ func (m Match) and(n Match) Match {
 	return n
 }
 
-// An action is what a rule does to what it matches.
+// Action is what a rule does to the packets that it matches.
 type Action struct {
 	Match   Match
 	Verdict *Verdict
 	Reject  bool
-	Queue   bool    // to a program, which decides
-	Notrack bool    // conntrack does not see the packet
-	Helper  *Helper // attached to the connection
+	Queue   bool    // to a program that decides
+	Notrack bool    // hides the packet from conntrack
+	Helper  *Helper // assigned to the connection
 }
 
-// reading is the state of reading one rule.
+// ruleReader interprets one rule.
 type ruleReader struct {
 	rs      *Ruleset
 	rule    *Rule
 	match   Match
 	loaded  map[uint32]value
-	between map[loaded]rules.PortRange // what comparisons leave of ports
+	between map[loaded]rules.PortRange // ports that pass all comparisons so far
 	actions []Action
 }
 
-// value is what is in a register.
+// value is the content of a register.
 type value struct {
 	what loaded
 	mask uint32 // of the state
@@ -92,7 +86,7 @@ const (
 	inIndex
 )
 
-// actions reads a rule.
+// Actions interprets a rule, never nil.
 func (rs *Ruleset) Actions(r *Rule) []Action {
 	if r.actions != nil {
 		return r.actions
@@ -101,7 +95,7 @@ func (rs *Ruleset) Actions(r *Rule) []Action {
 	for _, e := range r.Exprs {
 		d.read(e)
 	}
-	r.actions = append([]Action{}, d.actions...) // not nil, so that it is read once
+	r.actions = append([]Action{}, d.actions...) // not nil: interpreted once
 	return r.actions
 }
 
@@ -170,7 +164,7 @@ func (d *ruleReader) read(e Expression) {
 	case "notrack":
 		d.emit(Action{Match: anything, Notrack: true})
 	case "byteorder", "counter", "exthdr", "fib", "hash", "log", "masq", "nat", "numgen", "redir", "rt", "socket":
-		// These change registers that nothing of interest is in, or are no condition.
+		// These are no condition, or change registers without a loaded value.
 	default:
 		d.match.Other = true
 	}
@@ -203,7 +197,7 @@ func (d *ruleReader) compare(v value, op expr.CmpOp, data []byte) {
 	switch {
 	case v.what == ctState && len(data) == 4 && (op == expr.CmpOpEq || op == expr.CmpOpNeq):
 		n := binary.NativeEndian.Uint32(data)
-		states := n // of which one must be set
+		states := n // one of them must be set
 		if n == 0 {
 			states, op = v.mask, expr.CmpOpEq+expr.CmpOpNeq-op
 		}
@@ -220,7 +214,7 @@ func (d *ruleReader) compare(v value, op expr.CmpOp, data []byte) {
 	case (v.what == destinationPort || v.what == sourcePort) && op != expr.CmpOpNeq && len(data) == 2:
 		d.comparePort(v.what, op, binary.BigEndian.Uint16(data))
 	case v.what == family && op == expr.CmpOpEq:
-		// A rule for IPv4 or IPv6 alone is taken for one for both.
+		// A condition on the family is ignored: the rule counts for IPv4 and IPv6.
 	case (v.what == inInterface || v.what == outInterface) && (op == expr.CmpOpEq || op == expr.CmpOpNeq):
 		d.match.onInterface(v.what, interfaceName(data), op == expr.CmpOpNeq)
 	case v.what == inIndex && op == expr.CmpOpEq && len(data) == 4 && binary.NativeEndian.Uint32(data) == 1:
@@ -255,10 +249,9 @@ func (m *Match) onPorts(what loaded, ports []rules.PortRange) {
 	}
 }
 
-// loopback is the name of its interface.
 const loopback = "lo"
 
-// interfaceName reads a name of IFNAMSIZ bytes, or the shorter beginning of names.
+// interfaceName returns a name of IFNAMSIZ bytes, or a shorter prefix with "*".
 func interfaceName(data []byte) string {
 	name, _, whole := bytes.Cut(data, []byte{0})
 	if whole {
@@ -280,7 +273,7 @@ func (m *Match) onInterface(what loaded, name string, not bool) {
 	}
 }
 
-// inRange reads a comparison with both ends of a range.
+// inRange interprets a comparison with both ends of a range.
 func (d *ruleReader) inRange(a nfnetlink.Attributes) {
 	v := d.loaded[a.Uint32(unix.NFTA_RANGE_SREG)]
 	first := a.Nested(unix.NFTA_RANGE_FROM_DATA).Find(unix.NFTA_DATA_VALUE)
@@ -297,7 +290,7 @@ func (d *ruleReader) inRange(a nfnetlink.Attributes) {
 	d.match.onPorts(v.what, ports)
 }
 
-// lookup reads sets of states, of protocols and of ports, and maps of verdicts.
+// lookup interprets sets of states, protocols and ports, and maps of verdicts.
 func (d *ruleReader) lookup(a nfnetlink.Attributes) {
 	v := d.loaded[a.Uint32(unix.NFTA_LOOKUP_SREG)]
 	toRegister := a.Find(unix.NFTA_LOOKUP_DREG) != nil
@@ -332,12 +325,12 @@ func (d *ruleReader) lookup(a nfnetlink.Attributes) {
 			states |= binary.NativeEndian.Uint32(e.Key)
 		}
 		d.match = d.match.and(Match{States: states & v.mask, Stated: true})
-	default: // it begins with one of these, and goes on with something else
+	default: // a concatenation
 		d.match.Other = true
 	}
 }
 
-// keyMatch is the match of one element of a map.
+// keyMatch returns the condition of one element of a map.
 func keyMatch(v value, e Element) Match {
 	m := anything
 	switch {
@@ -360,7 +353,7 @@ func allHave(elements []Element, length int) bool {
 	return !slices.ContainsFunc(elements, func(e Element) bool { return len(e.Key) != length })
 }
 
-// portRanges reads the elements of a set of ports, intervals or not. It is never nil.
+// portRanges returns the ports of a set, with intervals or without, never nil.
 func portRanges(elements []Element) []rules.PortRange {
 	slices.SortFunc(elements, CompareElements)
 	intervals := slices.ContainsFunc(elements, func(e Element) bool { return e.End })
@@ -379,8 +372,8 @@ func portRanges(elements []Element) []rules.PortRange {
 	return ranges
 }
 
-// matchXtables reads those matches of iptables that matter here (xt_conntrack.h, xt_state.h,
-// xt_tcpudp.h, xt_multiport.h, xt_helper.h).
+// matchXtables interprets matches of iptables (xt_conntrack.h, xt_state.h, xt_tcpudp.h, xt_multiport.h,
+// xt_helper.h).
 func (d *ruleReader) matchXtables(a nfnetlink.Attributes) {
 	info := a.Find(unix.NFTA_MATCH_INFO)
 	revision := a.Uint32(unix.NFTA_MATCH_REV)
@@ -402,7 +395,7 @@ func (d *ruleReader) matchXtables(a nfnetlink.Attributes) {
 	}
 }
 
-// matchConntrack reads the states of struct xt_conntrack_mtinfo1, 2 or 3, whose bits are those of nftables.
+// matchConntrack interprets the states of struct xt_conntrack_mtinfo1, 2 or 3, whose bits are those of nftables.
 func (d *ruleReader) matchConntrack(info []byte, revision uint32) {
 	const flags, inverted, mask, onState = 146, 148, 150, 1
 	if len(info) < mask+2 {
@@ -426,7 +419,7 @@ func (d *ruleReader) matchConntrack(info []byte, revision uint32) {
 	d.match = d.match.and(Match{States: states, Stated: true})
 }
 
-// matchTCP reads struct xt_tcp: ranges of source and destination ports, the option, flags, what is inverted.
+// matchTCP interprets struct xt_tcp.
 func (d *ruleReader) matchTCP(info []byte) {
 	read := func(at int) []rules.PortRange {
 		r := rules.PortRange{First: binary.NativeEndian.Uint16(info[at:]), Last: binary.NativeEndian.Uint16(info[at+2:])}
@@ -442,7 +435,7 @@ func (d *ruleReader) matchTCP(info []byte) {
 	d.match.Sources, d.match.Ports = read(0), read(4)
 }
 
-// matchMultiport reads struct xt_multiport_v1. A port whose flag is set begins a range.
+// matchMultiport interprets struct xt_multiport_v1. A port whose flag is set starts a range.
 func (d *ruleReader) matchMultiport(info []byte) {
 	const most = 15
 	const source, destination = 0, 1
@@ -470,7 +463,7 @@ func (d *ruleReader) matchMultiport(info []byte) {
 	}
 }
 
-// attach reads "ct helper set", of one helper or out of a map.
+// attach interprets "ct helper set", of one helper or from a map.
 func (d *ruleReader) attach(a nfnetlink.Attributes) {
 	if a.Uint32(unix.NFTA_OBJREF_IMM_TYPE) == unix.NFT_OBJECT_CT_HELPER {
 		d.attachObject(a.Text(unix.NFTA_OBJREF_IMM_NAME), anything)
@@ -479,7 +472,7 @@ func (d *ruleReader) attach(a nfnetlink.Attributes) {
 	if a.Find(unix.NFTA_OBJREF_SET_NAME) == nil {
 		return
 	}
-	// The map may be one of counters or of something else.
+	// The objects of the map may be counters, say.
 	elements, err := d.rs.setElements(d.rule.Table, a.Text(unix.NFTA_OBJREF_SET_NAME))
 	if err != nil {
 		return
@@ -496,8 +489,8 @@ func (d *ruleReader) attachObject(name string, m Match) {
 	}
 }
 
-// target reads what iptables' target CT sets (struct xt_ct_target_info_v1, xt_CT.h), and the targets of
-// verdicts, which iptables-nft writes as nftables' own.
+// target interprets iptables' target CT (struct xt_ct_target_info_v1, xt_CT.h), and targets that end in a
+// verdict.
 func (d *ruleReader) target(a nfnetlink.Attributes) {
 	const noTrack, from, to = 1, 12, 28
 	info := a.Find(unix.NFTA_TARGET_INFO)

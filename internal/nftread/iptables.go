@@ -6,12 +6,12 @@ import (
 	"strings"
 
 	"github.com/google/nftables/expr"
-	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
-// iptablesChains are the base chains of iptables' tables, with the hook, the type and the priority that
-// they have in nftables.
+// IptablesChains are the base chains of iptables' tables, with their type, hook and priority in nftables.
 var IptablesChains = map[string]map[string]Chain{
 	"filter": {
 		"INPUT":   {Type: "filter", Hook: unix.NF_INET_LOCAL_IN},
@@ -36,23 +36,23 @@ var IptablesChains = map[string]map[string]Chain{
 	},
 }
 
-// iptablesExpressions are those that iptables-nft writes and can read back (iptables/nft.c). It gives every
-// rule a counter.
+// iptablesExpressions are the expressions that iptables-nft can read (iptables/nft.c). Every rule that it writes
+// has a counter.
 var iptablesExpressions = []string{"bitwise", "cmp", "counter", "immediate", "limit", "log", "lookup", "match", "meta", "payload", "range", "target"}
 
-// ofIptables reports whether iptables owns a table, though nft may have added rules to it.
+// OwnedByIptables reports whether a table is one of iptables, even if nft has added rules to it.
 func (rs *Ruleset) OwnedByIptables(t Table) bool {
 	like, strange := rs.IptablesTable(t)
 	return t.Legacy || like && (len(strange) == 0 || rs.WrittenByIptables(t))
 }
 
-// wroteIptables reports whether there are expressions in a table that only iptables-nft writes.
+// WrittenByIptables reports whether a table has expressions that only iptables-nft writes.
 func (rs *Ruleset) WrittenByIptables(t Table) bool {
 	return slices.ContainsFunc(rs.Rules, func(r Rule) bool { return r.Table == t && (r.has("match") || r.has("target")) })
 }
 
-// iptablesTable reports whether a table has the base chains that iptables-nft makes, and which rules in it are
-// not iptables'. With one that it can't read, iptables refuses the whole table.
+// IptablesTable reports whether a table has the base chains of iptables-nft, and returns the rules in it that
+// iptables-nft did not write.
 func (rs *Ruleset) IptablesTable(t Table) (like bool, strange []*Rule) {
 	names := IptablesChains[t.Name]
 	if t.Legacy || t.Family == FamilyInet || names == nil {
@@ -79,12 +79,12 @@ func (r *Rule) has(name string) bool {
 	return slices.ContainsFunc(r.Exprs, func(e Expression) bool { return e.Name == name })
 }
 
-// unreadable reports whether iptables-nft can't read the rule.
+// UnreadableByIptables reports whether iptables-nft cannot read the rule. It then refuses the whole table.
 func (r *Rule) UnreadableByIptables() bool {
 	return slices.ContainsFunc(r.Exprs, func(e Expression) bool { return !slices.Contains(iptablesExpressions, e.Name) })
 }
 
-// addSaved adds what iptables-save prints to the ruleset.
+// AddSaved adds the tables that iptables-save prints, for FamilyIPv4 or FamilyIPv6 (iptables-extensions(8)).
 func (rs *Ruleset) AddSaved(family byte, text string) {
 	table := Table{Family: family, Legacy: true}
 	for line := range strings.Lines(text) {
@@ -105,7 +105,7 @@ func (rs *Ruleset) AddSaved(family byte, text string) {
 	rs.byChain = nil
 }
 
-// savedWords splits a rule into words; only comments and log prefixes are quoted.
+// savedWords splits a rule into words. Comments and log prefixes are quoted.
 func savedWords(spec string) []string {
 	var words []string
 	var word strings.Builder
@@ -134,8 +134,8 @@ func savedWords(spec string) []string {
 	return words
 }
 
-// savedActions reads a rule as iptables-save prints it. An option that is not known is a condition that
-// can't be judged. It is never nil.
+// ParseSpec interprets a rule as iptables-save prints it after "-A CHAIN", never nil. An unknown option is a
+// condition that cannot be interpreted.
 func ParseSpec(spec string) []Action {
 	m := anything
 	actions := []Action{}
@@ -162,7 +162,7 @@ func ParseSpec(spec string) []Action {
 		case "--comment":
 			next()
 		default:
-			// An option may have no value; if it has one that is read as an option, that is one more unknown condition.
+			// A value that looks like an option counts as one more unknown condition.
 			value := ""
 			if len(words) > 0 && !strings.HasPrefix(words[0], "-") && words[0] != "!" {
 				value = next()
@@ -228,7 +228,7 @@ func savedStates(list string) uint32 {
 	return states
 }
 
-// savedPorts reads "21", "1024:65535" and lists of these; nil is something else.
+// savedPorts parses "21", "1024:65535" and lists of these, nil if it cannot.
 func savedPorts(list string) []rules.PortRange {
 	var ports []rules.PortRange
 	for item := range strings.SplitSeq(list, ",") {
@@ -249,7 +249,7 @@ func savedPorts(list string) []rules.PortRange {
 	return ports
 }
 
-// savedTarget reads the target, with the options after it.
+// savedTarget returns the actions of a target and its options.
 func savedTarget(m Match, option, target string, options []string) []Action {
 	to := func(code int32, chain string) []Action {
 		return []Action{{Match: m, Verdict: &Verdict{Code: code, Chain: chain}}}
@@ -280,5 +280,5 @@ func savedTarget(m Match, option, target string, options []string) []Action {
 	if option == "-g" {
 		return to(VerdictGoto, target)
 	}
-	return to(VerdictJump, target) // or a target that changes nothing here, to which no chain belongs
+	return to(VerdictJump, target) // a target such as LOG is a jump to no chain
 }

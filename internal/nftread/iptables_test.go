@@ -5,11 +5,12 @@ import (
 	"testing"
 
 	"github.com/google/nftables/expr"
+
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
-// TestSavedActions reads rules as iptables-save prints them.
-func TestSavedActions(t *testing.T) {
+// TestParseSpec interprets rules as iptables-save prints them.
+func TestParseSpec(t *testing.T) {
 	const established, related, invalid = expr.CtStateBitESTABLISHED, expr.CtStateBitRELATED, expr.CtStateBitINVALID
 	port := func(first, last uint16) []rules.PortRange { return []rules.PortRange{{First: first, Last: last}} }
 	with := func(change func(*Match)) Match {
@@ -57,8 +58,8 @@ func TestSavedActions(t *testing.T) {
 	}
 }
 
-// FuzzSaved reads what no iptables-save prints.
-func FuzzSaved(f *testing.F) {
+// FuzzAddSaved adds text that no iptables-save prints.
+func FuzzAddSaved(f *testing.F) {
 	f.Add("*filter\n:FORWARD DROP [0:0]\n:x - [0:0]\n-A FORWARD -p tcp -m tcp --dport 21 -j x\n-A x -g FORWARD\nCOMMIT\n")
 	f.Add("*raw\n:\n-A \n-A PREROUTING ! \" -j CT --helper\n:PREROUTING ACCEPT")
 	f.Fuzz(func(_ *testing.T, text string) {

@@ -1,3 +1,12 @@
+// Package nftread reads rulesets of nftables and iptables-legacy, and what they do to a packet.
+//
+// [Read] returns the ruleset of a network namespace, [Ruleset.AddSaved] adds what iptables-save prints. Then
+// [Ruleset.Actions] interprets one rule, [Ruleset.Walk] visits all rules that a base chain leads to, and
+// [Ruleset.Follow] follows one packet through a base chain. [Dial] and the Parse functions return the
+// kernel's messages, for a program that copies a ruleset.
+//
+// Rules are read as the kernel's attributes (include/uapi/linux/netfilter/nf_tables.h): package nftables
+// fails on some expressions that it knows, and omits those that it does not.
 package nftread
 
 import (
@@ -12,10 +21,6 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
-// The rules of the host's own tables are read as the kernel's attributes: package nftables
-// fails on some expressions that it knows, and leaves out those that it does not
-// (include/uapi/linux/netfilter/nf_tables.h).
-
 // Families of tables that filter TCP.
 const (
 	FamilyInet = unix.NFPROTO_INET
@@ -23,11 +28,11 @@ const (
 	FamilyIPv6 = unix.NFPROTO_IPV6
 )
 
-// tableName is how nft(8) names a table.
+// Table identifies a table.
 type Table struct {
 	Family byte
 	Name   string
-	Legacy bool // of iptables-legacy, which nftables does not see
+	Legacy bool // of iptables-legacy, which nftables does not list
 }
 
 // String returns "inet filter", say.
@@ -40,7 +45,7 @@ func (t Table) String() string {
 	return name
 }
 
-// chain is a chain, with what its hook line says if it has one.
+// Chain is a chain. The fields after Base are set for base chains only.
 type Chain struct {
 	Table    Table
 	Name     string
@@ -51,51 +56,52 @@ type Chain struct {
 	Drops    bool // by policy
 }
 
-// rule is a rule and what it consists of.
+// Rule is a rule of a chain.
 type Rule struct {
 	Table  Table
 	Chain  string
 	Handle uint64
 	Exprs  []Expression
-	// known is what the rule does, once it was read.
-	actions []Action
-	// spec is how iptables writes the rule, "" if unknown.
+	// Spec is the rule in the syntax of iptables, "" if unknown.
 	Spec string
+
+	actions []Action // of Ruleset.Actions, nil before its first call
 }
 
+// Expression is one expression of a rule, such as "payload" or "cmp".
 type Expression struct {
 	Name  string
 	Attrs nfnetlink.Attributes
 }
 
-// ctHelper is an object that rules attach to connections.
+// Helper is a conntrack helper that a rule assigns.
 type Helper struct {
-	Type string // of the kernel's helper, such as "ftp"
-	TCP  bool
-	// template says that conntrack attaches it later, so that it may be set before conntrack.
-	Template bool
+	Type     string // such as "ftp"
+	TCP      bool
+	Template bool // set before conntrack, which assigns it to the connection (target CT)
 }
 
+// Object identifies a chain, a set or an object of a table.
 type Object struct {
 	Table Table
 	Name  string
 }
 
-// element is one of a set or map. In a set of intervals, end is where one has ended.
+// Element is an element of a set or map.
 type Element struct {
 	Key     []byte
-	End     bool
-	Verdict *Verdict
-	Object  string
+	End     bool     // the first key after an interval
+	Verdict *Verdict // of a verdict map
+	Object  string   // name, in a map of objects
 }
 
-// verdict is what becomes of a packet.
+// Verdict is a verdict of a rule.
 type Verdict struct {
 	Code  int32
-	Chain string // to jump or go to
+	Chain string // target of VerdictJump and VerdictGoto
 }
 
-// Verdicts, besides NF_DROP and NF_ACCEPT.
+// Codes of verdicts (enum nft_verdicts, NF_DROP and NF_ACCEPT).
 const (
 	VerdictDrop   = 0
 	VerdictAccept = 1
@@ -104,17 +110,18 @@ const (
 	VerdictReturn = -5
 )
 
-// ruleset is what is in nftables. The order of rules is that in their chains.
+// Ruleset lists chains and rules, those of a chain in their order. The zero value is empty.
 type Ruleset struct {
-	Chains   []Chain
-	Rules    []Rule
-	helpers  map[Object]Helper
-	elements func(of Table, set string) ([]Element, error)
+	Chains []Chain
+	Rules  []Rule
 
-	byChain map[Object][]*Rule // of chainRules
+	helpers  map[Object]Helper
+	elements func(of Table, set string) ([]Element, error) // nil for no elements
+	byChain  map[Object][]*Rule                            // of RulesOf, nil before its first call
 }
 
-// read reads the ruleset of the calling thread's network namespace.
+// Read reads the nftables ruleset of the calling thread's network namespace: tables of families that filter
+// TCP, without dormant ones. Elements of sets are read later, when a rule needs them: some sets are large.
 func Read() (*Ruleset, error) {
 	l, err := Dial()
 	if err != nil {
@@ -138,20 +145,21 @@ func Read() (*Ruleset, error) {
 	return rs, nil
 }
 
-// lister lists what is in nftables.
+// Lister lists the objects of nftables.
 type Lister struct {
 	*netlink.Conn
 	dormant map[Table]bool
-	Skipped []string // tables whose families filter no TCP, as "bridge filter"
+	Skipped []string // tables of families that filter no TCP, such as "bridge filter"
 }
 
+// Dial opens a Lister in the network namespace of the calling thread.
 func Dial() (*Lister, error) {
 	nl, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	return &Lister{Conn: nl, dormant: make(map[Table]bool)}, err
 }
 
-// each calls add for every object that a message lists. Those of dormant tables and of families that filter no
-// TCP are left out, so tables (NFT_MSG_GETTABLE) have to be listed first.
+// Each calls add for every object that a message (NFT_MSG_GET*) lists, without those of dormant tables and of
+// families that filter no TCP. The first call has to list tables (NFT_MSG_GETTABLE).
 func (l *Lister) Each(message netlink.HeaderType, add func(family byte, a nfnetlink.Attributes)) error {
 	answers, err := l.dump(message, unix.NFPROTO_UNSPEC, nil)
 	if err != nil {
@@ -188,7 +196,7 @@ func familyName(family byte) string {
 	return fmt.Sprintf("family %d", family)
 }
 
-// listed is an object, or a part of a set, as the kernel lists it.
+// listed is one message of a listing.
 type listed struct {
 	family byte
 	nfnetlink.Attributes
@@ -212,6 +220,7 @@ func (l *Lister) dump(message netlink.HeaderType, family byte, query nfnetlink.B
 	return all, nil
 }
 
+// ParseChain returns the chain of an NFT_MSG_NEWCHAIN.
 func ParseChain(family byte, a nfnetlink.Attributes) Chain {
 	c := Chain{
 		Table: Table{Family: family, Name: a.Text(unix.NFTA_CHAIN_TABLE)},
@@ -225,6 +234,7 @@ func ParseChain(family byte, a nfnetlink.Attributes) Chain {
 	return c
 }
 
+// ParseRule returns the rule of an NFT_MSG_NEWRULE.
 func ParseRule(family byte, a nfnetlink.Attributes) Rule {
 	r := Rule{Table: Table{Family: family, Name: a.Text(unix.NFTA_RULE_TABLE)}, Chain: a.Text(unix.NFTA_RULE_CHAIN)}
 	if handle := a.Find(unix.NFTA_RULE_HANDLE); len(handle) == 8 {
@@ -236,6 +246,7 @@ func ParseRule(family byte, a nfnetlink.Attributes) Rule {
 	return r
 }
 
+// ParseExpression returns one of NFTA_RULE_EXPRESSIONS.
 func ParseExpression(a nfnetlink.Attributes) Expression {
 	return Expression{a.Text(unix.NFTA_EXPR_NAME), a.Nested(unix.NFTA_EXPR_DATA)}
 }
@@ -252,7 +263,6 @@ func (rs *Ruleset) addObject(family byte, a nfnetlink.Attributes) {
 	}
 }
 
-// readElements reads a set, which only a few rules make necessary: some are large.
 func readElements(of Table, set string) ([]Element, error) {
 	l, err := Dial()
 	if err != nil {
@@ -270,7 +280,7 @@ func readElements(of Table, set string) ([]Element, error) {
 	return elements, nil
 }
 
-// portsInSet returns the members of a set of ports; ok is false if it can't be read or is no such set.
+// PortsInSet returns the ports of a set; ok is false if the set cannot be read or its keys are not ports.
 func (rs *Ruleset) PortsInSet(of Table, set string) (ports []rules.PortRange, ok bool) {
 	elements, err := rs.setElements(of, set)
 	if err != nil || !allHave(elements, 2) {
@@ -286,7 +296,7 @@ func (rs *Ruleset) setElements(of Table, set string) ([]Element, error) {
 	return rs.elements(of, set)
 }
 
-// elements returns those of a set.
+// Elements lists the elements of a set (NFTA_SET_ELEM_LIST_ELEMENTS).
 func (l *Lister) Elements(of Table, set string) (elements []nfnetlink.Attributes, err error) {
 	var query nfnetlink.Buffer
 	query.Text(unix.NFTA_SET_ELEM_LIST_TABLE, of.Name)
@@ -303,6 +313,7 @@ func (l *Lister) Elements(of Table, set string) (elements []nfnetlink.Attributes
 	return elements, nil
 }
 
+// ParseElement returns one of NFTA_SET_ELEM_LIST_ELEMENTS.
 func ParseElement(a nfnetlink.Attributes) Element {
 	const intervalEnd = 1 // NFT_SET_ELEM_INTERVAL_END
 	return Element{
@@ -313,7 +324,8 @@ func ParseElement(a nfnetlink.Attributes) Element {
 	}
 }
 
-// compareElements orders elements as the kernel takes intervals: where one ends and the next one begins, the end is first.
+// CompareElements orders elements as the kernel takes intervals: by key, the end of an interval before the
+// start of the next.
 func CompareElements(a, b Element) int {
 	if c := bytes.Compare(a.Key, b.Key); c != 0 || a.End == b.End {
 		return c
@@ -324,7 +336,7 @@ func CompareElements(a, b Element) int {
 	return 1
 }
 
-// newVerdict reads nested data that may be a verdict.
+// newVerdict returns the verdict in nested data, nil if there is none.
 func newVerdict(data nfnetlink.Attributes) *Verdict {
 	a := data.Nested(unix.NFTA_DATA_VERDICT)
 	if a == nil {
