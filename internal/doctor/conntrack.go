@@ -8,7 +8,7 @@ import (
 
 func checkLookup(x *examination) []Finding {
 	if err := x.lookup(); err != nil {
-		return problem(err.Error(), "the daemon looks every control connection up, and can't",
+		return problem(err.Error(), "the daemon has to look up every control connection",
 			"modprobe nf_conntrack_netlink")
 	}
 	return ok("ctnetlink answers")
@@ -34,10 +34,10 @@ func checkExpectationFill(x *examination) []Finding {
 	if err != nil {
 		return unread("the number of expectations", err)
 	}
-	return x.fill(count, "expectations", expectMax, "no data connection is expected any more when the table is full")
+	return x.fill(count, "expectations", expectMax, "when the table is full, no data connection is expected")
 }
 
-// fill judges how full a table is: a full one is a problem, one that is 80 % full a warning.
+// fill is the finding about the fill of a table: a problem if it is full, a warning from 80 % on.
 func (x *examination) fill(count int, of, setting, why string) []Finding {
 	limit, err := x.number(setting)
 	if err != nil {

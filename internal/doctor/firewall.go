@@ -12,8 +12,8 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
-// A firewall is the program that owns a chain: it wrote the chain, saves it and restores it. A change
-// by another program is lost at its next start, or makes it refuse its own table.
+// firewall is the program that writes, saves and restores a chain. A change by another program is lost when the
+// firewall starts again, or makes it refuse its table.
 type firewall int
 
 const (
@@ -25,7 +25,7 @@ const (
 	shorewall
 )
 
-// What firewalls call what is theirs. ufw's chains for IPv6 begin with ufw6.
+// Names by which firewalls are recognised.
 const (
 	firewalldTable    = "firewalld"
 	firewalldIptables = "INPUT_ZONES" // firewalld with FirewallBackend=iptables
@@ -33,7 +33,7 @@ const (
 	shorewallChain    = "shorewall"
 )
 
-// ufwChains are those to which ufw's base chains lead first.
+// ufwChains are the chains that ufw's base chains call first, after "ufw-" or "ufw6-".
 var ufwChains = map[uint32]string{
 	unix.NF_INET_LOCAL_IN: "before-input", unix.NF_INET_FORWARD: "before-forward", unix.NF_INET_LOCAL_OUT: "before-output",
 }
@@ -45,9 +45,8 @@ func ufwChain(family byte, hook uint32) string {
 	return "ufw-" + ufwChains[hook]
 }
 
-// firewallOf finds the firewall of a base chain by what is in the ruleset. The rule is the one in the way,
-// nil if there is none but the chain's policy: what stands in a base chain of iptables before the jump to
-// another firewall's chains was written by hand.
+// firewallOf returns the firewall of a rule in a base chain, nil for the chain's policy. Rules of iptables before
+// the jump to another firewall's chains were written by hand.
 func firewallOf(rs *nftread.Ruleset, c nftread.Chain, by *nftread.Rule) firewall {
 	if c.Table.Name == firewalldTable {
 		return firewalld
@@ -69,8 +68,8 @@ func firewallOf(rs *nftread.Ruleset, c nftread.Chain, by *nftread.Rule) firewall
 	return iptables
 }
 
-// precedes reports whether a rule stands in a base chain before the jump to another chain, or that jump is
-// not there.
+// precedes reports whether a rule of a base chain is before the jump to another chain, or the chain has no such
+// jump.
 func precedes(rs *nftread.Ruleset, c nftread.Chain, r *nftread.Rule, to string) bool {
 	for _, x := range rs.RulesOf(nftread.Object{Table: c.Table, Name: c.Name}) {
 		if x == r {
@@ -83,8 +82,7 @@ func precedes(rs *nftread.Ruleset, c nftread.Chain, r *nftread.Rule, to string) 
 	return true
 }
 
-// A fix is a command for a shell, in the language of the firewall that owns the chain, and what becomes of
-// it when the host starts again.
+// fix is a shell command for the firewall of a chain, and what a reboot does to its effect.
 type fix struct {
 	command, afterReboot string
 }
@@ -97,7 +95,7 @@ const (
 
 func saved(program, file string) string { return fmt.Sprintf("kept, %s loads %s", program, file) }
 
-// accepting is how a base chain is made to accept related connections, in front of what drops them.
+// acceptFix makes a base chain accept related connections, before the rule that drops them.
 func (x *examination) acceptFix(c nftread.Chain, by *nftread.Rule) fix {
 	const related = "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
 	program := x.iptablesProgram(c.Table)
@@ -106,7 +104,7 @@ func (x *examination) acceptFix(c nftread.Chain, by *nftread.Rule) fix {
 	}
 	switch firewallOf(x.cache.ruleset, c, by) {
 	case firewalld:
-		return fix{"firewall-cmd --reload", "kept, firewalld itself writes a rule that accepts them; another program has removed it, or has put one in front of it"}
+		return fix{"firewall-cmd --reload", "kept, firewalld writes a rule that accepts them; another program has removed it, or added one before it"}
 	case ufw:
 		chain, file := ufwChain(c.Table.Family, c.Hook), ufwFile(c.Table.Family)
 		return fix{fmt.Sprintf("sed -i '/^:%s /a -A %s %s' %s && ufw reload", chain, chain, related, file), saved("ufw", file)}
@@ -117,31 +115,30 @@ func (x *examination) acceptFix(c nftread.Chain, by *nftread.Rule) fix {
 		program := shorewallProgram(c.Table)
 		file := fmt.Sprintf("/etc/%s/%s.conf", program, program)
 		return fix{fmt.Sprintf("sed -i 's/^RELATED_DISPOSITION=.*/RELATED_DISPOSITION=ACCEPT/' %s && %s reload", file, program),
-			saved(program, file) + "; its file rules may drop them, too, in SECTION RELATED"}
+			saved(program, file) + "; SECTION RELATED of its file rules may drop them too"}
 	case iptables:
 		if direct, ok := x.directRule(by); ok {
 			return direct
 		}
 		if rs := x.cache.ruleset; by != nil && by.Chain == c.Name && (hasUfw(rs, c.Table) || rs.HasChain(c.Table, dockerChain)) {
-			// To save all rules of the host would be to save those of ufw or Docker a second time.
-			return fix{fmt.Sprintf("%s -D %s %s", program, c.Name, x.spec(by)), "kept, unless something sets the rule again: it is neither ufw's nor Docker's"}
+			// Saving all rules would save those of ufw or Docker a second time.
+			return fix{fmt.Sprintf("%s -D %s %s", program, c.Name, x.spec(by)), "kept, unless a program adds the rule again: it is not a rule of ufw or Docker"}
 		}
 		return fix{fmt.Sprintf("%s -I %s %s", program, c.Name, related), savedByAdmin}
 	}
 	return fix{fmt.Sprintf("nft insert rule %s %s ct state established,related accept", c.Table, c.Name), savedByNft}
 }
 
-// removing is how a rule is removed that attaches a helper to control connections, or hides packets from
-// conntrack.
+// removalFix removes a rule that assigns a helper to control connections, or hides packets from conntrack.
 func (x *examination) removalFix(c nftread.Chain, r *nftread.Rule, a nftread.Action) fix {
 	rs := x.cache.ruleset
 	switch firewallOf(rs, c, r) {
 	case firewalld:
 		if a.Helper != nil {
 			return fix{fmt.Sprintf("firewall-cmd --permanent --service=ftp --remove-helper=%s && firewall-cmd --reload", a.Helper.Type),
-				savedByFirewalld + "; a service of your own that has this helper is changed in the same way"}
+				savedByFirewalld + "; change your own services with this helper in the same way"}
 		}
-		return fix{"firewall-cmd --reload", "kept, firewalld itself writes no such rule"}
+		return fix{"firewall-cmd --reload", "kept, firewalld writes no such rule"}
 	case shorewall:
 		program := shorewallProgram(c.Table)
 		file := fmt.Sprintf("/etc/%s/conntrack", program)
@@ -169,12 +166,12 @@ func (x *examination) removalFix(c nftread.Chain, r *nftread.Rule, a nftread.Act
 			}
 			remove += fmt.Sprintf(" && sed -i -E '/%s/d' %s", pattern, file)
 		}
-		return fix{remove, "kept, if it was ufw that set the rule: no line of " + file + " must be left that sets it"}
+		return fix{remove, "kept, if ufw added the rule and no line of " + file + " adds it any more"}
 	}
 	return fix{fmt.Sprintf("nft delete rule %s %s handle %d", r.Table, r.Chain, r.Handle), savedByNft}
 }
 
-// directRule removes a rule of iptables that is one of firewalld's direct rules.
+// directRule removes one of firewalld's direct rules; ok is false for other rules.
 func (x *examination) directRule(r *nftread.Rule) (f fix, ok bool) {
 	rs := x.cache.ruleset
 	if r == nil || !slices.ContainsFunc(rs.Chains, func(c nftread.Chain) bool { return c.Table.Name == firewalldTable }) {
@@ -199,7 +196,7 @@ func (x *examination) directRule(r *nftread.Rule) (f fix, ok bool) {
 	return fix{}, false
 }
 
-// ufwFile is what ufw loads before its own rules.
+// ufwFile is the file that ufw loads before its own rules.
 func ufwFile(family byte) string {
 	if family == nftread.FamilyIPv6 {
 		return "/etc/ufw/before6.rules"
@@ -207,7 +204,7 @@ func ufwFile(family byte) string {
 	return "/etc/ufw/before.rules"
 }
 
-// iptablesPorts writes ports as iptables does: 21,1024:65535.
+// iptablesPorts formats ports as iptables does: 21,1024:65535.
 func iptablesPorts(ports []rules.PortRange) string {
 	return strings.ReplaceAll(rules.FormatPorts(ports, ","), "-", ":")
 }
@@ -224,8 +221,7 @@ func shorewallProgram(t nftread.Table) string {
 	return "shorewall"
 }
 
-// iptablesProgram is the one that writes a table. "iptables" alone is one of two programs, as the host's
-// alternatives say.
+// iptablesProgram returns the program of a table. "iptables" alone is one of two, by the host's alternatives.
 func (x *examination) iptablesProgram(t nftread.Table) string {
 	name := "iptables"
 	if t.Family == nftread.FamilyIPv6 {
@@ -235,7 +231,7 @@ func (x *examination) iptablesProgram(t nftread.Table) string {
 	if t.Legacy {
 		variant = "legacy"
 	}
-	is := "nft" // where it can't be asked
+	is := "nft" // if the version is unknown
 	if version, err := x.run(name, "--version"); err == nil && !strings.Contains(version, "nf_tables") {
 		is = "legacy" // versions before 1.8 say nothing
 	}
@@ -245,7 +241,7 @@ func (x *examination) iptablesProgram(t nftread.Table) string {
 	return name + "-" + variant
 }
 
-// spec is how iptables writes a rule, or else the rule's number in its chain: -D takes both.
+// spec returns a rule in the syntax of iptables, or else its number in the chain: -D takes both.
 func (x *examination) spec(r *nftread.Rule) string {
 	all := x.cache.ruleset.RulesOf(nftread.Object{Table: r.Table, Name: r.Chain})
 	number := slices.Index(all, r)
@@ -253,13 +249,13 @@ func (x *examination) spec(r *nftread.Rule) string {
 	if spec == "" {
 		spec = x.savedSpec(r, number, len(all))
 	}
-	if spec == "" || strings.ContainsAny(spec, "$`") { // a shell would read more than iptables in a comment
+	if spec == "" || strings.ContainsAny(spec, "$`") { // a shell would expand it
 		return fmt.Sprint(number + 1)
 	}
 	return spec
 }
 
-// savedSpec asks iptables-save for one rule of so many in a chain. It is "" if there are not as many.
+// savedSpec returns a rule of a chain from iptables-save, "" if the chain does not have count rules there.
 func (x *examination) savedSpec(r *nftread.Rule, number, count int) string {
 	text, err := x.run(x.iptablesProgram(r.Table)+"-save", "-t", r.Table.Name)
 	if err != nil {
@@ -277,7 +273,7 @@ func (x *examination) savedSpec(r *nftread.Rule, number, count int) string {
 	return specs[number]
 }
 
-// portsText lists ports for people.
+// portsText returns "port 21" or "ports 20, 21".
 func portsText(ports []rules.PortRange) string {
 	if len(ports) == 1 && ports[0].First == ports[0].Last {
 		return "port " + rules.FormatPorts(ports, ",")

@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// checkForwarding says when a host that looks like a router does not forward.
+// checkForwarding finds a host with addresses on two interfaces that does not forward.
 func checkForwarding(x *examination) []Finding {
 	interfaces, err := x.addresses()
 	if err != nil {
@@ -39,7 +39,7 @@ func checkForwarding(x *examination) []Finding {
 			found = append(found, unread("the setting "+f.setting, err)...)
 		case strings.TrimSpace(string(value)) == "0":
 			found = append(found, warning(fmt.Sprintf("%s is not forwarded between %s", f.family, strings.Join(names, ", ")),
-				"FTP through this host can't work, but FTP of this host can", "sysctl -w "+f.setting+"=1")...)
+				"FTP through this host fails; FTP to and from this host works", "sysctl -w "+f.setting+"=1")...)
 		default:
 			on = append(on, f.family)
 		}

@@ -11,23 +11,23 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
-// Where a helper has to be attached: after conntrack, before NAT.
+// A helper has to be assigned after conntrack and before NAT.
 const (
 	conntrackPriority = -200
 	natPriority       = -100
 	helperPriority    = -150
 )
 
-// checkHelpers looks for rules that attach a helper to control connections, besides ours, and
-// for one that is attached too early or too late.
+// checkHelpers finds rules other than ours that assign a helper to control connections, and helpers that are
+// assigned too early or too late.
 func checkHelpers(x *examination) []Finding {
 	if x.request.Monitor {
-		return ok("another one may work beside a daemon that only monitors")
+		return ok("other helpers do not disturb a daemon that only monitors")
 	}
 	var found []Finding
-	// Kernels before 6.0: helpers attached by port, without a rule.
+	// Kernels before 6.0 assign helpers by port, without a rule.
 	if value, err := x.readFile("/proc/sys/net/netfilter/nf_conntrack_helper"); err == nil && strings.TrimSpace(string(value)) != "0" {
-		found = append(found, problem("the kernel attaches its own helper to port 21", oneHelper,
+		found = append(found, problem("the kernel assigns its own helper to port 21", oneHelper,
 			"sysctl -w net.netfilter.nf_conntrack_helper=0")...)
 	}
 	rs, err := x.cachedRuleset()
@@ -49,14 +49,14 @@ func checkHelpers(x *examination) []Finding {
 		})
 	}
 	if len(found) == 0 {
-		return ok("no other rule attaches one to port %s", rules.FormatPorts(x.controlPorts(), ","))
+		return ok("no other rule assigns a conntrack helper to port %s", rules.FormatPorts(x.controlPorts(), ","))
 	}
 	return found
 }
 
-const oneHelper = "a connection has one helper; the kernel's own does the daemon's work again, or instead"
+const oneHelper = "a connection has one helper: this one works instead of the daemon, or in addition to it"
 
-// judgeHelper says what is wrong with a rule that attaches a helper to a control connection.
+// helperFinding is the finding about a rule that assigns a helper to a control connection.
 func (x *examination) helperFinding(c nftread.Chain, r *nftread.Rule, a nftread.Action) (f Finding, bad bool) {
 	ports := "any port"
 	if a.Match.Ports != nil {
@@ -77,29 +77,29 @@ func (x *examination) helperFinding(c nftread.Chain, r *nftread.Rule, a nftread.
 	case a.Helper.Type != x.config.Helper && !slices.Contains(rules.Carriers, a.Helper.Type):
 		f.Why = oneHelper
 		if late {
-			f.Why += ", and attached after NAT it breaks connections"
+			f.Why += ", and assigned after NAT it breaks connections"
 		}
 		if a.Match.Ports == nil {
-			f.Level, f.Why = Warning, "if that is for FTP: "+f.Why
+			f.Level, f.Why = Warning, "if the rule is for FTP: "+f.Why
 		}
 	case late:
 		f.Check = "helper priority"
-		f.Why = "attached after NAT, a connection has no room for sequence adjustment, and breaks at the first rewrite"
+		f.Why = "assigned after NAT, the connection has no sequence adjustment and breaks at the first rewrite"
 	case early && !a.Helper.Template:
 		f.Check = "helper priority"
-		f.Why = "before conntrack there is no connection to attach it to"
+		f.Why = "before conntrack there is no connection to assign it to"
 	default:
 		return Finding{}, false
 	}
 	return f, true
 }
 
-// late tells whether a connection's first packet has been through DNAT in the chain.
+// afterNAT reports whether the chain sees a connection's first packet after DNAT.
 func afterNAT(c nftread.Chain) bool {
 	return c.Hook != unix.NF_INET_PRE_ROUTING && c.Hook != unix.NF_INET_LOCAL_OUT || c.Priority >= natPriority
 }
 
-// early reports whether conntrack does not know the connection yet.
+// beforeConntrack reports whether the chain sees packets before conntrack.
 func beforeConntrack(c nftread.Chain) bool { return !afterNAT(c) && c.Priority <= conntrackPriority }
 
 func hookName(hook uint32) string {
@@ -110,7 +110,7 @@ func hookName(hook uint32) string {
 	return fmt.Sprintf("hook %d", hook)
 }
 
-// overlap tells whether a port may be in both; nil is any port.
+// overlap reports whether a port may be in both lists; nil is any port.
 func overlap(a, b []rules.PortRange) bool {
 	if a == nil {
 		return true

@@ -8,7 +8,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
-// checkKernel wants Linux 5.16, the first with "@ih" in nftables.
+// checkKernel requires Linux 5.16, the first with "@ih" in nftables.
 func checkKernel(x *examination) []Finding {
 	release, err := x.release()
 	if err != nil {
@@ -31,13 +31,13 @@ func checkPrivileges(x *examination) []Finding {
 	case err != nil:
 		return unread("the thread's capabilities", err)
 	case !admin:
-		return problem("CAP_NET_ADMIN is missing", "rules, queues and conntrack can be neither read nor used without it",
+		return problem("needs CAP_NET_ADMIN: run as root", "rules, queues and conntrack cannot be read without it",
 			"run it as root: sudo nfq-ftphelper doctor")
 	}
 	return ok("CAP_NET_ADMIN")
 }
 
-// checkChoice says how connections get a helper.
+// checkPlan finds how connections get a helper.
 func checkPlan(x *examination) []Finding {
 	if x.noPlan != nil {
 		module := "nf_conntrack_" + rules.Carriers[0]
@@ -50,12 +50,12 @@ func checkPlan(x *examination) []Finding {
 	}
 	c := x.plan
 	if x.request.Monitor {
-		return warning("the daemon only monitors (--monitor): connections get no helper from it",
+		return warning("the daemon only monitors (--monitor) and assigns no helper",
 			"it logs what it would do, and opens and changes nothing", "")
 	}
 	what := fmt.Sprintf("%s %s, %s", c.Helper, c.Rules.Helper, c.Why)
 	if c.Helper == backend.Carrier && c.Rules.Helper != rules.Carriers[0] && x.request.Name == "" {
-		return warning(what, "it is for IPv4 only, so FTP over IPv6 is not helped", "modprobe nf_conntrack_"+rules.Carriers[0])
+		return warning(what, "this helper is for IPv4 only: FTP over IPv6 is not helped", "modprobe nf_conntrack_"+rules.Carriers[0])
 	}
 	return ok("%s", what)
 }

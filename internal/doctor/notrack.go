@@ -10,7 +10,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
-// checkNotrack looks for rules that hide packets of FTP from conntrack.
+// checkNotrack finds rules that hide packets of FTP from conntrack.
 func checkNotrack(x *examination) []Finding {
 	rs, err := x.cachedRuleset()
 	if err != nil {
@@ -35,7 +35,7 @@ func checkNotrack(x *examination) []Finding {
 			fate := rs.Follow(c, k.packet)
 			level, r, why := Problem, fate.Untracked, "FTP is not helped: a helper needs the connection's entry in conntrack"
 			if r == nil {
-				level, r, why = Warning, fate.Perhaps, "if that is for FTP, it is not helped: a helper needs the connection's entry in conntrack"
+				level, r, why = Warning, fate.Perhaps, "if the rule matches FTP, it is not helped: a helper needs the connection's entry in conntrack"
 			}
 			if r == nil || slices.ContainsFunc(found, func(f Finding) bool { return f.rule == r }) {
 				continue
@@ -57,7 +57,7 @@ func checkNotrack(x *examination) []Finding {
 	return found
 }
 
-// either returns the ports that a rule names, or else others.
+// either returns the ports that a rule matches, or else others.
 func either(named, others []rules.PortRange) []rules.PortRange {
 	if named != nil {
 		return named

@@ -9,7 +9,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/jsonout"
 )
 
-// Count says how many findings are of a level.
+// Count returns the number of findings of a level.
 func Count(findings []Finding, l Level) int {
 	n := 0
 	for _, f := range findings {

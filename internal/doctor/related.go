@@ -13,12 +13,11 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
-// mostInterfaces is up to how many interfaces rules are read for each pair; with more, conditions on
-// interfaces are taken for conditions that can't be judged.
+// mostInterfaces is the number of interfaces up to which rules are read for each pair of them; beyond it, a
+// condition on an interface counts as one that cannot be interpreted.
 const mostInterfaces = 16
 
-// checkRelated looks for chains that drop related connections, as the data connections are that a helper
-// makes conntrack expect.
+// checkRelated finds chains that drop related connections: the data connections that the helper opens.
 func checkRelated(x *examination) []Finding {
 	rs, err := x.cachedRuleset()
 	if err != nil {
@@ -35,63 +34,63 @@ func checkRelated(x *examination) []Finding {
 		}
 	}
 	var found []Finding
-	var fine []string
+	var accepting []string
 	for _, c := range filters.chains {
 		f, dropping := filters.examine(c)
 		switch {
 		case f.Level != OK:
 			found = append(found, f)
 		case dropping:
-			fine = append(fine, c.Name)
+			accepting = append(accepting, fmt.Sprintf("%s/%s", c.Table, c.Name))
 		}
 	}
 	switch {
 	case len(found) > 0:
 		return found
-	case len(fine) == 0:
+	case len(accepting) == 0:
 		return ok("no chain drops data connections")
 	}
-	return ok("accepted where all else is dropped: %s", strings.Join(fine, ", "))
+	return ok("related connections are accepted in %s", strings.Join(accepting, ", "))
 }
 
-// highPorts are those of data connections.
+// highPorts are the ports of data connections.
 var highPorts = []rules.PortRange{{First: 1024, Last: 65535}}
 
-// dataPacket is the first packet of a data connection.
+// dataPacket returns the first packet of a data connection.
 func dataPacket(helper, in, out string) nftread.Packet {
 	return nftread.Packet{State: expr.CtStateBitRELATED, Ports: highPorts, Helper: helper, In: in, Out: out}
 }
 
-// controlPacket is the first packet of a control connection.
+// controlPacket returns the first packet of a control connection.
 func controlPacket(ports []rules.PortRange, in, out string) nftread.Packet {
 	return nftread.Packet{State: expr.CtStateBitNEW, Ports: ports, In: in, Out: out}
 }
 
 var filtersTCP = map[uint32]bool{unix.NF_INET_LOCAL_IN: true, unix.NF_INET_FORWARD: true, unix.NF_INET_LOCAL_OUT: true}
 
-// noState is a bit of no state that a rule can name.
+// noState is a bit that no rule matches.
 const noState = 1 << 31
 
-// filters are the base chains that may drop packets of FTP.
+// filters are the base chains that filter TCP.
 type filters struct {
 	*examination
 	rs         *nftread.Ruleset
 	chains     []nftread.Chain
-	interfaces []string // "" if unknown
-	passes     map[hookPath]bool
+	interfaces []string          // "" if unknown
+	passes     map[hookPath]bool // of controlPasses
 }
 
-// way is a path of a family through a hook.
+// hookPath is a path of a family through a hook.
 type hookPath struct {
 	hook   uint32
 	family byte
 	path   path
 }
 
-// A path is a way through a hook, from an interface to another one; "" is none, or unknown.
+// path is the interfaces of a packet; "" is none, or unknown.
 type path struct{ in, out string }
 
-// String is empty if the interfaces are unknown.
+// String returns "eth0 to eth1", say, "" if the interfaces are unknown.
 func (w path) String() string {
 	switch {
 	case w.in != "" && w.out != "":
@@ -120,14 +119,14 @@ func (f *filters) paths(hook uint32) []path {
 			}
 		}
 	}
-	if len(all) == 0 { // forwarded, but through one interface
+	if len(all) == 0 { // forwarded by the only interface
 		all = append(all, path{f.interfaces[0], f.interfaces[0]})
 	}
 	return all
 }
 
-// lets reports whether control connections may pass all chains of a hook, over IPv4 or IPv6 where the family
-// is both.
+// controlPasses reports whether control connections may pass all chains of a hook, for FamilyInet over IPv4 or
+// IPv6.
 func (f *filters) controlPasses(hook uint32, family byte, w path) bool {
 	if family == nftread.FamilyInet {
 		return f.controlPasses(hook, nftread.FamilyIPv4, w) || f.controlPasses(hook, nftread.FamilyIPv6, w)
@@ -144,7 +143,7 @@ func (f *filters) controlPasses(hook uint32, family byte, w path) bool {
 	return passes
 }
 
-// closed reports whether control connections pass nowhere: neither to this host nor through it.
+// closed reports whether control connections pass neither to this host nor through it.
 func (f *filters) closed(family byte) bool {
 	for _, hook := range []uint32{unix.NF_INET_LOCAL_IN, unix.NF_INET_FORWARD} {
 		if slices.ContainsFunc(f.paths(hook), func(w path) bool { return f.controlPasses(hook, family, w) }) {
@@ -154,18 +153,18 @@ func (f *filters) closed(family byte) bool {
 	return true
 }
 
-// examine says how a chain drops data connections, if it does. It is dropping if it drops anything
-// that no rule accepts.
+// examine returns the finding about a chain that drops data connections. It is dropping if it drops what no rule
+// accepts.
 func (f *filters) examine(c nftread.Chain) (found Finding, dropping bool) {
 	var lost, maybe, passive []path // on which control connections pass
-	var worst, perhaps, shut, active nftread.Fate
+	var worst, perhaps, closed, active nftread.Fate
 	for _, w := range f.paths(c.Hook) {
 		data := f.rs.Follow(c, dataPacket(f.config.Helper, w.in, w.out))
 		dropping = dropping || f.rs.Follow(c, nftread.Packet{State: noState, Ports: highPorts, In: w.in, Out: w.out}).Dropped
 		if !data.Dropped && data.Perhaps == nil {
 			continue
 		}
-		// A passive data connection goes the way of the control connection, an active one the other way.
+		// A passive data connection has the direction of the control connection, an active one the opposite.
 		back := path{w.out, w.in}
 		lets := f.controlPasses(c.Hook, c.Table.Family, w) || c.Hook == unix.NF_INET_FORWARD && f.controlPasses(c.Hook, c.Table.Family, back) ||
 			c.Hook == unix.NF_INET_LOCAL_OUT && f.controlPasses(unix.NF_INET_LOCAL_IN, c.Table.Family, path{in: w.out})
@@ -177,7 +176,7 @@ func (f *filters) examine(c nftread.Chain) (found Finding, dropping bool) {
 		case data.Dropped && lets:
 			lost, worst = append(lost, w), data
 		case data.Dropped:
-			shut.Dropped, shut.By, shut.OtherHelper = true, data.By, data.OtherHelper
+			closed.Dropped, closed.By, closed.OtherHelper = true, data.By, data.OtherHelper
 		case lets:
 			maybe, perhaps = append(maybe, w), data
 		}
@@ -193,22 +192,21 @@ func (f *filters) examine(c nftread.Chain) (found Finding, dropping bool) {
 	case len(maybe) > 0:
 		fix := f.acceptFix(c, perhaps.Perhaps)
 		return Finding{Level: Warning,
-			What: fmt.Sprintf("table %s, chain %s drops related connections under a condition that can't be judged: %s", c.Table, c.Name, f.text(perhaps.Perhaps)),
-			Why:  "a data connection that meets the condition is dropped, even though the helper has made conntrack expect it",
+			What: fmt.Sprintf("table %s, chain %s may drop related connections, by a condition that cannot be interpreted: %s", c.Table, c.Name, f.text(perhaps.Perhaps)),
+			Why:  "FTP transfers that meet the condition fail",
 			Fix:  fix.command, AfterReboot: fix.afterReboot, rule: perhaps.Perhaps, base: &c}, dropping
-	case shut.Dropped:
-		found := f.relatedFinding(c, shut, nil)
+	case closed.Dropped:
+		found := f.relatedFinding(c, closed, nil)
 		if !f.closed(c.Table.Family) {
 			found.Level = Warning
 		}
-		found.Why = fmt.Sprintf("FTP can't go through this chain: it drops new connections to %s as well. If it is to go there, accept both", portsText(f.controlPorts()))
+		found.Why = fmt.Sprintf("no FTP passes this chain: it drops new connections to %s as well. If FTP is to pass, accept both", portsText(f.controlPorts()))
 		return found, dropping
 	}
 	return Finding{}, dropping
 }
 
-// dropsRelated is the finding about a chain that drops the data connections of some paths, of all if there
-// is none.
+// relatedFinding is the finding about a chain that drops the data connections of the lost paths, nil for all.
 func (f *filters) relatedFinding(c nftread.Chain, by nftread.Fate, lost []path) Finding {
 	what := fmt.Sprintf("table %s, chain %s drops", c.Table, c.Name)
 	const most = 3
@@ -222,14 +220,14 @@ func (f *filters) relatedFinding(c nftread.Chain, by nftread.Fate, lost []path) 
 	switch {
 	case by.OtherHelper != "":
 		what = fmt.Sprintf("table %s, chain %s accepts related connections of the helper %q only; ours is %q", c.Table, c.Name, by.OtherHelper, f.config.Helper)
-	case by.By != nil && f.names(by.By):
+	case by.By != nil && f.matchesState(by.By):
 		what += " related connections: " + f.text(by.By)
 	default:
 		what += ", and has no rule that accepts related connections"
 	}
 	fix := f.acceptFix(c, by.By)
 	return Finding{Level: Problem, What: what,
-		Why: "FTP transfers fail: the chain drops the data connections that the helper makes conntrack expect",
+		Why: "FTP transfers will fail: this chain drops the data connections that the helper opens",
 		Fix: fix.command, AfterReboot: fix.afterReboot, rule: by.By, base: &c}
 }
 
@@ -243,12 +241,12 @@ func pathNames(paths []path) []string {
 	return names
 }
 
-// names reports whether a rule names states, and so drops related connections on purpose.
-func (f *filters) names(r *nftread.Rule) bool {
+// matchesState reports whether a rule matches states, and so drops related connections on purpose.
+func (f *filters) matchesState(r *nftread.Rule) bool {
 	return slices.ContainsFunc(f.rs.Actions(r), func(a nftread.Action) bool { return a.Match.Stated })
 }
 
-// text names a rule so that its firewall's program finds it.
+// text identifies a rule in the syntax of its firewall.
 func (f *filters) text(r *nftread.Rule) string {
 	if f.rs.OwnedByIptables(r.Table) {
 		spec := f.spec(r)

@@ -13,10 +13,8 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nftread"
 )
 
-// The kernel lists its tables in nearly the form in which it takes them. What is different is
-// here: counters of uses and handles are left out, sets get an id, and no packet waits for a program.
-//
-// It mirrors net/netfilter/nf_tables_api.c.
+// The kernel dumps tables nearly in the form in which it takes them (net/netfilter/nf_tables_api.c). The differences:
+// use counters and handles are omitted, sets get an id, and queues get the bypass flag.
 
 // nftMessage is one request of a batch.
 type nftMessage struct {
@@ -45,7 +43,7 @@ const (
 	queueBypass  = 1 // NFT_QUEUE_FLAG_BYPASS, NFQ_FLAG_BYPASS
 )
 
-// readNFT reads the tables that see forwarded packets and those of this host.
+// readNFT reads the tables of families that filter TCP.
 func (s *snapshot) readNFT() error {
 	l, err := nftread.Dial()
 	if err != nil {
@@ -81,7 +79,7 @@ func (s *snapshot) readNFT() error {
 
 type nftReader struct {
 	*snapshot
-	ingress map[nftread.Object]bool // chains that are left out
+	ingress map[nftread.Object]bool // chains that are omitted
 	sets    []nftread.Object
 }
 
@@ -91,7 +89,7 @@ func (r *nftReader) add(typ uint16, family byte, a nfnetlink.Buffer, format stri
 
 func (r *nftReader) addTable(family byte, a nfnetlink.Attributes) {
 	name := nftread.Table{Family: family, Name: a.Text(unix.NFTA_TABLE_NAME)}
-	// The flags left, persist and owner, are about the program that made it.
+	// The flags persist and owner concern the program that created the table.
 	r.add(unix.NFT_MSG_NEWTABLE, family, a.Without(unix.NFTA_TABLE_FLAGS, unix.NFTA_TABLE_USE, nftaTableHandle, nftaTableOwner), "table %s", name)
 }
 
@@ -110,7 +108,7 @@ func (r *nftReader) addChain(family byte, a nfnetlink.Attributes) {
 	if c.Base {
 		r.bases[nftread.Object{Table: c.Table, Name: c.Name}] = true
 	}
-	// A chain within a rule is as good as one with a name.
+	// A chain that is bound to a rule becomes an ordinary one.
 	flags := a.Uint32(nftaChainFlags) &^ chainBinding
 	b := a.Without(unix.NFTA_CHAIN_HANDLE, unix.NFTA_CHAIN_USE, unix.NFTA_CHAIN_COUNTERS, nftaChainID, nftaChainFlags)
 	if flags != 0 {
@@ -127,7 +125,7 @@ func (r *nftReader) addSet(family byte, a nfnetlink.Attributes) {
 	r.add(unix.NFT_MSG_NEWSET, family, b, "table %s, set %s", name.Table, name.Name)
 }
 
-// addElements adds those of all sets, each in the order in which the kernel wants intervals.
+// addElements adds the elements of all sets, sorted as the kernel takes intervals.
 func (r *nftReader) addElements(l *nftread.Lister) error {
 	for _, set := range r.sets {
 		elements, err := l.Elements(set.Table, set.Name)
@@ -163,7 +161,7 @@ func (r *nftReader) addRule(family byte, a nfnetlink.Attributes) {
 	exprs := b.Nest(unix.NFTA_RULE_EXPRESSIONS)
 	protocol := addExpressions(&b, rule.Exprs)
 	b.End(exprs)
-	if protocol != 0 { // matches and targets of iptables want to know it, and it is not listed
+	if protocol != 0 { // matches and targets of iptables need it, and it is not dumped
 		compat := b.Nest(unix.NFTA_RULE_COMPAT)
 		b.Uint32(unix.NFTA_RULE_COMPAT_PROTO, protocol)
 		b.Uint32(unix.NFTA_RULE_COMPAT_FLAGS, 0)
@@ -172,8 +170,8 @@ func (r *nftReader) addRule(family byte, a nfnetlink.Attributes) {
 	r.add(unix.NFT_MSG_NEWRULE, family, b, "table %s, chain %s, rule with handle %d", rule.Table, rule.Chain, rule.Handle)
 }
 
-// addExpressions adds the expressions of a rule as the kernel takes them, and returns its protocol if it has a
-// match or target of iptables.
+// addExpressions adds the expressions of a rule as the kernel takes them. It returns the rule's protocol, 0 if it
+// has no match or target of iptables.
 func addExpressions(b *nfnetlink.Buffer, exprs []nftread.Expression) (protocol uint32) {
 	var load nftread.Expression
 	var compat bool
@@ -182,7 +180,7 @@ func addExpressions(b *nfnetlink.Buffer, exprs []nftread.Expression) (protocol u
 		switch e.Name {
 		case "flow_offload": // changes no verdict, and needs devices
 			continue
-		case "queue": // of packets that no program reads here
+		case "queue": // no program reads it here
 			flags := binary.BigEndian.Uint16(append(e.Attrs.Find(unix.NFTA_QUEUE_FLAGS), 0, 0)) | queueBypass
 			data = e.Attrs.Without(unix.NFTA_QUEUE_FLAGS)
 			data.Uint16(unix.NFTA_QUEUE_FLAGS, flags)
@@ -194,12 +192,12 @@ func addExpressions(b *nfnetlink.Buffer, exprs []nftread.Expression) (protocol u
 			}
 		case "match":
 			compat = true
-		case "osf": // without flags, the kernel lists them and does not take them
+		case "osf": // flags 0 are dumped and not taken
 			const flags = 3 // NFTA_OSF_FLAGS
 			if e.Attrs.Uint32(flags) == 0 {
 				data = e.Attrs.Without(flags)
 			}
-		case "exthdr": // the kernel lists attributes that it does not take of rules that change an option
+		case "exthdr": // some attributes of rules that change an option are dumped and not taken
 			const sreg, dreg, offset, length, flags = 7, 1, 3, 4, 5 // NFTA_EXTHDR_*
 			switch {
 			case e.Attrs.Find(sreg) != nil:
@@ -225,7 +223,7 @@ func addExpressions(b *nfnetlink.Buffer, exprs []nftread.Expression) (protocol u
 	return protocol
 }
 
-// loadsProtocol reports whether an expression loads the packet's transport protocol.
+// loadsProtocol reports whether an expression loads the transport protocol.
 func loadsProtocol(e nftread.Expression) bool {
 	switch e.Name {
 	case "meta":
@@ -237,7 +235,7 @@ func loadsProtocol(e nftread.Expression) bool {
 	return false
 }
 
-// rebuildNFT makes the tables in the calling thread's namespace, in one batch.
+// rebuildNFT creates the tables in the calling thread's namespace, in one batch.
 func (s *snapshot) rebuildNFT() error {
 	if len(s.nft) == 0 {
 		return nil
@@ -260,8 +258,8 @@ func (s *snapshot) rebuildNFT() error {
 	return s.sendBatch(batch)
 }
 
-// sendBatch sends a batch whose last request is acknowledged. The first error that the kernel
-// reports is that of the first request that it refuses.
+// sendBatch sends a batch whose last request is acknowledged. The kernel's first answer is the error of the first
+// request that it refuses.
 func (s *snapshot) sendBatch(batch []byte) error {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
 	if err != nil {

@@ -25,36 +25,36 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
-// system is what the checks ask of a host.
+// system is the host, as the checks need it.
 type system interface {
-	// release is the kernel's, such as "6.1.0-50-amd64".
+	// release returns the kernel's, such as "6.1.0-50-amd64".
 	release() (string, error)
 	netAdmin() (bool, error)
 	// readFile reads a file of /proc, whose "net" is that of the calling thread.
 	readFile(name string) ([]byte, error)
 	// owner finds the program behind a netlink socket of the netfilter protocol.
 	owner(portid uint32) (nfq.Owner, error)
-	// addresses are those of each interface that is up, but for loopback.
+	// addresses returns those of each interface that is up, without loopback.
 	addresses() (map[string][]netip.Addr, error)
 
 	choose(backend.Request) (backend.Plan, error)
-	cthelper(name string) (h cthelper.Helper, there bool, err error)
-	// lookup looks up a connection that is not there.
+	cthelper(name string) (h cthelper.Helper, registered bool, err error)
+	// lookup looks up a connection that does not exist.
 	lookup() error
-	// expectations is how many there are.
+	// expectations returns the number of expectations.
 	expectations() (int, error)
-	// try does what the daemon does, in a network namespace of its own. The error is why that
-	// can't be had.
+	// probe does what the daemon does to a connection, in a new network namespace. The error is why there is no
+	// such namespace.
 	probe(backend.Plan) (probe, error)
 
-	// transfers has test transfers in a copy of this network namespace. The error is why there is no copy,
-	// errNoInterface if there is nothing to copy.
+	// transfers runs test transfers in a copy of this network namespace. The error is why there is no copy,
+	// errNoInterface if no interface is up.
 	transfers(backend.Plan) (transfers, error)
 
 	checkRules(rules.Config) error
 	ruleset() (*nftread.Ruleset, error)
-	// run runs a program that changes nothing, in the network namespace of the calling thread, and returns
-	// what it prints. The error is fs.ErrNotExist if the program is missing.
+	// run returns the output of a program that changes nothing, in the network namespace of the calling thread.
+	// The error is fs.ErrNotExist if the program is missing.
 	run(program string, args ...string) (string, error)
 }
 
@@ -137,8 +137,8 @@ func (host) lookup() error {
 	if err != nil {
 		return err
 	}
-	nobody := netip.MustParseAddrPort("192.0.2.1:1") // TEST-NET-1, RFC 5737
-	_, _, err = c.Lookup(expect.Tuple{Src: nobody, Dst: nobody})
+	unused := netip.MustParseAddrPort("192.0.2.1:1") // TEST-NET-1, RFC 5737
+	_, _, err = c.Lookup(expect.Tuple{Src: unused, Dst: unused})
 	if errors.Is(err, expect.ErrNoEntry) {
 		err = nil
 	}

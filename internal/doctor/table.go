@@ -18,13 +18,13 @@ const (
 )
 
 func checkRules(x *examination) []Finding {
-	const why = "packets of control connections don't reach the daemon"
+	const why = "packets of control connections do not reach the daemon"
 	err := x.checkRules(x.config)
 	if err == nil {
 		if added := x.addedPorts(); len(added) > 0 {
-			return ok("table inet %s is in place, with %s, and with %s that the settings don't have", ownTable, portsText(x.config.Ports), portsText(added))
+			return ok("table inet %s is installed for %s, and for %s that the settings do not list", ownTable, portsText(x.config.Ports), portsText(added))
 		}
-		return ok("table inet %s is in place, with %s", ownTable, portsText(x.config.Ports))
+		return ok("table inet %s is installed for %s", ownTable, portsText(x.config.Ports))
 	}
 	if errors.Is(err, rules.ErrMissing) {
 		return problem(err.Error(), why, fmt.Sprintf("%s, or %s --rules", x.command("rules apply"), x.command("run")))
@@ -40,20 +40,20 @@ func checkRules(x *examination) []Finding {
 	return problem(err.Error(), why, x.command("rules apply"))
 }
 
-// monitorRules are those of a daemon that only monitors, with the same ports and queues.
+// monitorRules are the rules of --monitor for the same ports and queues.
 func (x *examination) monitorRules() rules.Config {
 	c := x.config
 	c.Ruleset, c.Helper = rules.Monitor, ""
 	return c
 }
 
-// noPorts tells whether our set of ports is there and empty.
+// portSetEmpty reports whether our set of ports exists and is empty.
 func (x *examination) portSetEmpty() bool {
 	ports, ok := x.portsInSet()
 	return ok && len(ports) == 0
 }
 
-// portsInSet reads our set of ports.
+// portsInSet returns our set of ports.
 func (x *examination) portsInSet() (ports []rules.PortRange, ok bool) {
 	rs, err := x.cachedRuleset()
 	if err != nil {
@@ -62,7 +62,7 @@ func (x *examination) portsInSet() (ports []rules.PortRange, ok bool) {
 	return rs.PortsInSet(nftread.Table{Family: nftread.FamilyInet, Name: ownTable}, ownPorts)
 }
 
-// addedPorts are those in our set that the settings don't have: they were added by hand.
+// addedPorts are those in our set that the settings do not list: they were added by hand.
 func (x *examination) addedPorts() []rules.PortRange {
 	if x.cache.added == nil {
 		ports, _ := x.portsInSet()
@@ -74,12 +74,12 @@ func (x *examination) addedPorts() []rules.PortRange {
 	return *x.cache.added
 }
 
-// controlPorts are those of control connections: of the settings, and added to our set.
+// controlPorts are those of the settings and those added by hand.
 func (x *examination) controlPorts() []rules.PortRange {
 	return slices.Concat(x.config.Ports, x.addedPorts())
 }
 
-// command is a command line of this program with the flags that say what rules are meant.
+// command returns a command line of this program, with the flags of the rules.
 func (x *examination) command(words string) string {
 	c := x.config
 	line := program + " " + words

@@ -20,29 +20,24 @@ import (
 
 // transfers are the test transfers in a replica of the host.
 type transfers struct {
-	paths []transferPath
-	// refused is where control connections were dropped, on the ways where none passed.
-	refused []place
-	// left lists what was not tried, and what the replica does not have.
-	omitted []string
+	paths   []transferPath
+	refused []place  // that dropped control connections where none passed
+	omitted []string // what was not tried, and what the replica does not have
 }
 
-// transferPath is a way through the host on which a control connection passes.
+// transferPath is a path through the host on which a control connection passes.
 type transferPath struct {
 	from, to string // interfaces, or thisHost
 	ipv6     bool
-	// reply is where the server's answer on the control connection was dropped.
-	reply *place
-	// helper is why no expectation could be installed.
-	helper error
-	// passive and active are where the data connection was dropped.
+	reply    *place // that dropped the server's SYN-ACK of the control connection
+	helper   error  // why no expectation could be installed
+	// passive and active are the data connections that did not pass.
 	passive, active *loss
-	// chosen says that the filter accepts FTP to this host, and not connections to any port.
-	explicit bool
+	explicit        bool // the filter accepts FTP to this host, and not every port
 }
 
-// loss says that a data connection did not pass, and where it was dropped if that is known.
-type loss struct{ at *place }
+// loss is a data connection that did not pass.
+type loss struct{ at *place } // that dropped it, nil if unknown
 
 const thisHost = "this host"
 
@@ -66,7 +61,7 @@ func (p transferPath) rank() int {
 	return 0
 }
 
-// maxAttempts is how many control connections are tried.
+// maxAttempts limits the number of control connections.
 const maxAttempts = 1000
 
 var errNoInterface = errors.New("no interface is up but loopback")
@@ -97,8 +92,8 @@ func (host) transfers(c backend.Plan) (t transfers, err error) {
 	return t, err
 }
 
-// transfers finds the ways on which a control connection passes, and tries the data connections of
-// one control connection on each.
+// transfers finds the paths on which a control connection passes, and tries the data connections of one control
+// connection on each.
 func (r *replica) transfers(ports []rules.PortRange, t *transfers) error {
 	ends := r.endpoints()
 	attempts := 0
@@ -108,7 +103,7 @@ func (r *replica) transfers(ports []rules.PortRange, t *transfers) error {
 				continue
 			}
 			for _, p := range ports {
-				// An address of this host may lead elsewhere by NAT.
+				// NAT may translate an address of this host.
 				if server.via != thisHost && t.has(client.via, server.via, client.addr.Is6()) {
 					break
 				}
@@ -172,8 +167,8 @@ func (r *replica) transfer(client endpoint, server netip.AddrPort, t *transfers)
 	return nil
 }
 
-// data does what server and daemon do after the client's first segment: the answer, an expectation for a
-// passive transfer and its data connection, and the same for an active one.
+// data does what server and daemon do after the client's SYN: the SYN-ACK, then for a passive and for an active
+// transfer an expectation and its data connection.
 func (r *replica) data(m *expect.Master, control segmentResult, p *transferPath) error {
 	reply := m.Tuples[expect.Reply]
 	answer, err := r.accept(reply.Src, reply.Dst, control.seq)
@@ -208,20 +203,20 @@ func (r *replica) data(m *expect.Master, control segmentResult, p *transferPath)
 	return nil
 }
 
-// outside are addresses of the Internet for the ways by a default route: root name server a. Lists of
-// addresses that no packet may come from do not have them. No packet leaves the replica.
+// outside are addresses for paths by a default route: root name server a, which no list of bogus addresses has.
+// No packet leaves the replica.
 var outside = []netip.Addr{netip.MustParseAddr("198.41.0.4"), netip.MustParseAddr("2001:503:ba3e::2:30")}
 
-// end is an address of a client or a server.
+// endpoint is an address of a client or a server.
 type endpoint struct {
 	addr netip.Addr
-	via  string // the interface by which it is reached, or thisHost
+	via  string // interface to it, or thisHost
 }
 
-// maxEnds is how many addresses of a family are tried of each kind.
+// maxEndpoints limits the number of addresses of each kind and family.
 const maxEndpoints = 16
 
-// ends returns addresses that are reached: first those of rules, as a filter may accept FTP for one server
+// endpoints returns addresses that have a route: first those in rules, as a filter may accept FTP for one server
 // only, then a neighbour in each network, one outside, and the replica's own.
 func (r *replica) endpoints() []endpoint {
 	own, near := r.addrs()
@@ -239,7 +234,7 @@ func (r *replica) endpoints() []endpoint {
 			}
 			l, local, err := r.interfaceTo(a)
 			switch {
-			case err != nil: // without a route
+			case err != nil: // no route
 			case local:
 				all = append(all, endpoint{a, thisHost})
 			default:
@@ -286,7 +281,7 @@ func neighbour(p netip.Prefix) netip.Addr {
 	return p.Addr()
 }
 
-// constants returns addresses to which rules compare those of packets, some of each set.
+// constants returns addresses in rules, some of each set.
 func (r *replica) constants() []netip.Addr {
 	const perSet = 4
 	var compared, inSets []netip.Addr
@@ -327,7 +322,7 @@ func (r *replica) constants() []netip.Addr {
 	return slices.Concat(compared, inSets)
 }
 
-// appendAddr appends an address that a client or server can have, up to maxEnds of each family.
+// appendAddr appends an address that a client or server can have, up to maxEndpoints of each family.
 func appendAddr(all []netip.Addr, data []byte) []netip.Addr {
 	a, ok := netip.AddrFromSlice(data)
 	if !ok || a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast() {
@@ -348,8 +343,8 @@ func appendAddr(all []netip.Addr, data []byte) []netip.Addr {
 	return append(all, a)
 }
 
-// addressLength returns 4 or 16 if a payload expression loads an address of IPv4 or IPv6, or its
-// first bytes, and 0 otherwise.
+// addressLength returns 4 or 16 if a payload expression loads an address of IPv4 or IPv6, or a prefix of one, and
+// 0 otherwise.
 func addressLength(e nftread.Expression) int {
 	if e.Attrs.Uint32(unix.NFTA_PAYLOAD_BASE) != unix.NFT_PAYLOAD_NETWORK_HEADER {
 		return 0
@@ -368,7 +363,7 @@ func addressLength(e nftread.Expression) int {
 	return 0
 }
 
-// within returns an address of the network that begins with prefix.
+// within returns an address of the network with this prefix.
 func within(prefix []byte, length int, masked bool) []byte {
 	a := make([]byte, length)
 	copy(a, prefix)
@@ -378,7 +373,7 @@ func within(prefix []byte, length int, masked bool) []byte {
 	return a
 }
 
-// keys returns the first keys of a set, but not where an interval ends.
+// keys returns the first keys of a set, without ends of intervals.
 func (s *snapshot) keys(table nftread.Table, set string, most int) [][]byte {
 	var all [][]byte
 	for _, m := range s.nft {
@@ -411,14 +406,14 @@ func (s *snapshot) matchesHelper() bool {
 	return slices.ContainsFunc(s.legacy, func(t xtable) bool { return t.matches("helper") })
 }
 
-// tested is what came of the test transfers.
+// testResults are the results of the test transfers.
 type testResults struct {
 	transfers
-	err   error // why there are none
+	err   error // why there were none
 	drops []*dropped
 }
 
-// testedOnce has test transfers in a copy of this host.
+// cachedTests runs test transfers in a copy of this host, once.
 func (x *examination) cachedTests() *testResults {
 	if x.cache.tested != nil {
 		return x.cache.tested
@@ -443,30 +438,30 @@ func (x *examination) cachedTests() *testResults {
 	return t
 }
 
-// checkTransfers reports the test transfers, but for what confirm has reported.
+// checkTransfers reports the test transfers, without what confirm has reported.
 func checkTransfers(x *examination) []Finding {
-	const onlyRead = "the rules have only been read"
+	const onlyRead = "the rules were only read"
 	t := x.cachedTests()
 	switch {
 	case x.noPlan != nil:
-		return nil // checkChoice has reported it
+		return nil // checkPlan reports it
 	case errors.Is(t.err, errNoInterface):
 		return ok("no test transfer, %s: %v", onlyRead, t.err)
 	case t.err != nil:
 		return warning(fmt.Sprintf("no test transfer, %s: this host cannot be copied: %v", onlyRead, t.err),
-			"a filter may treat a data connection in another way than reading its rules suggests", "")
+			"a filter may drop data connections although its rules seem to accept them", "")
 	case len(t.paths) == 0:
 		what := "no test transfer, " + onlyRead + ": no control connection passed"
 		if len(t.refused) > 0 {
 			what += fmt.Sprintf("; table %s, chain %s drops it", t.refused[0].base.Table, t.refused[0].base.Name)
 		}
-		return warning(what, "the filter accepts FTP from no address that was tried, or from none at all", "")
+		return warning(what, "the filter accepts FTP from none of the addresses that were tried", "")
 	}
 	var found []Finding
 	for _, way := range t.paths {
 		if way.helper != nil {
 			found = append(found, warning(fmt.Sprintf("no test transfer from %s: %v", way, way.helper),
-				"whether a filter drops its data connections is not known", "")...)
+				"whether a filter drops these data connections is not known", "")...)
 		}
 	}
 	for _, d := range t.drops {
@@ -484,7 +479,7 @@ func checkTransfers(x *examination) []Finding {
 	return ok("%s", what)
 }
 
-// pathList names paths, each with the families for which it was tested.
+// pathList lists paths, each with the families of its tests.
 func pathList(paths []transferPath) string {
 	const most = 4
 	var names []string
@@ -505,11 +500,11 @@ func pathList(paths []transferPath) string {
 	return strings.Join(names, ", ")
 }
 
-// dropped are the test connections that one rule or policy has dropped.
+// dropped are the test connections that one rule or policy dropped.
 type dropped struct {
 	at              *place // nil if unknown
-	reply           bool   // these are answers on control connections
-	passive, active bool   // these are data connections
+	reply           bool   // of SYN-ACKs of control connections
+	passive, active bool   // of data connections
 	ways            []transferPath
 	level           Level
 	base            *nftread.Chain // of the place, nil if unknown
@@ -517,7 +512,7 @@ type dropped struct {
 	reported        bool           // by confirm
 }
 
-// findDrops collects the test connections by the place where they were dropped.
+// findDrops groups the dropped test connections by place.
 func (x *examination) findDrops(t transfers) []*dropped {
 	var all []*dropped
 	add := func(way transferPath, at *place, reply bool) *dropped {
@@ -563,11 +558,11 @@ func (x *examination) findDrops(t transfers) []*dropped {
 	return all
 }
 
-// what names the connections.
+// what describes the connections.
 func (d *dropped) what() string {
 	switch {
 	case d.reply:
-		return "the servers' answers on control connections"
+		return "the servers' SYN-ACKs of control connections"
 	case !d.active:
 		return "passive data connections"
 	case !d.passive:
@@ -576,20 +571,20 @@ func (d *dropped) what() string {
 	return "data connections"
 }
 
-// why says what follows for FTP.
+// why returns the consequence for FTP.
 func (d *dropped) why() string {
 	if d.reply {
-		return "no FTP session can begin: in a copy of this host a test connection was dropped there"
+		return "no FTP session can start: a test connection was dropped there, in a copy of this host"
 	}
-	return "FTP transfers fail: in a copy of this host a test connection was dropped there, although conntrack expected it"
+	return "FTP transfers will fail: an expected test connection was dropped there, in a copy of this host"
 }
 
-// judgeDropped is the finding about one place.
+// droppedFinding is the finding about one place.
 func (x *examination) droppedFinding(d *dropped) Finding {
 	f := Finding{Level: d.level, Why: d.why()}
 	if d.at == nil {
 		f.What = fmt.Sprintf("%s of test transfers did not pass: %s", d.what(), pathList(d.ways))
-		f.Why = "FTP transfers fail in a copy of this host; no rule drops them, so it is routing, rp_filter, or a part of the firewall that was not copied"
+		f.Why = "FTP transfers will fail: no rule drops them, so the cause is routing, rp_filter, or a part of the firewall that was not copied"
 		return f
 	}
 	f.What = fmt.Sprintf("table %s, chain %s drops %s: test transfer from %s", d.at.base.Table, d.at.base.Name, d.what(), pathList(d.ways))
@@ -620,8 +615,8 @@ func ruleAt(rs *nftread.Ruleset, where place) *nftread.Rule {
 	return nil
 }
 
-// matters reports whether this host is for transfers on a path: through it always, to it if a server
-// listens here or the filter has been opened for FTP, from it if there is nothing else.
+// matters reports whether FTP is likely on a path: through this host always, to it if a server listens or the
+// filter accepts FTP explicitly, from it if nothing else is likely.
 func (x *examination) matters(t transfers, way transferPath) bool {
 	switch way.rank() {
 	case 0:
@@ -655,7 +650,7 @@ func (x *examination) listens() bool {
 	return false
 }
 
-// confirm compares what reading the rules has found with the test transfers, which know better.
+// confirm corrects findings from reading the rules by the test transfers.
 func (x *examination) confirm(read []Finding) []Finding {
 	t := x.cachedTests()
 	var found []Finding
@@ -681,16 +676,16 @@ func (x *examination) confirm(read []Finding) []Finding {
 			same.reported = true
 			f.Level, f.Why = same.level, fmt.Sprintf("%s: %s of FTP from %s", same.why(), same.what(), pathList(same.ways))
 		case here > 0:
-			continue // checkTransfers reports the rule that has dropped them
+			continue // checkTransfers reports the rule that dropped them
 		case f.Level == Problem && t.passed(*f.base):
-			f.Level, f.Why = Warning, "the test transfers passed, those of other addresses may not: "+f.Why
+			f.Level, f.Why = Warning, "the test transfers passed, those between other addresses may fail: "+f.Why
 		}
 		found = append(found, f)
 	}
 	return found
 }
 
-// passed reports whether test transfers went through the hook of a base chain, in its family.
+// passed reports whether test transfers passed the hook of a base chain, in its family.
 func (t transfers) passed(c nftread.Chain) bool {
 	return slices.ContainsFunc(t.paths, func(way transferPath) bool {
 		return (way.rank() == 0) == (c.Hook == unix.NF_INET_FORWARD) && way.helper == nil &&

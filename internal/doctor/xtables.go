@@ -11,10 +11,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nftread"
 )
 
-// The rules of iptables-legacy are in kernel tables of their own, which only its programs read: what they
-// save is read here (iptables-extensions(8)).
-
-// legacyFamilies have the files that list the tables in use.
+// legacyFamilies are the files that list the tables of iptables-legacy in use.
 var legacyFamilies = []struct {
 	family byte
 	names  string
@@ -23,13 +20,13 @@ var legacyFamilies = []struct {
 	{nftread.FamilyIPv6, "/proc/thread-self/net/ip6_tables_names"},
 }
 
-// addLegacy adds the rules of iptables-legacy to a ruleset. It returns the tables that are in use and why
-// they could not be read.
+// addLegacy adds the rules of iptables-legacy, which nftables does not list, to a ruleset. It returns the filter
+// and raw tables in use, and why they could not be read.
 func (x *examination) addLegacy(rs *nftread.Ruleset) (tables []string, err error) {
 	for _, f := range legacyFamilies {
 		text, readErr := x.readFile(f.names)
 		if errors.Is(readErr, fs.ErrNotExist) {
-			continue // the kernel has not got it, or has not loaded it
+			continue // the module is missing or not loaded
 		}
 		if readErr != nil {
 			return tables, readErr
@@ -57,7 +54,7 @@ func (x *examination) addLegacy(rs *nftread.Ruleset) (tables []string, err error
 	return tables, err
 }
 
-// checkLegacy says whether the rules of iptables-legacy could be read, if there are any.
+// checkLegacy reports whether the rules of iptables-legacy could be read, if there are any.
 func checkLegacy(x *examination) []Finding {
 	_, _ = x.cachedRuleset()
 	tables, err := x.cache.legacy, x.cache.legacyErr
@@ -67,17 +64,17 @@ func checkLegacy(x *examination) []Finding {
 	case len(tables) == 0:
 		return checkIptables(x)
 	case err != nil:
-		return append(checkIptables(x), warning(fmt.Sprintf("the rules of iptables-legacy are not read, in table %s: %v", strings.Join(tables, " and "), err),
-			"they may drop related connections, or attach a helper to FTP", "iptables-legacy-save; ip6tables-legacy-save")...)
+		return append(checkIptables(x), warning(fmt.Sprintf("the rules of iptables-legacy could not be read, in table %s: %v", strings.Join(tables, " and "), err),
+			"they may drop related connections, or assign a helper to FTP", "iptables-legacy-save; ip6tables-legacy-save")...)
 	}
-	return append(checkIptables(x), ok("the rules of iptables-legacy are read, too: table %s", strings.Join(tables, ", "))...)
+	return append(checkIptables(x), ok("the rules of iptables-legacy were read too: table %s", strings.Join(tables, ", "))...)
 }
 
-// checkIptables looks for rules in tables of iptables-nft that it can't read.
+// checkIptables finds rules in tables of iptables-nft that it cannot read.
 func checkIptables(x *examination) []Finding {
 	rs, err := x.cachedRuleset()
 	if err != nil {
-		return nil // other checks say so
+		return nil // other checks report it
 	}
 	var found []Finding
 	for _, name := range slices.Sorted(maps.Keys(nftread.IptablesChains)) {
@@ -90,10 +87,10 @@ func checkIptables(x *examination) []Finding {
 			for _, r := range strange {
 				if r.UnreadableByIptables() {
 					found = append(found, Finding{Level: Warning, rule: r,
-						What:        fmt.Sprintf("table %s is iptables', which can't read the rule with handle %d of chain %s: nft has added it", t, r.Handle, r.Chain),
-						Why:         "iptables refuses the whole table, and iptables-save leaves it out: what it saves is a host without these rules",
+						What:        fmt.Sprintf("table %s is one of iptables, which cannot read the rule with handle %d of chain %s: nft has added it", t, r.Handle, r.Chain),
+						Why:         "iptables refuses the whole table, and iptables-save omits it: restoring that file removes these rules",
 						Fix:         fmt.Sprintf("nft delete rule %s %s handle %d", t, r.Chain, r.Handle),
-						AfterReboot: "kept if nothing adds the rule again; write what it is for with " + x.iptablesProgram(t)})
+						AfterReboot: "kept if nothing adds the rule again; add its equivalent with " + x.iptablesProgram(t)})
 				}
 			}
 		}
