@@ -16,7 +16,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
-// fake is a host of which everything can be said. A missing file does not exist.
+// fake is a host that answers as its fields say. Other files do not exist.
 type fake struct {
 	version    string
 	admin      bool
@@ -34,8 +34,8 @@ type fake struct {
 	noTests    error
 	rules      error
 	rs         *nftread.Ruleset
-	programs   map[string]string // what they print
-	broken     error             // of everything
+	programs   map[string]string // output of each command line
+	broken     error             // of every method
 }
 
 func (f *fake) release() (string, error) { return f.version, f.broken }
@@ -127,13 +127,13 @@ func healthy() *fake {
 	return f
 }
 
-// want is a finding, with parts of its texts.
+// want is a finding, with substrings of its texts.
 type want struct {
 	level            Level
 	check, what, fix string
 }
 
-// wantFinding wants one finding, and nothing else that is not ok.
+// wantFinding checks that one finding is not ok, and which.
 func wantFinding(t *testing.T, findings []Finding, w want) {
 	t.Helper()
 	var bad []Finding
@@ -157,16 +157,15 @@ func text(findings []Finding) string {
 	return b.String()
 }
 
-func TestHealthy(t *testing.T) {
+func TestHealthyHostIsOK(t *testing.T) {
 	for _, f := range healthy().examine(ftp) {
 		if f.Level != OK || f.Why != "" || f.Fix != "" || f.What == "" || f.Check == "" {
-			t.Errorf("%+v", f)
+			t.Errorf("got %+v, want an ok finding with nothing to fix", f)
 		}
 	}
 }
 
-// TestFindings has the findings that take a kernel or a program that can't be had everywhere,
-// and those whose numbers matter.
+// TestFindings has the faults of kernels and programs that the test's host may not have, and of numbers.
 func TestFindings(t *testing.T) {
 	for name, c := range map[string]struct {
 		fault func(*fake)
@@ -176,7 +175,7 @@ func TestFindings(t *testing.T) {
 		"very old kernel":  {func(f *fake) { f.version = "4.19.0" }, want{Problem, "kernel", "4.19.0", "later"}},
 		"odd version":      {func(f *fake) { f.version = "strange" }, want{Warning, "kernel", "strange", ""}},
 		"no queue":         {func(f *fake) { f.probed.noStatement = errors.New("no queue statement") }, want{Problem, "queue statement", "no queue statement", "modprobe nft_queue"}},
-		"no sane":          {func(f *fake) { f.carriers = "pptp" }, want{Warning, "helper", "carrier pptp, sane is not there", "modprobe nf_conntrack_sane"}},
+		"no sane":          {func(f *fake) { f.carriers = "pptp" }, want{Warning, "helper", "carrier pptp, the kernel lacks sane", "modprobe nf_conntrack_sane"}},
 		"no carrier":       {func(f *fake) { f.carriers = "" }, want{Problem, "helper", "no sane; no pptp", "modprobe nf_conntrack_sane"}},
 		"no ctnetlink":     {func(f *fake) { f.noLookup = errors.New("no answer") }, want{Problem, "conntrack look-up", "no answer", "modprobe nf_conntrack_netlink"}},
 		"no probe":         {func(f *fake) { f.noProbe = errors.New("EPERM") }, want{Warning, "probe", "EPERM", "sudo"}},
@@ -185,7 +184,7 @@ func TestFindings(t *testing.T) {
 		"no adjustment":    {func(f *fake) { f.probed.adjust = expect.ErrNoSeqAdj }, want{Problem, "sequence adjustment", "does not adjust", "later kernel"}},
 		"no NAT":           {func(f *fake) { f.probed.translate = errors.New("no nft_nat") }, want{Warning, "sequence adjustment", "no nft_nat", ""}},
 		"NAT did nothing":  {func(f *fake) { f.probed.translated = false }, want{Warning, "sequence adjustment", "not translated", ""}},
-		"no test transfer": {func(f *fake) { f.noTests = errors.New("a VRF") }, want{Warning, "transfer", "the rules have only been read: this host cannot be copied: a VRF", ""}},
+		"no test transfer": {func(f *fake) { f.noTests = errors.New("a VRF") }, want{Warning, "transfer", "the rules were only read: this host cannot be copied: a VRF", ""}},
 		"no way for FTP":   {func(f *fake) { f.noTests = nil }, want{Warning, "transfer", "no control connection passed", ""}},
 		"lost somewhere": {func(f *fake) {
 			f.noTests, f.tests.paths = nil, []transferPath{{from: "eth0", to: "eth1", passive: &loss{}}}
@@ -195,18 +194,18 @@ func TestFindings(t *testing.T) {
 		}, want{Warning, "transfer", "no conntrack helper is attached", ""}},
 		"conntrack full":   {func(f *fake) { f.setting(conntrackCount, 100) }, want{Problem, "conntrack table", "100 of 100", "nf_conntrack_max=200"}},
 		"conntrack 80 %":   {func(f *fake) { f.setting(conntrackCount, 80) }, want{Warning, "conntrack table", "80 of 100", "nf_conntrack_max=200"}},
-		"no conntrack max": {func(f *fake) { delete(f.files, "/proc/sys/net/netfilter/"+conntrackMax) }, want{Warning, "conntrack table", "can't be read", ""}},
+		"no conntrack max": {func(f *fake) { delete(f.files, "/proc/sys/net/netfilter/"+conntrackMax) }, want{Warning, "conntrack table", "cannot be read", ""}},
 		"expectations":     {func(f *fake) { f.expected = 80 }, want{Warning, "expectation table", "80 of 100", "nf_conntrack_expect_max=200"}},
 		"rules missing":    {func(f *fake) { f.rules = rules.ErrMissing }, want{Problem, "rules", "not installed", "nfq-ftphelper rules apply, or"}},
 		"no queue file":    {func(f *fake) { delete(f.files, nfq.StatusFile) }, want{Problem, "queue", "no program serves queue 2121", "nfq-ftphelper run"}},
 		"queue unbound":    {func(f *fake) { f.queue(" 7 77 0 2 65535 0 0 123 1") }, want{Problem, "queue", "no program serves queue 2121", "nfq-ftphelper run"}},
-		"odd queue file":   {func(f *fake) { f.queue("nonsense") }, want{Warning, "queue", "can't be read", ""}},
-		"dead peer":        {func(f *fake) { f.noOwner = nfq.ErrNoSocket }, want{Problem, "queue", "socket 77, which is gone", "run"}},
-		"hidden peer":      {func(f *fake) { f.noOwner = nfq.ErrNoOwner }, want{Warning, "queue", "by whom can't be seen", ""}},
+		"odd queue file":   {func(f *fake) { f.queue("nonsense") }, want{Warning, "queue", "cannot be read", ""}},
+		"dead peer":        {func(f *fake) { f.noOwner = nfq.ErrNoSocket }, want{Problem, "queue", "socket 77, which was closed", "run"}},
+		"hidden peer":      {func(f *fake) { f.noOwner = nfq.ErrNoOwner }, want{Warning, "queue", "the program cannot be seen", ""}},
 		"unknown peer":     {func(f *fake) { f.noOwner = errors.New("EIO") }, want{Warning, "queue", "EIO", ""}},
 		"another program":  {func(f *fake) { f.owners[77] = nfq.Owner{PID: 8, Name: "suricata"} }, want{Problem, "queue", "suricata, process 8", "--queue NUMBER"}},
 		"stopped":          {func(f *fake) { f.owners[77] = nfq.Owner{PID: 7, Name: program, Stopped: true} }, want{Problem, "queue", "is stopped", "kill -CONT 7"}},
-		"socket overflow":  {func(f *fake) { f.owners[77] = nfq.Owner{PID: 7, Name: program, Lost: 3} }, want{Warning, "queue", "3 packets did not fit", "--queues 2"}},
+		"socket overflow":  {func(f *fake) { f.owners[77] = nfq.Owner{PID: 7, Name: program, Lost: 3} }, want{Warning, "queue", "3 packets exceeded the socket buffer", "--queues 2"}},
 		"queue full":       {func(f *fake) { f.queue("2121 77 0 2 65535 4 0 123 1") }, want{Warning, "queue", "dropped 4", "run"}},
 		"queue lost":       {func(f *fake) { f.queue("2121 77 0 2 65535 0 5 123 1") }, want{Warning, "queue", "dropped 5", "run"}},
 		"many waiting":     {func(f *fake) { f.queue("2121 77 256 2 65535 0 0 123 1") }, want{Warning, "queue", "256 packets wait", "run --rules --queues 2"}},
@@ -223,7 +222,7 @@ func TestFindings(t *testing.T) {
 	}
 }
 
-// TestCTHelper has the findings about a helper in user space, which has to be asked for.
+// TestCTHelper has the findings about a helper in user space.
 func TestCTHelper(t *testing.T) {
 	for name, c := range map[string]struct {
 		fault func(*fake)
@@ -231,7 +230,7 @@ func TestCTHelper(t *testing.T) {
 	}{
 		"missing":       {func(f *fake) { f.noCTHelper = errors.New("no nfnetlink_cthelper") }, want{Problem, "helper", "no nfnetlink_cthelper", "modprobe nfnetlink_cthelper"}},
 		"not served":    {func(f *fake) { delete(f.files, nfq.StatusFile) }, want{Problem, "queue", "no program serves queue 2121", "nfq-ftphelper run --helper cthelper"}},
-		"no helper yet": {func(f *fake) { f.probed.noHelper = "no carrier" }, want{Warning, "expectations", "can't be tried: no carrier", "nfq-ftphelper run --helper cthelper"}},
+		"no helper yet": {func(f *fake) { f.probed.noHelper = "no carrier" }, want{Warning, "expectations", "no test: no carrier", "nfq-ftphelper run --helper cthelper"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := healthy()
@@ -241,8 +240,7 @@ func TestCTHelper(t *testing.T) {
 	}
 }
 
-// TestNothingKnown says that no check claims anything about what it can't read.
-func TestNothingKnown(t *testing.T) {
+func TestUnreadableIsNeverOK(t *testing.T) {
 	f := healthy()
 	f.broken, f.noOwner = errors.New("no answer"), errors.New("no answer")
 	for _, admin := range []bool{true, false} {
@@ -250,28 +248,28 @@ func TestNothingKnown(t *testing.T) {
 		findings := f.examine(ftp)
 		for _, finding := range findings {
 			if finding.Level == OK {
-				t.Errorf("%+v", finding)
+				t.Errorf("got %+v, want no ok finding", finding)
 			}
 		}
 		// Without a helper there is no trial and no test transfer.
 		if want := map[bool]int{true: len(checks) - 2, false: 6}[admin]; len(findings) != want {
-			t.Errorf("%d findings, want %d:\n%s", len(findings), want, text(findings))
+			t.Errorf("got %d findings, want %d:\n%s", len(findings), want, text(findings))
 		}
 	}
 }
 
-func TestUnprivileged(t *testing.T) {
+func TestUnprivilegedReportsWhatItSkips(t *testing.T) {
 	f := healthy()
 	f.admin = false
 	findings := f.examine(ftp)
 	s := text(findings)
-	if Count(findings, Problem) != 1 || !strings.Contains(s, "CAP_NET_ADMIN is missing") ||
+	if Count(findings, Problem) != 1 || !strings.Contains(s, "needs CAP_NET_ADMIN: run as root") ||
 		!strings.Contains(s, "not examined") || !strings.Contains(s, "helper, conntrack look-up, probe") {
-		t.Error(s)
+		t.Errorf("want one problem, of privileges, and the checks that were not examined, got\n%s", s)
 	}
 }
 
-func TestSeveralQueues(t *testing.T) {
+func TestEachQueueIsExamined(t *testing.T) {
 	f := healthy()
 	f.queue("2121 77 0 2 65535 0 0 1 1\n2123 77 0 2 65535 0 0 1 1")
 	c := ftp
@@ -279,24 +277,23 @@ func TestSeveralQueues(t *testing.T) {
 	wantFinding(t, f.examine(c), want{Problem, "queue", "no program serves queue 2122", "nfq-ftphelper run --queues 3"})
 }
 
-func TestCommand(t *testing.T) {
+func TestCommandHasTheFlags(t *testing.T) {
 	x := &examination{config: rules.Config{Ports: []rules.PortRange{{First: 21, Last: 21}, {First: 30, Last: 40}}, Queue: 7, Queues: 2}}
 	want := "nfq-ftphelper run --ports 21,30-40 --queue 7 --queues 2"
 	if got := x.command("run"); got != want {
-		t.Errorf("%q, want %q", got, want)
+		t.Errorf("got %q, want %q", got, want)
 	}
 	x.request = backend.Request{Ruleset: rules.Lean}
 	if got, want := x.command("run"), want+" --ruleset lean"; got != want {
-		t.Errorf("%q, want %q", got, want)
+		t.Errorf("got %q, want %q", got, want)
 	}
 	x.request = backend.Request{Ruleset: rules.Full, Helper: backend.CTHelper, Name: "x"}
 	if got, want := x.command("run"), want+" --helper cthelper --helper-name x"; got != want {
-		t.Errorf("%q, want %q", got, want)
+		t.Errorf("got %q, want %q", got, want)
 	}
 }
 
-// TestStatement reads which statement queues packets, and what is said of the .nft files.
-func TestStatement(t *testing.T) {
+func TestStatementSaysWhichFilesLoad(t *testing.T) {
 	for statement, want := range map[rules.Statement]string{
 		rules.Native: "packets are queued by nftables' queue statement",
 		rules.Compat: "the .nft files cannot be loaded: use nfq-ftphelper rules apply",
@@ -304,7 +301,7 @@ func TestStatement(t *testing.T) {
 		f := healthy()
 		f.probed.statement = statement
 		if s := text(f.examine(ftp)); !strings.Contains(s, want) {
-			t.Errorf("%s: want %q in\n%s", statement, want, s)
+			t.Errorf("%s: want %q, got\n%s", statement, want, s)
 		}
 	}
 }
