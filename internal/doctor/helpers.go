@@ -49,7 +49,7 @@ func checkHelpers(x *examination) []Finding {
 		})
 	}
 	if len(found) == 0 {
-		return ok("no other rule assigns a conntrack helper to port %s", rules.FormatPorts(x.controlPorts(), ","))
+		return ok("no other rule assigns a conntrack helper to %s", portsText(x.controlPorts()))
 	}
 	return found
 }
