@@ -214,9 +214,9 @@ var (
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{0, 0}},
 	}}
 
-	// A packet that enters a VRF's device passes postrouting again with the interface that it leaves by, or
-	// input. The kernel confirms and adjusts it there (in_vrf_postrouting of nf_conntrack_proto.c). Most
-	// interfaces of hardware have no kind, so that no comparison matches, != neither.
+	// A packet that enters a VRF's device passes postrouting again, with the interface that it leaves by, or input.
+	// The kernel confirms and adjusts it there (in_vrf_postrouting of nf_conntrack_proto.c). Most hardware
+	// interfaces have no kind: no comparison matches, not even !=.
 	toVRF = part{`meta oifkind "vrf"`, []expr.Any{
 		&expr.Meta{Key: metaKeyOIFKIND, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: append([]byte("vrf"), make([]byte, 13)...)}, // IFNAMSIZ
