@@ -11,6 +11,8 @@ import (
 	"github.com/google/nftables"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 func TestApplyAgain(t *testing.T) {
@@ -52,9 +54,7 @@ func TestApplyOverlappingPorts(t *testing.T) {
 	newNamespace(t)
 	c := Config{Ports: []PortRange{{30, 40}, {21, 21}, {35, 50}, {22, 22}}}
 	apply(t, c)
-	if err := Check(c); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, Check(c))
 }
 
 func TestInvalidConfig(t *testing.T) {
@@ -118,9 +118,7 @@ func TestRemove(t *testing.T) {
 		t.Errorf("with nothing there: %v", err)
 	}
 	apply(t, example)
-	if err := Remove(); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, Remove())
 	if got := nft(t, "list ruleset"); got != "" {
 		t.Errorf("this is left:\n%s", got)
 	}
@@ -166,15 +164,11 @@ func TestNamespaceOption(t *testing.T) {
 		}
 		errs <- Check(example, opt)
 	}()
-	if err := <-errs; err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, <-errs)
 	if err := Check(example); err != nil {
 		t.Errorf("seen from within: %v", err)
 	}
-	if err := Remove(opt); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, Remove(opt))
 }
 
 func TestNotPermitted(t *testing.T) {

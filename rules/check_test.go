@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 func TestCheckMissing(t *testing.T) {
@@ -201,8 +203,6 @@ func TestCheckStatement(t *testing.T) {
 		}
 		return
 	}
-	if err := install(Config{Ports: example.Ports, Queue: 0x700}, Compat, nil); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, install(Config{Ports: example.Ports, Queue: 0x700}, Compat, nil))
 	wantError(t, Check(example), "chain control: rule 4 is not")
 }

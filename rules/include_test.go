@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // The packages' example of /etc/nftables.conf includes a file from where they put it, and adds a
@@ -13,17 +15,13 @@ import (
 func TestInclude(t *testing.T) {
 	newNamespace(t)
 	example, err := os.ReadFile("../deploy/package/nftables.conf")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	const included = "/usr/share/nfq-ftphelper/ftp-queue.nft"
 	if strings.Count(string(example), included) != 1 {
 		t.Fatalf("the example does not include %s", included)
 	}
 	statement, err := ProbeStatement()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	folder := t.TempDir()
 	for _, c := range []Config{{Ruleset: Full}, {Ruleset: Lean}, {Ruleset: CTHelper}, {Ruleset: Monitor}} {
 		text := files[c.Ruleset]
@@ -32,13 +30,9 @@ func TestInclude(t *testing.T) {
 			text = textStatement.ReplaceAllString(text, "accept")
 		}
 		path := filepath.Join(folder, string(c.Ruleset)+".nft")
-		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, os.WriteFile(path, []byte(text), 0o644))
 		config := filepath.Join(folder, "nftables.conf")
-		if err := os.WriteFile(config, []byte(strings.ReplaceAll(string(example), included, path)), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, os.WriteFile(config, []byte(strings.ReplaceAll(string(example), included, path)), 0o644))
 		for _, args := range [][]string{{"--check", "--file", config}, {"--file", config}, {"--file", config}} {
 			if out, err := exec.Command("nft", args...).CombinedOutput(); err != nil {
 				t.Fatalf("%s: nft %s: %v\n%s", c.Ruleset, args[0], err, out)

@@ -13,6 +13,8 @@ import (
 	"github.com/ti-mo/conntrack"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // step is one segment of a conversation, and what becomes of it; or a change of the label, as the
@@ -117,7 +119,7 @@ func testLeanQueued(t *testing.T, place string, queues uint16) {
 		all = append(all, openQueue(t, here, lean.Queue+i))
 	}
 	ct, err := conntrack.Dial(&mdnetlink.Config{NetNS: int(here)})
-	must(t, err)
+	must.Do(t, err)
 	defer ct.Close()
 	used := make(map[int]bool)
 	for _, addr := range []netip.Addr{server4, server6} {
@@ -133,20 +135,20 @@ func testLeanQueued(t *testing.T, place string, queues uint16) {
 // testConversation returns which of the queues was used, -1 for none.
 func testConversation(t *testing.T, name string, ns netns.NsHandle, dialled netip.AddrPort, queues []*queue, ct *conntrack.Conn, steps []step) int {
 	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(dialled))
-	must(t, err)
+	must.Do(t, err)
 	defer l.Close()
-	must(t, l.SetDeadline(time.Now().Add(20*time.Second)))
+	must.Do(t, l.SetDeadline(time.Now().Add(20*time.Second)))
 	var client net.Conn
 	within(t, ns, func() {
 		client, err = net.DialTimeout("tcp", dialled.String(), 20*time.Second)
-		must(t, err)
+		must.Do(t, err)
 	})
 	defer client.Close()
 	server, err := l.Accept()
-	must(t, err)
+	must.Do(t, err)
 	defer server.Close()
 	for _, conn := range []net.Conn{client, server} {
-		must(t, conn.SetDeadline(time.Now().Add(20*time.Second)))
+		must.Do(t, conn.SetDeadline(time.Now().Add(20*time.Second)))
 	}
 	ends := map[bool]netip.AddrPort{
 		false: client.LocalAddr().(*net.TCPAddr).AddrPort(),
@@ -170,7 +172,7 @@ func testConversation(t *testing.T, name string, ns netns.NsHandle, dialled neti
 			setLabels(t, ct, flow, step.set, step.clear)
 		} else {
 			_, err := io.WriteString(from, step.text)
-			must(t, err)
+			must.Do(t, err)
 			got := make([]byte, len(step.text))
 			if _, err := io.ReadFull(to, got); err != nil || string(got) != step.text {
 				t.Fatalf("%s: got %q, %v", what, got, err)
@@ -220,7 +222,7 @@ func (q *queue) between(a, b netip.AddrPort) []segment {
 func labels(t *testing.T, ct *conntrack.Conn, f conntrack.Flow) []int {
 	t.Helper()
 	found, err := ct.Get(f)
-	must(t, err)
+	must.Do(t, err)
 	var bits []int
 	for i := range found.Labels {
 		for bit := range 8 {
@@ -244,7 +246,7 @@ func setLabels(t *testing.T, ct *conntrack.Conn, f conntrack.Flow, set, clear in
 	if set > 0 {
 		f.Labels[set/8] |= 1 << (set % 8)
 	}
-	must(t, ct.Update(f))
+	must.Do(t, ct.Update(f))
 }
 
 func same(a, b []int) bool {

@@ -8,6 +8,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // newNamespace locks the test to a thread in a fresh network namespace, whose lo
@@ -34,12 +36,8 @@ func newNamespace(t *testing.T) netns.NsHandle {
 		runtime.UnlockOSThread()
 	})
 	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := netlink.LinkSetUp(lo); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
+	must.Do(t, netlink.LinkSetUp(lo))
 	return ns
 }
 
@@ -47,17 +45,11 @@ func newNamespace(t *testing.T) netns.NsHandle {
 func within(t *testing.T, ns netns.NsHandle, f func()) {
 	t.Helper()
 	here, err := netns.Get()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	defer here.Close()
-	if err := netns.Set(ns); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, netns.Set(ns))
 	defer func() {
-		if err := netns.Set(here); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, netns.Set(here))
 	}()
 	f()
 }
@@ -84,8 +76,6 @@ func nft(t *testing.T, script string) string {
 func apply(t *testing.T, c Config) Statement {
 	t.Helper()
 	s, err := Apply(c)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	return s
 }

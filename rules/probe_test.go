@@ -6,19 +6,17 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // What the probes say is what Apply finds, and they leave nothing behind.
 func TestProbe(t *testing.T) {
 	newNamespace(t)
 	probed, err := ProbeStatement()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	for _, name := range Carriers {
-		if err := ProbeCarrier(name); err != nil {
-			t.Error(err)
-		}
+		must.Do(t, ProbeCarrier(name))
 	}
 	if got := nft(t, "list ruleset"); got != "" {
 		t.Errorf("the probes left this behind:\n%s", got)

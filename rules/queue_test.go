@@ -20,6 +20,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // The lab: a client and a server, with the ruleset on the server.
@@ -35,30 +37,23 @@ func newLab(t *testing.T) (client, server netns.NsHandle) {
 	t.Helper()
 	client = newNamespace(t)
 	server = newNamespace(t)
-	must(t, netlink.LinkAdd(&netlink.Veth{
+	must.Do(t, netlink.LinkAdd(&netlink.Veth{
 		LinkAttrs:     netlink.LinkAttrs{Name: "veth"},
 		PeerName:      "veth",
 		PeerNamespace: netlink.NsFd(client),
 	}))
 	up := func(addrs ...netip.Addr) {
 		link, err := netlink.LinkByName("veth")
-		must(t, err)
+		must.Do(t, err)
 		for _, a := range addrs {
 			ipnet := &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen()-8, a.BitLen())}
-			must(t, netlink.AddrAdd(link, &netlink.Addr{IPNet: ipnet, Flags: unix.IFA_F_NODAD}))
+			must.Do(t, netlink.AddrAdd(link, &netlink.Addr{IPNet: ipnet, Flags: unix.IFA_F_NODAD}))
 		}
-		must(t, netlink.LinkSetUp(link))
+		must.Do(t, netlink.LinkSetUp(link))
 	}
 	up(server4, server6)
 	within(t, client, func() { up(client4, client6) })
 	return client, server
-}
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
 }
 
 // What is said on every connection, a line at a time; the server greets.
@@ -72,7 +67,7 @@ var (
 func talk(t *testing.T, client netns.NsHandle, dialled, listen netip.AddrPort, options string) {
 	t.Helper()
 	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(listen))
-	must(t, err)
+	must.Do(t, err)
 	defer l.Close()
 
 	served := make(chan error, 1)
@@ -89,12 +84,12 @@ func talk(t *testing.T, client netns.NsHandle, dialled, listen netip.AddrPort, o
 			return err
 		}}
 		conn, err := dialer.Dial("tcp", dialled.String())
-		must(t, err)
+		must.Do(t, err)
 		defer conn.Close()
-		must(t, conn.SetDeadline(time.Now().Add(20*time.Second)))
-		must(t, converse(conn))
+		must.Do(t, conn.SetDeadline(time.Now().Add(20*time.Second)))
+		must.Do(t, converse(conn))
 	})
-	must(t, <-served)
+	must.Do(t, <-served)
 }
 
 func serve(l *net.TCPListener) error {
@@ -163,14 +158,14 @@ func openQueue(t *testing.T, ns netns.NsHandle, number uint16) *queue {
 		NetNS: int(ns), NfQueue: number, MaxPacketLen: 0xffff, MaxQueueLen: 256,
 		Copymode: nfqueue.NfQnlCopyPacket, WriteTimeout: time.Second,
 	})
-	must(t, err)
+	must.Do(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(func() {
 		cancel()
 		nfq.Close()
 	})
 	q := &queue{}
-	must(t, nfq.RegisterWithErrorFunc(ctx, func(a nfqueue.Attribute) int {
+	must.Do(t, nfq.RegisterWithErrorFunc(ctx, func(a nfqueue.Attribute) int {
 		s, err := parseSegment(*a.Payload)
 		if err != nil {
 			t.Errorf("queued: %v", err)
@@ -268,10 +263,10 @@ func (q *queue) wantConversation(t *testing.T, server netip.AddrPort, clientHook
 func wantHelper(t *testing.T, ns netns.NsHandle, dialled netip.AddrPort, want string) {
 	t.Helper()
 	conn, err := conntrack.Dial(&mdnetlink.Config{NetNS: int(ns)})
-	must(t, err)
+	must.Do(t, err)
 	defer conn.Close()
 	flows, err := conn.Dump(nil)
-	must(t, err)
+	must.Do(t, err)
 	for _, f := range flows {
 		to := netip.AddrPortFrom(f.TupleOrig.IP.DestinationAddress, f.TupleOrig.Proto.DestinationPort)
 		if to == dialled {
@@ -363,9 +358,7 @@ func TestQueuedPPTP(t *testing.T) {
 	client, server := newLab(t)
 	c := Config{Ports: example.Ports, Queue: example.Queue, Helper: "pptp"}
 	apply(t, c)
-	if err := Check(c); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, Check(c))
 	for addr, helper := range map[netip.Addr]string{server4: "pptp", server6: ""} {
 		to := netip.AddrPortFrom(addr, 21)
 		talk(t, client, to, to, "")

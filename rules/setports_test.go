@@ -13,6 +13,8 @@ import (
 
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // parse reads a list of ports; "" is none.
@@ -22,9 +24,7 @@ func parse(t *testing.T, s string) []PortRange {
 		return nil
 	}
 	r, err := ParsePorts(s)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	return r
 }
 
@@ -87,9 +87,7 @@ func TestSetPorts(t *testing.T) {
 			t.Errorf("%s: %v", step.want, err)
 		}
 	}
-	if err := Remove(); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, Remove())
 	if got, err := Ports(); !errors.Is(err, ErrMissing) {
 		t.Errorf("without rules: %v, %v", got, err)
 	}
@@ -108,9 +106,7 @@ func TestSetPortsOfRulesets(t *testing.T) {
 		if set := inSet(t); set != "21,2205-2207" {
 			t.Errorf("%s: the set has %s", c.ruleset(), set)
 		}
-		if err := Check(c); err != nil {
-			t.Error(err)
-		}
+		must.Do(t, Check(c))
 	}
 }
 
@@ -126,12 +122,8 @@ func TestCatchAll(t *testing.T) {
 		t.Errorf("the set has %s", set)
 	}
 	conn, err := nftables.New(nftables.WithNetNSFd(int(ns)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := checkPorts(conn, Config{Ports: own}); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, err)
+	must.Do(t, checkPorts(conn, Config{Ports: own}))
 	if got, err := Ports(); err != nil || !reflect.DeepEqual(got, parse(t, "1-65535")) {
 		t.Errorf("Ports returns %v, %v", got, err)
 	}
@@ -157,13 +149,9 @@ func TestSetPortsKeepsWhatStays(t *testing.T) {
 	ns := newNamespace(t)
 	apply(t, example)
 	own, err := SetPorts(example.Ports, parse(t, "21,2100-2200"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	conn, err := nftables.New(nftables.WithNetNSFd(int(ns)))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	stop, looked := make(chan struct{}), make(chan int)
 	go func() {
 		n := 0
@@ -212,9 +200,7 @@ func TestSetPortsUnderTraffic(t *testing.T) {
 	var senders sync.WaitGroup
 	for range 2 {
 		conn, err := net.Dial("udp", "127.0.0.1:21")
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		defer conn.Close()
 		senders.Go(func() {
 			for {

@@ -8,6 +8,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -17,14 +19,10 @@ func golden(t *testing.T, name, got string) {
 	t.Helper()
 	path := filepath.Join("testdata", name)
 	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, os.WriteFile(path, []byte(got), 0o644))
 	}
 	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	if got != string(want) {
 		t.Errorf("got\n%s\nwant, from %s,\n%s", got, path, want)
 	}
@@ -57,9 +55,7 @@ func TestText(t *testing.T) {
 
 func TestTextDefaults(t *testing.T) {
 	ports, err := ParsePorts(DefaultPorts)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	for ruleset, file := range files {
 		if got := Text(Config{Ports: ports, Queue: DefaultQueue, Ruleset: ruleset}); got != file {
 			t.Errorf("the file as shipped is not set to the defaults; with them it is\n%s", got)
@@ -114,9 +110,7 @@ func TestTextIsWhatApplyInstalls(t *testing.T) {
 		newNamespace(t)
 		s := apply(t, c)
 		applied := nft(t, "list table inet nfq_ftphelper")
-		if err := Remove(); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, Remove())
 
 		statements := len(textStatement.FindAllString(Text(c), -1))
 		_, stderr, err := tryNft(Text(c))
