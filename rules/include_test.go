@@ -10,15 +10,14 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
-// The packages' example of /etc/nftables.conf includes a file from where they put it, and adds a
-// port. It can be loaded again, with each of the files, and they work beside the host's own rules.
+// TestInclude loads the packages' example of /etc/nftables.conf, with each of the files, twice.
 func TestInclude(t *testing.T) {
 	newNamespace(t)
 	example, err := os.ReadFile("../deploy/package/nftables.conf")
 	must.Do(t, err)
 	const included = "/usr/share/nfq-ftphelper/ftp-queue.nft"
 	if strings.Count(string(example), included) != 1 {
-		t.Fatalf("the example does not include %s", included)
+		t.Fatalf("want %s in the example", included)
 	}
 	statement, err := ProbeStatement()
 	must.Do(t, err)
@@ -26,7 +25,6 @@ func TestInclude(t *testing.T) {
 	for _, c := range []Config{{Ruleset: Full}, {Ruleset: Lean}, {Ruleset: CTHelper}, {Ruleset: Monitor}} {
 		text := files[c.Ruleset]
 		if statement == Compat {
-			// What this kernel does not have; the rest is the same.
 			text = textStatement.ReplaceAllString(text, "accept")
 		}
 		path := filepath.Join(folder, string(c.Ruleset)+".nft")
@@ -39,11 +37,11 @@ func TestInclude(t *testing.T) {
 			}
 		}
 		if list := nft(t, "list ruleset"); !strings.Contains(list, "elements = { 21, 2121 }") || !strings.Contains(list, "table inet filter {") {
-			t.Errorf("%s: what is loaded is\n%s", c.Ruleset, list)
+			t.Errorf("%s: got\n%s\nwant both tables and the ports", c.Ruleset, list)
 		}
 		c.Ports, c.Queue = []PortRange{{21, 21}}, DefaultQueue
 		if err := Check(c); err != nil && statement == Native {
-			t.Errorf("%s: Check after nft -f: %v", c.Ruleset, err)
+			t.Errorf("%s: Check after nft -f: got %v, want no error", c.Ruleset, err)
 		}
 	}
 }

@@ -12,8 +12,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
-// newNamespace locks the test to a thread in a fresh network namespace, whose lo
-// is up, until the test ends.
+// newNamespace locks the test to a thread in a new network namespace, with lo up, until the test ends.
 func newNamespace(t *testing.T) netns.NsHandle {
 	t.Helper()
 	runtime.LockOSThread()
@@ -27,7 +26,7 @@ func newNamespace(t *testing.T) netns.NsHandle {
 	}
 	t.Cleanup(func() {
 		ns.Close()
-		// A thread that can't go back stays locked, and ends with the test.
+		// Otherwise the thread stays locked, and ends with the test.
 		if err := netns.Set(orig); err != nil {
 			t.Errorf("leaving the network namespace: %v", err)
 			return

@@ -7,7 +7,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
-// TestWatch changes the table and another one: each change is reported, and of the right table.
+// TestWatch changes the table and others, and wants each change reported for the right table.
 func TestWatch(t *testing.T) {
 	newNamespace(t)
 	w, err := NewWatch()
@@ -19,14 +19,14 @@ func TestWatch(t *testing.T) {
 		select {
 		case <-c:
 		case <-time.After(20 * time.Second):
-			t.Fatalf("%s was not reported", what)
+			t.Fatalf("%s: got no report, want one", what)
 		}
 	}
 	quiet := func() {
 		t.Helper()
 		select {
 		case <-w.Own():
-			t.Fatal("a change of another table is reported as one of this")
+			t.Fatal("got a report for the own table, want none for another one")
 		default:
 		}
 	}
