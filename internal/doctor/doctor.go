@@ -48,7 +48,7 @@ type Finding struct {
 	What  string `json:"what"`
 	// Why it matters; empty for OK.
 	Why string `json:"why,omitempty"`
-	// Mend is the command, or the line of a file, that mends it, if there is one.
+	// Fix is the command, or the line of a file, that fixes it, "" if there is none.
 	Fix string `json:"fix,omitempty"`
 	// AfterReboot says whether the fix survives a reboot, and how to keep it.
 	AfterReboot string `json:"after_reboot,omitempty"`
@@ -91,7 +91,7 @@ type examination struct {
 	cache struct {
 		ruleset   *nftread.Ruleset
 		err       error
-		answered  bool
+		read      bool
 		legacy    []string // tables of iptables-legacy
 		legacyErr error
 		added     *[]rules.PortRange // by hand, to our set of ports; nil if not read yet
@@ -166,9 +166,9 @@ func examine(x *examination, checks []check) []Finding {
 
 // cachedRuleset returns the host's ruleset, with that of iptables-legacy.
 func (x *examination) cachedRuleset() (*nftread.Ruleset, error) {
-	if a := &x.cache; !a.answered {
+	if a := &x.cache; !a.read {
 		a.ruleset, a.err = x.ruleset()
-		a.answered = true
+		a.read = true
 		if a.err != nil {
 			_, a.legacyErr = x.addLegacy(&nftread.Ruleset{})
 		} else {

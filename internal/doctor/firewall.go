@@ -146,7 +146,7 @@ func (x *examination) removalFix(c nftread.Chain, r *nftread.Rule, a nftread.Act
 		if a.Helper != nil {
 			pattern = "^CT:helper:" + a.Helper.Type + "[:[:space:]]"
 		}
-		if a.Match.Ports != nil { // a column of its own
+		if a.Match.Ports != nil { // in a separate column
 			pattern += `.*[[:space:]]` + iptablesPorts(a.Match.Ports) + `([[:space:]]|$)`
 		}
 		return fix{fmt.Sprintf("sed -i -E '/%s/d' %s && %s reload", pattern, file, program), saved(program, file)}

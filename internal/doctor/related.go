@@ -166,18 +166,18 @@ func (f *filters) examine(c nftread.Chain) (found Finding, dropping bool) {
 		}
 		// A passive data connection has the direction of the control connection, an active one the opposite.
 		back := path{w.out, w.in}
-		lets := f.controlPasses(c.Hook, c.Table.Family, w) || c.Hook == unix.NF_INET_FORWARD && f.controlPasses(c.Hook, c.Table.Family, back) ||
+		controlMayPass := f.controlPasses(c.Hook, c.Table.Family, w) || c.Hook == unix.NF_INET_FORWARD && f.controlPasses(c.Hook, c.Table.Family, back) ||
 			c.Hook == unix.NF_INET_LOCAL_OUT && f.controlPasses(unix.NF_INET_LOCAL_IN, c.Table.Family, path{in: w.out})
 		switch {
 		case data.Dropped && f.rs.Follow(c, controlPacket(f.controlPorts(), w.in, w.out)).CoversData(data):
 			if other := f.rs.Follow(c, dataPacket(f.config.Helper, back.in, back.out)); c.Hook == unix.NF_INET_FORWARD && other.Dropped {
 				passive, active = append(passive, w), other
 			}
-		case data.Dropped && lets:
+		case data.Dropped && controlMayPass:
 			lost, worst = append(lost, w), data
 		case data.Dropped:
 			closed.Dropped, closed.By, closed.OtherHelper = true, data.By, data.OtherHelper
-		case lets:
+		case controlMayPass:
 			maybe, perhaps = append(maybe, w), data
 		}
 	}

@@ -216,7 +216,7 @@ func (t xtable) rules() []xtRule {
 		}
 		// struct xt_entry_target: the size, the name, the revision; then what the target has.
 		name := unix.ByteSliceToString(e.bytes[e.target+2 : e.target+31])
-		if name == "ERROR" { // where a chain begins
+		if name == "ERROR" { // start of a chain
 			chain, number, isBuiltIn = unix.ByteSliceToString(e.bytes[e.target+32:]), 0, false
 			continue
 		}

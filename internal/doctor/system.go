@@ -32,7 +32,7 @@ type system interface {
 	netAdmin() (bool, error)
 	// readFile reads a file of /proc, whose "net" is that of the calling thread.
 	readFile(name string) ([]byte, error)
-	// owner finds the program behind a netlink socket of the netfilter protocol.
+	// owner returns the program that owns a netlink socket of the netfilter protocol.
 	owner(portid uint32) (nfq.Owner, error)
 	// addresses returns those of each interface that is up, without loopback.
 	addresses() (map[string][]netip.Addr, error)
