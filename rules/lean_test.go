@@ -36,6 +36,7 @@ func (s step) queued() step {
 }
 
 const (
+	active = Active
 	edited = Rewritten
 	due    = ReplyDue
 	opaque = Ignore
@@ -45,6 +46,9 @@ const (
 	port     = "PORT 192,0,2,1,4,1\r\n"
 )
 
+// opens is a PORT, which the daemon has read then.
+var opens = []step{says(port, active).queued(), {clear: active}}
+
 var conversations = map[string][]step{
 	"passive": {
 		answers("220 ready\r\n"), says("USER anonymous\r\n"), answers("331 and you are?\r\n"), says("PASS me\r\n"), answers("230 in\r\n"),
@@ -52,36 +56,41 @@ var conversations = map[string][]step{
 		says("PASV\r\n", due), answers(passive, due).queued(), {clear: due, set: edited, labels: []int{edited}},
 		says("RETR file\r\n", edited), answers("150 here it comes\r\n", edited), answers("226 that was it\r\n", edited),
 		answers(passive, edited).queued(), answers(extended, edited).queued(), // retransmissions
-		says("EPSV\r\n", edited, due), answers(extended, edited, due).queued(), says("QUIT\r\n", edited, due), answers("221 bye\r\n", edited, due),
+		says("EPSV\r\n", edited, due), answers(extended, edited, due).queued(), says("QUIT\r\n", edited, due), answers("221 bye\r\n", edited, due).queued(),
 	},
 	"passive, unchanged by the daemon": {
-		says("EPSV 1\r\n", due), answers("200 not yet\r\n", due), answers(extended, due).queued(), {clear: due}, answers(extended), answers(passive),
+		says("EPSV 1\r\n", due), answers("200 not yet\r\n", due).queued(), answers(extended, due).queued(), {clear: due}, answers(extended), answers(passive),
 		says("PASV\r\n", due), answers("227", due).queued(),
 	},
-	"active": {
-		says(port).queued(), answers("200 done\r\n"), says("LIST\r\n"), answers("150 here it comes\r\n"), says("EPRT |2|2001:db8::1|1025|\r\n").queued(), answers("200 done\r\n"),
+	"active": append(slices.Clone(opens), answers("200 done\r\n"), says("LIST\r\n"), answers("150 here it comes\r\n"),
+		says("EPRT |2|2001:db8::1|1025|\r\n", active).queued(), step{clear: active}, answers("200 done\r\n")),
+	"active, pipelined": {
+		says(port, active).queued(), says("RETR file\r\n", active).queued(), says("PASV\r\n", active, due).queued(), says("NOOP\r\n", active, due).queued(),
+		answers("200 done\r\n", active, due).queued(), {clear: active, labels: []int{due}}, says("NOOP\r\n", due),
 	},
-	"case":     {says("pasv\r\n", due), says("port 192,0,2,1,4,1\r\n", due).queued(), says("Eprt |1|192.0.2.1|1025|\r\n", due).queued(), says("aUtH tls\r\n", due).queued()},
+	"case": {says("pasv\r\n", due), says("port 192,0,2,1,4,1\r\n", due, active).queued(), {clear: active, labels: []int{due}},
+		says("Eprt |1|192.0.2.1|1025|\r\n", due, active).queued(), {clear: active, labels: []int{due}}, says("aUtH tls\r\n", due).queued()},
+	"P@SW":     {says("P@SW\r\n", due), answers(passive, due).queued(), {clear: due}, says("p@sw\r\n", due)},
 	"case too": {says("ePsV\r\n", due), answers(extended, due).queued()},
 	"AUTH": {
 		says("AUTH TLS\r\n").queued(), answers("534 no\r\n"), says("AUTH TLS\r\n").queued(), answers("234 go on\r\n").queued(), {set: opaque, labels: []int{opaque}},
 		says("\x16\x03\x01\x00\x04", opaque), answers("\x16\x03\x03\x00\x04", opaque), answers("234", opaque), says(port, opaque), says("PASV\r\n", opaque), answers(passive, opaque),
 	},
-	"EPSV ALL":                 {says("EPSV ALL\r\n", due), answers("200 done\r\n", due), says("EPSV\r\n", due), answers(extended, due).queued(), says(port, due).queued()},
-	"a longer word":            {says("PASVX\r\n", due), answers("500 what?\r\n", due), answers(passive, due).queued()},
+	"EPSV ALL":                 {says("EPSV ALL\r\n", due), answers("200 done\r\n", due).queued(), says("EPSV\r\n", due), answers(extended, due).queued(), says(port, due, active).queued()},
+	"a longer word":            {says("PASVX\r\n", due), answers("500 what?\r\n", due).queued(), answers(passive, due).queued()},
 	"other words":              {says("XPASV\r\n"), says("PASS port\r\n"), says("REPORT\r\n"), says("EPS\r\n"), says("PAST\r\n"), answers(passive), answers(extended)},
 	"three bytes":              {says("POR"), says("T 192,0,2,1,4,1\r\n"), says("PAS"), says("V\r\n"), answers("22"), answers("7 go\r\n"), says(".\r\n"), answers("2")},
-	"three bytes of a reply":   {says("PASV\r\n", due), answers("22", due), answers("7 Entering Passive Mode (192,0,2,2,4,1)\r\n", due), answers(" "+passive, due)},
+	"three bytes of a reply":   {says("PASV\r\n", due), answers("22", due).queued(), answers("7 Entering Passive Mode (192,0,2,2,4,1)\r\n", due).queued(), answers(" "+passive, due).queued()},
 	"after another line":       {says("NOOP\r\n" + port), says("NOOP\r\nPASV\r\n"), answers("200 done\r\n" + passive), answers("200 done\r\n234 go on\r\n")},
-	"before another line":      {says("PASV\r\nNOOP\r\n", due), answers(passive+"200 done\r\n", due).queued(), says(port+"NOOP\r\n", due).queued()},
-	"the wrong side":           {answers("PASV\r\n"), answers(port), answers("AUTH TLS\r\n"), answers("GET / HTTP/1.1\r\n"), says(passive), says("234\r\n"), says(port).queued()},
-	"other replies":            {says("PASV\r\n", due), answers("228 long\r\n", due), answers("226 ok\r\n", due), answers("220 hello\r\n", due), answers("334 more\r\n", due), answers("425 no\r\n", due), answers("500 no\r\n", due)},
-	"no HTTP":                  {says("DELE file\r\n"), says("OPTS UTF8 ON\r\n"), says("HELP\r\n"), says("GETS\r\n"), says("PUTS\r\n"), says("CONF x\r\n"), says("HE"), says(port).queued()},
+	"before another line":      {says("PASV\r\nNOOP\r\n", due), answers(passive+"200 done\r\n", due).queued(), says(port+"NOOP\r\n", due, active).queued()},
+	"the wrong side":           append([]step{answers("PASV\r\n"), answers(port), answers("AUTH TLS\r\n"), answers("GET / HTTP/1.1\r\n"), says(passive), says("234\r\n")}, opens...),
+	"other replies":            {says("PASV\r\n", due), answers("228 long\r\n", due).queued(), answers("334 more\r\n", due).queued(), answers("425 no\r\n", due).queued(), {clear: due}, answers("228 long\r\n"), answers("220 hello\r\n")},
+	"no HTTP":                  append([]step{says("DELE file\r\n"), says("OPTS UTF8 ON\r\n"), says("HELP\r\n"), says("GETS\r\n"), says("PUTS\r\n"), says("CONF x\r\n"), says("HE")}, opens...),
 	"HTTP after FTP":           {answers("220 ready\r\n"), says("USER me\r\n"), says("PASV\r\n", due), says("GET / HTTP/1.1\r\n", due, opaque), answers(passive, due, opaque), says(port, due, opaque)},
 	"HTTP in lower case":       {says("get / http/1.1\r\n", opaque), says(port, opaque)},
 	"TLS":                      {says("\x16\x03\x01\x02\x00\x01", opaque), says(port, opaque), says("AUTH TLS\r\n", opaque)},
-	"binary, but no handshake": {says("\x17\x03\x03\x00\x04"), says("\x16\x02"), says("\x16"), says(port).queued()},
-	"telnet's urgent data":     {says("\xff\xf4\xff\xf2ABOR\r\n"), says(port).queued()},
+	"binary, but no handshake": append([]step{says("\x17\x03\x03\x00\x04"), says("\x16\x02"), says("\x16")}, opens...),
+	"telnet's urgent data":     append([]step{says("\xff\xf4\xff\xf2ABOR\r\n")}, opens...),
 }
 
 func init() {

@@ -56,6 +56,13 @@ const RetransmitPriority = 0x2127_0119
 
 // Bits of the conntrack label (ct label), 0 to 127.
 const (
+	// InLine marks recognised connections that the daemon has evicted within a line. The daemon sets it.
+	InLine = 115
+
+	// Active marks connections whose PORT or EPRT is in the queue. The ruleset Lean sets it and then queues all packets
+	// of the client until the daemon clears it, so that none overtakes the line.
+	Active = 116
+
 	// Recognised marks connections that the daemon has recognised as FTP, from the client's first byte up to the
 	// login. The daemon sets it; no rule matches it.
 	Recognised = 118
@@ -64,8 +71,8 @@ const (
 	// retransmissions of these replies.
 	Rewritten = 119
 
-	// ReplyDue marks connections whose client has sent PASV or EPSV. The ruleset Lean sets it and then queues 227 and
-	// 229; the daemon clears it.
+	// ReplyDue marks connections whose client has sent PASV or EPSV. The ruleset Lean sets it and then queues all packets
+	// of the server until the daemon clears it, so that none overtakes the 227 or 229.
 	ReplyDue = 120
 
 	// Control marks control connections with a helper. The rules set it, and queue packets of these connections only.
@@ -110,6 +117,7 @@ var (
 	saneRequest = &nftables.Chain{Table: table, Name: "sane_request"}
 
 	commands = &nftables.Chain{Table: table, Name: "commands"}
+	pending  = &nftables.Chain{Table: table, Name: "pending"}
 	replies  = &nftables.Chain{Table: table, Name: "replies"}
 	read     = &nftables.Chain{Table: table, Name: "read"}
 )
@@ -145,7 +153,7 @@ func chains(c Config) []*nftables.Chain {
 	case CTHelper:
 		return all
 	case Lean:
-		return append(all, postrouting, input, saneRequest, control, commands, replies, read)
+		return append(all, postrouting, input, saneRequest, control, commands, pending, replies, read)
 	}
 	return append(all, postrouting, input, saneRequest, control)
 }
@@ -242,6 +250,14 @@ var (
 		&expr.Payload{Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1, DestRegister: 1},
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{0x12}, Xor: []byte{0}},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0x12}},
+	}}
+
+	isSYN = part{"tcp flags syn", []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
+		&expr.Payload{Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1, DestRegister: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{0x02}, Xor: []byte{0}},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{0}},
 	}}
 
 	isNew         = state("new", expr.CtStateBitNEW)
@@ -407,7 +423,7 @@ func rules(c Config, s Statement) []rule {
 		in(output, isNew, toControlPort, hasLabel(Control), returns),
 		in(output, isNew, toControlPort, setLabel(Proxied), jumpTo(attach)),
 		in(attach, otherZone, returns),
-		in(attach, hasPayload, returns),
+		in(attach, isSYN, hasPayload, returns),
 		in(attach, setHelper, setLabel(Control)),
 	}
 	if c.Ruleset == CTHelper {
@@ -456,27 +472,37 @@ func monitorRules(c Config, s Statement) []rule {
 // leanRules are the rules that only the ruleset Lean has.
 func leanRules(c Config, s Statement) []rule {
 	all := []rule{
+		in(control, inOriginal, hasLabel(Active), hasPayload, continueIn(pending)),
 		in(control, inOriginal, toLetterP, continueIn(commands)),
+		in(control, inReply, hasLabel(ReplyDue), hasPayload, continueIn(replies)),
 		in(control, inReply, with22or23, continueIn(replies)),
 		in(commands, lettersItoN, returns),
 		in(commands, hasLabel(Ignore), returns),
 	}
-	for _, verb := range []string{"PASV", "EPSV"} {
+	passive := []string{"PASV", "P@SW", "EPSV"} // servers accept P@SW for PASV
+	for _, verb := range passive {
 		all = append(all, in(commands, command(verb), setLabel(ReplyDue)))
 	}
-	for _, verb := range []string{"PORT", "EPRT", "AUTH"} {
-		all = append(all, in(commands, command(verb), continueIn(read)))
+	for _, verb := range []string{"PORT", "EPRT"} {
+		all = append(all, in(commands, command(verb), setLabel(Active), continueIn(read)))
 	}
+	all = append(all, in(commands, command("AUTH"), continueIn(read)))
 	// RFC 9110 section 9, RFC 5789. FTP has DELE, but no DELET.
 	for _, method := range []string{"GET ", "HEAD", "POST", "PUT ", "DELET", "CONN", "OPTI", "PATC"} {
 		all = append(all, in(commands, command(method), setLabel(Ignore)))
 	}
 	all = append(all,
 		in(commands, isTLS, setLabel(Ignore)),
+		in(pending, hasLabel(Ignore), returns),
+	)
+	for _, verb := range passive {
+		all = append(all, in(pending, command(verb), setLabel(ReplyDue)))
+	}
+	all = append(all,
+		in(pending, continueIn(read)),
 		in(replies, hasLabel(Ignore), returns),
+		in(replies, hasLabel(ReplyDue), continueIn(read)),
 		in(replies, reply("234"), continueIn(read)),
-		in(replies, hasLabel(ReplyDue), reply("227"), continueIn(read)),
-		in(replies, hasLabel(ReplyDue), reply("229"), continueIn(read)),
 		in(replies, hasLabel(Rewritten), reply("227"), setRetransmitPriority, continueIn(read)),
 		in(replies, hasLabel(Rewritten), reply("229"), setRetransmitPriority, continueIn(read)),
 	)

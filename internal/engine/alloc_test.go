@@ -172,7 +172,9 @@ func BenchmarkNonsense(b *testing.B) {
 	} {
 		b.Run(name, func(b *testing.B) {
 			w := newWorld(b, natOriginal, natReply)
-			w.restart(func(c *engine.Config) { c.Conntrack, c.Observe = &generated{}, func(*engine.Event) {} })
+			w.restart(func(c *engine.Config) {
+				c.Conntrack, c.Observe, c.Mode = &generated{}, func(*engine.Event) {}, engine.Mode{}
+			})
 			packet := w.segment(u.dir, 1000, u.text)
 			stranger := packet[17:20] // the client's address
 			if u.dir == client {
