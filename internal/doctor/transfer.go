@@ -458,9 +458,9 @@ func checkTransfers(x *examination) []Finding {
 		return warning(what, "the filter accepts FTP from none of the addresses that were tried", "")
 	}
 	var found []Finding
-	for _, way := range t.paths {
-		if way.helper != nil {
-			found = append(found, warning(fmt.Sprintf("no test transfer from %s: %v", way, way.helper),
+	for _, p := range t.paths {
+		if p.helper != nil {
+			found = append(found, warning(fmt.Sprintf("no test transfer from %s: %v", p, p.helper),
 				"whether a filter drops these data connections is not known", "")...)
 		}
 	}
@@ -505,7 +505,7 @@ type dropped struct {
 	at              *place // nil if unknown
 	reply           bool   // of SYN-ACKs of control connections
 	passive, active bool   // of data connections
-	ways            []transferPath
+	paths           []transferPath
 	level           Level
 	base            *nftread.Chain // of the place, nil if unknown
 	by              *nftread.Rule  // nil for its policy
@@ -515,7 +515,7 @@ type dropped struct {
 // findDrops groups the dropped test connections by place.
 func (x *examination) findDrops(t transfers) []*dropped {
 	var all []*dropped
-	add := func(way transferPath, at *place, reply bool) *dropped {
+	add := func(p transferPath, at *place, reply bool) *dropped {
 		i := slices.IndexFunc(all, func(d *dropped) bool {
 			return d.reply == reply && (d.at == nil && at == nil || d.at != nil && at != nil && *d.at == *at)
 		})
@@ -524,23 +524,23 @@ func (x *examination) findDrops(t transfers) []*dropped {
 			all = append(all, &dropped{at: at, reply: reply, level: Warning})
 		}
 		d := all[i]
-		if !slices.Contains(d.ways, way) {
-			d.ways = append(d.ways, way)
+		if !slices.Contains(d.paths, p) {
+			d.paths = append(d.paths, p)
 		}
-		if x.matters(t, way) {
+		if x.matters(t, p) {
 			d.level = Problem
 		}
 		return d
 	}
-	for _, way := range t.paths {
-		if way.reply != nil {
-			add(way, way.reply, true)
+	for _, p := range t.paths {
+		if p.reply != nil {
+			add(p, p.reply, true)
 		}
-		if way.passive != nil {
-			add(way, way.passive.at, false).passive = true
+		if p.passive != nil {
+			add(p, p.passive.at, false).passive = true
 		}
-		if way.active != nil {
-			add(way, way.active.at, false).active = true
+		if p.active != nil {
+			add(p, p.active.at, false).active = true
 		}
 	}
 	rs, err := x.cachedRuleset()
@@ -583,11 +583,11 @@ func (d *dropped) why() string {
 func (x *examination) droppedFinding(d *dropped) Finding {
 	f := Finding{Level: d.level, Why: d.why()}
 	if d.at == nil {
-		f.What = fmt.Sprintf("%s of test transfers did not pass: %s", d.what(), pathList(d.ways))
+		f.What = fmt.Sprintf("%s of test transfers did not pass: %s", d.what(), pathList(d.paths))
 		f.Why = "FTP transfers will fail: no rule drops them, so the cause is routing, rp_filter, or a part of the firewall that was not copied"
 		return f
 	}
-	f.What = fmt.Sprintf("table %s, chain %s drops %s: test transfer from %s", d.at.base.Table, d.at.base.Name, d.what(), pathList(d.ways))
+	f.What = fmt.Sprintf("table %s, chain %s drops %s: test transfer from %s", d.at.base.Table, d.at.base.Name, d.what(), pathList(d.paths))
 	if d.base == nil {
 		return f
 	}
@@ -617,12 +617,12 @@ func ruleAt(rs *nftread.Ruleset, where place) *nftread.Rule {
 
 // matters reports whether FTP is likely on a path: through this host always, to it if a server listens or the
 // filter accepts FTP explicitly, from it if nothing else is likely.
-func (x *examination) matters(t transfers, way transferPath) bool {
-	switch way.rank() {
+func (x *examination) matters(t transfers, p transferPath) bool {
+	switch p.rank() {
 	case 0:
 		return true
 	case 1:
-		return way.explicit || x.listens()
+		return p.explicit || x.listens()
 	}
 	return !x.listens() && !slices.ContainsFunc(t.paths, func(w transferPath) bool { return w.rank() == 0 })
 }
@@ -674,7 +674,7 @@ func (x *examination) confirm(read []Finding) []Finding {
 		switch {
 		case same != nil:
 			same.reported = true
-			f.Level, f.Why = same.level, fmt.Sprintf("%s: %s of FTP from %s", same.why(), same.what(), pathList(same.ways))
+			f.Level, f.Why = same.level, fmt.Sprintf("%s: %s of FTP from %s", same.why(), same.what(), pathList(same.paths))
 		case here > 0:
 			continue // checkTransfers reports the rule that dropped them
 		case f.Level == Problem && t.passed(*f.base):
@@ -687,8 +687,8 @@ func (x *examination) confirm(read []Finding) []Finding {
 
 // passed reports whether test transfers passed the hook of a base chain, in its family.
 func (t transfers) passed(c nftread.Chain) bool {
-	return slices.ContainsFunc(t.paths, func(way transferPath) bool {
-		return (way.rank() == 0) == (c.Hook == unix.NF_INET_FORWARD) && way.helper == nil &&
-			(c.Table.Family == nftread.FamilyInet || way.ipv6 == (c.Table.Family == nftread.FamilyIPv6))
+	return slices.ContainsFunc(t.paths, func(p transferPath) bool {
+		return (p.rank() == 0) == (c.Hook == unix.NF_INET_FORWARD) && p.helper == nil &&
+			(c.Table.Family == nftread.FamilyInet || p.ipv6 == (c.Table.Family == nftread.FamilyIPv6))
 	})
 }

@@ -53,7 +53,7 @@ func TestParseSpec(t *testing.T) {
 	} {
 		got := ParseSpec(spec)
 		if got == nil || !reflect.DeepEqual(got, want) && len(got)+len(want) > 0 {
-			t.Errorf("%s: %+v, want %+v", spec, got, want)
+			t.Errorf("%s: got %+v, want %+v", spec, got, want)
 		}
 	}
 }
