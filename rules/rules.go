@@ -329,11 +329,11 @@ func begins(data []byte, steps ...expr.Any) []expr.Any {
 // command matches packets that begin with a verb in upper or lower case. Every byte is compared without the bit by
 // which the cases differ; a space becomes 0.
 func command(verb string) part {
-	mask, folded := bytes.Repeat([]byte{^byte(0x20)}, len(verb)), []byte(verb)
-	for i := range folded {
-		folded[i] &= mask[i]
+	mask, masked := bytes.Repeat([]byte{^byte(0x20)}, len(verb)), []byte(verb)
+	for i := range masked {
+		masked[i] &= mask[i]
 	}
-	return part{fmt.Sprintf("@ih,0,%d & %#x == %#x", 8*len(verb), mask, folded), begins(folded, &expr.Bitwise{
+	return part{fmt.Sprintf("@ih,0,%d & %#x == %#x", 8*len(verb), mask, masked), begins(masked, &expr.Bitwise{
 		SourceRegister: 1, DestRegister: 1, Len: uint32(len(verb)), Mask: mask, Xor: make([]byte, len(verb)),
 	})}
 }
@@ -351,10 +351,10 @@ var (
 
 // firstLetter matches packets by their first letter, in upper case.
 func firstLetter(text string, compare ...expr.Any) part {
-	const fold = ^byte(0x20)
-	return part{fmt.Sprintf("@ih,0,8 & %#x %s", fold, text), append([]expr.Any{
+	const upperCase = ^byte(0x20)
+	return part{fmt.Sprintf("@ih,0,8 & %#x %s", upperCase, text), append([]expr.Any{
 		&expr.Payload{Base: unix.NFT_PAYLOAD_INNER_HEADER, Offset: 0, Len: 1, DestRegister: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{fold}, Xor: []byte{0}},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{upperCase}, Xor: []byte{0}},
 	}, compare...)}
 }
 
