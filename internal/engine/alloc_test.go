@@ -102,14 +102,18 @@ func BenchmarkTrack(b *testing.B) {
 			var before, after runtime.MemStats
 			for b.Loop() {
 				w.restart(quiet, func(c *engine.Config) { c.Conntrack, c.MaxFlows = &generated{}, n })
+				b.StopTimer()
 				runtime.GC()
 				runtime.ReadMemStats(&before)
+				b.StartTimer()
 				for i := range n {
 					packet[17], packet[18], packet[19] = byte(i>>16), byte(i>>8), byte(i) // the client's address
 					verdicts = w.eng.Handle(1, packet, verdicts[:0])
 				}
+				b.StopTimer()
 				runtime.GC()
 				runtime.ReadMemStats(&after)
+				b.StartTimer()
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*n), "ns/connection")
 			b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/float64(n), "B/connection")
