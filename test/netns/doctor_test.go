@@ -149,7 +149,7 @@ func TestDoctorExitCode(t *testing.T) {
 			sh(anyPort), true, true, 1,
 			`warning +other helpers +table inet mine, chain pre .*for any port`,
 		},
-		"ports by hand": {sh("nft 'add element inet nfq_ftphelper ports { 2100 }'"), false, true, 0, `ok +rules +.*port 21, and with port 2100`},
+		"ports by hand": {sh("nft 'add element inet nfq_ftphelper ports { 2100 }'"), false, true, 0, `ok +rules +.*port 21, and for port 2100`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
