@@ -175,7 +175,7 @@ func TestConfigTogether(t *testing.T) {
 	if code != 0 || !strings.Contains(stdout, "goto commands") {
 		t.Errorf("got exit code %d, output\n%s", code, stderr)
 	}
-	if code, _, stderr = call(t, "run", "--config", filepath.Join(name, "missing")); code != exitUsage || !strings.Contains(stderr, "the configuration file can't be read") {
+	if code, _, stderr = call(t, "run", "--config", filepath.Join(name, "missing")); code != exitUsage || !strings.Contains(stderr, "the configuration file cannot be read") {
 		t.Errorf("without the file: got exit code %d, output\n%s", code, stderr)
 	}
 }
@@ -317,12 +317,12 @@ func TestChanges(t *testing.T) {
 	}
 
 	s := newSettings()
-	s.Wish.Rules.Queue, s.ApplyRules, s.logFormat, s.Engine.Policy.Loose = 1, true, "json", true
+	s.Request.Rules.Queue, s.ApplyRules, s.logFormat, s.Engine.Policy.Loose = 1, true, "json", true
 	live, kept := s.keepFixed(before)
 	if got, want := fmt.Sprint(live, kept), "[loose=true] [queue rules log-format]"; got != want {
 		t.Errorf("three that can't and one that can: %s, want %s", got, want)
 	}
-	if s.Wish.Rules.Queue != before.Wish.Rules.Queue || s.ApplyRules || s.logFormat != "text" || !s.Engine.Policy.Loose {
+	if s.Request.Rules.Queue != before.Request.Rules.Queue || s.ApplyRules || s.logFormat != "text" || !s.Engine.Policy.Loose {
 		t.Errorf("got %+v", s)
 	}
 	if live, kept := newSettings().keepFixed(before); len(live)+len(kept) > 0 {

@@ -35,7 +35,7 @@ warnings too.`,
 		RunE: running(func(cmd *cobra.Command) error {
 			runtime.LockOSThread() // all examinations use one network namespace
 			defer runtime.UnlockOSThread()
-			findings := doctor.Examine(s.Wish, from.file)
+			findings := doctor.Examine(s.Request, from.file)
 			out := cmd.OutOrStdout()
 			var err error
 			if asJSON {

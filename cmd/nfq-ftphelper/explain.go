@@ -59,7 +59,7 @@ Translations by the router are found if the capture has both of its sides, as th
 			return err
 		},
 		RunE: running(func(cmd *cobra.Command) error {
-			c := explain.Config{Ports: s.Wish.Rules.Ports, NAT: nat, Clients: clients, Engine: s.Engine}
+			c := explain.Config{Ports: s.Request.Rules.Ports, NAT: nat, Clients: clients, Engine: s.Engine}
 			return explainFile(cmd, c, cmd.Flags().Arg(0), svg, number, asJSON)
 		}),
 	}

@@ -14,7 +14,7 @@ import (
 )
 
 func newRules() *cobra.Command {
-	var w backend.Wish
+	var w backend.Request
 	var own, applied bool
 	cmd := &cobra.Command{
 		Use:   "rules",
@@ -26,14 +26,14 @@ FTP control connections a conntrack helper and queue their packets with payload,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	from := addSettings(cmd.PersistentFlags(), ruleSettings...)
-	add := func(use, short string, choose func() (backend.Choice, error), do func(cmd *cobra.Command, c rules.Config) error) *cobra.Command {
+	add := func(use, short string, choose func() (backend.Plan, error), do func(cmd *cobra.Command, c rules.Config) error) *cobra.Command {
 		sub := &cobra.Command{
 			Use: use, Short: short, Args: cobra.NoArgs,
 			PreRunE: func(*cobra.Command, []string) error {
 				s, err := from.read()
 				if err == nil {
 					// Without a file it is unknown whether the daemon applies them.
-					w, applied = s.Wish, s.ApplyRules || from.file == ""
+					w, applied = s.Request, s.ApplyRules || from.file == ""
 				}
 				return err
 			},
@@ -48,15 +48,15 @@ FTP control connections a conntrack helper and queue their packets with payload,
 		cmd.AddCommand(sub)
 		return sub
 	}
-	forAnyHost := func() (backend.Choice, error) { return backend.Choose(w, anyKernel{}) }
-	forThisHost := func() (backend.Choice, error) {
+	forAnyHost := func() (backend.Plan, error) { return backend.Choose(w, anyKernel{}) }
+	forThisHost := func() (backend.Plan, error) {
 		choice, err := backend.Choose(w, backend.Host{})
 		if err == nil && choice.Helper == backend.CTHelper {
 			err = registered(choice.Rules.Helper)
 		}
 		return choice, err
 	}
-	inPlace := func() (backend.Choice, error) {
+	inPlace := func() (backend.Plan, error) {
 		w.Installed = true
 		return backend.Choose(w, backend.Host{})
 	}
@@ -98,7 +98,7 @@ FTP control connections a conntrack helper and queue their packets with payload,
 
 // removeOwn removes the rules if they are those that a daemon with the wish applies. Otherwise it leaves them in
 // place, and reports that without an error.
-func removeOwn(w backend.Wish, stderr io.Writer) error {
+func removeOwn(w backend.Request, stderr io.Writer) error {
 	w.Installed = false // as for the daemon that applies them
 	choice, err := backend.Choose(w, backend.Host{})
 	if err != nil {

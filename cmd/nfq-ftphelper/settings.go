@@ -40,7 +40,7 @@ func newSettings() *settings {
 	f.SortFlags = false
 	s.flags = f
 
-	w, ports := &s.Wish, portsFlag{&s.Wish.Rules.Ports}
+	w, ports := &s.Request, portsFlag{&s.Request.Rules.Ports}
 	if err := ports.Set(rules.DefaultPorts); err != nil {
 		panic(err)
 	}
@@ -84,7 +84,7 @@ func newSettings() *settings {
 	f.BoolVar(&s.LogOpened, "log-opened", false, "log each data connection that is opened, at level info: client, server, verb, announced and advertised endpoint")
 	config.Group(f, "Log")
 
-	config.SetLive(f, "ports", "min-port", "loose", "allow", "rate", "advertise", "advertise-except", "max-connections", "hold-time", "log-level", "log-opened")
+	config.SetReloadable(f, "ports", "min-port", "loose", "allow", "rate", "advertise", "advertise-except", "max-connections", "hold-time", "log-level", "log-opened")
 	return s
 }
 
@@ -103,7 +103,7 @@ func (s *settings) numbersOutOfRange() (all []outOfRange) {
 		wrong bool
 		is    outOfRange
 	}{
-		{s.Wish.Rules.Queues < 1, outOfRange{"queues", "must be at least 1"}},
+		{s.Request.Rules.Queues < 1, outOfRange{"queues", "must be at least 1"}},
 		{c.Policy.MinPort == 0, outOfRange{"min-port", "must be at least 1"}},
 		{c.Policy.Rate < 1, outOfRange{"rate", "must be at least 1"}},
 		{c.MaxFlows < 1, outOfRange{"max-connections", "must be at least 1"}},
@@ -125,7 +125,7 @@ func (s *settings) validate() error {
 	if err != nil {
 		return err
 	}
-	return s.Wish.Validate()
+	return s.Request.Validate()
 }
 
 // loadFile applies a configuration file. It returns an error if the file cannot be read, or config.Errors with all
@@ -163,7 +163,7 @@ func (s *settings) checkFile(name string) (*config.File, error) {
 	guess := slices.ContainsFunc(faults, func(e *config.Error) bool {
 		return e.Key == "" || slices.Contains(ruleSettings, e.Key)
 	})
-	if err := s.Wish.Validate(); err != nil && !guess {
+	if err := s.Request.Validate(); err != nil && !guess {
 		faults = append(faults, file.Errorf("", "%w", err))
 	}
 	if len(faults) > 0 {
@@ -266,7 +266,7 @@ func (s *settings) keepFixed(before *settings) (changed []slog.Attr, fixed []str
 		value, old := flag.Value.String(), before.flags.Lookup(flag.Name).Value.String()
 		switch {
 		case value == old:
-		case config.Live(flag):
+		case config.Reloadable(flag):
 			changed = append(changed, slog.String(flag.Name, value))
 		default:
 			fixed = append(fixed, flag.Name)

@@ -22,7 +22,7 @@ func (d *daemon) confine() error {
 // status is the line that "systemctl status" shows.
 func (d *daemon) status() string {
 	c, with := d.choice.Rules, "helper "+d.choice.Rules.Helper
-	if d.settings.Wish.Monitor {
+	if d.settings.Request.Monitor {
 		with = "monitoring only"
 	}
 	if c.Queues == 1 {

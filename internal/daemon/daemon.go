@@ -27,8 +27,8 @@ import (
 
 // Settings configure a daemon.
 type Settings struct {
-	// Wish selects the kernel's means. The daemon sets its Installed.
-	Wish backend.Wish
+	// Request selects the kernel's means. The daemon sets its Installed.
+	Request backend.Request
 	// ApplyRules applies the rules at start and removes them at stop.
 	ApplyRules bool
 	// KeepHelper leaves a cthelper registered at stop.
@@ -53,7 +53,7 @@ type Settings struct {
 // daemon is a running daemon.
 type daemon struct {
 	settings Settings
-	choice   backend.Choice
+	choice   backend.Plan
 	log      *slog.Logger
 	manager  *notify.Manager
 	eventLog *eventLog
@@ -144,8 +144,8 @@ func (d *daemon) prepare() (err error) {
 	if d.manager, err = notify.FromEnvironment(); err != nil {
 		return err
 	}
-	d.settings.Wish.Installed = !d.settings.ApplyRules
-	if d.choice, err = doctor.Ready(d.settings.Wish); err != nil {
+	d.settings.Request.Installed = !d.settings.ApplyRules
+	if d.choice, err = doctor.Ready(d.settings.Request); err != nil {
 		return fmt.Errorf("no connection could be helped: %w", err)
 	}
 	d.ownPorts = d.choice.Rules.Ports
@@ -233,7 +233,7 @@ func (d *daemon) do(ctx context.Context, f func(w *worker)) error {
 // logChoice logs what was chosen.
 func (d *daemon) logChoice() {
 	c := d.choice
-	if d.settings.Wish.Monitor {
+	if d.settings.Request.Monitor {
 		d.log.Warn("monitoring only: nothing is opened or changed (--monitor)", "monitor", true)
 		return
 	}

@@ -25,7 +25,7 @@ type Reload struct {
 
 // Change is the result of a Reload's Read.
 type Change struct {
-	// Settings are complete. Their Engine, LogOpened and the ports of their Wish are applied; the rest is
+	// Settings are complete. Their Engine, LogOpened and the ports of their Request are applied; the rest is
 	// ignored.
 	Settings Settings
 	// Changed are the settings that differ from those in force, with their new values, for the log.
@@ -67,7 +67,7 @@ func (d *daemon) reload(ctx context.Context, read func() (Change, error)) {
 func (d *daemon) change(ctx context.Context, s Settings) error {
 	err := d.configure(ctx, s.Engine)
 	if err == nil {
-		err = d.setPorts(s.Wish.Rules.Ports)
+		err = d.setPorts(s.Request.Rules.Ports)
 	}
 	if err != nil {
 		return errors.Join(err, d.configure(context.WithoutCancel(ctx), d.settings.Engine))
@@ -107,7 +107,7 @@ func (d *daemon) setPorts(ports []rules.PortRange) error {
 	if err != nil {
 		return fmt.Errorf("ports: %w", err)
 	}
-	d.choice.Rules.Ports, d.settings.Wish.Rules.Ports = ports, ports
+	d.choice.Rules.Ports, d.settings.Request.Rules.Ports = ports, ports
 	differs := rules.Check(after)
 	d.warnOfRules(differs)
 	d.server.state.Store(&ruleState{after, d.settings.ApplyRules || differs == nil})

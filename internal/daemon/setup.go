@@ -53,7 +53,7 @@ func (d *daemon) unregister() error {
 // served: without a program that serves it, the kernel does not adjust sequence numbers in packets that it
 // queues (nf_confirm).
 func (d *daemon) disable() error {
-	if !d.choice.Enabled() {
+	if !d.choice.KernelQueues() {
 		return nil
 	}
 	h := d.helper()
@@ -64,7 +64,7 @@ func (d *daemon) disable() error {
 // helper returns the helper to register.
 func (d *daemon) helper() cthelper.Helper {
 	c := d.choice
-	return cthelper.Helper{Name: c.Rules.Helper, Queue: c.Rules.Queue, Enabled: c.Enabled()}
+	return cthelper.Helper{Name: c.Rules.Helper, Queue: c.Rules.Queue, Enabled: c.KernelQueues()}
 }
 
 // ensureRules applies the rules, if the daemon manages them. It returns where the rules come from, and
@@ -93,7 +93,7 @@ func (d *daemon) warnOfRules(err error) {
 		return
 	}
 	apply := "nfq-ftphelper rules apply"
-	if d.settings.Wish.Monitor {
+	if d.settings.Request.Monitor {
 		apply += " --monitor"
 	}
 	switch {

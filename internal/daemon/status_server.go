@@ -122,7 +122,7 @@ func (s *statusServer) serve(state ruleState) {
 	}
 	s.state.Store(&state)
 	s.started = time.Now()
-	counters := metrics.Handler(s, s.version, s.settings.Wish.Monitor)
+	counters := metrics.Handler(s, s.version, s.settings.Request.Monitor)
 	if s.socket != nil {
 		s.servers = append(s.servers, control.Serve(s.socket, control.NewHandler(s, counters), s.log))
 	}
@@ -245,7 +245,7 @@ func (s *statusServer) Status(ctx context.Context) (status control.Status, err e
 		return status, err
 	}
 	status = control.Status{
-		Version: s.version, Go: runtime.Version(), Started: s.started, Ready: true, Monitor: s.settings.Wish.Monitor,
+		Version: s.version, Go: runtime.Version(), Started: s.started, Ready: true, Monitor: s.settings.Request.Monitor,
 		Outcomes: s.outcomes != nil, Refusals: s.events.Refusals(),
 	}
 	if err := s.Ready(ctx); err != nil {
@@ -292,7 +292,7 @@ func (s *statusServer) Follow(since time.Time) (*control.Follower, error) {
 
 // Version implements control.Daemon.
 func (s *statusServer) Version() control.Version {
-	return control.Version{Version: s.version, Go: runtime.Version(), Monitor: s.settings.Wish.Monitor}
+	return control.Version{Version: s.version, Go: runtime.Version(), Monitor: s.settings.Request.Monitor}
 }
 
 // Flows calls yield for every control connection that conntrack still has. It delays packets for no

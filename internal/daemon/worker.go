@@ -32,11 +32,11 @@ func (d *daemon) newWorker(number uint16) (w *worker, err error) {
 		d.eventLog.emit(ev)
 		d.server.emit(number, ev)
 	}
-	labels := engine.Labels{Recognised: rules.RecognisedLabel, InLine: rules.InLineLabel, Proxied: rules.ProxiedLabel, Ignore: rules.OpaqueLabel,
-		ReplyDue: rules.AskedLabel, Active: rules.ActiveLabel, Rewritten: rules.EditedLabel}
+	labels := engine.Labels{Recognised: rules.Recognised, InLine: rules.InLine, Proxied: rules.Proxied, Ignore: rules.Ignore,
+		ReplyDue: rules.ReplyDue, Active: rules.Active, Rewritten: rules.Rewritten}
 	lean := choice.Rules.Ruleset == rules.Lean
 	switch {
-	case d.settings.Wish.Monitor:
+	case d.settings.Request.Monitor:
 		config.Mode = engine.Monitor()
 	case lean:
 		config.Mode = engine.Lean(labels)
@@ -46,7 +46,7 @@ func (d *daemon) newWorker(number uint16) (w *worker, err error) {
 	w.engine = engine.New(config)
 	w.queue = nfq.New(number, w.engine, log)
 	if lean {
-		w.queue.HandleByPriority(rules.AgainPriority, w.engine.HandleRetransmit)
+		w.queue.HandleByPriority(rules.RetransmitPriority, w.engine.HandleRetransmit)
 	}
 	return w, nil
 }
