@@ -30,7 +30,7 @@ func TestCheckOtherConfig(t *testing.T) {
 		c    Config
 		want string
 	}{
-		{Config{Ports: example.Ports, Queue: 8}, `chain control: rule 3 is not "ct state established @ih,0,8 >= 0x0 queue flags bypass to 8"`},
+		{Config{Ports: example.Ports, Queue: 8}, `chain control: rule 4 is not "ct state established @ih,0,8 >= 0x0 queue flags bypass to 8"`},
 		{Config{Ports: []PortRange{{22, 22}}, Queue: 7}, "set ports lacks 22"},
 		{Config{Ports: []PortRange{{2200, 2211}}, Queue: 7}, "set ports lacks 2200-2211"},
 		{Config{Ports: []PortRange{{2201, 2203}}, Queue: 7}, ""},
@@ -66,7 +66,7 @@ func TestCheckAfterCommands(t *testing.T) {
 			add chain inet nfq_ftphelper control { type filter hook input priority 0; }`, "chain control is hooked"},
 		{"insert rule inet nfq_ftphelper control accept", "chain control: rule 1 is not"},
 		{"insert rule inet nfq_ftphelper prerouting counter", "chain prerouting: rule 1 is not"},
-		{"add rule inet nfq_ftphelper output drop", "chain output has 3 rules, and should have 2"},
+		{"add rule inet nfq_ftphelper output drop", "chain output has 4 rules, and should have 3"},
 		{"flush table inet nfq_ftphelper; delete set inet nfq_ftphelper ports", "set ports is missing"},
 		{"flush table inet nfq_ftphelper; delete ct helper inet nfq_ftphelper carrier", "ct helper carrier"},
 	} {
@@ -90,8 +90,8 @@ func TestCheckLean(t *testing.T) {
 		old, new string
 		want     string
 	}{
-		{"goto commands", "jump commands", "chain control: rule 2 is not"},
-		{"ct direction reply @ih", "ct direction original @ih", "chain control: rule 3 is not"},
+		{"goto commands", "jump commands", "chain control: rule 3 is not"},
+		{"ct direction reply @ih", "ct direction original @ih", "chain control: rule 4 is not"},
 		{"0x50415356 ct label set 120", "0x50415356 ct label set 119", "chain commands: rule 3 is not"},
 		{"& 0xdfdfdfdf == 0x45505356", "& 0xffffffff == 0x45505356", "chain commands: rule 4 is not"},
 		{"@ih,0,32 & 0xdfdfdfdf == 0x45505356", "@ih,8,32 & 0xdfdfdfdf == 0x45505356", "chain commands: rule 4 is not"},
@@ -161,16 +161,17 @@ func TestCheckEditedFile(t *testing.T) {
 		{"hook postrouting priority 300", "hook postrouting priority -300", "chain postrouting is not"},
 		{"hook input priority 300", "hook forward priority 300", "chain input is not"},
 		{"ct label 121 jump", "ct label 120 jump", "chain postrouting: rule 1 is not"},
-		{"ct state established", "ct state new", "chain control: rule 3 is not"},
-		{"0x00000007", "0x00000008", "chain control: rule 1 is not"},
+		{"ct state established", "ct state new", "chain control: rule 4 is not"},
+		{"0x00000007", "0x00000008", "chain control: rule 2 is not"},
 		{"@ih,56,8 >= 0 drop", "@ih,56,8 >= 0 accept", "chain sane_request: rule 2 is not"},
 		{"@ih,64,8 >= 0 return", "", "chain sane_request: rule 1 is not"},
+		{"meta oifkind vrf return", "meta oifkind != vrf return", "chain control: rule 1 is not"},
 		{"ct zone != 0", "ct zone 0", "chain attach: rule 1 is not"},
 		{"@ih,0,8 >= 0 return", "", "chain attach: rule 2 is not"},
-		{"established @ih,0,8 >= 0", "established @ih,0,8 > 0", "chain control: rule 3 is not"},
-		{"established @ih,0,8 >= 0", "established @ih,8,8 >= 0", "chain control: rule 3 is not"},
-		{"established @ih,0,8 >= 0", "established @th,0,8 >= 0", "chain control: rule 3 is not"},
-		{"queue flags bypass to $queue_number", "accept", "chain control: rule 3 is not"},
+		{"established @ih,0,8 >= 0", "established @ih,0,8 > 0", "chain control: rule 4 is not"},
+		{"established @ih,0,8 >= 0", "established @ih,8,8 >= 0", "chain control: rule 4 is not"},
+		{"established @ih,0,8 >= 0", "established @th,0,8 >= 0", "chain control: rule 4 is not"},
+		{"queue flags bypass to $queue_number", "accept", "chain control: rule 4 is not"},
 	} {
 		t.Run(tt.old+"→"+tt.new, func(t *testing.T) {
 			newNamespace(t)
@@ -196,12 +197,12 @@ func TestCheckStatement(t *testing.T) {
 	if s == Native {
 		for _, statement := range []string{"queue to 7", "queue flags bypass to 7-8", "queue flags bypass,fanout to 7-8"} {
 			nft(t, textStatement.ReplaceAllString(Text(example), statement))
-			wantError(t, Check(example), "chain control: rule 3 is not")
+			wantError(t, Check(example), "chain control: rule 4 is not")
 		}
 		return
 	}
 	if err := install(Config{Ports: example.Ports, Queue: 0x700}, Compat, nil); err != nil {
 		t.Fatal(err)
 	}
-	wantError(t, Check(example), "chain control: rule 3 is not")
+	wantError(t, Check(example), "chain control: rule 4 is not")
 }

@@ -220,6 +220,14 @@ var (
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{0, 0}},
 	}}
 
+	// A packet that enters a VRF's device passes postrouting again with the interface that it leaves by, or
+	// input. The kernel confirms and adjusts it there (in_vrf_postrouting of nf_conntrack_proto.c). Most
+	// interfaces of hardware have no kind, so that no comparison matches, != neither.
+	toVRF = part{`meta oifkind "vrf"`, []expr.Any{
+		&expr.Meta{Key: metaKeyOIFKIND, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: append([]byte("vrf"), make([]byte, 13)...)}, // IFNAMSIZ
+	}}
+
 	inOriginal = direction("original", 0) // IP_CT_DIR_ORIGINAL
 	inReply    = direction("reply", 1)    // IP_CT_DIR_REPLY
 
@@ -365,6 +373,9 @@ func toQueue(c Config, s Statement, i uint16) part {
 	return part{fmt.Sprintf("queue flags bypass to %d", c.Queue+i), []expr.Any{s.Expr(c.Queue + i)}}
 }
 
+// metaKeyOIFKIND is NFT_META_OIFKIND, for which the library has no name.
+const metaKeyOIFKIND expr.MetaKey = 27
+
 // ctKeyID is NFT_CT_ID, for which the library has no name.
 const ctKeyID expr.CtKey = 23
 
@@ -399,6 +410,7 @@ func rules(c Config, s Statement) []rule {
 	all := []rule{
 		in(prerouting, isNew, toControlPort, jumpTo(attach)),
 		in(output, isNew, toControlPort, hasSocket, continueIn(attach)),
+		in(output, isNew, toControlPort, labelled(ControlLabel), leave),
 		in(output, isNew, toControlPort, setLabel(ProxiedLabel), jumpTo(attach)),
 		in(attach, otherZone, leave),
 		in(attach, hasPayload, leave),
@@ -413,6 +425,7 @@ func rules(c Config, s Statement) []rule {
 		in(input, labelled(ControlLabel), jumpTo(control)),
 		in(saneRequest, hasByte(8), leave),
 		in(saneRequest, hasByte(7), part{"drop", []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}}),
+		in(control, toVRF, leave),
 		in(control, inOriginal, beginsAsSane, jumpTo(saneRequest)),
 	)
 	if c.Ruleset == Lean {
@@ -438,6 +451,7 @@ func monitorRules(c Config, s Statement) []rule {
 		in(input, fromLoopback, leave),
 		in(input, toControlPort, jumpTo(control)),
 		in(control, otherZone, leave),
+		in(control, toVRF, leave),
 	}
 	for _, p := range spread(c, s) {
 		all = append(all, in(control, append([]part{isEstablished, hasPayload}, p...)...))

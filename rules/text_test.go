@@ -140,12 +140,12 @@ func TestTextIsWhatApplyInstalls(t *testing.T) {
 				t.Errorf("Apply installs %d queue statements, the file has %d", got, statements)
 			}
 			// Check says what differs first, so everything before the first statement was right.
-			first := "chain control: rule 3 is not"
+			first := "chain control: rule 4 is not"
 			switch c.Ruleset {
 			case Lean:
 				first = "chain read: rule 1 is not"
 			case Monitor:
-				first = "chain control: rule 2 is not"
+				first = "chain control: rule 3 is not"
 			}
 			wantError(t, Check(c), first)
 		}

@@ -21,6 +21,8 @@ import (
 type Host struct {
 	// Name tells hosts apart in messages.
 	Name string
+	// Device is what Dial and Listen bind their sockets to, such as a VRF; nothing if it is empty.
+	Device string
 
 	ns *Namespace
 	nl *netlink.Handle
@@ -158,11 +160,10 @@ func (h *Host) Do(f func() error) error { return h.ns.Do(f) }
 // Dial opens a TCP connection from the host. A zero local address leaves the
 // choice to the kernel.
 func (h *Host) Dial(ctx context.Context, local, remote netip.AddrPort) (*net.TCPConn, error) {
-	dialer := net.Dialer{}
+	dialer := net.Dialer{Control: h.socketOptions(local.IsValid())}
 	dialer.SetMultipathTCP(false)
 	if local.IsValid() {
 		dialer.LocalAddr = net.TCPAddrFromAddrPort(local)
-		dialer.Control = reuseAddress
 	}
 	var conn net.Conn
 	err := h.ns.Do(func() (err error) {
@@ -177,7 +178,7 @@ func (h *Host) Dial(ctx context.Context, local, remote netip.AddrPort) (*net.TCP
 
 // Listen opens a TCP listener on the host. Port 0 leaves the choice to the kernel.
 func (h *Host) Listen(ctx context.Context, at netip.AddrPort) (*net.TCPListener, error) {
-	config := net.ListenConfig{}
+	config := net.ListenConfig{Control: h.socketOptions(false)}
 	config.SetMultipathTCP(false)
 	var listener net.Listener
 	err := h.ns.Do(func() (err error) {
