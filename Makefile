@@ -21,7 +21,7 @@ RACE_PACKAGES      := gcc libc6-dev
 UNIT_PACKAGES      := $(RACE_PACKAGES) netbase iproute2 procps nftables iptables conntrack kmod libnetfilter-queue-dev systemd
 INSTALLED_PACKAGES := $(RACE_PACKAGES) mandoc man-db bash-completion lintian rpm systemd
 NETNS_PACKAGES     := $(LAB_PACKAGES) $(UNIT_PACKAGES) bsdutils busybox-static \
-	tnftp ncftp inetutils-ftp ftp-ssl wget aria2 rclone perl python3 python3-pyftpdlib \
+	tnftp ncftp inetutils-ftp ftp-ssl wget aria2 rclone perl python3 python3-pyftpdlib python3-aioftp default-jre-headless:java bsh \
 	ufw firewalld shorewall shorewall6 docker.io:dockerd
 KUBERNETES_PACKAGES := $(LAB_PACKAGES) podman podman-compose runc:runc catatonit
 KERNELS_PACKAGES   := $(LAB_PACKAGES) $(UNIT_PACKAGES) bsdutils $(shell cat test/vm/packages)

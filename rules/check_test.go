@@ -90,19 +90,19 @@ func TestCheckLean(t *testing.T) {
 		old, new string
 		want     string
 	}{
-		{"goto commands", "jump commands", "chain control: rule 3 is not"},
-		{"ct direction reply @ih", "ct direction original @ih", "chain control: rule 4 is not"},
+		{"goto commands", "jump commands", "chain control: rule 4 is not"},
+		{"ct direction reply @ih", "ct direction original @ih", "chain control: rule 6 is not"},
 		{"0x50415356 ct label set 120", "0x50415356 ct label set 119", "chain commands: rule 3 is not"},
-		{"& 0xdfdfdfdf == 0x45505356", "& 0xffffffff == 0x45505356", "chain commands: rule 4 is not"},
-		{"@ih,0,32 & 0xdfdfdfdf == 0x45505356", "@ih,8,32 & 0xdfdfdfdf == 0x45505356", "chain commands: rule 4 is not"},
-		{"0x41555448 goto read", "0x43434300 goto read", "chain commands: rule 7 is not"},
-		{"0x504f5354", "0x504f5355", "chain commands: rule 10 is not"},
-		{"0x50555400 ct label set 122", "0x50555400 ct label set 122 return", "chain commands: rule 11 is not"},
-		{"@ih,0,16 0x1603", "@ih,0,16 0x1604", "chain commands: rule 16 is not"},
-		{"@ih,0,16 0x1603 ct label set 122", "", `chain commands: rule 16 is not "@ih,0,16 0x1603 ct label set 122"`},
-		{"@ih,0,24 0x323334", "@ih,0,24 0x323335", "chain replies: rule 2 is not"},
-		{"ct label 120 @ih,0,24 0x323237", "@ih,0,24 0x323237", "chain replies: rule 3 is not"},
-		{"meta priority set 2127:119", "meta priority set 2127:118", "chain replies: rule 5 is not"},
+		{"& 0xdfdfdfdf == 0x45505356", "& 0xffffffff == 0x45505356", "chain commands: rule 5 is not"},
+		{"@ih,0,32 & 0xdfdfdfdf == 0x45505356", "@ih,8,32 & 0xdfdfdfdf == 0x45505356", "chain commands: rule 5 is not"},
+		{"0x41555448 goto read", "0x43434300 goto read", "chain commands: rule 8 is not"},
+		{"0x504f5354", "0x504f5355", "chain commands: rule 11 is not"},
+		{"0x50555400 ct label set 122", "0x50555400 ct label set 122 return", "chain commands: rule 12 is not"},
+		{"@ih,0,16 0x1603", "@ih,0,16 0x1604", "chain commands: rule 17 is not"},
+		{"@ih,0,16 0x1603 ct label set 122", "", `chain commands: rule 17 is not "@ih,0,16 0x1603 ct label set 122"`},
+		{"@ih,0,24 0x323334", "@ih,0,24 0x323335", "chain replies: rule 3 is not"},
+		{"ct label 120 goto read", "goto read", "chain replies: rule 2 is not"},
+		{"meta priority set 2127:119", "meta priority set 2127:118", "chain replies: rule 4 is not"},
 		{"", "", "chain read: rule 1 is not"}, // which is left to do
 	} {
 		t.Run(tt.old+"→"+tt.new, func(t *testing.T) {
@@ -167,7 +167,7 @@ func TestCheckEditedFile(t *testing.T) {
 		{"@ih,64,8 >= 0 return", "", "chain sane_request: rule 1 is not"},
 		{"meta oifkind vrf return", "meta oifkind != vrf return", "chain control: rule 1 is not"},
 		{"ct zone != 0", "ct zone 0", "chain attach: rule 1 is not"},
-		{"@ih,0,8 >= 0 return", "", "chain attach: rule 2 is not"},
+		{"tcp flags syn @ih,0,8 >= 0 return", "", "chain attach: rule 2 is not"},
 		{"established @ih,0,8 >= 0", "established @ih,0,8 > 0", "chain control: rule 4 is not"},
 		{"established @ih,0,8 >= 0", "established @ih,8,8 >= 0", "chain control: rule 4 is not"},
 		{"established @ih,0,8 >= 0", "established @th,0,8 >= 0", "chain control: rule 4 is not"},

@@ -35,6 +35,7 @@ func (s step) queued() step {
 }
 
 const (
+	active = ActiveLabel
 	edited = EditedLabel
 	asked  = AskedLabel
 	opaque = OpaqueLabel
@@ -44,6 +45,9 @@ const (
 	port     = "PORT 192,0,2,1,4,1\r\n"
 )
 
+// opens is a PORT, which the daemon has read then.
+var opens = []step{says(port, active).queued(), {clear: active}}
+
 var conversations = map[string][]step{
 	"passive": {
 		answers("220 ready\r\n"), says("USER anonymous\r\n"), answers("331 and you are?\r\n"), says("PASS me\r\n"), answers("230 in\r\n"),
@@ -51,36 +55,41 @@ var conversations = map[string][]step{
 		says("PASV\r\n", asked), answers(passive, asked).queued(), {clear: asked, set: edited, labels: []int{edited}},
 		says("RETR file\r\n", edited), answers("150 here it comes\r\n", edited), answers("226 that was it\r\n", edited),
 		answers(passive, edited).queued(), answers(extended, edited).queued(), // sent again
-		says("EPSV\r\n", edited, asked), answers(extended, edited, asked).queued(), says("QUIT\r\n", edited, asked), answers("221 bye\r\n", edited, asked),
+		says("EPSV\r\n", edited, asked), answers(extended, edited, asked).queued(), says("QUIT\r\n", edited, asked), answers("221 bye\r\n", edited, asked).queued(),
 	},
 	"passive, unchanged by the daemon": {
-		says("EPSV 1\r\n", asked), answers("200 not yet\r\n", asked), answers(extended, asked).queued(), {clear: asked}, answers(extended), answers(passive),
+		says("EPSV 1\r\n", asked), answers("200 not yet\r\n", asked).queued(), answers(extended, asked).queued(), {clear: asked}, answers(extended), answers(passive),
 		says("PASV\r\n", asked), answers("227", asked).queued(),
 	},
-	"active": {
-		says(port).queued(), answers("200 done\r\n"), says("LIST\r\n"), answers("150 here it comes\r\n"), says("EPRT |2|2001:db8::1|1025|\r\n").queued(), answers("200 done\r\n"),
+	"active": append(slices.Clone(opens), answers("200 done\r\n"), says("LIST\r\n"), answers("150 here it comes\r\n"),
+		says("EPRT |2|2001:db8::1|1025|\r\n", active).queued(), step{clear: active}, answers("200 done\r\n")),
+	"active, pipelined": {
+		says(port, active).queued(), says("RETR file\r\n", active).queued(), says("PASV\r\n", active, asked).queued(), says("NOOP\r\n", active, asked).queued(),
+		answers("200 done\r\n", active, asked).queued(), {clear: active, labels: []int{asked}}, says("NOOP\r\n", asked),
 	},
-	"case":     {says("pasv\r\n", asked), says("port 192,0,2,1,4,1\r\n", asked).queued(), says("Eprt |1|192.0.2.1|1025|\r\n", asked).queued(), says("aUtH tls\r\n", asked).queued()},
+	"case": {says("pasv\r\n", asked), says("port 192,0,2,1,4,1\r\n", asked, active).queued(), {clear: active, labels: []int{asked}},
+		says("Eprt |1|192.0.2.1|1025|\r\n", asked, active).queued(), {clear: active, labels: []int{asked}}, says("aUtH tls\r\n", asked).queued()},
+	"P@SW":     {says("P@SW\r\n", asked), answers(passive, asked).queued(), {clear: asked}, says("p@sw\r\n", asked)},
 	"case too": {says("ePsV\r\n", asked), answers(extended, asked).queued()},
 	"AUTH": {
 		says("AUTH TLS\r\n").queued(), answers("534 no\r\n"), says("AUTH TLS\r\n").queued(), answers("234 go on\r\n").queued(), {set: opaque, labels: []int{opaque}},
 		says("\x16\x03\x01\x00\x04", opaque), answers("\x16\x03\x03\x00\x04", opaque), answers("234", opaque), says(port, opaque), says("PASV\r\n", opaque), answers(passive, opaque),
 	},
-	"EPSV ALL":                   {says("EPSV ALL\r\n", asked), answers("200 done\r\n", asked), says("EPSV\r\n", asked), answers(extended, asked).queued(), says(port, asked).queued()},
-	"a longer word":              {says("PASVX\r\n", asked), answers("500 what?\r\n", asked), answers(passive, asked).queued()},
+	"EPSV ALL":                   {says("EPSV ALL\r\n", asked), answers("200 done\r\n", asked).queued(), says("EPSV\r\n", asked), answers(extended, asked).queued(), says(port, asked, active).queued()},
+	"a longer word":              {says("PASVX\r\n", asked), answers("500 what?\r\n", asked).queued(), answers(passive, asked).queued()},
 	"other words":                {says("XPASV\r\n"), says("PASS port\r\n"), says("REPORT\r\n"), says("EPS\r\n"), says("PAST\r\n"), answers(passive), answers(extended)},
 	"three bytes":                {says("POR"), says("T 192,0,2,1,4,1\r\n"), says("PAS"), says("V\r\n"), answers("22"), answers("7 go\r\n"), says(".\r\n"), answers("2")},
-	"three bytes of a reply":     {says("PASV\r\n", asked), answers("22", asked), answers("7 Entering Passive Mode (192,0,2,2,4,1)\r\n", asked), answers(" "+passive, asked)},
+	"three bytes of a reply":     {says("PASV\r\n", asked), answers("22", asked).queued(), answers("7 Entering Passive Mode (192,0,2,2,4,1)\r\n", asked).queued(), answers(" "+passive, asked).queued()},
 	"behind another line":        {says("NOOP\r\n" + port), says("NOOP\r\nPASV\r\n"), answers("200 done\r\n" + passive), answers("200 done\r\n234 go on\r\n")},
-	"in front of another line":   {says("PASV\r\nNOOP\r\n", asked), answers(passive+"200 done\r\n", asked).queued(), says(port+"NOOP\r\n", asked).queued()},
-	"the wrong side":             {answers("PASV\r\n"), answers(port), answers("AUTH TLS\r\n"), answers("GET / HTTP/1.1\r\n"), says(passive), says("234\r\n"), says(port).queued()},
-	"other replies":              {says("PASV\r\n", asked), answers("228 long\r\n", asked), answers("226 ok\r\n", asked), answers("220 hello\r\n", asked), answers("334 more\r\n", asked), answers("425 no\r\n", asked), answers("500 no\r\n", asked)},
-	"no HTTP":                    {says("DELE file\r\n"), says("OPTS UTF8 ON\r\n"), says("HELP\r\n"), says("GETS\r\n"), says("PUTS\r\n"), says("CONF x\r\n"), says("HE"), says(port).queued()},
+	"in front of another line":   {says("PASV\r\nNOOP\r\n", asked), answers(passive+"200 done\r\n", asked).queued(), says(port+"NOOP\r\n", asked, active).queued()},
+	"the wrong side":             append([]step{answers("PASV\r\n"), answers(port), answers("AUTH TLS\r\n"), answers("GET / HTTP/1.1\r\n"), says(passive), says("234\r\n")}, opens...),
+	"other replies":              {says("PASV\r\n", asked), answers("228 long\r\n", asked).queued(), answers("334 more\r\n", asked).queued(), answers("425 no\r\n", asked).queued(), {clear: asked}, answers("228 long\r\n"), answers("220 hello\r\n")},
+	"no HTTP":                    append([]step{says("DELE file\r\n"), says("OPTS UTF8 ON\r\n"), says("HELP\r\n"), says("GETS\r\n"), says("PUTS\r\n"), says("CONF x\r\n"), says("HE")}, opens...),
 	"HTTP after FTP":             {answers("220 ready\r\n"), says("USER me\r\n"), says("PASV\r\n", asked), says("GET / HTTP/1.1\r\n", asked, opaque), answers(passive, asked, opaque), says(port, asked, opaque)},
 	"HTTP in lower case":         {says("get / http/1.1\r\n", opaque), says(port, opaque)},
 	"TLS":                        {says("\x16\x03\x01\x02\x00\x01", opaque), says(port, opaque), says("AUTH TLS\r\n", opaque)},
-	"binary, but no handshake":   {says("\x17\x03\x03\x00\x04"), says("\x16\x02"), says("\x16"), says(port).queued()},
-	"attention, in telnet's way": {says("\xff\xf4\xff\xf2ABOR\r\n"), says(port).queued()},
+	"binary, but no handshake":   append([]step{says("\x17\x03\x03\x00\x04"), says("\x16\x02"), says("\x16")}, opens...),
+	"attention, in telnet's way": append([]step{says("\xff\xf4\xff\xf2ABOR\r\n")}, opens...),
 }
 
 func init() {

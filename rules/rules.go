@@ -60,6 +60,13 @@ const AgainPriority = 0x2127_0119
 
 // Bits of the conntrack label (ct label), 0 to 127.
 const (
+	// InLineLabel is for the daemon to set on recognised connections that it forgets in the middle of a line.
+	InLineLabel = 115
+
+	// ActiveLabel marks connections whose PORT or EPRT is in the queue: the ruleset Lean sets it, and queues all that the
+	// client sends until the daemon clears it, so that nothing overtakes the line.
+	ActiveLabel = 116
+
 	// RecognisedLabel is for the daemon to set on connections that it has recognised as FTP: it read them from the
 	// client's first byte up to the login. No rule looks at it; it outlives the daemon.
 	RecognisedLabel = 118
@@ -68,8 +75,8 @@ const (
 	// which may be sent again: the ruleset Lean queues those replies from then on.
 	EditedLabel = 119
 
-	// AskedLabel marks connections whose client has sent PASV or EPSV, so that a 227 or 229 is due:
-	// the ruleset Lean sets it, and queues those replies. The daemon clears it.
+	// AskedLabel marks connections whose client has sent PASV or EPSV, so that a 227 or 229 is due: the ruleset Lean
+	// sets it, and queues all that the server sends until the daemon clears it, so that nothing overtakes the reply.
 	AskedLabel = 120
 
 	// ControlLabel marks the control connections that the ruleset has given a helper; only their
@@ -115,6 +122,7 @@ var (
 	saneRequest = &nftables.Chain{Table: table, Name: "sane_request"}
 
 	commands = &nftables.Chain{Table: table, Name: "commands"}
+	pending  = &nftables.Chain{Table: table, Name: "pending"}
 	replies  = &nftables.Chain{Table: table, Name: "replies"}
 	read     = &nftables.Chain{Table: table, Name: "read"}
 )
@@ -150,7 +158,7 @@ func chains(c Config) []*nftables.Chain {
 	case CTHelper:
 		return all
 	case Lean:
-		return append(all, postrouting, input, saneRequest, control, commands, replies, read)
+		return append(all, postrouting, input, saneRequest, control, commands, pending, replies, read)
 	}
 	return append(all, postrouting, input, saneRequest, control)
 }
@@ -248,6 +256,14 @@ var (
 		&expr.Payload{Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1, DestRegister: 1},
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{0x12}, Xor: []byte{0}},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0x12}},
+	}}
+
+	isSYN = part{"tcp flags syn", []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
+		&expr.Payload{Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1, DestRegister: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{0x02}, Xor: []byte{0}},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{0}},
 	}}
 
 	isNew         = state("new", expr.CtStateBitNEW)
@@ -413,7 +429,7 @@ func rules(c Config, s Statement) []rule {
 		in(output, isNew, toControlPort, labelled(ControlLabel), leave),
 		in(output, isNew, toControlPort, setLabel(ProxiedLabel), jumpTo(attach)),
 		in(attach, otherZone, leave),
-		in(attach, hasPayload, leave),
+		in(attach, isSYN, hasPayload, leave),
 		in(attach, setHelper, setLabel(ControlLabel)),
 	}
 	if c.Ruleset == CTHelper {
@@ -462,27 +478,37 @@ func monitorRules(c Config, s Statement) []rule {
 // leanRules are those that only the ruleset Lean has.
 func leanRules(c Config, s Statement) []rule {
 	all := []rule{
+		in(control, inOriginal, labelled(ActiveLabel), hasPayload, continueIn(pending)),
 		in(control, inOriginal, toLetterP, continueIn(commands)),
+		in(control, inReply, labelled(AskedLabel), hasPayload, continueIn(replies)),
 		in(control, inReply, with22or23, continueIn(replies)),
 		in(commands, lettersItoN, leave),
 		in(commands, labelled(OpaqueLabel), leave),
 	}
-	for _, verb := range []string{"PASV", "EPSV"} {
+	passive := []string{"PASV", "P@SW", "EPSV"} // servers accept P@SW for PASV
+	for _, verb := range passive {
 		all = append(all, in(commands, command(verb), setLabel(AskedLabel)))
 	}
-	for _, verb := range []string{"PORT", "EPRT", "AUTH"} {
-		all = append(all, in(commands, command(verb), continueIn(read)))
+	for _, verb := range []string{"PORT", "EPRT"} {
+		all = append(all, in(commands, command(verb), setLabel(ActiveLabel), continueIn(read)))
 	}
+	all = append(all, in(commands, command("AUTH"), continueIn(read)))
 	// RFC 9110 section 9, RFC 5789. FTP has a command DELE, and none that goes on with T.
 	for _, method := range []string{"GET ", "HEAD", "POST", "PUT ", "DELET", "CONN", "OPTI", "PATC"} {
 		all = append(all, in(commands, command(method), setLabel(OpaqueLabel)))
 	}
 	all = append(all,
 		in(commands, isTLS, setLabel(OpaqueLabel)),
+		in(pending, labelled(OpaqueLabel), leave),
+	)
+	for _, verb := range passive {
+		all = append(all, in(pending, command(verb), setLabel(AskedLabel)))
+	}
+	all = append(all,
+		in(pending, continueIn(read)),
 		in(replies, labelled(OpaqueLabel), leave),
+		in(replies, labelled(AskedLabel), continueIn(read)),
 		in(replies, reply("234"), continueIn(read)),
-		in(replies, labelled(AskedLabel), reply("227"), continueIn(read)),
-		in(replies, labelled(AskedLabel), reply("229"), continueIn(read)),
 		in(replies, labelled(EditedLabel), reply("227"), setAgainPriority, continueIn(read)),
 		in(replies, labelled(EditedLabel), reply("229"), setAgainPriority, continueIn(read)),
 	)

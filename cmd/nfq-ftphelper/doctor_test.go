@@ -75,7 +75,7 @@ func TestDoctor(t *testing.T) {
 			t.Errorf("with the rules that are in place: exit code %d, it says\n%s", code, stdout)
 		}
 		code, stdout, _ = call(t, append(flags, "--ruleset", "full")...)
-		if code != exitFailure || !strings.Contains(stdout, "chain control: rule 2 is not") {
+		if code != exitFailure || !strings.Contains(stdout, "chain control: rule 3 is not") {
 			t.Errorf("with other rules: exit code %d, it says\n%s", code, stdout)
 		}
 		return nil

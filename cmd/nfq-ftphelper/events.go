@@ -119,7 +119,7 @@ const (
 
 // kindColours are those of the kinds that have one.
 var kindColours = map[string]string{
-	"used": sgrGreen, "expired": sgrYellow, "refused": sgrYellow, "encrypted": sgrYellow, "not-ftp": sgrYellow, "nonsense": sgrYellow, "unlabelled": sgrYellow, "unreadable": sgrYellow,
+	"used": sgrGreen, "expired": sgrYellow, "refused": sgrYellow, "encrypted": sgrYellow, "not-ftp": sgrYellow, "nonsense": sgrYellow, "unlabelled": sgrYellow, "unreadable": sgrYellow, "odd": sgrYellow,
 	"failed": sgrRed, "lost": sgrRed, "unknown": sgrRed, control.KindMissed: sgrRed,
 	"tracked": sgrFaint, "closed": sgrFaint,
 }

@@ -112,7 +112,7 @@ type Event struct {
 	Expected  netip.AddrPort `json:"expected_at,omitzero"`
 	// From is where the data connection of a KindUsed comes from.
 	From netip.AddrPort `json:"from,omitzero"`
-	// Line is that of an "unreadable". Whoever sent it may have put any bytes into it.
+	// Line is that of an "unreadable" or "odd". Its sender may have put any bytes into it.
 	Line string `json:"line,omitempty"`
 	// Reason is one of Refusals for an endpoint that was refused, one of Expiries for a KindExpired.
 	Reason string `json:"reason,omitempty"`

@@ -117,9 +117,9 @@ func (ev *Event) Words() string {
 		words = fmt.Sprintf("229 %s: data connection from %s", announced, ev.From)
 	case ev.Kind == KindUsed:
 		words = fmt.Sprintf("%s %s: data connection from %s", ev.Verb, ev.Announced, ev.From)
-	case ev.Verb == "":
 	case ev.Line != "":
 		words = fmt.Sprintf("%q: %s", ev.Line, ev.Why)
+	case ev.Verb == "":
 	case ev.Why != "":
 		words = fmt.Sprintf("%s %s: %s", ev.Verb, announced, ev.Why)
 	case same:

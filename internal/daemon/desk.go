@@ -397,6 +397,8 @@ func eventOf(queue uint16, ev *engine.Event) control.Event {
 		to.Server = ev.Master.Tuples[expect.Original].Dst
 	case engine.Unreadable:
 		to.Verb, to.Line = ev.Verb.String(), string(ev.Line)
+	case engine.Odd:
+		to.Line = string(ev.Line)
 	case engine.Expected, engine.WouldOpen, engine.Refused, engine.Failed:
 		to.Verb, to.Announced, to.Told, to.Expected = ev.Verb.String(), ev.Announced, ev.Advertised, ev.Expected
 	}

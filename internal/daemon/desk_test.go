@@ -20,6 +20,8 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
 )
 
 // TestHang has the goroutine that serves a queue hang for a while: who asks is told so, and told
@@ -107,7 +109,7 @@ func TestObserve(t *testing.T) {
 	at := netip.MustParseAddrPort
 	client, server, public := at("203.0.113.101:40000"), at("192.168.1.2:21"), at("192.0.2.2:21")
 	master := &expect.Master{Tuples: [2]expect.Tuple{{Src: client, Dst: public}, {Src: server, Dst: client}}}
-	ev := &engine.Event{Kind: engine.Refused, Master: master, Verb: engine.VerbPORT, Announced: at("203.0.113.101:20"), Reason: engine.LowPort}
+	ev := &engine.Event{Kind: engine.Refused, Master: master, Verb: parse.PORT, Announced: at("203.0.113.101:20"), Reason: engine.LowPort}
 	f, err := d.Follow(time.Now())
 	must.Do(t, err)
 	for range 10_000 {
@@ -160,7 +162,7 @@ func TestEventWords(t *testing.T) {
 		}
 	}
 	for kind := engine.Tracked; kind <= engine.Missed; kind++ {
-		for verb := range engine.NumVerbs {
+		for verb := parse.PORT; verb.Announces(); verb++ {
 			for _, reason := range engine.Reasons() {
 				check(eventOf(7, &engine.Event{Kind: kind, Master: master, Verb: verb, Line: []byte("x"), Announced: at("192.168.1.2:30000"),
 					Advertised: at("192.0.2.2:30000"), Expected: at("192.0.2.2:30000"), Reason: reason, Err: errors.New("x")}))

@@ -13,6 +13,7 @@ import (
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
@@ -33,7 +34,7 @@ func logged(t *testing.T, opened bool, events []engine.Event) (now, later []line
 	var text bytes.Buffer
 	l := newEventLog(slog.New(slog.NewJSONHandler(&text, nil)))
 	l.opened.Store(opened)
-	parse := func() (all []line) {
+	read := func() (all []line) {
 		for row := range strings.Lines(text.String()) {
 			var fields map[string]any
 			var one line
@@ -56,11 +57,11 @@ func logged(t *testing.T, opened bool, events []engine.Event) (now, later []line
 	for i := range events {
 		l.observe(&events[i])
 	}
-	now = parse()
+	now = read()
 	l.flush()
-	later = parse()
+	later = read()
 	l.flush()
-	if again := parse(); again != nil {
+	if again := read(); again != nil {
 		t.Errorf("it has counted the same twice: %v", again)
 	}
 	return now, later
@@ -75,7 +76,7 @@ func TestPeriod(t *testing.T) {
 	go func() {
 		for range 2 {
 			for range 3 {
-				l.observe(&engine.Event{Kind: engine.Refused, Master: m, Reason: engine.LowPort, Again: true})
+				l.observe(&engine.Event{Kind: engine.Refused, Master: m, Verb: parse.PORT, Reason: engine.LowPort, Again: true})
 			}
 		}
 	}()
@@ -104,12 +105,12 @@ func master(client string) *expect.Master {
 // others are counted.
 func TestRepeats(t *testing.T) {
 	m := master("203.0.113.101:40000")
-	events := []engine.Event{{Kind: engine.Refused, Master: m, Verb: engine.VerbPORT, Reason: engine.LowPort}}
+	events := []engine.Event{{Kind: engine.Refused, Master: m, Verb: parse.PORT, Reason: engine.LowPort}}
 	for range 5 {
-		events = append(events, engine.Event{Kind: engine.Refused, Master: m, Verb: engine.VerbPORT, Reason: engine.LowPort, Again: true})
+		events = append(events, engine.Event{Kind: engine.Refused, Master: m, Verb: parse.PORT, Reason: engine.LowPort, Again: true})
 	}
 	events = append(events,
-		engine.Event{Kind: engine.Refused, Master: m, Reason: engine.NotPeer},
+		engine.Event{Kind: engine.Refused, Master: m, Verb: parse.PORT, Reason: engine.NotPeer},
 		engine.Event{Kind: engine.Unknown, Master: m, Again: true}, engine.Event{Kind: engine.Unknown, Master: master("192.0.2.9:1"), Again: true})
 	now, later := logged(t, false, events)
 	if len(now) != 2 || now[0].Reason != "low_port" || now[0].Verb != "PORT" || now[1].Reason != "not_peer" {
@@ -148,7 +149,7 @@ func TestFlood(t *testing.T) {
 // TestLogOpened wants a line for each data connection with --log-opened, and none without.
 func TestLogOpened(t *testing.T) {
 	at := netip.MustParseAddrPort
-	ev := engine.Event{Kind: engine.Expected, Master: master("203.0.113.101:40000"), Verb: engine.Verb227,
+	ev := engine.Event{Kind: engine.Expected, Master: master("203.0.113.101:40000"), Verb: parse.Reply227,
 		Announced: at("192.168.1.2:30000"), Advertised: at("192.0.2.2:30000"), Expected: at("192.0.2.2:30000")}
 	var events []engine.Event
 	for range 2 * maxLines {

@@ -141,7 +141,7 @@ func (o *outcomes) close() error { return errors.Join(o.listener.Close(), o.conn
 // goroutine.
 func (o *outcomes) announced(ev *engine.Event, report control.Event) {
 	dir := expect.Original
-	if ev.Verb == engine.Verb227 || ev.Verb == engine.Verb229 {
+	if ev.Verb.IsReply() {
 		dir = expect.Reply
 	}
 	at := place{ev.Master.Tuples[expect.Original], ev.Expected}

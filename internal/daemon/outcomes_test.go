@@ -10,6 +10,8 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/control"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
 )
 
 // table is a conntrack that has what a test has put there.
@@ -67,7 +69,7 @@ func newOutcomesTest(t *testing.T) *outcomesTest {
 // announce has the server announce a port, which conntrack expects.
 func (o *outcomesTest) announce(port uint16) (removed expect.Event) {
 	x := expect.For(o.master, expect.Reply, port)
-	ev := &engine.Event{Kind: engine.Expected, Master: o.master, Verb: engine.Verb227, Announced: netip.AddrPortFrom(o.master.Server().Addr(), port), Advertised: x.Dst, Expected: x.Dst}
+	ev := &engine.Event{Kind: engine.Expected, Master: o.master, Verb: parse.Reply227, Announced: netip.AddrPortFrom(o.master.Server().Addr(), port), Advertised: x.Dst, Expected: x.Dst}
 	o.table.expected[x.Dst] = 300 * time.Second
 	report := eventOf(7, ev)
 	report.Time = o.now

@@ -27,20 +27,26 @@ func (d *daemon) newWorker(number uint16) (w *worker, err error) {
 		return w, err
 	}
 	config := d.settings.Engine
-	config.Conntrack, config.OpaqueLabel = w.conntrack, rules.OpaqueLabel
+	config.Conntrack = w.conntrack
 	config.Observe = func(ev *engine.Event) {
 		d.eventLog.observe(ev)
 		d.desk.observe(number, ev)
 	}
-	config.RecognisedLabel, config.ProxiedLabel = rules.RecognisedLabel, rules.ProxiedLabel
-	config.Monitor = d.settings.Wish.Monitor
-	if choice.Rules.Ruleset == rules.Lean {
-		config.AskedLabel, config.EditedLabel = rules.AskedLabel, rules.EditedLabel
+	labels := engine.Labels{Recognised: rules.RecognisedLabel, InLine: rules.InLineLabel, Proxied: rules.ProxiedLabel, Ignore: rules.OpaqueLabel,
+		ReplyDue: rules.AskedLabel, Active: rules.ActiveLabel, Rewritten: rules.EditedLabel}
+	lean := choice.Rules.Ruleset == rules.Lean
+	switch {
+	case d.settings.Wish.Monitor:
+		config.Mode = engine.Monitor()
+	case lean:
+		config.Mode = engine.Lean(labels)
+	default:
+		config.Mode = engine.Full(labels)
 	}
 	w.engine = engine.New(config)
 	w.queue = nfq.New(number, w.engine, log)
-	if choice.Rules.Ruleset == rules.Lean {
-		w.queue.Distinguish(rules.AgainPriority, w.engine.HandleAgain)
+	if lean {
+		w.queue.Distinguish(rules.AgainPriority, w.engine.HandleRetransmit)
 	}
 	return w, nil
 }

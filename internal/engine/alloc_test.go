@@ -102,14 +102,18 @@ func BenchmarkTrack(b *testing.B) {
 			var before, after runtime.MemStats
 			for b.Loop() {
 				w.restart(quiet, func(c *engine.Config) { c.Conntrack, c.MaxFlows = &generated{}, n })
+				b.StopTimer()
 				runtime.GC()
 				runtime.ReadMemStats(&before)
+				b.StartTimer()
 				for i := range n {
 					packet[17], packet[18], packet[19] = byte(i>>16), byte(i>>8), byte(i) // the client's address
 					verdicts = w.eng.Handle(1, packet, verdicts[:0])
 				}
+				b.StopTimer()
 				runtime.GC()
 				runtime.ReadMemStats(&after)
+				b.StartTimer()
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*n), "ns/connection")
 			b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/float64(n), "B/connection")
@@ -172,7 +176,9 @@ func BenchmarkNonsense(b *testing.B) {
 	} {
 		b.Run(name, func(b *testing.B) {
 			w := newWorld(b, natOriginal, natReply)
-			w.restart(func(c *engine.Config) { c.Conntrack, c.Observe = &generated{}, func(*engine.Event) {} })
+			w.restart(func(c *engine.Config) {
+				c.Conntrack, c.Observe, c.Mode = &generated{}, func(*engine.Event) {}, engine.Mode{}
+			})
 			packet := w.segment(u.dir, 1000, u.text)
 			stranger := packet[17:20] // the client's address
 			if u.dir == client {

@@ -42,6 +42,7 @@ func TestForgedReply(t *testing.T) {
 		"error text":       {{client, "RETR " + forged}, {server, "550 " + forged}},
 		"own line":         {{client, "RETR x\r\n"}, {server, "550 no such file x\r\n" + forged}},
 		"file name":        {{client, "STAT dir\r\n"}, {server, "213-Status of dir:\r\n" + forged + "213 End\r\n"}},
+		"in between":       {{client, "STAT dir\r\n"}, {server, "213-Status of dir:\r\n-rw- a\r\n"}, {client, "PASV\r\n"}, {server, forged + "213 End\r\n"}},
 		"multi-line reply": {{client, "PASV\r\n"}, {server, "530-Log in first\r\n" + forged + "530 please\r\n"}},
 		"after an error":   {{client, "PASV\r\n"}, {server, "425 no\r\n"}, {client, "STAT x\r\n"}, {server, forged}},
 		"second answer":    {{client, "PASV\r\n"}, {server, "227 Logout.\r\n"}, {client, "CWD x\r\n"}, {server, "250 " + forged}},
@@ -180,7 +181,7 @@ func TestLongLine(t *testing.T) {
 
 // maxFlowBytes is how much memory a connection may take that is tracked and at rest, what finds it
 // included.
-const maxFlowBytes = 256
+const maxFlowBytes = 448
 
 // TestManyConnections has 200,000 connections that never end.
 func TestManyConnections(t *testing.T) {

@@ -47,17 +47,19 @@ func dialogue(r *rand.Rand, nat natPair) []turn {
 		for _, n := range append(own[dir][:], byte(port>>8), byte(port)) {
 			s = append(s, padded(int(n)))
 		}
-		return strings.Join(s, ",")
+		return strings.Join(s, pick(",", ",", ",", ", ", " ,\t"))
 	}
 	eol := func() string { return pick("\r\n", "\r\n", "\r\n", "\n") }
 	turns := []turn{
-		{server, pick("220 ready\r\n", "220-hello\r\n 227 (192,168,1,2,9,9)\r\n220 ready\r\n", "120 wait\r\n220 now\r\n")},
+		{client, pick("", "", "", "PROXY TCP4 203.0.113.1 192.0.2.2 40000 21\r\n")},
+		{server, pick("220 ready\r\n", "220-hello\r\n 227 (192,168,1,2,9,9)\r\n220 ready\r\n", "120 wait\r\n220 now\r\n", "220-never ended\r\n", "\xff\xfb\x01220 ready\r\n\x00")},
+		{client, pick("", "", "OPEN ftp.example\r\n", "HOST x\r\nXSHA256 y\r\n", "\xff\xfd\x03", "\r\n\x00")},
 		{client, "USER me\r\n"}, {server, "331 password?\r\n"},
 		{client, "PASS " + strings.Repeat("x", r.IntN(40)) + "\r\n"}, {server, "230-hi\r\n227 (1,2,3,4,5,6)\r\n230 in\r\n"},
 	}
 	for range 1 + r.IntN(20) {
 		wide = r.IntN(2) * 3
-		switch r.IntN(11) {
+		switch r.IntN(15) {
 		case 0, 1:
 			turns = append(turns,
 				turn{client, pick("", "TYPE I\r\n") + pick("PASV", "pasv", "EPSV") + eol()},
@@ -82,6 +84,17 @@ func dialogue(r *rand.Rand, nat natPair) []turn {
 		case 7:
 			turns = append(turns, turn{client, "LIST " + strings.Repeat("y", r.IntN(30)) + eol()},
 				turn{server, "150 here it comes\r\n226 PORT 203,0,113,101,9,9\r\n"})
+		case 11: // the last line of a reply announces
+			turns = append(turns, turn{client, pick("PASV\r\n", "P@SW\r\n", "EPSV ALL\r\nPASV\r\n")},
+				turn{server, pick("", "200 ok\r\n", "502 no\r\n", "226 done\r\n426 aborted\r\n") + pick("227-", "227-(192,168,1,2,9,9)\r\n\r\n200 ") + "hello\r\n227 (" + numbers(server) + ")" + pick("\r\n", "\n\r\n", "\r\n\x00")})
+		case 12: // a reply that is not ended
+			turns = append(turns, turn{client, pick("FEAT\r\n", "STAT\r\nNOOP\r\n")},
+				turn{server, pick("211-x\r\n y\r\n200 End\r\n", "553-\r\n553- no\r\n150 go\r\n", "211-x\r\n211-y\r\n\r\n", "211-x\r\n y\r\n", "550-no\r\n550\r\n")})
+		case 13: // more commands than answers, more answers than commands
+			turns = append(turns, turn{client, strings.Repeat("NOOP\r\n", r.IntN(80))}, turn{server, strings.Repeat(pick("200 ok\r\n", "426 aborted\r\n"), r.IntN(80))})
+		case 14: // an endpoint in the text of a reply
+			turns = append(turns, turn{client, "STAT x\r\nPASV\r\n"},
+				turn{server, "213-x\r\n227 (" + numbers(server) + ")\r\n213 end\r\n227 (" + numbers(server) + ")\r\n"})
 		case 9: // two edits in a row
 			turns = append(turns,
 				turn{client, "PORT " + numbers(client) + "\r\nPORT " + numbers(client) + "\r\n"},
@@ -155,6 +168,7 @@ func newPath(t testing.TB, r *rand.Rand, nat natPair, start [2]uint32) *path {
 	for d := range p.receives {
 		p.receives[d].start = start[d]
 	}
+	p.open()
 	return p
 }
 
@@ -249,6 +263,21 @@ func compare(t testing.TB, seed uint64) (segments int, err error) {
 	turns := dialogue(r, nat)
 
 	whole := newPath(t, r, nat, start)
+	header := ""
+	if r.IntN(8) == 0 { // in a segment of its own, as programs send it
+		header = "\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c\xcb\x00\x71\n\xc0\x00\x02\x02\xdc\x04\x00\x15"
+	}
+	begin := func(p *path) error {
+		if header == "" {
+			return nil
+		}
+		err := p.transmit(client, p.next[client], header)
+		p.next[client] += uint32(len(header))
+		return err
+	}
+	if err := begin(whole); err != nil {
+		return 0, err
+	}
 	for _, u := range turns {
 		for _, l := range strings.SplitAfter(u.text, "\n") {
 			if l == "" {
@@ -261,6 +290,9 @@ func compare(t testing.TB, seed uint64) (segments int, err error) {
 		}
 	}
 	cut := newPath(t, r, nat, start)
+	if err := begin(cut); err != nil {
+		return 0, err
+	}
 	cut.lossy = true
 	for _, u := range turns {
 		if err := cut.say(u); err != nil {
@@ -277,6 +309,9 @@ func compare(t testing.TB, seed uint64) (segments int, err error) {
 		if got, want := cut.receives[d].bytes, whole.receives[d].bytes; !bytes.Equal(got, want) {
 			return 0, fmt.Errorf("direction %s: received\n%q, in whole lines\n%q", expect.Direction(d), got, want)
 		}
+	}
+	if len(cut.ct.Installed) == 0 && strings.Contains(fmt.Sprint(turns), "PORT ok") {
+		return 0, fmt.Errorf("no PORT was helped")
 	}
 	if got, want := fmt.Sprint(cut.ct.Installed), fmt.Sprint(whole.ct.Installed); got != want {
 		return 0, fmt.Errorf("expected %s, in whole lines %s", got, want)

@@ -1,7 +1,7 @@
-// Package engine is the pipeline between the queue and the verdict: it finds the control
-// connection of a packet, reads the lines in it, decides which announced endpoints may be
-// opened, has conntrack expect their data connections, and renders the packet as the other
-// side is to see it.
+// Package engine takes the packets of control connections and returns verdicts: it finds the connection of a
+// packet (connection.go, table.go), has its lines read (read.go; package ftp), decides which announced endpoints may be
+// opened (policy.go), has conntrack expect their data connections (announce.go), rewrites the lines (rewrite.go), and
+// holds packets whose line is not complete (hold.go).
 //
 // It has no sockets: a packet goes in, verdicts come out, and conntrack is an interface. An
 // Engine is for one queue and one goroutine.
@@ -10,6 +10,7 @@ package engine
 import (
 	"time"
 
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/stream"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/mangle"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
@@ -26,36 +27,17 @@ type Conntrack interface {
 // Config is what an Engine is made of.
 type Config struct {
 	Conntrack Conntrack
-	// Observe is called with every event, on the goroutine that calls the engine; nil for nobody.
+	// Observe, if not nil, is called with every event, on the goroutine that calls the engine.
 	// The event and what it points to are valid during the call only.
 	Observe func(*Event)
-	// MaxFlows is how many control connections are tracked at most. One more, and the one
-	// that has been silent for the longest is forgotten; when it speaks again it is looked
-	// up anew. 0 means DefaultMaxFlows.
+	// MaxFlows is how many control connections are tracked at most. For one more, the
+	// least recently used is evicted; it is looked up again at its next packet. 0 means DefaultMaxFlows.
 	MaxFlows  int
 	Policy    Policy
 	Advertise Advertise
-	// AskedLabel is the bit that the rules set when the client has sent PASV or EPSV, where they
-	// are the lean ones: they queue only what has to be read, and a segment begins with it. 0
-	// means that they are not, and queue everything.
-	AskedLabel int
-	// EditedLabel is the bit that makes lean rules queue the answers to PASV and EPSV when they are
-	// sent again.
-	EditedLabel int
-	// RecognisedLabel is the bit that is set on a connection whose client has logged in as one of FTP, and was read
-	// from its first byte on: what is looked up with it may announce an endpoint at once. 0 means that there is
-	// none, and a connection that is forgotten is not recognised again.
-	RecognisedLabel int
-	// ProxiedLabel is the bit of connections whose SYN-ACK is not queued. 0 means that there are none.
-	ProxiedLabel int
-	// OpaqueLabel is the bit of the conntrack label that makes the rules queue nothing more of
-	// a connection, 1 to 127. 0 means that there is none.
-	OpaqueLabel int
-	// Monitor has the engine decide as usual, and open and change nothing: every packet passes
-	// unchanged and at once, and of conntrack only Lookup is called. What it would have opened are
-	// WouldOpen events.
-	Monitor bool
-	// HoldTime is for how long a packet waits at most for the rest of a line that may have
+	// Mode says how the engine works; the zero Mode is Full without labels.
+	Mode Mode
+	// HoldTime is the longest time that a packet is held for the rest of a line that may have
 	// to be rewritten. 0 means DefaultHoldTime.
 	HoldTime time.Duration
 	// Now is the clock; nil means time.Now.
@@ -81,18 +63,18 @@ type Verdict = struct {
 
 // Stats counts what an Engine has done since it was made.
 type Stats struct {
-	Packets      uint64           // handled
-	Unknown      uint64           // of these, released unread: conntrack does not know their connection, or their numbers are far from it
-	Malformed    uint64           // of these, let go unread because they are no whole TCP packets
-	Changed      uint64           // of these, let go with another payload, sequence or acknowledgement number
-	Unchanged    uint64           // of these, let go as they came; those that are in no count are held
-	Endpoints    [NumVerbs]uint64 // read
-	Expectations uint64           // of these, installed
-	Edits        uint64           // lines rewritten
-	WouldOpen    uint64           // of these, allowed by an engine that only monitors
-	Failed       uint64           // endpoints that were allowed, but could not be installed or rewritten
-	Held         uint64           // packets that had to wait for others
-	GaveUp       uint64           // times that they waited in vain
+	Packets      uint64                 // handled
+	Unknown      uint64                 // of these, released unread: conntrack does not know their connection, or their numbers are far from it
+	Malformed    uint64                 // of these, released unread: they are no whole TCP packets
+	Changed      uint64                 // of these, released with another payload, sequence or acknowledgement number
+	Unchanged    uint64                 // of these, released unchanged; those that are in no count are held
+	Endpoints    [parse.NumVerbs]uint64 // read
+	Expectations uint64                 // of these, installed
+	Edits        uint64                 // lines rewritten
+	WouldOpen    uint64                 // of these, allowed by an engine that only monitors
+	Failed       uint64                 // endpoints that were allowed, but could not be installed or rewritten
+	Held         uint64                 // packets that had to wait for others
+	GaveUp       uint64                 // times that they waited in vain
 	// Refused counts the endpoints that were read, but not allowed; the index is the Reason.
 	Refused [numReasons]uint64
 }
@@ -101,19 +83,20 @@ type Stats struct {
 type Engine struct {
 	config  Config
 	rate    rate
-	flows   flowTable
+	table   table
 	waiting []waiting
-	held    int // packets without a verdict, of all flows
+	held    int // packets without a verdict, of all connections
 	copies  int // of packets that have theirs, and wait to be read
 	stats   Stats
 
 	// Of the call that is under way; the memory is used again by the next one.
-	pkt      mangle.Packet
-	again    bool // it is known to have been read before
-	adjust   expect.SeqAdj
-	verdicts []Verdict
-	payload  []byte
-	out      []byte
+	pkt           mangle.Packet
+	retransmitted bool // it is known to have been read before
+	adjust        expect.SeqAdj
+	verdicts      []Verdict
+	taken         []stream.Held
+	payload       []byte
+	out           []byte
 }
 
 // New makes an Engine.
@@ -121,7 +104,7 @@ func New(c Config) *Engine {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	e := &Engine{config: c, flows: newFlowTable()}
+	e := &Engine{config: c, table: newTable()}
 	e.Configure(c)
 	return e
 }
@@ -136,7 +119,7 @@ func (e *Engine) Configure(c Config) {
 	if c.HoldTime == 0 {
 		c.HoldTime = DefaultHoldTime
 	}
-	e.config.Policy, e.config.Advertise, e.flows.max = c.Policy.withDefaults(), c.Advertise, c.MaxFlows
+	e.config.Policy, e.config.Advertise, e.table.max = c.Policy.withDefaults(), c.Advertise, c.MaxFlows
 	e.setHoldTime(c.HoldTime)
 }
 
@@ -154,15 +137,15 @@ func (e *Engine) Handle(id uint32, packet []byte, verdicts []Verdict) []Verdict 
 	return e.handle(id, packet, verdicts, false)
 }
 
-// HandleAgain is Handle for a packet of which the lean rules say that no answer is due: a rewritten one
-// that is sent again, or one that nobody has asked for. It is rendered, and never read.
-func (e *Engine) HandleAgain(id uint32, packet []byte, verdicts []Verdict) []Verdict {
+// HandleRetransmit is Handle for a packet of which the lean rules say that no answer is due: a retransmission of a rewritten
+// one, or one that was not solicited. It is rendered, and never read.
+func (e *Engine) HandleRetransmit(id uint32, packet []byte, verdicts []Verdict) []Verdict {
 	return e.handle(id, packet, verdicts, true)
 }
 
-func (e *Engine) handle(id uint32, packet []byte, verdicts []Verdict, again bool) []Verdict {
+func (e *Engine) handle(id uint32, packet []byte, verdicts []Verdict, retransmitted bool) []Verdict {
 	e.begin(verdicts)
-	e.again = again
+	e.retransmitted = retransmitted
 	e.stats.Packets++
 	if e.pkt.Decode(packet) != nil {
 		e.stats.Malformed++
@@ -176,23 +159,22 @@ func (e *Engine) handle(id uint32, packet []byte, verdicts []Verdict, again bool
 		e.stats.Unchanged++
 		return append(e.verdicts, Verdict{ID: id})
 	}
-	f, dir := e.find()
-	if f == nil {
+	c, dir := e.find()
+	if c == nil {
 		e.stats.Unknown++
 		return append(e.verdicts, Verdict{ID: id})
 	}
-	e.acknowledge(f, dir)
-	if e.lean() {
-		e.readAlone(f, dir)
-		e.letGo(id, &e.pkt, f, dir)
+	e.acknowledge(c, dir)
+	if e.mode().lean {
+		e.readAlone(c, dir)
+		e.verdict(id, &e.pkt, c, dir)
 	} else {
-		e.advance(f, dir)
-		e.settle(id, f, dir)
+		e.advance(c, dir)
+		e.verdictOrHold(id, c, dir)
 	}
-	if f.opaque && !f.labelled {
-		e.label(f)
+	if !c.reads() && !c.ignoreLabelSet {
+		e.setIgnoreLabel(c)
 	}
-	e.flows.rest(f)
 	e.makeRoom(false)
 	e.makeRoom(true)
 	return e.verdicts
@@ -202,94 +184,14 @@ func (e *Engine) begin(verdicts []Verdict) {
 	e.verdicts, e.out = verdicts, e.out[:0]
 }
 
-// acknowledge takes note of what the packet acknowledges.
-func (e *Engine) acknowledge(f *flow, dir expect.Direction) {
-	ack, ok := e.pkt.Ack()
-	if !ok || e.config.Monitor { // it may count the bytes of another helper's rewrites
-		return
-	}
-	dir = dir.Other()
-	s := &f.sides[dir]
-	s.edits.Forget(ack)
-	if had := s.edits.Undo(ack); s.had.Before(had) && !e.lean() {
-		s.had = had
-	}
-	pkt := e.pkt
-	for len(s.held) > 0 && s.stream.Expected().Before(s.held[0].pkt.Seq()) && !s.had.Before(s.held[0].pkt.Seq()) {
-		e.pkt = s.held[0].pkt // what fits looks at
-		e.read(f, dir, &e.pkt)
-		e.readHeld(f, dir)
-		e.release(f, dir, e.barrier(f, dir))
-	}
-	e.pkt = pkt
-}
+func (e *Engine) mode() *Mode { return &e.config.Mode }
 
-// advance reads what the packet makes readable: itself, unless bytes are missing before it,
-// and what was held behind such a gap. Bytes that the other side has already passed unread, as they do
-// where a queue is full, and are not waited for: what begins in them is not read.
-func (e *Engine) advance(f *flow, dir expect.Direction) {
-	s := &f.sides[dir]
-	if !s.started {
-		e.start(f, dir)
-	}
-	if s.stream.Expected().Before(e.pkt.Seq()) && !f.opaque && s.had.Before(e.pkt.Seq()) {
-		return
-	}
-	e.read(f, dir, &e.pkt)
-	e.readHeld(f, dir)
-}
-
-// readHeld reads what was held behind a gap that is none any more.
-func (e *Engine) readHeld(f *flow, dir expect.Direction) {
-	s := &f.sides[dir]
-	for i := range s.held {
-		if h := &s.held[i].pkt; !s.stream.Expected().Before(h.Seq()) {
-			e.read(f, dir, h)
-		}
-	}
-}
-
-// letGo gives a packet its verdict, with the edits of its side in it.
-func (e *Engine) letGo(id uint32, p *mangle.Packet, f *flow, dir expect.Direction) {
-	s := &f.sides[dir]
-	if last := end(p); s.gone.Before(last) {
-		s.gone = last
-	}
-	v := Verdict{ID: id, Packet: e.render(p, f, dir)}
-	e.countUnchanged(v)
-	e.verdicts = append(e.verdicts, v)
-}
-
-func (e *Engine) countUnchanged(v Verdict) {
+// verdict gives a packet its verdict, with the edits of its direction in it.
+func (e *Engine) verdict(id uint32, p *mangle.Packet, c *connection, dir expect.Direction) {
+	c.streams[dir].Release(stream.End(p))
+	v := Verdict{ID: id, Packet: e.render(p, c, dir)}
 	if v.Packet == nil {
 		e.stats.Unchanged++
 	}
-}
-
-// render returns the packet as the other side is to see it, or nil if it is to stay as it is.
-func (e *Engine) render(p *mangle.Packet, f *flow, dir expect.Direction) []byte {
-	s, kernel := &f.sides[dir], f.master.SeqAdj[dir]
-	if e.config.Monitor || s.edits.Len() == 0 && kernel.Before == kernel.After || p.Seq().Before(s.begun) {
-		return nil
-	}
-	first, payload, changed := s.edits.Render(e.payload[:0], p.Seq(), p.Payload())
-	// The receiver has to see this number, and the kernel is about to adjust it. It knows the
-	// last change only; for what is sent again from before that, this makes up for it.
-	seq := parse.Seq(kernel.Undo(uint32(first.Add(int(s.edits.Offset(first))))))
-	if !changed && seq == p.Seq() {
-		return nil
-	}
-	if changed {
-		e.payload = payload
-	} else {
-		payload = p.Payload()
-	}
-	start := len(e.out)
-	out, err := p.AppendSegment(e.out, seq, payload)
-	if err != nil {
-		return nil
-	}
-	e.out = out
-	e.stats.Changed++
-	return out[start:]
+	e.verdicts = append(e.verdicts, v)
 }

@@ -17,15 +17,20 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect/memory"
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
 )
 
 const (
 	client = expect.Original
 	server = expect.Reply
 
+	inLineLabel     = 115
 	recognisedLabel = 118
 	proxiedLabel    = 123
 )
+
+// allLabels are the rules'.
+var allLabels = engine.Labels{Recognised: recognisedLabel, InLine: inLineLabel, Proxied: proxiedLabel, Ignore: 122, ReplyDue: 120, Active: 116, Rewritten: 119}
 
 func tuple(src, dst string) expect.Tuple {
 	return expect.Tuple{Src: netip.MustParseAddrPort(src), Dst: netip.MustParseAddrPort(dst)}
@@ -71,9 +76,8 @@ func (w *world) restart(change ...func(*engine.Config)) {
 			}
 			ev.Log(log, level)
 		},
-		Now:             func() time.Time { return w.now },
-		RecognisedLabel: recognisedLabel,
-		ProxiedLabel:    proxiedLabel,
+		Now:  func() time.Time { return w.now },
+		Mode: engine.Full(allLabels),
 	}
 	for _, f := range change {
 		f(&c)
@@ -297,23 +301,21 @@ func TestPass(t *testing.T) {
 		refused, failed uint64
 		log             string
 	}{
-		"PORT of somebody else":         {"", client, "PORT 203,0,113,77,200,1\r\n", 1, 0, "not that of the one who announces it"},
-		"PORT of localhost":             {"", client, "PORT 127,0,0,1,200,1\r\n", 1, 0, "not that of the one"},
-		"PORT of a low port":            {"", client, "PORT 203,0,113,101,0,22\r\n", 1, 0, "below the lowest"},
-		"PORT with an octet of 256":     {"", client, "PORT 203,0,113,101,256,1\r\n", 0, 0, "out of range"},
-		"PORT with five numbers":        {"", client, "PORT 203,0,113,101,200\r\n", 0, 0, "not in the form"},
-		"PORT after SITE":               {"", client, "SITE x PORT 203,0,113,101,200,1\r\n", 0, 0, ""},
-		"PORT after EPSV ALL":           {"EPSV ALL\r\n", client, "PORT 203,0,113,101,200,1\r\n", 1, 0, "EPSV ALL"},
-		"EPRT of another family":        {"", client, "EPRT |2|2001:db8::1|5000|\r\n", 1, 0, "not that of the one"},
-		"EPRT with the wrong protocol":  {"", client, "EPRT |2|203.0.113.101|5000|\r\n", 0, 0, "does not go with"},
-		"227 that nobody asked for":     {"", server, "227 (192,168,1,2,145,37)\r\n", 1, 0, "no PASV or EPSV"},
-		"227 of somebody else":          {pasv, server, "227 (192,168,1,77,145,37)\r\n", 1, 0, "not that of the one"},
-		"227 of nowhere":                {pasv, server, "227 (0,0,0,0,82,237)\r\n", 1, 0, "not that of the one"},
-		"227 without numbers":           {pasv, server, "227 Logout.\r\n", 0, 0, "not in the form"},
-		"227 in a multi-line reply":     {pasv, server, "230-Welcome\r\n227 (192,168,1,2,145,37)\r\n230 end\r\n", 0, 0, ""},
-		"227 that is itself multi-line": {pasv, server, "227-(192,168,1,2,145,37)\r\n227 (192,168,1,2,145,37)\r\n", 0, 0, ""},
-		"229 of port 0":                 {pasv, server, "229 (|||0|)\r\n", 0, 0, "out of range"},
-		"229 without its end":           {pasv, server, "229 (|||6446)\r\n", 0, 0, "not in the form"},
+		"PORT of somebody else":        {"", client, "PORT 203,0,113,77,200,1\r\n", 1, 0, "not that of the one who announces it"},
+		"PORT of localhost":            {"", client, "PORT 127,0,0,1,200,1\r\n", 1, 0, "not that of the one"},
+		"PORT of a low port":           {"", client, "PORT 203,0,113,101,0,22\r\n", 1, 0, "below the lowest"},
+		"PORT with an octet of 256":    {"", client, "PORT 203,0,113,101,256,1\r\n", 0, 0, "out of range"},
+		"PORT with five numbers":       {"", client, "PORT 203,0,113,101,200\r\n", 0, 0, "not in the form"},
+		"PORT after SITE":              {"", client, "SITE x PORT 203,0,113,101,200,1\r\n", 0, 0, ""},
+		"EPRT of another family":       {"", client, "EPRT |2|2001:db8::1|5000|\r\n", 1, 0, "not that of the one"},
+		"EPRT with the wrong protocol": {"", client, "EPRT |2|203.0.113.101|5000|\r\n", 0, 0, "does not go with"},
+		"227 that nobody asked for":    {"", server, "227 (192,168,1,2,145,37)\r\n", 1, 0, "no PASV or EPSV"},
+		"227 of somebody else":         {pasv, server, "227 (192,168,1,77,145,37)\r\n", 1, 0, "not that of the one"},
+		"227 of nowhere":               {pasv, server, "227 (0,0,0,0,82,237)\r\n", 1, 0, "not that of the one"},
+		"227 without numbers":          {pasv, server, "227 Logout.\r\n", 0, 0, "not in the form"},
+		"227 in a multi-line reply":    {pasv, server, "230-Welcome\r\n227 (192,168,1,2,145,37)\r\n230 end\r\n", 0, 0, ""},
+		"229 of port 0":                {pasv, server, "229 (|||0|)\r\n", 0, 0, "out of range"},
+		"229 without its end":          {pasv, server, "229 (|||6446)\r\n", 0, 0, "not in the form"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, natOriginal, natReply)
@@ -529,7 +531,7 @@ func TestResume(t *testing.T) {
 
 // TestLabelLate says that a connection is queued as long as something may have to be rendered.
 func TestLabelLate(t *testing.T) {
-	w := newWorld(t, natOriginal, natReply, func(c *engine.Config) { c.OpaqueLabel = 122 })
+	w := newWorld(t, natOriginal, natReply)
 	w.login()
 	w.say(client, "PASV\r\nAUTH TLS\r\n")
 	acked := w.acked[server]
@@ -546,13 +548,13 @@ func TestLabelLate(t *testing.T) {
 	}
 }
 
-// TestGrown says what becomes of lines that would make a packet too long for its way.
+// TestGrown says what becomes of lines that would make a packet too long for its path.
 func TestGrown(t *testing.T) {
 	fill := strings.Repeat("150 go\r\n", 175) // nearly all that fits on an Ethernet
 	w := newWorld(t, tuple("[fd00::2]:40000", "[2001:db8:1::21]:21"), tuple("[2001:db8:1::21]:21", "[2001:db8:9999:8888:7777:6666:5555:4444]:40000"))
 	w.login()
 	in := strings.Repeat("NOOP\r\n", 230) + "EPRT |2|fd00::2|5000|\r\n"
-	if got := w.say(client, in); got != in || len(w.ct.Active) != 0 || w.logged("too long for the way") != 1 {
+	if got := w.say(client, in); got != in || len(w.ct.Active) != 0 || w.logged("too long for the path") != 1 {
 		t.Errorf("came out as %q, expected %v, log:\n%s", got, w.ct.Active, &w.log)
 	}
 	if got := w.say(client, "EPRT |2|fd00::2|5000|\r\n"); !strings.Contains(got, "4444|5000") {
@@ -570,7 +572,7 @@ func TestGrown(t *testing.T) {
 
 // TestEncrypted says that nothing is read after AUTH has been accepted.
 func TestEncrypted(t *testing.T) {
-	w := newWorld(t, natOriginal, natReply, func(c *engine.Config) { c.OpaqueLabel = 122 })
+	w := newWorld(t, natOriginal, natReply)
 	w.acked[client] = w.next[client]
 	w.say(server, "220 ready\r\n")
 	w.say(client, "AUTH TLS\r\n")
@@ -669,7 +671,7 @@ func TestFlows(t *testing.T) {
 		}
 	}
 	want := engine.Flow{Tuples: w.entry.Tuples, State: engine.StateRead, Sequence: engine.Kernel, Expected: 1, Refused: 1,
-		Last: engine.Last{Verb: engine.Verb227, Announced: 145*256 + 38, Reason: engine.Unasked}}
+		Last: engine.Last{Verb: parse.Reply227, Announced: 145*256 + 38, Reason: engine.Unasked}}
 	if len(got) != 1 || got[0] != want {
 		t.Errorf("%+v\nwant %+v", got, want)
 	}
@@ -704,7 +706,7 @@ func TestConfigure(t *testing.T) {
 	if n := announce("8,0"); n != 1 {
 		t.Errorf("%d expectations for port 2048", n)
 	}
-	if s := w.eng.Stats(); s.Endpoints[engine.VerbPORT] != 3 || s.Refused[engine.LowPort] != 1 || s.Edits != 2 {
+	if s := w.eng.Stats(); s.Endpoints[parse.PORT] != 3 || s.Refused[engine.LowPort] != 1 || s.Edits != 2 {
 		t.Errorf("%+v", s)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
 )
 
 // Event is something that happened to a control connection.
@@ -13,9 +14,9 @@ type Event struct {
 	Kind Kind
 	// Master is the control connection.
 	Master *expect.Master
-	// Verb is what announced the endpoint of an Expected, Refused, Failed or Unreadable.
-	Verb Verb
-	// Line is the line that did, without its end.
+	// Verb announced the endpoint of an Expected, Refused, Failed or Unreadable.
+	Verb parse.Verb
+	// Line is the line that did, or that an Odd is about, without its end.
 	Line []byte
 	// Announced is the endpoint of an Expected, Refused or Failed, with the sender's own address if
 	// the line has none.
@@ -31,7 +32,7 @@ type Event struct {
 	// Monitor is set if the engine only monitors: nothing was opened or changed.
 	Monitor bool
 	// Again is set if the same has happened to the connection before: of a Refused the same
-	// Reason, of an Unknown to any connection.
+	// Reason, of an Unknown to any connection. It is not worth a second warning.
 	Again bool
 }
 
@@ -51,10 +52,12 @@ func (ev *Event) Log(log *slog.Logger, level slog.Level) {
 	switch ev.Kind {
 	case Unreadable:
 		args = append(args, "verb", ev.Verb, "line", string(ev.Line))
+	case Odd:
+		args = append(args, "line", string(ev.Line))
 	case Refused:
-		args = append(args, "verb", ev.Verb, "announced", ev.Announced, "reason", ev.Reason, "why", ev.Reason.Sentence())
+		args = append(args, "verb", ev.Verb, "announced", ev.Announced, "line", string(ev.Line), "reason", ev.Reason, "why", ev.Reason.Sentence())
 	case Failed:
-		args = append(args, "verb", ev.Verb, "announced", ev.Announced)
+		args = append(args, "verb", ev.Verb, "announced", ev.Announced, "line", string(ev.Line))
 	case Expected, WouldOpen:
 		args = append(args, "verb", ev.Verb, "announced", ev.Announced, "advertised", ev.Advertised, "expected_at", ev.Expected)
 	}
@@ -67,17 +70,17 @@ func (ev *Event) Log(log *slog.Logger, level slog.Level) {
 	log.Log(ctx, level, ev.Kind.Text(ev.Monitor), args...)
 }
 
-// tell has the observer know of an event.
-func (e *Engine) tell(ev Event) {
+// emit passes an event to the observer.
+func (e *Engine) emit(ev Event) {
 	if e.config.Observe != nil {
-		ev.Monitor = e.config.Monitor
+		ev.Monitor = e.mode().monitor
 		e.config.Observe(&ev)
 	}
 }
 
-// again reports whether something of that reason has happened to the flow before.
-func (f *flow) again(r Reason) bool {
-	again := f.reported&(1<<r) != 0
-	f.reported |= 1 << r
+// again reports whether an event of that reason was emitted for the connection before.
+func (c *connection) again(r Reason) bool {
+	again := c.reported&(1<<r) != 0
+	c.reported |= 1 << r
 	return again
 }

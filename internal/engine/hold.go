@@ -1,22 +1,19 @@
 package engine
 
 import (
-	"bytes"
 	"cmp"
 	"net/netip"
 	"slices"
 	"time"
 
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/stream"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/mangle"
-	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
 )
 
-// A packet may leave as soon as it is known what becomes of every byte in it. That is so for
-// all that has been read, but for an unfinished line whose endpoint may have to be rewritten;
-// and it is not so for what comes behind a gap. Such packets are held until the rest is there, the
-// other side says that it has what is missing (it passed unread), or the time is up, when they leave as
-// they are.
+// A packet is released once the fate of every byte in it is known. Packets that hold an unfinished line that may have
+// to be rewritten, or follow a gap, are held until it is filled, acknowledged (it passed unread), or the HoldTime
+// is up, when they leave unchanged.
 
 const (
 	// maxHeldSide bounds the packets held of one direction of a connection, maxHeld those of all. Packets that have
@@ -25,101 +22,131 @@ const (
 	maxHeld     = 3072
 )
 
-// heldPacket waits for its verdict, or, where nothing can have to be rewritten, only to be read.
-type heldPacket struct {
-	id   uint32
-	pkt  mangle.Packet // a view of a copy
-	left bool          // it has its verdict
-}
-
-// waiting is a side with held packets, in the order in which their time is up.
+// waiting is a direction of a connection with held packets, in the order in which their time is up.
 type waiting struct {
-	number   uint32 // of the flow
+	number   uint32 // of the connection
 	dir      expect.Direction
 	deadline time.Time
 }
 
-func end(p *mangle.Packet) parse.Seq { return p.Seq().Add(len(p.Payload())) }
-
-// barrier returns the first byte of the side whose fate is not known yet.
-func (e *Engine) barrier(f *flow, dir expect.Direction) parse.Seq {
-	s := &f.sides[dir]
-	expected := s.stream.Expected()
-	line := s.stream.Pending()
-	if len(line.Text) == 0 || e.config.Monitor {
-		return expected
+// stream returns the direction, nil if its packets are not held any more.
+func (e *Engine) stream(w waiting) *stream.Stream {
+	c := e.table.at(w.number)
+	if s := &c.streams[w.dir]; len(s.Held()) > 0 && s.Deadline().Equal(w.deadline) {
+		return s
 	}
+	return nil
+}
+
+// acknowledge takes note of what the packet acknowledges, and releases what was held for it.
+func (e *Engine) acknowledge(c *connection, dir expect.Direction) {
+	ack, ok := e.pkt.Ack()
+	if !ok || e.mode().monitor { // it may count the bytes of another helper's rewrites
+		return
+	}
+	dir = dir.Other()
+	s := &c.streams[dir]
+	s.Acknowledge(ack)
+	if len(s.Held()) == 0 {
+		return
+	}
+	pkt := e.pkt
+	for held := s.Held(); len(held) > 0 && s.Next().Before(held[0].Packet.Seq()) && s.Passed(held[0].Packet.Seq()); held = s.Held() {
+		e.pkt = held[0].Packet // fits looks at it
+		e.read(c, dir, &e.pkt)
+		e.readHeld(c, dir)
+		e.release(c, dir, e.holdFrom(c, dir))
+	}
+	e.pkt = pkt
+}
+
+// advance reads what the packet makes readable: itself, unless bytes are missing before it,
+// and what was held after such a gap. Bytes that the peer has acknowledged although they were not read, as they pass
+// when a queue is full, are not waited for: a line that begins in them is not read.
+func (e *Engine) advance(c *connection, dir expect.Direction) {
+	s := &c.streams[dir]
+	if !s.Begun() {
+		e.join(c, dir)
+	}
+	if s.Next().Before(e.pkt.Seq()) && c.reads() && !s.Passed(e.pkt.Seq()) {
+		return
+	}
+	e.read(c, dir, &e.pkt)
+	e.readHeld(c, dir)
+}
+
+// readHeld reads what was held after a gap that is filled now.
+func (e *Engine) readHeld(c *connection, dir expect.Direction) {
+	s := &c.streams[dir]
+	held := s.Held()
+	for i := range held {
+		if p := &held[i].Packet; !s.Next().Before(p.Seq()) {
+			e.read(c, dir, p)
+		}
+	}
+}
+
+// holdFrom returns the first byte of the direction whose fate is not known yet.
+func (e *Engine) holdFrom(c *connection, dir expect.Direction) mangle.Seq {
+	s := &c.streams[dir]
+	line := s.Unfinished()
 	at := len(line.Text)
-	switch {
-	case dir == expect.Original && f.greeted && f.recognised && f.master.NAT():
-		at = parse.CommandEndpoint(line.Text)
-	case dir == expect.Reply && f.asked.passive != 0 && !f.replies.Open() && e.rewrites(f):
-		if at = parse.ReplyEndpoint(line.Text); !f.mayResize {
-			at = parse.ReplyText(line.Text)
-		}
+	if at == 0 || e.mode().monitor {
+		return s.Next()
 	}
-	if b := line.Seq.Add(at); !b.Before(s.gone) {
-		return b
+	if dir == expect.Original && c.master.NAT() {
+		at = c.control.HoldCommand(line.Text)
+	} else if dir == expect.Reply && e.rewrites(c) {
+		at = c.control.HoldReply(line.Text, !c.mayResize)
 	}
-	return expected // too late: it cannot be rewritten any more
+	if from := line.Seq.Add(at); s.Unreleased(from) {
+		return from
+	}
+	return s.Next() // too late: it cannot be rewritten any more
 }
 
-// rewrites reports whether anything that is said may have to be rewritten.
-func (e *Engine) rewrites(f *flow) bool {
-	return f.master.NAT() || e.config.Advertise.addr(&f.master).IsValid()
-}
-
-// settle gives the packet its verdict, or holds it; and those packets that were held before
+// verdictOrHold gives the packet its verdict, or holds it; and those packets that were held before
 // and may leave now, theirs.
-func (e *Engine) settle(id uint32, f *flow, dir expect.Direction) {
-	if f.opaque {
-		e.releaseAll(f, expect.Original)
-		e.releaseAll(f, expect.Reply)
-		e.letGo(id, &e.pkt, f, dir)
+func (e *Engine) verdictOrHold(id uint32, c *connection, dir expect.Direction) {
+	if !c.reads() {
+		e.releaseAll(c, expect.Original)
+		e.releaseAll(c, expect.Reply)
+		e.verdict(id, &e.pkt, c, dir)
 		return
 	}
-	barrier := e.barrier(f, dir)
-	if barrier.Before(end(&e.pkt)) {
-		e.release(f, dir, barrier)
-		e.hold(id, f, dir)
+	from := e.holdFrom(c, dir)
+	if from.Before(stream.End(&e.pkt)) {
+		e.release(c, dir, from)
+		e.hold(id, c, dir)
 		return
 	}
-	e.release(f, dir, e.pkt.Seq())
-	e.letGo(id, &e.pkt, f, dir)
-	e.release(f, dir, barrier)
+	e.release(c, dir, e.pkt.Seq())
+	e.verdict(id, &e.pkt, c, dir)
+	e.release(c, dir, from)
 }
 
-// hold keeps a copy of the packet, in the order of the stream.
-func (e *Engine) hold(id uint32, f *flow, dir expect.Direction) {
-	s := &f.sides[dir]
-	if len(s.held) == 0 {
-		s.deadline = e.config.Now().Add(e.config.HoldTime)
-		e.waiting = append(e.waiting, waiting{f.number, dir, s.deadline})
+// hold keeps the packet, or, where nothing can have to be rewritten, a copy of it to be read.
+func (e *Engine) hold(id uint32, c *connection, dir expect.Direction) {
+	s := &c.streams[dir]
+	deadline := e.config.Now().Add(e.config.HoldTime)
+	if len(s.Held()) == 0 {
+		e.waiting = append(e.waiting, waiting{c.number, dir, deadline})
 	}
-	h := heldPacket{id: id, left: e.config.Monitor || !e.rewrites(f)}
-	if h.left {
-		e.letGo(id, &e.pkt, f, dir)
+	verdictSent := e.mode().monitor || !e.rewrites(c)
+	if verdictSent {
+		e.verdict(id, &e.pkt, c, dir)
 	}
-	if err := h.pkt.Decode(bytes.Clone(e.pkt.Bytes())); err != nil {
-		panic(err) // it has been decoded before
-	}
-	i, _ := slices.BinarySearchFunc(s.held, h.pkt.Seq(), func(o heldPacket, seq parse.Seq) int {
-		if o.pkt.Seq().Sub(seq) <= 0 {
-			return -1 // behind those with the same number
-		}
-		return 1
-	})
-	s.held = slices.Insert(s.held, i, h)
-	*e.places(h.left)++
+	s.Hold(id, &e.pkt, verdictSent, deadline)
+	*e.places(verdictSent)++
 	e.stats.Held++
-	if len(s.held) > maxHeldSide {
-		e.giveUp(f, dir)
+	if len(s.Held()) > maxHeldSide {
+		e.flushTimedOut(c, dir)
 	}
 }
 
 // places returns how many packets are held that have their verdict, or that have none.
-func (e *Engine) places(left bool) *int {
-	if left {
+func (e *Engine) places(verdictSent bool) *int {
+	if verdictSent {
 		return &e.copies
 	}
 	return &e.held
@@ -127,96 +154,77 @@ func (e *Engine) places(left bool) *int {
 
 // makeRoom releases held packets where there are too many, so that an eighth of the places is free: those of the client
 // address that holds most, of its connections that which holds most, of these that which has waited longest.
-func (e *Engine) makeRoom(left bool) {
-	if *e.places(left) <= maxHeld {
+func (e *Engine) makeRoom(verdictSent bool) {
+	if *e.places(verdictSent) <= maxHeld {
 		return
 	}
 	type holder struct {
-		f    *flow
+		c    *connection
 		dir  expect.Direction
 		held int
 	}
 	var holders []holder
-	seen, byClient := make(map[*side]bool), make(map[netip.Addr]int)
+	byClient := make(map[netip.Addr]int)
 	for _, w := range e.waiting { // the longest first
-		f := e.flows.awake[w.number]
-		if f == nil {
-			continue
-		}
-		s := &f.sides[w.dir]
-		if n := len(s.held); n > 0 && s.held[0].left == left && !seen[s] {
-			seen[s] = true
-			byClient[f.master.Client().Addr()] += n
-			holders = append(holders, holder{f, w.dir, n})
+		if s := e.stream(w); s != nil && s.Held()[0].VerdictSent == verdictSent {
+			c := e.table.at(w.number)
+			byClient[c.master.Client().Addr()] += len(s.Held())
+			holders = append(holders, holder{c, w.dir, len(s.Held())})
 		}
 	}
 	slices.SortStableFunc(holders, func(a, b holder) int {
-		byMost := byClient[b.f.master.Client().Addr()] - byClient[a.f.master.Client().Addr()]
+		byMost := byClient[b.c.master.Client().Addr()] - byClient[a.c.master.Client().Addr()]
 		return cmp.Or(byMost, b.held-a.held)
 	})
 	for _, h := range holders {
-		if *e.places(left) <= maxHeld*7/8 {
+		if *e.places(verdictSent) <= maxHeld*7/8 {
 			return
 		}
-		e.giveUp(h.f, h.dir)
-		e.flows.rest(h.f)
+		e.flushTimedOut(h.c, h.dir)
 	}
 }
 
-// release lets those held packets go that lie before the barrier.
-func (e *Engine) release(f *flow, dir expect.Direction, barrier parse.Seq) {
-	s := &f.sides[dir]
-	if len(s.held) == 0 {
-		return
+// release releases the held packets that end before or at limit.
+func (e *Engine) release(c *connection, dir expect.Direction, limit mangle.Seq) {
+	if s := &c.streams[dir]; len(s.Held()) > 0 {
+		e.taken = s.TakeHeld(limit, e.taken[:0])
+		e.releaseHeld(c, dir, e.taken)
+		clear(e.taken)
 	}
-	kept := s.held[:0]
-	for _, h := range s.held {
-		if barrier.Before(end(&h.pkt)) {
-			kept = append(kept, h)
-			continue
+}
+
+func (e *Engine) releaseAll(c *connection, dir expect.Direction) {
+	e.releaseHeld(c, dir, c.streams[dir].TakeAllHeld())
+}
+
+// releaseHeld gives packets that are held no more the verdicts that they lack.
+func (e *Engine) releaseHeld(c *connection, dir expect.Direction, held []stream.Held) {
+	for i := range held {
+		h := &held[i]
+		*e.places(h.VerdictSent)--
+		if !h.VerdictSent {
+			e.verdict(h.ID, &h.Packet, c, dir)
 		}
-		e.leave(h, f, dir)
-	}
-	clear(s.held[len(kept):])
-	s.held = kept
-}
-
-func (e *Engine) releaseAll(f *flow, dir expect.Direction) {
-	s := &f.sides[dir]
-	for _, h := range s.held {
-		e.leave(h, f, dir)
-	}
-	s.held = nil
-}
-
-// leave lets a packet go that is held no more.
-func (e *Engine) leave(h heldPacket, f *flow, dir expect.Direction) {
-	*e.places(h.left)--
-	if !h.left {
-		e.letGo(h.id, &h.pkt, f, dir)
 	}
 }
 
-// giveUp lets all held packets of a side go: what was missing has not come. What lies behind
+// flushTimedOut releases all held packets of a direction: what was missing has not arrived. What follows
 // a gap is read first, as far as it can be.
-func (e *Engine) giveUp(f *flow, dir expect.Direction) {
-	s := &f.sides[dir]
+func (e *Engine) flushTimedOut(c *connection, dir expect.Direction) {
 	e.stats.GaveUp++
-	for i := range s.held {
-		e.pkt = s.held[i].pkt // what fits looks at
-		e.read(f, dir, &e.pkt)
+	held := c.streams[dir].Held()
+	for i := range held {
+		e.pkt = held[i].Packet // fits looks at it
+		e.read(c, dir, &e.pkt)
 	}
-	e.releaseAll(f, dir)
+	e.releaseAll(c, dir)
 }
 
 // Deadline returns when Expire has to be called, and false if nothing is held.
 func (e *Engine) Deadline() (time.Time, bool) {
 	for len(e.waiting) > 0 {
-		w := e.waiting[0]
-		if f := e.flows.awake[w.number]; f != nil {
-			if s := &f.sides[w.dir]; len(s.held) > 0 && s.deadline.Equal(w.deadline) {
-				return w.deadline, true
-			}
+		if w := e.waiting[0]; e.stream(w) != nil {
+			return w.deadline, true
 		}
 		e.waiting = e.waiting[1:]
 	}
@@ -233,32 +241,33 @@ func (e *Engine) Expire(verdicts []Verdict) []Verdict {
 		if !ok || deadline.After(now) {
 			return e.verdicts
 		}
-		e.giveUpFirst()
+		e.flushFirst()
 	}
 }
 
 // Flush appends the verdicts of all held packets: the queue is about to close.
 func (e *Engine) Flush(verdicts []Verdict) []Verdict {
 	e.begin(verdicts)
-	for _, f := range e.flows.awake {
-		e.leaveInLine(f)
+	for i := range e.table.places() {
+		if c := e.table.at(i); c.number != 0 {
+			e.leaveInLine(c)
+		}
 	}
 	for {
 		if _, ok := e.Deadline(); !ok {
 			return e.verdicts
 		}
-		e.giveUpFirst()
+		e.flushFirst()
 	}
 }
 
-// giveUpFirst gives up the side that Deadline is about.
-func (e *Engine) giveUpFirst() {
-	f := e.flows.awake[e.waiting[0].number]
-	e.giveUp(f, e.waiting[0].dir)
-	e.flows.rest(f)
+// flushFirst releases the packets that Deadline is about.
+func (e *Engine) flushFirst() {
+	w := e.waiting[0]
+	e.flushTimedOut(e.table.at(w.number), w.dir)
 }
 
-// setHoldTime has nobody wait for longer than t from now on, those who wait already included: whose
+// setHoldTime makes t the longest time that a packet is held from now on, those included that are held already: whose
 // time is up first stays the first.
 func (e *Engine) setHoldTime(t time.Duration) {
 	e.config.HoldTime = t
@@ -268,8 +277,8 @@ func (e *Engine) setHoldTime(t time.Duration) {
 		if !w.deadline.After(latest) {
 			continue
 		}
-		if f := e.flows.awake[w.number]; f != nil && f.sides[w.dir].deadline.Equal(w.deadline) {
-			f.sides[w.dir].deadline = latest
+		if s := e.stream(*w); s != nil {
+			s.SetDeadline(latest)
 		}
 		w.deadline = latest
 	}

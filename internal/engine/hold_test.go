@@ -122,7 +122,7 @@ func TestTimeUp(t *testing.T) {
 	if got := w.say(server, rest); got != rest {
 		t.Errorf("the rest came out as %q", got)
 	}
-	if s := w.eng.Stats(); s.GaveUp != 1 || s.Failed != 1 || len(w.ct.Active) != 0 || w.logged("let go already") != 1 {
+	if s := w.eng.Stats(); s.GaveUp != 1 || s.Failed != 1 || len(w.ct.Active) != 0 || w.logged("released already") != 1 {
 		t.Errorf("counted %+v, still expected %v, log:\n%s", s, w.ct.Active, &w.log)
 	}
 }

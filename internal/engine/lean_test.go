@@ -11,14 +11,10 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect/memory"
 )
 
-const (
-	askedLabel  = 120
-	editedLabel = 119
-	opaqueLabel = 122
-)
+var askedLabel, editedLabel, opaqueLabel = allLabels.ReplyDue, allLabels.Rewritten, allLabels.Ignore
 
 func lean(c *engine.Config) {
-	c.AskedLabel, c.EditedLabel, c.OpaqueLabel = askedLabel, editedLabel, opaqueLabel
+	c.Mode = engine.Lean(allLabels)
 }
 
 // queued passes a segment through the engine as the lean rules do: a 227 or 229 as one that is
@@ -34,7 +30,7 @@ func (w *world) queued(dir expect.Direction, seq uint32, text string) string {
 	}
 	w.id++
 	w.sent[w.id] = w.segment(dir, seq, text)
-	return payloads(w.t, w.leave(w.eng.HandleAgain(w.id, w.sent[w.id], nil)))
+	return payloads(w.t, w.leave(w.eng.HandleRetransmit(w.id, w.sent[w.id], nil)))
 }
 
 // unseen says what the lean rules do not queue.
@@ -124,7 +120,7 @@ func TestLeanUnasked(t *testing.T) {
 	unasked("234 ok\r\n227 (192,168,1,2,145,38)\r\n")
 }
 
-// TestLeanSplit lets the beginning of a line pass: the rest of it is never queued.
+// TestLeanSplit lets the beginning of a line pass: it is too late for the rest.
 func TestLeanSplit(t *testing.T) {
 	w := newWorld(t, natOriginal, natReply, lean)
 	w.unseen(client, "PASV\r\n")
@@ -132,10 +128,65 @@ func TestLeanSplit(t *testing.T) {
 	if _, waits := w.eng.Deadline(); waits {
 		t.Error("a packet waits")
 	}
-	w.unseen(server, "145,37)\r\n")
+	w.harmless(server, "145,37)\r\n")
+	if w.logged("kind=failed") != 1 {
+		t.Errorf("log:\n%s", &w.log)
+	}
 	w.unseen(client, "PASV\r\n")
 	if got, want := w.say(server, "227 (192,168,1,2,145,37)\r\n"), "227 (192,0,2,2,145,37)\r\n"; got != want {
 		t.Errorf("the next 227 came out as %q, want %q", got, want)
+	}
+}
+
+// TestLeanWithoutEnd has the end of a line in the next segment, as the kernel's helper reads it.
+func TestLeanWithoutEnd(t *testing.T) {
+	w := newWorld(t, natOriginal, natReply, lean)
+	for _, u := range []struct{ before, in, out string }{
+		{"", "PORT 203,0,113,101,200,1\r", "PORT 192,168,1,1,200,1\r"},
+		{"PASV\r\n", "227 (192,168,1,2,145,37)", "227 (192,0,2,2,145,37)"},
+		{"EPSV\r\n", "229 ok (|||37158|)", "229 ok (|||37158|)"},
+	} {
+		dir := client
+		if u.before != "" {
+			w.unseen(client, u.before)
+			dir = server
+		}
+		if got := w.say(dir, u.in); got != u.out {
+			t.Errorf("%q came out as %q", u.in, got)
+		}
+		w.harmless(dir, "\r\n")
+	}
+	if len(w.ct.Installed) != 3 {
+		t.Errorf("expected %v", w.expectations())
+	}
+}
+
+// TestLeanBetween has a reply between two that are rewritten: the kernel numbers it right while the second one waits.
+func TestLeanBetween(t *testing.T) {
+	w := newWorld(t, natOriginal, natReply, lean)
+	for range 3 {
+		w.unseen(client, "PASV\r\n")
+		between := w.next[server]
+		want := w.entry.Seq(server, between)
+		w.harmless(server, "226 done\r\n")
+		w.say(server, "227 (192,168,1,2,145,37)\r\n")
+		if got := w.entry.Seq(server, between); got != want {
+			t.Errorf("the kernel gives what was sent before the 227 the number %d, want %d", got, want)
+		}
+	}
+}
+
+// TestLeanActive has the rules queue what follows a PORT until the engine has read that, whatever it makes of it.
+func TestLeanActive(t *testing.T) {
+	for name, in := range map[string]string{"helped": port, "refused": "PORT 1,2,3,4,5,6\r\n", "unreadable": "EPRT x\r\n"} {
+		w := newWorld(t, natOriginal, natReply, lean)
+		for range 2 { // a retransmission, too
+			w.entry.Apply(expect.Update{SetLabel: allLabels.Active})
+			w.send(client, 1000, in)
+			if w.entry.Label(allLabels.Active) {
+				t.Errorf("%s: labels %v", name, labels(w.entry))
+			}
+		}
 	}
 }
 

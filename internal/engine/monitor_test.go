@@ -40,7 +40,7 @@ func TestMonitor(t *testing.T) {
 		{client, "AUTH TLS\r\n"}, {server, "234 go ahead\r\n"},
 		{client, "PORT 203,0,113,101,200,1\r\n"},
 	}
-	monitor := func(c *engine.Config) { c.Monitor, c.OpaqueLabel = true, 122 }
+	monitor := func(c *engine.Config) { c.Mode = engine.Monitor() }
 	helps := newWorld(t, natOriginal, natReply)
 	monitors := newWorld(t, natOriginal, natReply, monitor)
 	monitors.entry.Helper = "" // it needs none
@@ -74,7 +74,7 @@ func TestMonitor(t *testing.T) {
 
 // TestMonitorGap has packets come out of order: each passes at once, and what they say is still read.
 func TestMonitorGap(t *testing.T) {
-	w := newWorld(t, natOriginal, natReply, func(c *engine.Config) { c.Monitor = true })
+	w := newWorld(t, natOriginal, natReply, func(c *engine.Config) { c.Mode = engine.Monitor() })
 	w.login()
 	w.say(client, "PASV\r\n")
 	const text = "227 Entering Passive Mode (192,168,1,2,145,37)\r\n"
@@ -97,7 +97,7 @@ func TestMonitorGap(t *testing.T) {
 // TestMonitorBesideAnother has another helper make the lines longer: acknowledgements then count bytes
 // that the engine has not seen, and segments that are missing are not taken for read.
 func TestMonitorBesideAnother(t *testing.T) {
-	w := newWorld(t, natOriginal, natReply, func(c *engine.Config) { c.Monitor = true })
+	w := newWorld(t, natOriginal, natReply, func(c *engine.Config) { c.Mode = engine.Monitor() })
 	w.login()
 	for range 20 {
 		w.say(client, "PASV\r\n")

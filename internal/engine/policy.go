@@ -42,28 +42,33 @@ func (p Policy) allows(a netip.Addr) bool {
 	return p.Loose || slices.ContainsFunc(p.Allowed, func(n netip.Prefix) bool { return n.Contains(a) })
 }
 
-// judge decides whether the endpoint that is announced may be opened: RFC 2577 on bounce attacks, RFC 2428 section 4 on EPSV ALL, and that the line is
+// checkPolicy decides whether the endpoint that is announced may be opened: RFC 2577 on bounce attacks, and that the line is
 // what it seems to be.
-func (e *Engine) judge(f *flow, a announcement) Reason {
+func (e *Engine) checkPolicy(c *connection, a announcement) Reason {
+	client := a.dir == expect.Original
 	switch {
-	case !a.asked:
+	case !a.solicited:
 		return Unasked
-	case a.dir == expect.Original && !f.head && !f.recognised:
+	case a.line.Tail || client && c.control.HeadMissed():
 		return Midstream
-	case a.dir == expect.Original && !f.greeted:
+	case client && !c.control.Greeted():
 		return NotGreeted
-	case a.dir == expect.Original && !f.recognised && !e.config.Monitor: // which may not have seen the login
+	case client && !c.control.Recognised() && !e.mode().monitor: // which may not have seen the login
 		return NoLogin
-	case a.dir == expect.Original && f.epsvAll:
-		return AfterEPSVALL
-	case !e.vouches(f, a.dir, a.at.Addr()) && !e.config.Policy.allows(a.at.Addr()):
+	case !e.isOwnAddress(c, a.dir, a.at.Addr()) && !e.config.Policy.allows(a.at.Addr()):
 		return NotPeer
 	case a.at.Port() < e.config.Policy.MinPort:
 		return LowPort
-	case !e.rate.allow(f.master.Client().Addr(), e.config.Now().Unix(), e.config.Policy.Rate):
+	case !e.rate.allow(c.master.Client().Addr(), e.config.Now().Unix(), e.config.Policy.Rate):
 		return TooMany
 	}
 	return allowed
+}
+
+// isOwnAddress reports whether addr is one that the side sending in direction dir may announce as its
+// own.
+func (e *Engine) isOwnAddress(c *connection, dir expect.Direction, addr netip.Addr) bool {
+	return c.master.Vouches(dir, addr) || dir == expect.Reply && addr == e.config.Advertise.addr(&c.master)
 }
 
 // rate counts, for the second that is under way.

@@ -175,7 +175,11 @@ func TestLineAfterEviction(t *testing.T) {
 			forget(w)
 			w.harmless(client, port)
 			w.say(server, "550 no\r\n")
+			w.helped()
 			w.unharmed()
+			if w.entry.Label(inLineLabel) {
+				t.Error("the label of an unfinished line is left")
+			}
 		})
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
 )
 
 // The words with which the log, the events, the flows and the metrics name things are all here: each
@@ -23,7 +25,7 @@ type Word struct{ Name, Meaning string }
 func Vocabulary() []Term {
 	return []Term{
 		{"kind", "what an event is about", list(kinds[:], func(k kindWord) Word { return k.Word })},
-		{"verb", "the command or the reply code that announces an endpoint", verbs[:]},
+		{"verb", "the command or the reply code that announces an endpoint", verbs},
 		{"reason", "why an announced endpoint was not opened, or, of an expired event, why the data connection did not come", slices.Concat(Refusals(), Expiries())},
 		{"state", "what happens to the text of a control connection", states[:]},
 		{"sequence", "what adjusts the sequence numbers after a line whose length has changed", sequences[:]},
@@ -73,6 +75,8 @@ const (
 	Failed
 	// Unreadable: there is no endpoint in a line that should announce one (Err).
 	Unreadable
+	// Odd: something about the dialogue is not as the RFCs have it (Err); it is helped all the same.
+	Odd
 	// Encrypted: the connection is, from here on; nothing in it is read any more.
 	Encrypted
 	// NotFTP: what the client said before its login is something else; nothing is read any more.
@@ -110,7 +114,8 @@ var kinds = [numKinds]kindWord{
 	Expired:     {Word{"expired", "an expected data connection did not come, for the reason given"}, slog.LevelInfo, "expected data connection was not opened", ""},
 	Refused:     {Word{"refused", "the policy does not allow the announced endpoint; the line passed unchanged"}, slog.LevelWarn, "endpoint refused", "would refuse endpoint"},
 	Failed:      {Word{"failed", "the policy allows the announced endpoint, but it could not be opened or rewritten"}, slog.LevelWarn, "data connection cannot be helped", "could not help data connection"},
-	Unreadable:  {Word{"unreadable", "a line that should announce an endpoint has none"}, slog.LevelDebug, "no endpoint in line", ""},
+	Unreadable:  {Word{"unreadable", "a line that should announce an endpoint has none"}, slog.LevelWarn, "line announces no endpoint that can be read, and is not helped", ""},
+	Odd:         {Word{"odd", "the dialogue is not as the RFCs have it; it is helped all the same"}, slog.LevelInfo, "odd dialogue, helped all the same", ""},
 	Encrypted:   {Word{"encrypted", "the client and the server have switched to TLS; nothing is read any more"}, slog.LevelInfo, "control connection is encrypted from here on, its data connections cannot be helped: give the server a fixed range of passive ports and accept new connections to it", ""},
 	NotFTP:      {Word{"not-ftp", "before its login, the client sent what no FTP client sends; nothing is read any more"}, slog.LevelInfo, "control connection ignored: its client has not begun with FTP", ""},
 	Nonsense:    {Word{"nonsense", "after the login, one side sent what cannot be FTP; nothing is read any more"}, slog.LevelInfo, "control connection ignored: what is sent on it cannot be FTP", ""},
@@ -142,47 +147,30 @@ func (k Kind) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
 // Results returns the kinds that say what became of an endpoint that the policy allows.
 func Results() []Kind { return []Kind{Expected, Failed, WouldOpen} }
 
-// Verb is what announces an endpoint.
-type Verb uint8
-
-// The verbs: a command of the client's, or the code of a reply.
-const (
-	VerbPORT Verb = iota
-	VerbEPRT
-	Verb227
-	Verb229
-	NumVerbs // how many there are
-)
-
-var verbs = [NumVerbs]Word{
-	VerbPORT: {"PORT", "command: active transfer, IPv4 (RFC 959)"},
-	VerbEPRT: {"EPRT", "command: active transfer, IPv4 or IPv6 (RFC 2428)"},
-	Verb227:  {"227", "reply to PASV: passive transfer, IPv4 (RFC 959)"},
-	Verb229:  {"229", "reply to EPSV: passive transfer, IPv4 or IPv6 (RFC 2428)"},
+// verbs are those that announce an endpoint: a command of the client's, or the code of a reply.
+var verbs = []Word{
+	{parse.PORT.String(), "command: active transfer, IPv4 (RFC 959)"},
+	{parse.EPRT.String(), "command: active transfer, IPv4 or IPv6 (RFC 2428)"},
+	{parse.Reply227.String(), "reply to PASV: passive transfer, IPv4 (RFC 959)"},
+	{parse.Reply229.String(), "reply to EPSV: passive transfer, IPv4 or IPv6 (RFC 2428)"},
 }
-
-// String returns "PORT", "EPRT", "227" or "229".
-func (v Verb) String() string { return verbs[v].Name }
-
-// MarshalText implements encoding.TextMarshaler.
-func (v Verb) MarshalText() ([]byte, error) { return []byte(v.String()), nil }
 
 // Reason is why an announced endpoint is not opened. Its line passes unchanged.
 type Reason uint8
 
 // The reasons, in the order in which they are looked for.
 const (
-	allowed      Reason = iota
-	Unasked             // a 227 or 229 without a PASV or EPSV
-	NotGreeted          // a PORT or EPRT before the server has greeted
-	NoLogin             // a PORT or EPRT before USER
-	Midstream           // a PORT or EPRT on a connection whose first lines were not read
-	AfterEPSVALL        // a PORT or EPRT after EPSV ALL
-	NotPeer             // an address that is not the sender's
-	LowPort             // a port below Policy.MinPort
-	TooMany             // more than Policy.Rate
-	failed              // allowed, but the kernel did not do it
+	allowed    Reason = iota
+	Unasked           // a 227 or 229 without a PASV or EPSV
+	NotGreeted        // a PORT or EPRT before the server has greeted
+	NoLogin           // a PORT or EPRT before USER
+	Midstream         // a PORT or EPRT on a connection whose first lines were not read
+	NotPeer           // an address that is not the sender's
+	LowPort           // a port below Policy.MinPort
+	TooMany           // more than Policy.Rate
+	failed            // allowed, but the kernel did not do it
 	numReasons
+	unreadable // no Reason: of a connection, that an Unreadable was emitted
 )
 
 // reasons have, besides the word, the reason as part of a sentence.
@@ -190,16 +178,15 @@ var reasons = [numReasons]struct {
 	Word
 	sentence string
 }{
-	allowed:      {Word{"allowed", "it is opened"}, "allowed"},
-	Unasked:      {Word{"unasked", "a 227 or 229 without a PASV or EPSV before it"}, "no PASV or EPSV asked for it"},
-	NotGreeted:   {Word{"not_greeted", "a PORT or EPRT before the server's greeting"}, "the server has not greeted yet"},
-	NoLogin:      {Word{"no_login", "a PORT or EPRT before the client's USER"}, "the client has not logged in"},
-	Midstream:    {Word{"midstream", "a PORT or EPRT on a connection whose beginning the daemon has not read, so that it may not be FTP: the client has to connect again"}, "the beginning of the connection was not read (the daemon did not run, or its queue was full), so it may not be FTP: the client has to connect again"},
-	AfterEPSVALL: {Word{"after_epsv_all", "a PORT or EPRT after EPSV ALL"}, "the client has promised to use nothing but EPSV (EPSV ALL)"},
-	NotPeer:      {Word{"not_peer", "the announced address is not the sender's own (bounce protection, see --allow)"}, "the address is not that of the one who announces it"},
-	LowPort:      {Word{"low_port", "the announced port is below --min-port"}, "the port is below the lowest one allowed"},
-	TooMany:      {Word{"too_many", "the client announced more than --rate data connections within a second"}, "too many data connections have been announced for this client within a second"},
-	failed:       {Word{"failed", "allowed, but conntrack or the rewrite refused it"}, "conntrack or the rewrite refused it"},
+	allowed:    {Word{"allowed", "it is opened"}, "allowed"},
+	Unasked:    {Word{"unasked", "a 227 or 229 without a PASV or EPSV before it"}, "no PASV or EPSV asked for it"},
+	NotGreeted: {Word{"not_greeted", "a PORT or EPRT before the server's greeting"}, "the server has not greeted yet"},
+	NoLogin:    {Word{"no_login", "a PORT or EPRT before the client's USER"}, "the client has not logged in"},
+	Midstream:  {Word{"midstream", "what precedes it was not read: the beginning of the connection (PORT and EPRT), or of the line, so that it may not be FTP: the client has to connect again"}, "what precedes it was not read (the daemon did not run, or its queue was full), so it may not be FTP: the client has to connect again"},
+	NotPeer:    {Word{"not_peer", "the announced address is not the sender's own (bounce protection, see --allow)"}, "the address is not that of the one who announces it"},
+	LowPort:    {Word{"low_port", "the announced port is below --min-port"}, "the port is below the lowest one allowed"},
+	TooMany:    {Word{"too_many", "the client announced more than --rate data connections within a second"}, "too many data connections have been announced for this client within a second"},
+	failed:     {Word{"failed", "allowed, but conntrack or the rewrite refused it"}, "conntrack or the rewrite refused it"},
 }
 
 // expiries are the reasons of an Expired: package control has the names as constants.
@@ -229,7 +216,7 @@ func (r Reason) Sentence() string { return reasons[r].sentence }
 
 // Reasons returns all reasons for which an endpoint is refused.
 func Reasons() []Reason {
-	return []Reason{Unasked, NotGreeted, NoLogin, Midstream, AfterEPSVALL, NotPeer, LowPort, TooMany}
+	return []Reason{Unasked, NotGreeted, NoLogin, Midstream, NotPeer, LowPort, TooMany}
 }
 
 // State is what happens to the text of a control connection.

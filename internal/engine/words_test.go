@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
 )
 
 // TestVocabulary wants every word to have a meaning, and to be there once.
@@ -43,7 +44,7 @@ func TestLogWords(t *testing.T) {
 	free := map[string]bool{"time": true, "level": true, "msg": true, "why": true, "line": true,
 		"client": true, "server": true, "announced": true, "advertised": true, "expected_at": true}
 	for kind := range numKinds {
-		for verb := range NumVerbs {
+		for verb := parse.PORT; verb.Announces(); verb++ {
 			for _, reason := range Reasons() {
 				var text bytes.Buffer
 				ev := Event{Kind: kind, Master: master, Verb: verb, Line: []byte("x"), Announced: at("192.168.1.2:30000"),

@@ -5,27 +5,28 @@ import (
 	"slices"
 	"time"
 
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/stream"
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/mangle"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
 )
 
 // assembler makes lines of the segments of one direction, whatever their order.
 type assembler struct {
-	stream  parse.Stream
-	started bool
+	stream  stream.Stream
 	waiting []piece // behind a gap, in the order of the stream
 }
 
 // piece is a segment, with the step to which the lines belong that end in it.
 type piece struct {
 	at   time.Time
-	seq  parse.Seq
+	seq  mangle.Seq
 	data []byte
 	step *Step
 }
 
 // line is one line of a direction, without its end.
 type line struct {
-	seq  parse.Seq
+	seq  mangle.Seq
 	text []byte
 	step *Step
 }
@@ -35,18 +36,17 @@ type line struct {
 const maxWaiting = 512
 
 // start begins at a byte that is taken to begin a line, unless it has begun.
-func (a *assembler) start(seq parse.Seq) {
-	if !a.started {
-		a.stream.Start(seq, true)
-		a.started = true
+func (a *assembler) start(seq mangle.Seq) {
+	if !a.stream.Begun() {
+		a.stream.Open(seq)
 	}
 }
 
 // push takes a segment and returns the lines that are whole with it.
 func (a *assembler) push(p piece) []line {
 	a.start(p.seq)
-	if a.stream.Expected().Before(p.seq) {
-		i, _ := slices.BinarySearchFunc(a.waiting, p.seq, func(w piece, seq parse.Seq) int {
+	if a.stream.Next().Before(p.seq) {
+		i, _ := slices.BinarySearchFunc(a.waiting, p.seq, func(w piece, seq mangle.Seq) int {
 			if w.seq.Sub(seq) <= 0 {
 				return -1
 			}
@@ -64,7 +64,7 @@ func (a *assembler) push(p piece) []line {
 // drain reads what waits, up to the next gap.
 func (a *assembler) drain() []line {
 	var lines []line
-	for len(a.waiting) > 0 && !a.stream.Expected().Before(a.waiting[0].seq) {
+	for len(a.waiting) > 0 && !a.stream.Next().Before(a.waiting[0].seq) {
 		lines = append(lines, a.read(a.waiting[0])...)
 		a.waiting = a.waiting[1:]
 	}
@@ -89,11 +89,14 @@ func (a *assembler) skip() []line {
 
 func (a *assembler) read(p piece) []line {
 	var lines []line
-	a.stream.Push(p.seq, p.data)
+	rest := a.stream.Push(p.seq, p.data)
 	for {
-		l, ok := a.stream.Next()
+		l, ok := a.stream.Line(&rest)
 		if !ok {
 			return lines
+		}
+		if l.Tail {
+			continue
 		}
 		lines = append(lines, line{seq: l.Seq, text: bytes.Clone(bytes.TrimRight(l.Text, "\r\n")), step: p.step})
 	}
@@ -136,10 +139,10 @@ func counterparts(came, left []line) []*line {
 // endpointVerb returns the command or code with which a line begins that announces where a data
 // connection goes to, and "" for any other line.
 func endpointVerb(text []byte) string {
-	if r, _ := parse.ParseReply(text); r.Code == parse.CodePassive || r.Code == parse.CodeExtended {
-		return string(text[:3])
+	if r, _ := parse.ParseReply(text); r.Verb.Announces() {
+		return r.Verb.String()
 	}
-	if c, _ := parse.ParseCommand(text); c.Verb == parse.PORT || c.Verb == parse.EPRT {
+	if c, _ := parse.ParseCommand(text); c.Verb.Announces() {
 		return c.Verb.String()
 	}
 	return ""

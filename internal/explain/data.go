@@ -9,7 +9,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect/memory"
-	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/mangle"
 )
 
 // Data is a data connection that was captured, whether it was expected or not.
@@ -31,7 +31,7 @@ type Data struct {
 
 // opening is what NAT leaves alone of the SYN of a connection.
 type opening struct {
-	isn  parse.Seq
+	isn  mangle.Seq
 	port uint16 // one of the two that it does not translate
 	side bool   // it is the destination's
 }
@@ -231,8 +231,6 @@ func mend(l *Line, c *Connection) string {
 		return fmt.Sprintf("--min-port %d lets it, if no service of that host listens there", at.Port())
 	case engine.TooMany:
 		return "--rate lets more"
-	case engine.AfterEPSVALL:
-		return "the client sent EPSV ALL, and may use no other command after it: fix the client"
 	case engine.NoLogin:
 		return "the client has to log in before it asks for a transfer"
 	case engine.Midstream:

@@ -18,7 +18,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect/memory"
-	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/mangle"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
@@ -130,9 +130,10 @@ type Line struct {
 	text  []byte
 	step  *Step
 	dir   expect.Direction
-	seq   parse.Seq
+	seq   mangle.Seq
 	cut   int // bytes of its end that the capture lacks
 	event *engine.Event
+	odd   error        // what is odd about it
 	x     *Expectation // that it led to
 	ours  []byte       // as the helper sends it
 	// sent is the line as the router really sent it, nil if the capture does not have it.

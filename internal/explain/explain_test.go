@@ -18,7 +18,7 @@ import (
 	"github.com/google/gopacket/layers"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
-	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/mangle"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -234,7 +234,7 @@ var dialogues = []recorded{
 		login(d).say(client, "PORT 203,0,113,")
 		d.now = d.now.Add(time.Second)
 		d.say(client, "101,195,80\r\n")
-	}, want: []string{"would wait 500 ms for the rest of its line, in vain", "cannot help 203.0.113.101:50000: the line began in a segment that has been let go already"}},
+	}, want: []string{"would wait 500 ms for the rest of its line, in vain", "cannot help 203.0.113.101:50000: the line began in a segment that has been released already"}},
 	{name: "out of order", nat: true, tape: func(d *dialogue) {
 		login(d).skip(client, "PORT 203,0,113,").say(client, "101,195,80\r\n").rewind(client, 27).say(client, "PORT 203,0,113,").skip(client, "101,195,80\r\n")
 	}, want: []string{"15 bytes before it had not come: lost, or overtaken", "would wait 1 ms for what is missing", "would rewrite: PORT 192,168,1,1,195,80"}},
@@ -361,7 +361,7 @@ var dialogues = []recorded{
 	{name: "after EPSV ALL, too many", config: func(c *Config) { c.Engine.Policy.Rate = 1 }, tape: func(d *dialogue) {
 		login(d).say(client, "PORT 203,0,113,101,195,80\r\n").say(client, "PORT 203,0,113,101,195,81\r\n")
 		d.say(client, "EPSV ALL\r\n").say(server, "200 ok\r\n").say(client, "PORT 203,0,113,101,195,82\r\n")
-	}, want: []string{"=> --rate lets more", "=> the client sent EPSV ALL"}},
+	}, want: []string{"=> --rate lets more", "odd: the client sent EPSV ALL"}},
 	{name: "before the greeting", tape: func(d *dialogue) {
 		d.segment(client, layers.TCP{SYN: true}, "")
 		d.seq[client]++
@@ -447,7 +447,7 @@ func TestMuchMissing(t *testing.T) {
 	var a assembler
 	a.start(0)
 	for i := range n { // the last one first
-		a.push(piece{seq: parse.Seq(10 * (n - i)), data: []byte("NOOP\r\n"), step: new(Step)})
+		a.push(piece{seq: mangle.Seq(10 * (n - i)), data: []byte("NOOP\r\n"), step: new(Step)})
 		if len(a.waiting) > maxWaiting {
 			t.Fatalf("%d segments wait", len(a.waiting))
 		}

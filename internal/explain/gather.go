@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
-	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/mangle"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
@@ -115,9 +115,9 @@ func isControl(ports []rules.PortRange, port uint16) bool {
 // view is a control connection as it looks at one side of the NAT, if there is any: all its
 // packets have these addresses.
 type view struct {
-	tuple   expect.Tuple // of the client's packets
-	packets [2][]*packet // by direction
-	isn     [2]parse.Seq // of the SYNs
+	tuple   expect.Tuple  // of the client's packets
+	packets [2][]*packet  // by direction
+	isn     [2]mangle.Seq // of the SYNs
 	hasISN  [2]bool
 	of      *sides
 }
@@ -132,7 +132,7 @@ const moment = time.Second
 type segment struct {
 	dir     expect.Direction
 	syn     bool
-	seq     parse.Seq
+	seq     mangle.Seq
 	payload string
 }
 

@@ -53,6 +53,7 @@ type (
 		Announced  *netip.AddrPort `json:"announced,omitempty"`
 		Reason     string          `json:"reason,omitempty"`
 		Why        string          `json:"why,omitempty"`
+		Odd        string          `json:"odd,omitempty"`
 		Fix        string          `json:"fix,omitempty"`
 		Expected   *jsonExpected   `json:"expected,omitempty"`
 		Rewritten  string          `json:"rewritten,omitempty"`
@@ -173,6 +174,9 @@ func (c *Connection) jsonLine(l *Line, text string) jsonLine {
 			j.Why = e.Err.Error()
 		}
 	}
+	if l.odd != nil {
+		j.Odd = l.odd.Error()
+	}
 	if x := l.x; x != nil {
 		src, dst := x.translated()
 		j.Expected = &jsonExpected{From: x.Src, To: x.Dst, TranslatedFrom: src, TranslatedTo: dst, Came: x.fulfilled != nil}
@@ -251,7 +255,7 @@ func (r *Report) summary() jsonSummary {
 
 // count adds a line, if it announces an endpoint.
 func (s *jsonSummary) count(l *Line) {
-	if l.event == nil || l.event.Kind == engine.Unreadable {
+	if l.event == nil {
 		return
 	}
 	s.Announced++
@@ -260,7 +264,7 @@ func (s *jsonSummary) count(l *Line) {
 		s.Expected++
 	case engine.Refused:
 		s.Refused++
-	case engine.Failed:
+	case engine.Failed, engine.Unreadable:
 		s.Failed++
 	}
 	switch {

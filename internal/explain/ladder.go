@@ -208,7 +208,7 @@ func (c *Connection) rows() []row {
 func (s *Step) matters(c *Connection) bool {
 	return s == c.opaque || slices.ContainsFunc(s.lines, func(l *Line) bool {
 		cmd, _ := parse.ParseCommand(l.text)
-		return l.event != nil || l.dir == expect.Original && (cmd.Verb == parse.PASV || cmd.Verb == parse.EPSV)
+		return l.event != nil || l.dir == expect.Original && cmd.Verb.AsksServer()
 	})
 }
 

@@ -7,7 +7,6 @@ import (
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/mangle"
-	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
 )
 
 // packet is a TCP segment of a capture.
@@ -68,10 +67,10 @@ func ipLength(b []byte) int {
 func (p *packet) tuple() expect.Tuple { return expect.Tuple{Src: p.Src(), Dst: p.Dst()} }
 
 // end is the first sequence number behind the packet.
-func (p *packet) end() parse.Seq { return p.Seq().Add(len(p.Payload())) }
+func (p *packet) end() mangle.Seq { return p.Seq().Add(len(p.Payload())) }
 
 // first is the number of the first byte of what the packet's sender says: behind that of a SYN.
-func (p *packet) first() parse.Seq {
+func (p *packet) first() mangle.Seq {
 	if p.SYN() {
 		return p.Seq().Add(1)
 	}

@@ -38,7 +38,8 @@ type fed struct {
 	step       *Step
 }
 
-// recognisedLabel is the engine's label of connections that it has recognised as FTP, any bit.
+// recognisedLabel is the engine's label of connections that it has recognised as FTP, any bit. Of a connection that is
+// older than the capture, the daemon is taken to have read the beginning.
 const recognisedLabel = 1
 
 func newReplay(report *Report, c Config) *replay {
@@ -52,7 +53,8 @@ func newReplay(report *Report, c Config) *replay {
 		seen:         make(map[opening]*Data),
 	}
 	config := c.Engine
-	config.Conntrack, config.Observe, config.RecognisedLabel = &r.conntrack, r.observe, recognisedLabel
+	config.Conntrack, config.Observe = &r.conntrack, r.observe
+	config.Mode = engine.Full(engine.Labels{Recognised: recognisedLabel})
 	config.Now = func() time.Time { return r.conntrack.Now }
 	r.engine = engine.New(config)
 	return r
@@ -174,7 +176,7 @@ func (r *replay) handle(id uint32, f *fed) {
 	if c.entry == nil {
 		c.entry = r.conntrack.Add(c.tuples[expect.Original], c.tuples[expect.Reply])
 		c.entry.NoSeqAdj = !c.entry.NAT()
-		if c.recognised { // the daemon is taken to have read what the capture lacks
+		if c.recognised {
 			c.entry.Apply(expect.Update{SetLabel: recognisedLabel})
 		}
 		r.connections[c.tuples[expect.Original]] = c
@@ -202,10 +204,10 @@ func (r *replay) handle(id uint32, f *fed) {
 // read makes a step of a packet.
 func (r *replay) read(f *fed) {
 	c, a, payload := f.connection, &f.connection.came[f.dir], f.Payload()
-	middle := !a.started && !c.begun
+	middle := !a.stream.Begun() && !c.begun
 	a.start(f.Seq())
 	c.ours[f.dir].start(f.Seq())
-	expected := a.stream.Expected()
+	expected := a.stream.Next()
 	again := !expected.Before(f.end())
 	if again && len(payload) == 1 {
 		return // keeps the connection alive
@@ -225,10 +227,10 @@ func (r *replay) read(f *fed) {
 	if s.gap > 0 {
 		return
 	}
-	if p := a.stream.Pending(); len(p.Text) > 0 {
+	if p := a.stream.Unfinished(); len(p.Text) > 0 {
 		s.part = bytes.Clone(p.Text)
 	}
-	s.middle = middle && f.dir == expect.Original && len(s.lines) > 0 && isUnknown(s.lines[0].text)
+	s.middle = middle && f.dir == expect.Original && len(s.lines) > 0 && mayContinue(s.lines[0].text)
 }
 
 // isTLS reports whether a payload begins with the header of a record of TLS (RFC 8446 section 5.1).
@@ -236,10 +238,10 @@ func isTLS(b []byte) bool {
 	return len(b) >= 5 && 20 <= b[0] && b[0] <= 23 && b[1] == 3 && b[2] <= 4
 }
 
-// isUnknown reports whether a line from the client begins with no command.
-func isUnknown(text []byte) bool {
+// mayContinue reports whether a line from the client may be the end of another one, such as a password.
+func mayContinue(text []byte) bool {
 	c, _ := parse.ParseCommand(text)
-	return c.Verb == parse.Unknown
+	return c.Verb <= parse.Other
 }
 
 // add takes lines that came in.
@@ -256,7 +258,7 @@ func (c *Connection) add(dir expect.Direction, lines []line) {
 }
 
 // linesAt returns the line that begins at a place of the stream.
-func (c *Connection) linesAt(dir expect.Direction, seq parse.Seq) []*Line {
+func (c *Connection) linesAt(dir expect.Direction, seq mangle.Seq) []*Line {
 	for _, l := range slices.Backward(c.lines[dir]) {
 		if l.seq == seq {
 			return []*Line{l}
@@ -286,7 +288,7 @@ func (r *replay) leave(verdicts []engine.Verdict, up bool) {
 		seq := uint32(p.Seq())
 		seq += uint32(f.connection.entry.SeqAdj[f.dir].Offset(seq)) // as the kernel does behind the queue
 		c := f.connection
-		c.sends[f.dir] = append(c.sends[f.dir], c.ours[f.dir].push(piece{at: r.conntrack.Now, seq: parse.Seq(seq), data: p.Payload(), step: f.step})...)
+		c.sends[f.dir] = append(c.sends[f.dir], c.ours[f.dir].push(piece{at: r.conntrack.Now, seq: mangle.Seq(seq), data: p.Payload(), step: f.step})...)
 	}
 }
 
@@ -299,9 +301,17 @@ func (r *replay) observe(ev *engine.Event) {
 	dir := expect.Original
 	switch ev.Kind {
 	case engine.Expected, engine.Refused, engine.Failed, engine.Unreadable:
-		if ev.Verb == engine.Verb227 || ev.Verb == engine.Verb229 {
+		if ev.Verb.IsReply() {
 			dir = expect.Reply
 		}
+	case engine.Odd:
+		if r, _ := parse.ParseReply(ev.Line); r.Code != 0 {
+			dir = expect.Reply
+		}
+		if i := c.nextLine(dir, ev.Line); i >= 0 {
+			c.lines[dir][i].odd = ev.Err
+		}
+		return
 	case engine.Encrypted, engine.NotFTP, engine.Nonsense:
 		if c.opaque == nil && len(c.steps) > 0 {
 			c.opaque, c.why = c.steps[len(c.steps)-1], ev.Kind
@@ -333,13 +343,22 @@ func (r *replay) observe(ev *engine.Event) {
 // unsettled returns the next line of which the engine may have something to say, nil if there is
 // none with that text.
 func (c *Connection) unsettled(dir expect.Direction, text []byte) *Line {
-	lines := c.lines[dir][c.next[dir]:]
-	i := slices.IndexFunc(lines, func(l *Line) bool { return bytes.Equal(l.text, text) })
+	i := c.nextLine(dir, text)
 	if i < 0 {
 		return nil
 	}
-	c.next[dir] += i + 1
-	return lines[i]
+	c.next[dir] = i + 1
+	return c.lines[dir][i]
+}
+
+// nextLine returns the index of that line, -1 if there is none.
+func (c *Connection) nextLine(dir expect.Direction, text []byte) int {
+	for i, l := range c.lines[dir][c.next[dir]:] {
+		if bytes.Equal(l.text, text) {
+			return c.next[dir] + i
+		}
+	}
+	return -1
 }
 
 // finish compares what came, what the helper sends, and what the router sent.

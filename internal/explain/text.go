@@ -211,6 +211,9 @@ func (c *Connection) verb(does string) string {
 // outcome says what becomes of a line.
 func (c *Connection) outcome(l *Line) []string {
 	var says []string
+	if l.odd != nil {
+		says = append(says, "odd: "+l.odd.Error())
+	}
 	if l.event == nil {
 		if l.sent != nil && !bytes.Equal(l.sent, l.text) {
 			says = append(says, "passes", "the router sent otherwise: "+show(l.sent, l.dir), "its helper rewrites what this one does not read")

@@ -17,6 +17,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/control"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfq"
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
 )
 
 // Queue is what there is to tell of one queue.
@@ -118,7 +119,7 @@ func (s snapshot) Collect(to chan<- prometheus.Metric) {
 		to <- histogram(q.Handling, number)
 	}
 	all := sum(s.queues)
-	for v := range engine.NumVerbs {
+	for v := parse.PORT; v.Announces(); v++ {
 		count(endpoints, all.Endpoints[v], v.String())
 	}
 	for _, r := range engine.Reasons() {

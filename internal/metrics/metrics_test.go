@@ -14,6 +14,8 @@ import (
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfq"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
 )
 
 // fake is a Daemon.
@@ -37,14 +39,14 @@ func ask(t *testing.T, d fake) *httptest.ResponseRecorder {
 func TestHandler(t *testing.T) {
 	first := Queue{Number: 7, Tracked: 3, Overflows: 4, Kernel: &nfq.Status{Waiting: 5, Full: 6, Lost: 1}}
 	first.Stats = engine.Stats{Packets: 100, Unknown: 1, Malformed: 2, Changed: 10, Unchanged: 80, Expectations: 11, Failed: 12, WouldOpen: 19, Edits: 13, Held: 14, GaveUp: 15}
-	first.Endpoints[engine.Verb229], first.Refused[engine.NotPeer] = 16, 17
+	first.Endpoints[parse.Reply229], first.Refused[engine.NotPeer] = 16, 17
 	first.Handling.Sum = 1500 * time.Millisecond
 	for i := range first.Handling.Counts {
 		first.Handling.Counts[i] = 1 << i
 	}
 	second := Queue{Number: 8}
 	second.Stats = engine.Stats{Unchanged: 1, Expectations: 1, Failed: 1, Edits: 1, Held: 1, GaveUp: 1}
-	second.Endpoints[engine.Verb229], second.Refused[engine.NotPeer] = 1, 1
+	second.Endpoints[parse.Reply229], second.Refused[engine.NotPeer] = 1, 1
 	text := ask(t, fake{queues: []Queue{first, second}}).Body.String()
 	for _, line := range []string{
 		`packets_total{queue="7",verdict="accepted"} 80`, `packets_total{queue="7",verdict="changed"} 10`, `packets_total{queue="7",verdict="unread"} 3`,

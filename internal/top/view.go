@@ -391,7 +391,7 @@ func (m *model) detailLines() []string {
 		switch ev.Kind {
 		case "used":
 			kind = good.Render(kind)
-		case "expired", "refused", "encrypted", "not-ftp", "nonsense", "unlabelled", "unreadable":
+		case "expired", "refused", "encrypted", "not-ftp", "nonsense", "unlabelled", "unreadable", "odd":
 			kind = warning.Render(kind)
 		case "failed":
 			kind = bad.Render(kind)

@@ -3,14 +3,13 @@ package mangle
 import (
 	"testing"
 
-	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 const passiveLine = "227 Entering Passive Mode (192,168,1,2,195,80).\r\n"
 
 // passiveEdit returns the edit of passiveLine sent at seq.
-func passiveEdit(t testing.TB, seq parse.Seq) *Edits {
+func passiveEdit(t testing.TB, seq Seq) *Edits {
 	t.Helper()
 	var e Edits
 	must.Do(t, e.Add(seq.Add(27), []byte("192,168,1,2,195,80"), []byte("203,0,113,101,195,80")))

@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"slices"
-
-	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
 )
 
 // MaxEdits is how many edits of one direction may wait for the receiver's acknowledgement.
@@ -39,16 +37,16 @@ type Edits struct {
 }
 
 type edit struct {
-	at       parse.Seq
+	at       Seq
 	old, new []byte // at least 1 byte each
 }
 
-func (e edit) end() parse.Seq { return e.at.Add(len(e.old)) }
-func (e edit) delta() int32   { return int32(len(e.new) - len(e.old)) }
+func (e edit) end() Seq     { return e.at.Add(len(e.old)) }
+func (e edit) delta() int32 { return int32(len(e.new) - len(e.old)) }
 
 // last returns the last position that still has the offset from before the edit: the last
 // byte that is mapped one to one.
-func (e edit) last() parse.Seq { return e.at.Add(min(len(e.old), len(e.new)) - 1) }
+func (e edit) last() Seq { return e.at.Add(min(len(e.old), len(e.new)) - 1) }
 
 // Resume begins with an offset that is there already, as for a connection that was edited
 // before this process came. It forgets all edits.
@@ -56,7 +54,7 @@ func (e *Edits) Resume(offset int32) { *e = Edits{base: offset} }
 
 // Add records that the bytes old from at on are replaced by new; it keeps both. Neither may
 // be empty. It returns ErrOverlap if at lies before the end of the last edit.
-func (e *Edits) Add(at parse.Seq, old, new []byte) error {
+func (e *Edits) Add(at Seq, old, new []byte) error {
 	if len(old) < 1 || len(new) < 1 {
 		return errors.New("edit replaces nothing or by nothing")
 	}
@@ -72,7 +70,7 @@ func (e *Edits) Add(at parse.Seq, old, new []byte) error {
 
 // Offset returns by how many bytes the receiver's number for the byte seq differs from the
 // sender's.
-func (e *Edits) Offset(seq parse.Seq) int32 {
+func (e *Edits) Offset(seq Seq) int32 {
 	off := e.base
 	for _, d := range e.list {
 		if !d.last().Before(seq) {
@@ -86,7 +84,7 @@ func (e *Edits) Offset(seq parse.Seq) int32 {
 // Undo returns the sender's number for n, one of the receiver's: a receiver that has all in front
 // of n has all in front of the result, and of an edit no byte counts before all that it has become
 // is there. Bytes that vanished are had together with the one before them.
-func (e *Edits) Undo(n parse.Seq) parse.Seq {
+func (e *Edits) Undo(n Seq) Seq {
 	off := e.base
 	for _, d := range e.list {
 		at := d.at.Add(int(off)) // the first new byte, as the receiver counts
@@ -117,8 +115,8 @@ func (e *Edits) Undo(n parse.Seq) parse.Seq {
 //
 // Segments that the kernel would place wrongly, because they lie before the last change, have
 // to be given a number that comes out right.
-func (e *Edits) Adjustment() (position parse.Seq, before, after int32) {
-	var last parse.Seq // the last byte in front of the last change, as the receiver counts
+func (e *Edits) Adjustment() (position Seq, before, after int32) {
+	var last Seq // the last byte in front of the last change, as the receiver counts
 	before, after = e.base, e.base
 	for _, d := range e.list {
 		if d.delta() == 0 {
@@ -137,11 +135,24 @@ func (e *Edits) Adjustment() (position parse.Seq, before, after int32) {
 	return position, before, after
 }
 
+// LastAdjustment returns what the kernel is to be told if the receiver has acknowledged all edits before the last change: as
+// Adjustment, but before is the offset in front of that.
+func (e *Edits) LastAdjustment() (position Seq, before, after int32) {
+	after = e.base
+	for _, d := range e.list {
+		if d.delta() != 0 {
+			position, before = d.last(), after
+			after += d.delta()
+		}
+	}
+	return position, before, after
+}
+
 // Forget drops the edits that the receiver has acknowledged. ack is the receiver's
 // acknowledgement number, in its own numbers: as it stands in its packets. The offset stays
 // as it was, for all before them too: where the acknowledgement gets lost and they are sent
 // again, unedited, the receiver still passes over them if Offset places them.
-func (e *Edits) Forget(ack parse.Seq) {
+func (e *Edits) Forget(ack Seq) {
 	n, off := 0, e.base
 	for _, d := range e.list {
 		off += d.delta()
@@ -183,7 +194,7 @@ func (e *Edits) DropLast() { e.list = e.list[:len(e.list)-1] }
 //
 // Bytes other than the old ones are not replaced: a segment that has been rendered already, as one
 // that passes this host twice, stays as it is.
-func (e *Edits) Render(dst []byte, seq parse.Seq, payload []byte) (parse.Seq, []byte, bool) {
+func (e *Edits) Render(dst []byte, seq Seq, payload []byte) (Seq, []byte, bool) {
 	end := seq.Add(len(payload))
 	changed := false
 	first, from := seq, seq // the number of the first byte; the first byte not rendered yet

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
@@ -24,8 +23,8 @@ func (c change) delta() int { return len(c.new) - c.old }
 // world is one direction of a connection with all that is known of it: what the sender sends
 // and what the receiver must get.
 type world struct {
-	start   parse.Seq // of the sender's stream
-	resumed int32     // offset from before the stream
+	start   Seq   // of the sender's stream
+	resumed int32 // offset from before the stream
 	text    []byte
 	changes []change // in order, none over another
 }
@@ -62,7 +61,7 @@ func (w *world) edits(t testing.TB) *Edits {
 }
 
 // segment renders text[i:j] and returns where that stands in the receiver's stream.
-func (w *world) segment(t testing.TB, e *Edits, i, j int) (first parse.Seq, at int, payload []byte) {
+func (w *world) segment(t testing.TB, e *Edits, i, j int) (first Seq, at int, payload []byte) {
 	t.Helper()
 	seq := w.start.Add(i)
 	first, payload, changed := e.Render([]byte("before"), seq, w.text[i:j])
@@ -119,12 +118,12 @@ func (w *world) told(n int) int {
 // randomWorld has a stream of size bytes with up to n changes, near the wrap-around as often
 // as not.
 func randomWorld(rnd *rand.Rand, size, n int) *world {
-	w := &world{start: parse.Seq(rnd.Uint32()), text: make([]byte, size)}
+	w := &world{start: Seq(rnd.Uint32()), text: make([]byte, size)}
 	switch rnd.IntN(3) {
 	case 0: // the numbers wrap somewhere in the stream
-		w.start = -parse.Seq(rnd.IntN(size + 10))
+		w.start = -Seq(rnd.IntN(size + 10))
 	case 1: // they change their sign
-		w.start = 1<<31 - parse.Seq(rnd.IntN(size+10))
+		w.start = 1<<31 - Seq(rnd.IntN(size+10))
 	}
 	if rnd.IntN(2) == 0 {
 		w.resumed = rnd.Int32N(41) - 20
@@ -220,7 +219,7 @@ func TestRenderReassembly(t *testing.T) {
 
 func TestRender(t *testing.T) {
 	const line = "227 Entering Passive Mode (192,168,1,2,4,1).\r\n"
-	const start = parse.Seq(1<<32 - 30) // the span lies over the wrap-around
+	const start = Seq(1<<32 - 30) // the span lies over the wrap-around
 	span := change{27, len("192,168,1,2,4,1"), ""}
 	for _, tt := range []struct {
 		name    string
@@ -295,10 +294,10 @@ func TestRenderNoPayload(t *testing.T) {
 }
 
 func TestAddRefuses(t *testing.T) {
-	for _, start := range []parse.Seq{0, 1 << 31, 1<<32 - 105} {
+	for _, start := range []Seq{0, 1 << 31, 1<<32 - 105} {
 		var e Edits
 		must.Do(t, e.Add(start+100, make([]byte, 10), []byte("x")))
-		for _, at := range []parse.Seq{50, 99, 100, 105, 109} {
+		for _, at := range []Seq{50, 99, 100, 105, 109} {
 			if err := e.Add(start+at, make([]byte, 1), []byte("x")); !errors.Is(err, ErrOverlap) {
 				t.Errorf("an edit at %d behind one from 100 to 110: %v", at, err)
 			}
@@ -344,7 +343,7 @@ func TestUndoAdd(t *testing.T) {
 func TestTooManyEdits(t *testing.T) {
 	var e Edits
 	for i := range MaxEdits {
-		must.Do(t, e.Add(parse.Seq(10*i), make([]byte, 1), []byte("x")))
+		must.Do(t, e.Add(Seq(10*i), make([]byte, 1), []byte("x")))
 	}
 	if err := e.Add(10*MaxEdits, make([]byte, 1), []byte("x")); err != ErrTooMany || e.Len() != MaxEdits {
 		t.Errorf("one more: %v, %d edits", err, e.Len())
@@ -369,7 +368,7 @@ func FuzzRender(f *testing.F) {
 		if len(text) > 100 {
 			return
 		}
-		w := &world{start: parse.Seq(start), resumed: int32(resumed), text: text}
+		w := &world{start: Seq(start), resumed: int32(resumed), text: text}
 		for at := 0; len(edits) >= 3; edits = edits[3:] {
 			c := change{at: at + int(edits[0]), old: 1 + int(edits[1]%20)}
 			for i := range 1 + edits[2]%25 {
@@ -422,7 +421,7 @@ func TestOldBytes(t *testing.T) {
 		{"192,168,1,2,4,1", "10,0,0,2,4,1"},
 	} {
 		var e Edits
-		must.Do(t, e.Add(1000+parse.Seq(len(before)), []byte(tt.old), []byte(tt.new)))
+		must.Do(t, e.Add(1000+Seq(len(before)), []byte(tt.old), []byte(tt.new)))
 		line, want := before+tt.old+after, before+tt.new+after
 		_, once, changed := e.Render(nil, 1000, []byte(line))
 		if string(once) != want || !changed {
@@ -437,7 +436,7 @@ func TestOldBytes(t *testing.T) {
 				t.Errorf("%q is rendered as %q", part, got)
 			}
 		}
-		if _, got, changed := e.Render(nil, 1000+parse.Seq(len(before))+3, []byte("x"+tt.old[4:]+after)); changed {
+		if _, got, changed := e.Render(nil, 1000+Seq(len(before))+3, []byte("x"+tt.old[4:]+after)); changed {
 			t.Errorf("a part that begins with another byte is rendered as %q", got)
 		}
 	}

@@ -11,8 +11,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/netip"
-
-	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
 )
 
 // Errors of Packet.Decode: why a packet is none that this package changes.
@@ -157,11 +155,11 @@ func (p *Packet) Payload() []byte { return p.bytes[p.data:] }
 
 // Seq returns the sequence number of the first byte of the payload. (A SYN has none: its
 // number is one before.)
-func (p *Packet) Seq() parse.Seq { return parse.Seq(binary.BigEndian.Uint32(p.bytes[p.tcp+4:])) }
+func (p *Packet) Seq() Seq { return Seq(binary.BigEndian.Uint32(p.bytes[p.tcp+4:])) }
 
 // Ack returns the acknowledgement number, and whether the packet acknowledges anything.
-func (p *Packet) Ack() (parse.Seq, bool) {
-	return parse.Seq(binary.BigEndian.Uint32(p.bytes[p.tcp+8:])), p.bytes[p.tcp+13]&flagACK != 0
+func (p *Packet) Ack() (Seq, bool) {
+	return Seq(binary.BigEndian.Uint32(p.bytes[p.tcp+8:])), p.bytes[p.tcp+13]&flagACK != 0
 }
 
 // SYN reports whether the packet opens a connection, or accepts one.
@@ -194,7 +192,7 @@ func (p *Packet) endpoint(at4, at6, atPort int) netip.AddrPort {
 // final. An IPv4 packet that becomes longer may be fragmented (RFC 791): its sender, who does
 // not know of its length, could not make it fit. It returns ErrTooLong, and dst as it was,
 // where the length would not fit into the IP header.
-func (p *Packet) AppendSegment(dst []byte, seq parse.Seq, payload []byte) ([]byte, error) {
+func (p *Packet) AppendSegment(dst []byte, seq Seq, payload []byte) ([]byte, error) {
 	length := p.data + len(payload)
 	inHeader := length
 	if !p.Is4() {

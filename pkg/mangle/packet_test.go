@@ -13,7 +13,6 @@ import (
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
 
-	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
@@ -286,7 +285,7 @@ func TestAppendSegment(t *testing.T) {
 			p := decode(t, tt.bytes)
 			var buf []byte
 			for n := range len(text) + 1 {
-				seq := parse.Seq(rnd.Uint32())
+				seq := Seq(rnd.Uint32())
 				var err error
 				buf, err = p.AppendSegment(buf[:0], seq, text[:n])
 				must.Do(t, err)
@@ -306,7 +305,7 @@ func TestAppendSegment(t *testing.T) {
 }
 
 // checkRendered checks b, which was made of p, byte by byte.
-func checkRendered(t *testing.T, p *Packet, b []byte, seq parse.Seq, payload []byte) {
+func checkRendered(t *testing.T, p *Packet, b []byte, seq Seq, payload []byte) {
 	t.Helper()
 	got := decode(t, b)
 	if len(got.Bytes()) != len(b) {
@@ -349,7 +348,7 @@ func checkRendered(t *testing.T, p *Packet, b []byte, seq parse.Seq, payload []b
 }
 
 // checkWithGopacket reads b with a decoder that shares nothing with ours.
-func checkWithGopacket(t *testing.T, b []byte, seq parse.Seq, payload []byte) {
+func checkWithGopacket(t *testing.T, b []byte, seq Seq, payload []byte) {
 	t.Helper()
 	first := layers.LayerTypeIPv4
 	if b[0]>>4 == 6 {
@@ -379,7 +378,7 @@ func checkWithGopacket(t *testing.T, b []byte, seq parse.Seq, payload []byte) {
 	if !ok {
 		t.Fatalf("gopacket: no TCP in %v", pkt)
 	}
-	if parse.Seq(tcp.Seq) != seq || !bytes.Equal(tcp.Payload, payload) {
+	if Seq(tcp.Seq) != seq || !bytes.Equal(tcp.Payload, payload) {
 		t.Errorf("gopacket: sequence number %d, payload %q; want %d, %q", tcp.Seq, tcp.Payload, seq, payload)
 	}
 	must.Do(t, tcp.SetNetworkLayerForChecksum(pkt.NetworkLayer()))

@@ -5,19 +5,18 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // seqadj is the kernel's struct nf_ct_seqadj, with what it does
 // (net/netfilter/nf_conntrack_seqadj.c).
 type seqadj struct {
-	position      parse.Seq
+	position      Seq
 	before, after int32
 }
 
 // seq is nf_ct_seq_offset and the sum: the number of the sender's packet that leaves.
-func (a seqadj) seq(seq parse.Seq) parse.Seq {
+func (a seqadj) seq(seq Seq) Seq {
 	if a.position.Before(seq) {
 		return seq.Add(int(a.after))
 	}
@@ -25,7 +24,7 @@ func (a seqadj) seq(seq parse.Seq) parse.Seq {
 }
 
 // ack is what nf_ct_seq_adjust does to the acknowledgements of the receiver.
-func (a seqadj) ack(ack parse.Seq) parse.Seq {
+func (a seqadj) ack(ack Seq) Seq {
 	if a.position.Before(ack.Add(int(-a.before))) {
 		return ack.Add(int(-a.after))
 	}
@@ -34,7 +33,7 @@ func (a seqadj) ack(ack parse.Seq) parse.Seq {
 
 // window is what tcp_in_window (nf_conntrack_proto_tcp.c) makes of an acknowledgement that it
 // compares with what the sender has sent: it asks nf_ct_seq_offset about the receiver's number.
-func (a seqadj) window(ack parse.Seq) parse.Seq {
+func (a seqadj) window(ack Seq) Seq {
 	if a.position.Before(ack - 1) {
 		return ack.Add(int(-a.after))
 	}
@@ -43,8 +42,8 @@ func (a seqadj) window(ack parse.Seq) parse.Seq {
 
 // undo returns the number that a packet must have for the kernel to make seq of it, and false
 // if there is none.
-func (a seqadj) undo(seq parse.Seq) (parse.Seq, bool) {
-	for _, s := range []parse.Seq{seq.Add(int(-a.before)), seq.Add(int(-a.after))} {
+func (a seqadj) undo(seq Seq) (Seq, bool) {
+	for _, s := range []Seq{seq.Add(int(-a.before)), seq.Add(int(-a.after))} {
 		if a.seq(s) == seq {
 			return s, true
 		}
@@ -192,7 +191,7 @@ func TestAdjustmentSeveral(t *testing.T) {
 
 func TestAdjustment(t *testing.T) {
 	type seg = struct {
-		at  parse.Seq
+		at  Seq
 		old int
 		new string
 	}
@@ -295,7 +294,7 @@ func bytesFrom(payload []byte, at, n int, want []byte) bool {
 // A long connection has no more edits in memory than are on their way.
 func TestForgetBoundsMemory(t *testing.T) {
 	var e Edits
-	seq, off := parse.Seq(1<<32-500), 0
+	seq, off := Seq(1<<32-500), 0
 	for i := range 10_000 {
 		text := []byte("1234567890"[:1+i%10])
 		must.Do(t, e.Add(seq, make([]byte, 5), text))

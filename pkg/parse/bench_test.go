@@ -37,13 +37,11 @@ func TestAllocs(t *testing.T) {
 		checkAllocs(t, "ParseCommand "+l.name, func() { ParseCommand(line) })
 		checkAllocs(t, "CommandEndpoint "+l.name, func() { CommandEndpoint(line) })
 	}
-	var replies Replies
 	for _, l := range replyLines {
 		line := []byte(l.line)
 		checkAllocs(t, "ParseReply "+l.name, func() { ParseReply(line) })
 		checkAllocs(t, "ReplyEndpoint "+l.name, func() { ReplyEndpoint(line) })
 		checkAllocs(t, "ReplyText "+l.name, func() { ReplyText(line) })
-		checkAllocs(t, "Replies.Next "+l.name, func() { replies.Next(line) })
 	}
 	buf := make([]byte, 0, 64)
 	for _, s := range []string{commandLines[4].line, commandLines[5].line, replyLines[1].line, replyLines[2].line} {
@@ -56,17 +54,6 @@ func TestAllocs(t *testing.T) {
 	line := []byte(replyLines[1].line)
 	e = endpointOf(t, replyLines[1].line)
 	checkAllocs(t, "AppendSameLength", func() { e.AppendSameLength(buf, line, other4) })
-
-	var s Stream
-	s.Start(0, true)
-	segment := []byte("TYPE I\r\nPASV\r\nRETR file\r\n")
-	checkAllocs(t, "Stream with whole lines", func() {
-		s.Push(s.Expected(), segment)
-		for _, ok := s.Next(); ok; _, ok = s.Next() {
-		}
-		s.Push(s.Expected().Add(-len(segment)), segment) // again
-		s.Next()
-	})
 }
 
 func BenchmarkParseCommand(b *testing.B) {
@@ -99,31 +86,5 @@ func BenchmarkAppendText(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		e.AppendText(buf, other4)
-	}
-}
-
-func BenchmarkStreamLine(b *testing.B) {
-	var s Stream
-	s.Start(0, true)
-	segment := []byte("RETR file\r\n")
-	b.ReportAllocs()
-	for b.Loop() {
-		s.Push(s.Expected(), segment)
-		s.Next()
-		s.Next()
-	}
-}
-
-func BenchmarkStreamSplitLine(b *testing.B) {
-	var s Stream
-	s.Start(0, true)
-	segment := []byte("RETR file\r\n")
-	b.ReportAllocs()
-	for b.Loop() {
-		for _, part := range [][]byte{segment[:4], segment[4:]} {
-			s.Push(s.Expected(), part)
-			s.Next()
-		}
-		s.Next()
 	}
 }

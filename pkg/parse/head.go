@@ -12,20 +12,16 @@ import (
 func IsClientLine(line []byte) bool {
 	for trimmed := -1; trimmed != len(line); {
 		trimmed = len(line)
-		line = bytes.TrimSuffix(trimRight(line), []byte("\r\x00"))
+		line = bytes.TrimSuffix(bytes.TrimRight(line, " \t\r"), []byte("\r\x00"))
 	}
-	line = line[skipTelnet(line):]
-	verb := 0
-	for verb < len(line) && (isLetter(line[verb]) || verb > 0 && (isDigit(line[verb]) || line[verb] == '@')) { // XSHA1, P@SW
-		verb++
+	verb, end, arg := splitCommand(line)
+	if verb == Unknown || arg == end && arg < len(line) {
+		return arg == len(line)
 	}
-	if verb == 0 || verb < len(line) && !isSpace(line[verb]) {
-		return len(line) == 0
-	}
-	for i := verb; i < len(line); i++ {
+	for i := end; i < len(line); i++ {
 		switch c := line[i]; {
 		case c == iac:
-			i += max(0, skipTelnet(line[i:])-1)
+			i += max(0, skipPrefix(line[i:])-1)
 		case c == '\r' && i+1 < len(line) && line[i+1] == 0: // RFC 854: a carriage return alone
 			i++
 		case c < ' ' && c != '\t' || c == 0x7f:
@@ -33,7 +29,7 @@ func IsClientLine(line []byte) bool {
 		}
 	}
 	for _, version := range otherProtocols {
-		if bytes.Contains(line[verb:], version) {
+		if bytes.Contains(line[end:], version) {
 			return false
 		}
 	}

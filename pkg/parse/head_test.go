@@ -8,7 +8,7 @@ import (
 func TestIsClientLine(t *testing.T) {
 	for _, line := range []string{
 		"", "\r", " \t\r", "\r\x00", "USER", "USER me\r", "user me", "USER J\u00fcrgen", "USER J\xfcrgen\xff", "USER a:b@example.org", "PASS a\tb",
-		"OPEN ftp.example.org", "SITE help", "HOST ftp.example.org", "XCRC", "XSHA256 x", "P@SW\r", "PROXY TCP4 192.0.2.1 192.0.2.2 1 21\r",
+		"OPEN ftp.example.org", "SITE help", "HOST ftp.example.org", "XCRC", "XSHA256", "P@SW\r", "\x00USER me", "PROXY TCP4 192.0.2.1 192.0.2.2 1 21\r",
 		"\xff\xf4\xff\xf2ABOR\r", "\xff\xfd\x03USER me\r", "USER \xff\xfd\x03me", "USER me\r\x00", "USER a\r\x00b", "CLNT x HTTP", "CLNT a/1.0",
 	} {
 		if !IsClientLine([]byte(line)) {
@@ -42,27 +42,5 @@ func TestProxyHeader(t *testing.T) {
 		if got := ProxyHeader([]byte(stream)); got != want {
 			t.Errorf("%q begins with a header of %d bytes, want %d", stream, got, want)
 		}
-	}
-}
-
-func TestInside(t *testing.T) {
-	for text, want := range map[string]string{
-		"":                             "",
-		" a":                           "",
-		" a\r\n b\r\n c":               " a\r\n b\r\n",
-		" a\n227 (1,2,3,4,5,6)\n230 x": " a\n227 (1,2,3,4,5,6)\n",
-		"230 x\n a\n":                  "",
-		" a\n230-x\n b\n230":           " a\n230-x\n b\n",
-		"230-x\n230-y":                 "230-x\n",
-		"\n\n\n230":                    "\n\n\n",
-	} {
-		var r Replies
-		_, _, _ = r.Next([]byte("230-hello"))
-		if got := text[:r.Inside([]byte(text))]; got != want {
-			t.Errorf("of %q, %q is inside the reply, want %q", text, got, want)
-		}
-	}
-	if n := new(Replies).Inside([]byte("x\n")); n != 0 {
-		t.Errorf("%d bytes are inside no reply", n)
 	}
 }

@@ -2,7 +2,6 @@ package parse
 
 import (
 	"net/netip"
-	"slices"
 	"strings"
 	"testing"
 )
@@ -16,51 +15,21 @@ func TestParseReply(t *testing.T) {
 		want announcement
 		err  error
 	}{
-		{
-			name: "227, the dot stays", wire: "227 Entering Passive Mode (198,51,100,9,4,1).\r\n", code: 227,
-			want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227 Entering Passive Mode (203,0,113,107,195,80).\r\n"},
-		},
-		{
-			name: "227 ended by LF alone", wire: "227 Entering Passive Mode (198,51,100,9,4,1)\n", code: 227,
-			want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227 Entering Passive Mode (203,0,113,107,195,80)\n"},
-		},
-		{
-			name: "227 and nothing but the numbers", wire: "227 198,51,100,9,4,1\r\n", code: 227,
-			want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227 203,0,113,107,195,80\r\n"},
-		},
-		{
-			name: "227 without parentheses", wire: "227 Entering Passive Mode 198,51,100,9,4,1.\r\n", code: 227,
-			want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227 Entering Passive Mode 203,0,113,107,195,80.\r\n"},
-		},
-		{
-			name: "227 with an equals sign", wire: "227 =198,51,100,9,4,1\r\n", code: 227,
-			want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227 =203,0,113,107,195,80\r\n"},
-		},
-		{
-			name: "227 with a number in its text", wire: "227 v2 mode (198,51,100,9,4,1)\r\n", code: 227,
-			want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227 v2 mode (203,0,113,107,195,80)\r\n"},
-		},
-		{
-			name: "227 with numbers in its text", wire: "227 On 1,2 and 3,4,5 (198,51,100,9,4,1)\r\n", code: 227,
-			want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227 On 1,2 and 3,4,5 (203,0,113,107,195,80)\r\n"},
-		},
-		{
-			name: "227, the first of two lists", wire: "227 (198,51,100,9,4,1) (1,2,3,4,5,6)\r\n", code: 227,
-			want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227 (203,0,113,107,195,80) (1,2,3,4,5,6)\r\n"},
-		},
-		{
-			name: "227, a list that is too long is not read from its middle", wire: "227 1,2,3,4,5,6,7 (198,51,100,9,4,1)\r\n", code: 227,
-			want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227 1,2,3,4,5,6,7 (203,0,113,107,195,80)\r\n"},
-		},
-		{
-			name: "227 with a tab", wire: "227\t198,51,100,9,4,1\r\n", code: 227,
-			want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227\t203,0,113,107,195,80\r\n"},
-		},
+		{name: "227, the dot stays", wire: "227 Entering Passive Mode (198,51,100,9,4,1).\r\n", code: 227, want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227 Entering Passive Mode (203,0,113,107,195,80).\r\n"}},
+		{name: "227 ended by LF alone", wire: "227 Entering Passive Mode (198,51,100,9,4,1)\n", code: 227, want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227 Entering Passive Mode (203,0,113,107,195,80)\n"}},
+		{name: "227 and nothing but the numbers", wire: "227 198,51,100,9,4,1\r\n", code: 227, want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227 203,0,113,107,195,80\r\n"}},
+		{name: "227 without parentheses", wire: "227 Entering Passive Mode 198,51,100,9,4,1.\r\n", code: 227, want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227 Entering Passive Mode 203,0,113,107,195,80.\r\n"}},
+		{name: "227 with an equals sign", wire: "227 =198,51,100,9,4,1\r\n", code: 227, want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227 =203,0,113,107,195,80\r\n"}},
+		{name: "227 with a number in its text", wire: "227 v2 mode (198,51,100,9,4,1)\r\n", code: 227, want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227 v2 mode (203,0,113,107,195,80)\r\n"}},
+		{name: "227 with numbers in its text", wire: "227 On 1,2 and 3,4,5 (198,51,100,9,4,1)\r\n", code: 227, want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227 On 1,2 and 3,4,5 (203,0,113,107,195,80)\r\n"}},
+		{name: "227, the first of two lists", wire: "227 (198,51,100,9,4,1) (1,2,3,4,5,6)\r\n", code: 227, want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227 (203,0,113,107,195,80) (1,2,3,4,5,6)\r\n"}},
+		{name: "227, a list that is too long is not read from its middle", wire: "227 1,2,3,4,5,6,7 (198,51,100,9,4,1)\r\n", code: 227, want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227 1,2,3,4,5,6,7 (203,0,113,107,195,80)\r\n"}},
+		{name: "227 with a tab", wire: "227\t198,51,100,9,4,1\r\n", code: 227, want: announcement{"198.51.100.9", 1025, "198,51,100,9,4,1", "227\t203,0,113,107,195,80\r\n"}},
+		{name: "227 with blanks between the numbers", wire: "227 Entering Passive Mode (192, 168, 1, 2, 145, 37).\r\n", code: 227, want: announcement{"192.168.1.2", 37157, "192, 168, 1, 2, 145, 37", "227 Entering Passive Mode (203,0,113,107,195,80).\r\n"}},
+		{name: "227 with a list in its text", wire: "227 v2 , 3 , (192 ,168,1, 2,145,37)\r\n", code: 227, want: announcement{"192.168.1.2", 37157, "192 ,168,1, 2,145,37", "227 v2 , 3 , (203,0,113,107,195,80)\r\n"}},
+		{name: "227 after a NUL and a telnet command", wire: "\x00\xff\xfb\x01227 (192,168,1,2,145,37)\r\n", code: 227, want: announcement{"192.168.1.2", 37157, "192,168,1,2,145,37", "\x00\xff\xfb\x01227 (203,0,113,107,195,80)\r\n"}},
 		// Nobody can be asked for a connection to this address, which is for policy to see.
-		{
-			name: "227 with no address", wire: "227 Entering Passive Mode (0,0,0,0,82,237)\r\n", code: 227,
-			want: announcement{"0.0.0.0", 21229, "0,0,0,0,82,237", "227 Entering Passive Mode (203,0,113,107,195,80)\r\n"},
-		},
+		{name: "227 with no address", wire: "227 Entering Passive Mode (0,0,0,0,82,237)\r\n", code: 227, want: announcement{"0.0.0.0", 21229, "0,0,0,0,82,237", "227 Entering Passive Mode (203,0,113,107,195,80)\r\n"}},
 		{name: "227 to something else", wire: "227 Logout.\r\n", code: 227, err: ErrSyntax},
 		{name: "227 alone", wire: "227\r\n", code: 227, err: ErrSyntax},
 		{name: "227 alone, LF", wire: "227\n", code: 227, err: ErrSyntax},
@@ -72,38 +41,14 @@ func TestParseReply(t *testing.T) {
 		{name: "227, the code is none of the numbers", wire: "227,1,2,3,4,5\r\n"},
 		{name: "227 that begins a block", wire: "227-Entering Passive Mode (198,51,100,9,4,1)\r\n", code: 227, more: true},
 
-		{
-			name: "229", wire: "229 Entering Extended Passive Mode (|||50006|).\r\n", code: 229,
-			want: announcement{"", 50006, "50006", "229 Entering Extended Passive Mode (|||50000|).\r\n"},
-		},
-		{
-			name: "229, another delimiter", wire: "229 Extended (!!!9447!)\r\n", code: 229,
-			want: announcement{"", 9447, "9447", "229 Extended (!!!50000!)\r\n"},
-		},
-		{
-			name: "229, shortest and highest", wire: "229 (|||65535|\n", code: 229,
-			want: announcement{"", 65535, "65535", "229 (|||50000|\n"},
-		},
-		{
-			name: "229, one digit", wire: "229 (|||1|)", code: 229,
-			want: announcement{"", 1, "1", "229 (|||50000|)"},
-		},
-		{
-			name: "229, leading zeros", wire: "229 (|||000001025|)\r\n", code: 229,
-			want: announcement{"", 1025, "000001025", "229 (|||50000|)\r\n"},
-		},
-		{
-			name: "229, other parentheses before it", wire: "229 EPSV (RFC 2428) ok (|||50006|)\r\n", code: 229,
-			want: announcement{"", 50006, "50006", "229 EPSV (RFC 2428) ok (|||50000|)\r\n"},
-		},
-		{
-			name: "229, a number that cannot be used before it", wire: "229 (|||0|) (|||50006|)\r\n", code: 229,
-			want: announcement{"", 50006, "50006", "229 (|||0|) (|||50000|)\r\n"},
-		},
-		{
-			name: "229, nothing behind one digit and its delimiter", wire: "229 (|||1|", code: 229,
-			want: announcement{"", 1, "1", "229 (|||50000|"},
-		},
+		{name: "229", wire: "229 Entering Extended Passive Mode (|||50006|).\r\n", code: 229, want: announcement{"", 50006, "50006", "229 Entering Extended Passive Mode (|||50000|).\r\n"}},
+		{name: "229, another delimiter", wire: "229 Extended (!!!9447!)\r\n", code: 229, want: announcement{"", 9447, "9447", "229 Extended (!!!50000!)\r\n"}},
+		{name: "229, shortest and highest", wire: "229 (|||65535|\n", code: 229, want: announcement{"", 65535, "65535", "229 (|||50000|\n"}},
+		{name: "229, one digit", wire: "229 (|||1|)", code: 229, want: announcement{"", 1, "1", "229 (|||50000|)"}},
+		{name: "229, leading zeros", wire: "229 (|||000001025|)\r\n", code: 229, want: announcement{"", 1025, "000001025", "229 (|||50000|)\r\n"}},
+		{name: "229, other parentheses before it", wire: "229 EPSV (RFC 2428) ok (|||50006|)\r\n", code: 229, want: announcement{"", 50006, "50006", "229 EPSV (RFC 2428) ok (|||50000|)\r\n"}},
+		{name: "229, a number that cannot be used before it", wire: "229 (|||0|) (|||50006|)\r\n", code: 229, want: announcement{"", 50006, "50006", "229 (|||0|) (|||50000|)\r\n"}},
+		{name: "229, nothing behind one digit and its delimiter", wire: "229 (|||1|", code: 229, want: announcement{"", 1, "1", "229 (|||50000|"}},
 		{name: "229, the first delimiter differs", wire: "229 (x||6446|)\r\n", code: 229, err: ErrSyntax},
 		{name: "229 to something else", wire: "229 Extended.\r\n", code: 229, err: ErrSyntax},
 		{name: "229 alone", wire: "229\r\n", code: 229, err: ErrSyntax},
@@ -194,93 +139,5 @@ func TestAppendSameLength(t *testing.T) {
 				t.Errorf("%q, %d bytes; want %q, %d bytes", got, len(got), tt.want, len(tt.line))
 			}
 		})
-	}
-}
-
-func TestReplies(t *testing.T) {
-	for _, tt := range []struct {
-		name  string
-		lines []string
-		codes []int // of the replies, in order
-		ports []uint16
-	}{
-		{
-			name:  "one-line replies",
-			lines: []string{"220 ready\r", "227 (198,51,100,9,4,1)\r", "226 done\r", "229 (|||50006|)\r"},
-			codes: []int{220, 227, 226, 229}, ports: []uint16{0, 1025, 0, 50006},
-		},
-		{
-			name:  "a block that quotes a 227",
-			lines: []string{"230-Welcome", "227 (198,51,100,9,4,1)", "229 (|||50006|)", "230 Logged in", "227 (198,51,100,9,4,2)"},
-			codes: []int{230, 227}, ports: []uint16{0, 1026},
-		},
-		{
-			name:  "a block with its code in every line",
-			lines: []string{"230-one", "230-two", "227 (198,51,100,9,4,1)", "230 three"},
-			codes: []int{230}, ports: []uint16{0},
-		},
-		{
-			name:  "a block whose lines do not end it",
-			lines: []string{"230-one", " 230 two", "2300", "231 three", "230-four", "227 (198,51,100,9,4,1)", "", "230\r"},
-			codes: []int{230}, ports: []uint16{0},
-		},
-		{
-			name:  "a 227 of several lines announces nothing, its last line neither",
-			lines: []string{"227-Entering", "227 Passive Mode (198,51,100,9,4,1)", "227 (198,51,100,9,4,2)"},
-			codes: []int{227, 227}, ports: []uint16{0, 1026},
-		},
-		{
-			name:  "a greeting of several lines",
-			lines: []string{"220-ready", "220 really", "234 AUTH accepted"},
-			codes: []int{220, 234}, ports: []uint16{0, 0},
-		},
-		{
-			name:  "a block that does not end",
-			lines: []string{"230-one", "227 (198,51,100,9,4,1)", "226 done"},
-		},
-		{
-			name:  "lines that are no replies",
-			lines: []string{"", "hello", "2270 (198,51,100,9,4,1)", "226 done"},
-			codes: []int{226}, ports: []uint16{0},
-		},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			var replies Replies
-			var codes []int
-			var ports []uint16
-			for _, line := range tt.lines {
-				r, ok, err := replies.Next([]byte(line))
-				if err != nil {
-					t.Errorf("line %q: %v", line, err)
-				}
-				if !ok {
-					if r.Endpoint.IsValid() {
-						t.Errorf("line %q is no reply, but announces %+v", line, r.Endpoint)
-					}
-					continue
-				}
-				codes = append(codes, r.Code)
-				ports = append(ports, r.Endpoint.Port)
-			}
-			if !slices.Equal(codes, tt.codes) || !slices.Equal(ports, tt.ports) {
-				t.Errorf("codes %v ports %v, want %v %v", codes, ports, tt.codes, tt.ports)
-			}
-		})
-	}
-}
-
-func TestRepliesErrors(t *testing.T) {
-	var replies Replies
-	for _, tt := range []struct {
-		line string
-		err  error
-	}{
-		{"227 Logout.", ErrSyntax},
-		{"229 (|||0|)", ErrRange},
-		{"226 done", nil},
-	} {
-		if _, ok, err := replies.Next([]byte(tt.line)); !ok || err != tt.err {
-			t.Errorf("Next(%q): %v, %v; want %v", tt.line, ok, err, tt.err)
-		}
 	}
 }

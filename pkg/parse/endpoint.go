@@ -1,22 +1,20 @@
-// Package parse reads the control language of FTP: whole lines out of TCP
-// segments (Stream, Replies), and the meaning of one line (ParseCommand,
-// ParseReply).
+// Package parse reads the lines of FTP's control language: what one line means, and which bytes of it
+// announce an endpoint. ParseCommand and ParseReply do so from one table of verbs (verb.go).
 //
 // It mirrors what the patterns of Linux's net/netfilter/nf_conntrack_ftp.c look
-// for, but reads the control connection as what it is, two streams of lines:
-// RFC 959 (commands, replies, PORT, PASV), RFC 1123 section 4.1.2 (what real
+// for, but reads lines: RFC 959 (commands, replies, PORT, PASV), RFC 1123 section 4.1.2 (what real
 // programs send), RFC 2428 (EPRT, EPSV) and RFC 4217 (AUTH).
 //
 // Numbers are read strictly: nothing wraps, nothing spills into its neighbour.
 // The form around them is read liberally, as FTP programs do. The package does no
-// I/O, knows no clock, and allocates nothing for lines that arrive whole.
+// I/O, knows no clock, and allocates nothing.
 package parse
 
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"net/netip"
-	"unsafe"
 )
 
 // Errors of ParseCommand and ParseReply. They say why a line that should have
@@ -31,7 +29,12 @@ var (
 	// ErrFamily is returned where the protocol number of EPRT (RFC 2428 section 2)
 	// is neither 1 nor 2, or is not that of the address behind it.
 	ErrFamily = errors.New("protocol number does not go with the address")
+	// ErrLong says of a line of more than MaxLine bytes that it is not read to its end.
+	ErrLong = fmt.Errorf("the line is longer than %d bytes", MaxLine)
 )
+
+// MaxLine is how many bytes of a line are read at most, without its LF: no endpoint needs as many.
+const MaxLine = 512
 
 // Span is a range of bytes of a line: [Start, End), counted from its first byte.
 type Span struct {
@@ -46,7 +49,7 @@ type form uint8
 
 const (
 	formNone     form = iota
-	formCommas        // h1,h2,h3,h4,p1,p2: PORT and 227
+	formHostPort      // h1,h2,h3,h4,p1,p2: PORT and 227
 	formExtended      // address<d>port: EPRT
 	formPort          // port: 229
 )
@@ -84,7 +87,7 @@ func (e Endpoint) AppendText(dst []byte, ap netip.AddrPort) []byte {
 		return dst
 	}
 	switch e.form {
-	case formCommas:
+	case formHostPort:
 		for _, o := range ap.Addr().As4() {
 			dst = append(appendUint(dst, uint32(o)), ',')
 		}
@@ -105,7 +108,7 @@ func (e Endpoint) AppendText(dst []byte, ap netip.AddrPort) []byte {
 // was parsed. The last result is false, and nothing appended, if there is no text to give so
 // many bytes, or ap cannot be announced.
 func (e Endpoint) AppendSameLength(dst, line []byte, ap netip.AddrPort) (start int, out []byte, ok bool) {
-	start = replyText
+	_, start = splitReply(line)
 	var buf [64]byte
 	text := e.AppendText(buf[:0], ap)
 	human := line[min(start, e.Span.Start):e.Span.Start]
@@ -154,44 +157,6 @@ func number(b []byte, i int) (value uint32, end int) {
 	return value, end
 }
 
-// commas reads h1,h2,h3,h4,p1,p2 from b[i:]; the index behind it comes back as
-// Span.End. A seventh number makes it ErrSyntax.
-func commas(b []byte, i int) (Endpoint, error) {
-	var n [6]byte
-	var err error
-	start := i
-	for k := range n {
-		v, end := number(b, i)
-		if end == i {
-			return Endpoint{}, ErrSyntax
-		}
-		if v > 255 {
-			err = ErrRange
-		}
-		n[k] = byte(v)
-		i = end
-		switch comma := i < len(b) && b[i] == ','; {
-		case k < len(n)-1 && comma:
-			i++
-		case k < len(n)-1, comma && i+1 < len(b) && isDigit(b[i+1]):
-			return Endpoint{}, ErrSyntax
-		}
-	}
-	port := uint16(n[4])<<8 | uint16(n[5])
-	if port == 0 {
-		err = ErrRange
-	}
-	if err != nil {
-		return Endpoint{}, err
-	}
-	return Endpoint{
-		Addr: netip.AddrFrom4([4]byte(n[:4])),
-		Port: port,
-		Span: Span{start, i},
-		form: formCommas,
-	}, nil
-}
-
 // tcpPort reads a port from b[i:].
 func tcpPort(b []byte, i int) (port uint16, end int, err error) {
 	v, end := number(b, i)
@@ -203,119 +168,3 @@ func tcpPort(b []byte, i int) (port uint16, end int, err error) {
 	}
 	return uint16(v), end, nil
 }
-
-// extended reads <d>net-prt<d>net-addr<d>tcp-port<d>, the argument of EPRT
-// (RFC 2428 section 2), from b[i:].
-func extended(b []byte, i int) (Endpoint, error) {
-	if i >= len(b) || !isDelimiter(b[i]) || isAddress(b[i]) {
-		return Endpoint{}, ErrSyntax
-	}
-	d := b[i]
-	proto, end := number(b, i+1)
-	if end == i+1 || end >= len(b) || b[end] != d {
-		return Endpoint{}, ErrSyntax
-	}
-	start := end + 1
-	i = start
-	for i < len(b) && b[i] != d {
-		i++
-	}
-	addr, err := address(b[start:i], proto)
-	if err != nil {
-		return Endpoint{}, err
-	}
-	if i >= len(b) {
-		return Endpoint{}, ErrSyntax
-	}
-	port, end, err := tcpPort(b, i+1)
-	if err != nil {
-		return Endpoint{}, err
-	}
-	if end >= len(b) || b[end] != d {
-		return Endpoint{}, ErrSyntax
-	}
-	return Endpoint{Addr: addr, Port: port, Span: Span{start, end}, form: formExtended, delim: d}, nil
-}
-
-// address reads the text of an address of RFC 2428's protocol 1 (IPv4) or 2 (IPv6).
-func address(b []byte, proto uint32) (netip.Addr, error) {
-	switch proto {
-	case 1:
-		return address4(b)
-	case 2:
-		return address6(b)
-	}
-	return netip.Addr{}, ErrFamily
-}
-
-func address4(b []byte) (netip.Addr, error) {
-	if isAddress6(b) {
-		return netip.Addr{}, ErrFamily
-	}
-	var a [4]byte
-	i := 0
-	for k := range a {
-		v, end := number(b, i)
-		if end == i {
-			return netip.Addr{}, ErrSyntax
-		}
-		if v > 255 {
-			return netip.Addr{}, ErrRange
-		}
-		a[k] = byte(v)
-		i = end
-		if k < len(a)-1 {
-			if i >= len(b) || b[i] != '.' {
-				return netip.Addr{}, ErrSyntax
-			}
-			i++
-		}
-	}
-	if i != len(b) {
-		return netip.Addr{}, ErrSyntax
-	}
-	return netip.AddrFrom4(a), nil
-}
-
-func address6(b []byte) (netip.Addr, error) {
-	if !isAddress6(b) {
-		if _, err := address4(b); err == nil {
-			return netip.Addr{}, ErrFamily
-		}
-		return netip.Addr{}, ErrSyntax
-	}
-	// The string does not outlive the call: without a zone netip keeps nothing of it.
-	a, err := netip.ParseAddr(unsafe.String(&b[0], len(b)))
-	if err != nil {
-		return netip.Addr{}, ErrSyntax
-	}
-	return a, nil
-}
-
-// isAddress6 reports whether b has the characters of an IPv6 address: a colon, and
-// no zone, which has no meaning to the other end.
-func isAddress6(b []byte) bool {
-	colon := false
-	for _, c := range b {
-		switch {
-		case c == ':':
-			colon = true
-		case !isAddress(c):
-			return false
-		}
-	}
-	return colon
-}
-
-// isAddress reports whether c may stand in an address; as a delimiter it would be ambiguous.
-func isAddress(c byte) bool {
-	return isDigit(c) || c == '.' || c == ':' || 'a' <= c|0x20 && c|0x20 <= 'f'
-}
-
-// RFC 2428 section 2: "The delimiter character MUST be one of the ASCII characters
-// in range 33-126 inclusive."
-func isDelimiter(c byte) bool { return 33 <= c && c <= 126 }
-
-func isDigit(c byte) bool { return '0' <= c && c <= '9' }
-
-func isSpace(c byte) bool { return c == ' ' || c == '\t' }

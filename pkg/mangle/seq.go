@@ -1,4 +1,4 @@
-package parse
+package mangle
 
 // Seq is a TCP sequence number, in host order. Its arithmetic is modulo 2^32
 // (RFC 9293 section 3.4): a number is before another if the way forward to it is

@@ -1,7 +1,9 @@
 package engine
 
 import (
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/ftp"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
+	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
 )
 
 // Flow is what is known of a control connection that has been seen. It may be over: the engine does
@@ -23,7 +25,7 @@ type Flow struct {
 
 // Last is an endpoint, without its address: as a rule it is that of the side which announced it.
 type Last struct {
-	Verb Verb
+	Verb parse.Verb
 	// Announced is the port announced.
 	Announced uint16
 	// Advertised is the port that the other side reads, 0 if the endpoint was not opened.
@@ -36,34 +38,26 @@ type Last struct {
 func (f *Flow) Master() *expect.Master { return &expect.Master{Tuples: f.Tuples} }
 
 // Tracked returns how many control connections are tracked.
-func (e *Engine) Tracked() int { return e.flows.count }
+func (e *Engine) Tracked() int { return e.table.count }
 
 // Find returns the control connection that has t for one of its tuples, if it is tracked.
 func (e *Engine) Find(t expect.Tuple) (Flow, bool) {
-	i, _ := e.flows.lookup(t)
-	if i == 0 {
+	c, _ := e.table.lookup(t)
+	if c == nil {
 		return Flow{}, false
 	}
-	f := e.flows.wake(i)
-	return f.public(e.config.Monitor), !f.unknown
+	return c.public(e.mode().monitor), !c.unknown
 }
 
 // AppendFlows appends tracked connections to flows, and returns them and where the next call has to
-// go on, 0 at the end; from is 0 at first. It looks at n places for one at most, since packets
+// go on, 0 at the end; from is 0 at first. It looks at n places at most, since packets
 // wait meanwhile.
 func (e *Engine) AppendFlows(flows []Flow, from uint32, n int) ([]Flow, uint32) {
-	t := &e.flows
-	places := uint32(len(t.chunks)) * chunkLen
+	places := e.table.places()
 	for from = max(from, 1); from < places && n > 0; from, n = from+1, n-1 {
-		en := t.at(from)
-		if en.tuples == ([2]packedTuple{}) || en.flags&(flagUnknown|flagAwake) == flagUnknown {
-			continue
+		if c := e.table.at(from); c.number != 0 && !c.unknown {
+			flows = append(flows, c.public(e.mode().monitor))
 		}
-		f := t.wake(from)
-		if f.unknown {
-			continue
-		}
-		flows = append(flows, f.public(e.config.Monitor))
 	}
 	if from >= places {
 		from = 0
@@ -71,19 +65,20 @@ func (e *Engine) AppendFlows(flows []Flow, from uint32, n int) ([]Flow, uint32) 
 	return flows, from
 }
 
-func (f *flow) public(monitor bool) Flow {
-	state := StateRead
-	switch {
-	case f.opaque && f.auth:
+func (c *connection) public(monitor bool) Flow {
+	state := StateIgnored
+	switch c.control.State() {
+	case ftp.Encrypted:
 		state = StateEncrypted
-	case f.opaque:
-		state = StateIgnored
-	case monitor:
-		state = StateMonitored
+	case ftp.Reading:
+		state = StateRead
+		if monitor {
+			state = StateMonitored
+		}
 	}
 	sequence := SameLength
-	if f.mayResize {
+	if c.mayResize {
 		sequence = Kernel
 	}
-	return Flow{Tuples: f.master.Tuples, State: state, Sequence: sequence, Expected: f.expected, Refused: f.refused, Last: f.last}
+	return Flow{Tuples: c.master.Tuples, State: state, Sequence: sequence, Expected: c.expected, Refused: c.refused, Last: c.last}
 }
