@@ -175,7 +175,7 @@ func TestConfigTogether(t *testing.T) {
 	if code != 0 || !strings.Contains(stdout, "goto commands") {
 		t.Errorf("exit code %d; it says\n%s", code, stderr)
 	}
-	if code, _, stderr = call(t, "run", "--config", filepath.Join(name, "missing")); code != exitUsage || !strings.Contains(stderr, "the configuration file can't be read") {
+	if code, _, stderr = call(t, "run", "--config", filepath.Join(name, "missing")); code != exitUsage || !strings.Contains(stderr, "the configuration file cannot be read") {
 		t.Errorf("without the file: exit code %d; it says\n%s", code, stderr)
 	}
 }

@@ -71,8 +71,8 @@ func TestDoctor(t *testing.T) {
 			}
 		}
 		code, stdout, _ = call(t, flags...)
-		if code != exitFailure || !strings.Contains(stdout, "table inet nfq_ftphelper is in place") {
-			t.Errorf("with the rules that are in place: exit code %d, it says\n%s", code, stdout)
+		if code != exitFailure || !strings.Contains(stdout, "table inet nfq_ftphelper is installed") {
+			t.Errorf("with the installed rules: exit code %d, it says\n%s", code, stdout)
 		}
 		code, stdout, _ = call(t, append(flags, "--ruleset", "full")...)
 		if code != exitFailure || !strings.Contains(stdout, "chain control: rule 3 is not") {

@@ -14,7 +14,7 @@ import (
 )
 
 func newRules() *cobra.Command {
-	var w backend.Wish
+	var w backend.Request
 	var own, applied bool
 	cmd := &cobra.Command{
 		Use:   "rules",
@@ -27,7 +27,7 @@ queue.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	from := addSettings(cmd.PersistentFlags(), ruleSettings...)
-	add := func(use, short string, choose func() (backend.Choice, error), do func(cmd *cobra.Command, c rules.Config) error) *cobra.Command {
+	add := func(use, short string, choose func() (backend.Plan, error), do func(cmd *cobra.Command, c rules.Config) error) *cobra.Command {
 		sub := &cobra.Command{
 			Use: use, Short: short, Args: cobra.NoArgs,
 			PreRunE: func(*cobra.Command, []string) error {
@@ -49,15 +49,15 @@ queue.`,
 		cmd.AddCommand(sub)
 		return sub
 	}
-	onPaper := func() (backend.Choice, error) { return backend.Choose(w, anyKernel{}) }
-	onHost := func() (backend.Choice, error) {
+	onPaper := func() (backend.Plan, error) { return backend.Choose(w, anyKernel{}) }
+	onHost := func() (backend.Plan, error) {
 		choice, err := backend.Choose(w, backend.Host{})
 		if err == nil && choice.Helper == backend.CTHelper {
 			err = registered(choice.Rules.Helper)
 		}
 		return choice, err
 	}
-	inPlace := func() (backend.Choice, error) {
+	inPlace := func() (backend.Plan, error) {
 		w.Installed = true
 		return backend.Choose(w, backend.Host{})
 	}
@@ -99,7 +99,7 @@ queue.`,
 
 // removeOwn removes the rules if they are those that a daemon with the wish applies. It is no error if
 // they are not: it says so, and leaves them in place.
-func removeOwn(w backend.Wish, stderr io.Writer) error {
+func removeOwn(w backend.Request, stderr io.Writer) error {
 	w.Installed = false // the daemon chooses without a look at them
 	choice, err := backend.Choose(w, backend.Host{})
 	if err != nil {

@@ -84,7 +84,7 @@ func newSettings() *settings {
 	f.BoolVar(&s.LogOpened, "log-opened", false, "log each data connection that is opened, at level info: client, server, verb, announced and advertised endpoint")
 	config.Group(f, "The log")
 
-	config.SetLive(f, "ports", "min-port", "loose", "allow", "rate", "advertise", "advertise-except", "max-connections", "hold-time", "log-level", "log-opened")
+	config.SetReloadable(f, "ports", "min-port", "loose", "allow", "rate", "advertise", "advertise-except", "max-connections", "hold-time", "log-level", "log-opened")
 	return s
 }
 
@@ -269,7 +269,7 @@ func (s *settings) keepFixed(before *settings) (changed []slog.Attr, fixed []str
 		value, had := flag.Value.String(), before.flags.Lookup(flag.Name).Value.String()
 		switch {
 		case value == had:
-		case config.Live(flag):
+		case config.Reloadable(flag):
 			changed = append(changed, slog.String(flag.Name, value))
 		default:
 			fixed = append(fixed, flag.Name)

@@ -28,7 +28,7 @@ import (
 // Settings are what a daemon is to do.
 type Settings struct {
 	// Wish says which of the kernel's means are to be used. Its Installed is the daemon's to set.
-	Wish backend.Wish
+	Wish backend.Request
 	// ApplyRules has the rules applied at start and removed at stop.
 	ApplyRules bool
 	// KeepHelper leaves a cthelper registered at stop.
@@ -54,7 +54,7 @@ type Settings struct {
 // daemon is one that runs.
 type daemon struct {
 	settings Settings
-	choice   backend.Choice
+	choice   backend.Plan
 	log      *slog.Logger
 	eventLog *eventLog
 	workers  []*worker

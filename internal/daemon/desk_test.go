@@ -29,7 +29,7 @@ import (
 func TestHang(t *testing.T) {
 	host := netns.NewTestHost(t, "host")
 	log, path := slog.New(slog.DiscardHandler), filepath.Join(t.TempDir(), "control.sock")
-	d := &daemon{settings: Settings{Control: path, Version: "v1"}, log: log, choice: backend.Choice{Rules: rules.Config{Queue: 7, Queues: 1}}}
+	d := &daemon{settings: Settings{Control: path, Version: "v1"}, log: log, choice: backend.Plan{Rules: rules.Config{Queue: 7, Queues: 1}}}
 	w := &worker{number: 7, engine: engine.New(engine.Config{})}
 	w.queue = nfq.New(w.number, w.engine, log)
 	d.workers = append(d.workers, w)

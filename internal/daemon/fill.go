@@ -50,7 +50,7 @@ func (d *daemon) unregister() error {
 // disable ends that the kernel queues for the helper, while the queue is still served: it does
 // not adjust sequence numbers in packets that it queues for nobody (nf_confirm).
 func (d *daemon) disable() error {
-	if !d.choice.Enabled() {
+	if !d.choice.KernelQueues() {
 		return nil
 	}
 	h := d.helper()
@@ -61,7 +61,7 @@ func (d *daemon) disable() error {
 // helper is the one that is registered.
 func (d *daemon) helper() cthelper.Helper {
 	c := d.choice
-	return cthelper.Helper{Name: c.Rules.Helper, Queue: c.Rules.Queue, Enabled: c.Enabled()}
+	return cthelper.Helper{Name: c.Rules.Helper, Queue: c.Rules.Queue, Enabled: c.KernelQueues()}
 }
 
 // ensureRules applies the rules if it is to.

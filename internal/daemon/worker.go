@@ -32,8 +32,8 @@ func (d *daemon) newWorker(number uint16) (w *worker, err error) {
 		d.eventLog.observe(ev)
 		d.desk.observe(number, ev)
 	}
-	labels := engine.Labels{Recognised: rules.RecognisedLabel, InLine: rules.InLineLabel, Proxied: rules.ProxiedLabel, Ignore: rules.OpaqueLabel,
-		ReplyDue: rules.AskedLabel, Active: rules.ActiveLabel, Rewritten: rules.EditedLabel}
+	labels := engine.Labels{Recognised: rules.Recognised, InLine: rules.InLine, Proxied: rules.Proxied, Ignore: rules.Ignore,
+		ReplyDue: rules.ReplyDue, Active: rules.Active, Rewritten: rules.Rewritten}
 	lean := choice.Rules.Ruleset == rules.Lean
 	switch {
 	case d.settings.Wish.Monitor:
@@ -46,7 +46,7 @@ func (d *daemon) newWorker(number uint16) (w *worker, err error) {
 	w.engine = engine.New(config)
 	w.queue = nfq.New(number, w.engine, log)
 	if lean {
-		w.queue.Distinguish(rules.AgainPriority, w.engine.HandleRetransmit)
+		w.queue.Distinguish(rules.RetransmitPriority, w.engine.HandleRetransmit)
 	}
 	return w, nil
 }

@@ -126,7 +126,7 @@ func TestReload(t *testing.T) {
 	// The command line, which names the queue, still wins.
 	d.reload("rules: true\nports: [21, 2121]\nmin-port: 61000\nqueue: 7\n", "msg=reloaded changed=nothing\n")
 	must.Do(t, os.Remove(d.file))
-	if got := d.again(); !strings.Contains(got, "the configuration file can't be read") {
+	if got := d.again(); !strings.Contains(got, "the configuration file cannot be read") {
 		t.Errorf("without its file the daemon says %s", got)
 	}
 	told(first, own)
