@@ -89,8 +89,7 @@ func idleTime(stat string, processor int) (idle time.Duration, count int, err er
 	return idle, count, nil
 }
 
-// queued says whether somebody listens on the lab's queue, and how many packets have ever been
-// put into it (modulo 1<<32).
+// queued returns whether a program has bound the lab's queue, and the number of packets queued so far (modulo 1<<32).
 func queued(router *netns.Host) (bound bool, packets uint32, err error) {
 	err = router.Do(func() error {
 		queues, err := nfq.ReadStatus()

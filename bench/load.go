@@ -19,47 +19,44 @@ type Operation string
 
 // The operations.
 const (
-	// Noop is NOOP and its answer.
+	// Noop is NOOP and its reply.
 	Noop Operation = "noop"
-	// Pasv is PASV and its answer. Nobody connects to the port.
+	// Pasv is PASV and its reply, without a data connection.
 	Pasv Operation = "pasv"
-	// Transfer is PASV, a data connection, RETR, and all answers.
+	// Transfer is PASV, a data connection, RETR, and all replies.
 	Transfer Operation = "transfer"
 )
 
-// job is what the load generator is asked to do.
+// job is a job of the load generator.
 type job struct {
 	Operation   Operation
 	Connections int
-	// Count is the number of operations on each connection; if it is 0, Duration says when
-	// the last ones begin.
+	// Count is the number of operations on each connection; if it is 0, operations start for Duration.
 	Count    int
 	Duration time.Duration
 	// Length of the file of a transfer, in bytes.
 	Length int64
-	// Server is the address of the control connection. PASV must be answered with that
-	// address, unless AnyAddress: there is nobody to rewrite it then, and data connections
-	// go to Server all the same.
+	// Server is the address of the control connection. PASV must be answered with that address, unless
+	// AnyAddress: then no helper rewrites it, and data connections go to Server.
 	Server     netip.Addr
 	AnyAddress bool
-	// Patience is how long all connections may wait for anything to happen.
+	// Patience is the longest time without progress on any connection.
 	Patience time.Duration
 }
 
-// outcome is what came of a job. With an error, nothing else is set.
+// outcome is the outcome of a job. With an error, nothing else is set.
 type outcome struct {
 	Error string
-	// Operations is how many there were; Elapsed is from the first one's begin to the last one's end.
+	// Operations is their number; Elapsed is the time from the start of the first to the end of the last.
 	Operations int
 	Elapsed    time.Duration
-	// Lines is how many went over the control connections, in both directions.
+	// Lines is the number of lines on the control connections, in both directions.
 	Lines     int
 	Latencies Latencies
 }
 
-// load does jobs that come in on input, in the network namespace of the process, until there
-// are no more. For each it answers twice: when it has connected and logged in, with an outcome
-// that is empty, and at the end. It begins when it is told, by any JSON value.
+// load runs the jobs that it reads from input, in the network namespace of the process. For each it writes an empty
+// outcome when it has connected and logged in, waits for any JSON value, and writes the outcome at the end.
 func load(input io.Reader, output io.Writer) error {
 	runtime.LockOSThread()
 	if err := allowManyFiles(); err != nil {
@@ -247,7 +244,7 @@ func (g *generator) firstWaiting() string {
 		case connecting:
 			return fmt.Sprintf("a data connection to %s", c.at)
 		case receiving:
-			return fmt.Sprintf("the rest of a file (%d of %d bytes are there)", c.bytes, g.Length)
+			return fmt.Sprintf("the rest of a file (got %d of %d bytes)", c.bytes, g.Length)
 		default:
 			return "the answer to " + map[state]string{greeted: "connecting", loggedIn: "USER", nooped: "NOOP", passive: "PASV"}[c.state]
 		}
@@ -358,7 +355,7 @@ func (g *generator) announced(c *client, line []byte) error {
 		at = netip.AddrPortFrom(g.Server, at.Port())
 	}
 	if at.Addr() != g.Server {
-		return fmt.Errorf("%q does not announce %s: nobody has rewritten it", line, g.Server)
+		return fmt.Errorf("%q does not announce %s: it was not rewritten", line, g.Server)
 	}
 	c.at = at
 	if g.Operation == Pasv {
@@ -432,7 +429,7 @@ func (g *generator) handleData(c *client) error {
 	return g.received(c)
 }
 
-// received ends a transfer when both ends of it are there, the file's and 226.
+// received ends a transfer when the whole file and 226 have arrived.
 func (g *generator) received(c *client) error {
 	if !c.eof || !c.closing {
 		return nil

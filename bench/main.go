@@ -1,11 +1,9 @@
 // Command bench measures FTP helpers side by side, on the kernel that it runs on.
 //
-// Each contender has a network of its own: a client, a router that it is on, and a server. They
-// are measured in turn, round by round, so that what else happens on the machine meets them
-// alike: the ratios between them mean something, the figures themselves little. Everything runs
-// on one processor, unless told otherwise: then speed is the inverse of work. The load comes
-// from a load generator and an FTP server of its own, which are programs of this binary; the
-// contender without any helper shows that they are faster than what is measured.
+// Each variant has its own network: a client, a router with the variant, and a server. The variants take turns, round
+// by round, so that other load on the machine affects them alike: compare ratios, not figures. By default everything
+// runs on one processor, so that speed is the inverse of work. Load generator and FTP server are programs of this
+// binary; the variant without a helper shows that they are faster than the helpers.
 //
 // It needs root. The results are a folder with tables (Markdown), raw data (JSON) and plots
 // (SVG), all named after the kernel.
@@ -90,12 +88,12 @@ func parse(args []string, stderr io.Writer) (settings, error) {
 	f.IntVar(&s.processor, "processor", runtime.NumCPU()-1, "the one `processor` that everything runs on; -1 for all")
 	f.BoolVar(&quick, "quick", false, "a few operations of everything: shows that it works, the figures mean nothing")
 	f.BoolVar(&s.stock, "stock", false, "the kernel has what stock kernels have: conntrackd takes part, where there is no NAT")
-	f.Func("contenders", "`names`, separated by commas, such as \"kernel,ours full\"; all if not given", func(text string) error {
+	f.Func("variants", "`names`, separated by commas, such as \"kernel,ours full\"; all if not given", func(text string) error {
 		for name := range strings.SplitSeq(text, ",") {
-			if !slices.ContainsFunc(contenders, func(c contender) bool { return c.name == name }) {
-				return fmt.Errorf("there is no contender %q", name)
+			if !slices.ContainsFunc(variants, func(c variant) bool { return c.name == name }) {
+				return fmt.Errorf("there is no variant %q", name)
 			}
-			s.contenders = append(s.contenders, name)
+			s.variants = append(s.variants, name)
 		}
 		return nil
 	})

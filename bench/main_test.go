@@ -28,12 +28,12 @@ func TestMain(m *testing.M) {
 }
 
 func TestParse(t *testing.T) {
-	s, err := parse([]string{"-quick", "-contenders", "kernel,ours full", "-workloads", "pasv"}, t.Output())
-	if err != nil || s.rounds != 1 || !slices.Equal(s.contenders, []string{kernel, oursFull}) || !slices.Equal(s.operations, []Operation{Pasv}) {
+	s, err := parse([]string{"-quick", "-variants", "kernel,ours full", "-workloads", "pasv"}, t.Output())
+	if err != nil || s.rounds != 1 || !slices.Equal(s.variants, []string{kernel, oursFull}) || !slices.Equal(s.operations, []Operation{Pasv}) {
 		t.Errorf("%+v, %v", s, err)
 	}
 	for _, args := range [][]string{
-		{"-contenders", "nobody"}, {"-workloads", "pasv,list"}, {"-rounds", "0"}, {"-duration", "0s"}, {"results"},
+		{"-variants", "nobody"}, {"-workloads", "pasv,list"}, {"-rounds", "0"}, {"-duration", "0s"}, {"results"},
 	} {
 		if _, err := parse(args, t.Output()); err == nil {
 			t.Errorf("%v is accepted", args)
@@ -80,7 +80,7 @@ func TestQuick(t *testing.T) {
 	}
 	r := &results[0]
 	p := plan{many: 20, bulk: 16 << 20}
-	for _, c := range contenders {
+	for _, c := range variants {
 		for _, w := range p.workloads() {
 			if c.stock || !c.fits(netns.DNAT, w.Operation) {
 				continue
@@ -114,9 +114,9 @@ func wantFigures(t *testing.T, c *Cell) {
 	}
 	switch {
 	case s.Operations < c.Workload.Connections, s.Seconds <= 0, s.Lines < 2*s.Operations, operations != uint64(s.Operations):
-		t.Errorf("%s, %s: %d latencies of %+v", c.Workload, c.Contender, operations, s)
+		t.Errorf("%s, %s: %d latencies of %+v", c.Workload, c.Variant, operations, s)
 	case c.Daemon != (s.DaemonSeconds > 0) && s.Packets > 0:
-		t.Errorf("%s, %s: a daemon's time of %v s", c.Workload, c.Contender, s.DaemonSeconds)
+		t.Errorf("%s, %s: a daemon's time of %v s", c.Workload, c.Variant, s.DaemonSeconds)
 	}
 }
 

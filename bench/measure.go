@@ -19,7 +19,7 @@ import (
 
 // selection is what of everything is measured. An empty list means all.
 type selection struct {
-	contenders []string
+	variants   []string
 	operations []Operation
 	// stock says that the kernel has what stock kernels have.
 	stock bool
@@ -27,13 +27,13 @@ type selection struct {
 	before bool
 }
 
-func (s selection) takes(c contender, situation netns.Situation, o Operation) bool {
+func (s selection) takes(c variant, situation netns.Situation, o Operation) bool {
 	return c.fits(situation, o) && (s.stock || !c.stock) && (s.before || !c.before) &&
-		(len(s.contenders) == 0 || slices.Contains(s.contenders, c.name)) &&
+		(len(s.variants) == 0 || slices.Contains(s.variants, c.name)) &&
 		(len(s.operations) == 0 || slices.Contains(s.operations, o))
 }
 
-// measure measures everything selected in one situation, and tells of its progress.
+// measure measures everything selected in one situation, and reports its progress.
 func measure(ctx context.Context, situation netns.Situation, p plan, s selection, b binaries, load float64, progress io.Writer) (r Result, err error) {
 	r = Result{
 		Kernel:     kernelRelease(),
@@ -45,26 +45,26 @@ func measure(ctx context.Context, situation netns.Situation, p plan, s selection
 		Reference:  reference(situation),
 		Rounds:     p.rounds,
 	}
-	var stations []*station
+	var testbeds []*testbed
 	defer func() {
-		for _, t := range stations {
+		for _, t := range testbeds {
 			err = errors.Join(err, t.close())
 		}
 	}()
-	for _, c := range contenders {
+	for _, c := range variants {
 		if !slices.ContainsFunc(p.workloads(), func(w Workload) bool { return s.takes(c, situation, w.Operation) }) {
 			continue
 		}
-		t, err := newStation(ctx, c, situation, b, p.processor)
+		t, err := newTestbed(ctx, c, situation, b, p.processor)
 		if err != nil {
 			return r, err
 		}
-		stations = append(stations, t)
+		testbeds = append(testbeds, t)
 	}
 	for _, w := range p.workloads() {
-		var here []*station
-		for _, t := range stations {
-			if s.takes(t.contender, situation, w.Operation) {
+		var here []*testbed
+		for _, t := range testbeds {
+			if s.takes(t.variant, situation, w.Operation) {
 				here = append(here, t)
 			}
 		}
@@ -78,15 +78,15 @@ func measure(ctx context.Context, situation netns.Situation, p plan, s selection
 		r.Cells = append(r.Cells, cells...)
 		fmt.Fprintf(progress, "%s, %s:", situation, w)
 		for i := range cells {
-			fmt.Fprintf(progress, "  %s %.4g/s", cells[i].Contender, cells[i].median(Sample.perSecond))
+			fmt.Fprintf(progress, "  %s %.4g/s", cells[i].Variant, cells[i].median(Sample.perSecond))
 		}
 		fmt.Fprintln(progress)
 	}
 	return r, nil
 }
 
-// compare measures stations in turn under one workload.
-func compare(ctx context.Context, stations []*station, w Workload, p plan) ([]Cell, error) {
+// compare measures testbeds, which take turns, under one workload.
+func compare(ctx context.Context, testbeds []*testbed, w Workload, p plan) ([]Cell, error) {
 	j := job{
 		Operation:   w.Operation,
 		Connections: w.Connections,
@@ -95,18 +95,18 @@ func compare(ctx context.Context, stations []*station, w Workload, p plan) ([]Ce
 		Length:      w.Length,
 		Patience:    netns.Scale(10 * time.Second),
 	}
-	cells := make([]Cell, len(stations))
-	for i, t := range stations {
+	cells := make([]Cell, len(testbeds))
+	for i, t := range testbeds {
 		cells[i] = Cell{
-			Contender: t.contender.name,
-			Limit:     t.contender.limit,
+			Variant:   t.variant.name,
+			Limit:     t.variant.limit,
 			Daemon:    t.daemon != nil,
 			Workload:  w,
 			Latencies: make(Latencies),
 		}
 	}
 	for round := range 1 + p.rounds {
-		for i, t := range stations {
+		for i, t := range testbeds {
 			sample, err := t.do(ctx, j)
 			if err != nil {
 				return nil, err

@@ -20,8 +20,8 @@ import (
 	"gonum.org/v1/plot/vg/vgsvg"
 )
 
-// colours are those of Okabe and Ito, which people with any kind of sight can tell apart. A
-// contender has the same one in every plot.
+// colours are those of Okabe and Ito, which colour-blind people can distinguish. A variant has the same colour in every
+// plot.
 var colours = []color.Color{
 	color.RGBA{0x99, 0x99, 0x99, 0xff},
 	color.RGBA{0x00, 0x00, 0x00, 0xff},
@@ -35,7 +35,7 @@ var colours = []color.Color{
 }
 
 func colourOf(name string) color.Color {
-	i := slices.IndexFunc(contenders, func(c contender) bool { return c.name == name })
+	i := slices.IndexFunc(variants, func(c variant) bool { return c.name == name })
 	return colours[max(i, 0)%len(colours)]
 }
 
@@ -55,11 +55,11 @@ func newPlot(title string) *plot.Plot {
 	return p
 }
 
-// contenders are those of the cells, each once, in the order of the tables.
-func (r *Result) contenders() []string {
+// variants are those of the cells, each once, in the order of the tables.
+func (r *Result) variants() []string {
 	var names []string
-	for _, c := range contenders {
-		if slices.ContainsFunc(r.Cells, func(cell Cell) bool { return cell.Contender == c.name }) {
+	for _, c := range variants {
+		if slices.ContainsFunc(r.Cells, func(cell Cell) bool { return cell.Variant == c.name }) {
 			names = append(names, c.name)
 		}
 	}
@@ -71,7 +71,7 @@ func plotRatios(r Result) ([]byte, error) {
 	p := newPlot(fmt.Sprintf("Speed of FTP helpers, %s, Linux %s (%s = 1)", r.Situation, kernelName(r.Kernel), r.Reference))
 	workloads := r.workloads()
 	var names []string
-	for _, name := range r.contenders() {
+	for _, name := range r.variants() {
 		if name != r.Reference {
 			names = append(names, name)
 		}
@@ -242,7 +242,7 @@ func plotLatency(r Result) ([]byte, error) {
 		rows = append(rows, row)
 	}
 	canvas := vgsvg.New(columns*13*vg.Centimeter+vg.Points(legendWidth), vg.Length(len(rows))*8*vg.Centimeter)
-	// The first workload is one that every contender takes part in.
+	// The first workload is one that every variant takes part in.
 	all := besideLegend(canvas, panels[0])
 	for _, p := range panels[1:] {
 		p.Legend = plot.NewLegend()
@@ -262,7 +262,7 @@ func latencyPanel(r *Result, w Workload) (*plot.Plot, error) {
 	p.Y.Label.Text = "of all operations"
 	p.Add(plotter.NewGrid())
 	shortest, longest := time.Duration(math.MaxInt64), time.Duration(1)
-	for _, name := range r.contenders() {
+	for _, name := range r.variants() {
 		c := r.cell(name, w)
 		if c == nil || len(c.Latencies) == 0 {
 			continue

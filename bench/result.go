@@ -16,17 +16,17 @@ type Result struct {
 	// Load is the machine's load average before anything was started: that of others.
 	Load      float64
 	Situation string
-	// Reference is the contender that others are compared with.
+	// Reference is the variant that others are compared with.
 	Reference string
 	Rounds    int
 	Startup   Startup
 	Cells     []Cell
 }
 
-// Cell is what was measured of one contender under one workload.
+// Cell is what was measured of one variant under one workload.
 type Cell struct {
-	Contender string
-	// Limit is the contender that queues the same packets and does nothing, if there is one.
+	Variant string
+	// Limit is the variant that queues the same packets and does nothing, if there is one.
 	Limit    string `json:",omitempty"`
 	Daemon   bool   // packets are queued to a process
 	Workload Workload
@@ -59,9 +59,9 @@ func (s Sample) packetsPerOp() float64    { return float64(s.Packets) / float64(
 func (s Sample) dataPacketsSeen() float64 { return float64(max(s.Packets-s.Lines, 0)) }
 
 // cell finds a cell; nil if it was not measured.
-func (r *Result) cell(contender string, w Workload) *Cell {
+func (r *Result) cell(variant string, w Workload) *Cell {
 	for i := range r.Cells {
-		if r.Cells[i].Contender == contender && r.Cells[i].Workload == w {
+		if r.Cells[i].Variant == variant && r.Cells[i].Workload == w {
 			return &r.Cells[i]
 		}
 	}
@@ -93,7 +93,7 @@ func (c *Cell) quantile(q float64) time.Duration { return c.Latencies.Quantile(q
 // spread is a median with the smallest and the largest value.
 type spread struct{ median, low, high float64 }
 
-// ratio compares the speed with that of another contender under the same workload, round by
+// ratio compares the speed with that of another variant under the same workload, round by
 // round: what changes on the machine in the course of a run meets both. It is false if the
 // other one was not measured.
 func (r *Result) ratio(c *Cell, to string) (spread, bool) {

@@ -16,7 +16,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
-var update = flag.Bool("update", false, "write testdata anew")
+var update = flag.Bool("update", false, "write testdata")
 
 func TestMedian(t *testing.T) {
 	for _, c := range []struct {
@@ -35,9 +35,9 @@ func TestMedian(t *testing.T) {
 // example is a result with the gaps that real ones have.
 func example() Result {
 	r := Result{Kernel: "6.12.1-amd64", Processor: "A processor", Processors: 2, Load: 1.25, Situation: "DNAT", Reference: kernel, Rounds: 3}
-	add := func(contender, limit string, daemon bool, w Workload, samples ...Sample) {
+	add := func(variant, limit string, daemon bool, w Workload, samples ...Sample) {
 		r.Cells = append(r.Cells, Cell{
-			Contender: contender, Limit: limit, Daemon: daemon, Workload: w, Samples: samples,
+			Variant: variant, Limit: limit, Daemon: daemon, Workload: w, Samples: samples,
 			Latencies: Latencies{20_000: 70, 40_000: 28, 1_000_000: 1, 5_000_000: 1},
 		})
 	}
@@ -75,7 +75,7 @@ func TestMarkdown(t *testing.T) {
 	want, err := os.ReadFile(golden)
 	must.Do(t, err)
 	if got != string(want) {
-		t.Errorf("the tables differ from %s (-update writes it anew):\n%s", golden, got)
+		t.Errorf("the tables differ from %s (-update writes them):\n%s", golden, got)
 	}
 }
 

@@ -16,8 +16,8 @@ import (
 
 const (
 	controlPort = 21
-	// Passive ports lie in one range, so that rules can open it where there is no helper. Each
-	// session has its own, in turn: a helper must not meet the port of the transfer before.
+	// Passive ports are one range, so that rules can open it where there is no helper. Each session cycles through
+	// its own ports, so that successive transfers differ.
 	firstDataPort   = 20000
 	portsPerSession = 4
 	maxSessions     = 2048
@@ -29,7 +29,7 @@ const (
 type session struct {
 	fd    int
 	slot  int
-	turn  int // of its ports
+	turn  int // index of its next port
 	line  [maxLine]byte
 	have  int   // bytes of line
 	left  int64 // bytes of the file still to send
@@ -149,7 +149,7 @@ func (s *server) handle(fd int) {
 	}
 	t, ok := s.byFD[fd]
 	switch {
-	case !ok: // gone since the events were fetched
+	case !ok: // closed since the events were fetched
 	case fd == t.fd:
 		s.read(t)
 	case fd == t.data:
@@ -171,7 +171,7 @@ func (s *server) accept() {
 	last := len(s.free) - 1
 	t := &session{fd: fd, slot: s.free[last], data: -1}
 	s.free = s.free[:last]
-	// What a client left behind that ended in the middle.
+	// Data connections left by a client that ended during a transfer.
 	for turn := range portsPerSession {
 		for {
 			stale, _, err := unix.Accept4(s.listener(t, turn), unix.SOCK_CLOEXEC)
@@ -224,7 +224,7 @@ func (s *server) read(t *session) {
 	}
 }
 
-// command carries one out, and returns false if it was the last one.
+// command runs a command, and returns false for the last one.
 func (s *server) command(t *session, line []byte) bool {
 	verb, argument, _ := bytes.Cut(line, []byte(" "))
 	switch string(verb) {

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-const head = `%s, %d processors, %s. Medians of %d rounds, in which the contenders took turns. Ratios
+const head = `%s, %d processors, %s. Medians of %d rounds, in which the variants took turns. Ratios
 are of speeds, taken round by round; behind them are the lowest and the highest one. All other
 figures are for one operation: p50 and p99 of how long it takes, processor time, and packets that
 were queued to user space. What the kernel does for a packet while a process runs is part of that
@@ -40,7 +40,7 @@ func markdown(results []Result, name string) string {
 		fmt.Fprintf(&b, "\n%s\n", first.Startup.sentence())
 	}
 	for _, r := range results {
-		fmt.Fprintf(&b, "\n## %s\n\n![Speed of the contenders](%s)\n\n![Latency of the contenders](%s)\n",
+		fmt.Fprintf(&b, "\n## %s\n\n![Speed of the variants](%s)\n\n![Latency of the variants](%s)\n",
 			r.Situation, plotFile(name, r, "ratios"), plotFile(name, r, "latency"))
 		r.goalTable(&b)
 		for _, w := range r.workloads() {
@@ -79,7 +79,7 @@ func (r *Result) row(c *Cell) []string {
 	if c.Workload.bulk() {
 		perSecond *= float64(c.Workload.Length) / (1 << 20)
 	}
-	row := []string{c.Contender, fmt.Sprintf("%.0f", perSecond),
+	row := []string{c.Variant, fmt.Sprintf("%.0f", perSecond),
 		r.ratioText(c, r.Reference), r.ratioText(c, c.Limit),
 		duration(c.quantile(0.5)), duration(c.quantile(0.99))}
 	daemon, packets := none, none
@@ -98,7 +98,7 @@ func (r *Result) ratioText(c *Cell, to string) string {
 	switch {
 	case !ok:
 		return none
-	case c.Contender == to:
+	case c.Variant == to:
 		return "1"
 	}
 	return fmt.Sprintf("%.2f (%.2f–%.2f)", s.median, s.low, s.high)

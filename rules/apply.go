@@ -11,14 +11,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Apply installs the ruleset in one transaction, in place of an earlier one: at
-// any time the kernel has either the old or the new one, and it keeps the old one
-// if Apply fails. It reports which statement the kernel offered, "" for CTHelper. It needs
-// CAP_NET_ADMIN; kernel modules that are missing the kernel loads by itself.
+// Apply replaces the ruleset in one transaction: the kernel always has the old one or the new one, and keeps the old one
+// if Apply fails. It returns the statement that the kernel has, "" for CTHelper. It needs CAP_NET_ADMIN; the kernel
+// loads missing modules itself.
 //
-// Errors are one sentence. Those of the kernel wrap its errno: EPERM; EOPNOTSUPP
-// if nf_tables is missing or older than 5.16; ENOENT if the helper or both
-// statements are.
+// Errors are one sentence. Those of the kernel wrap its errno: EPERM; EOPNOTSUPP if nf_tables is missing or older than
+// 5.16; ENOENT if the helper or both statements are missing.
 func Apply(c Config, opts ...nftables.ConnOption) (Statement, error) {
 	if err := c.Validate(); err != nil {
 		return "", err
@@ -50,7 +48,7 @@ func install(c Config, s Statement, opts []nftables.ConnOption) error {
 	if err != nil {
 		return err
 	}
-	// Deleting a table that is not there would fail the transaction.
+	// Deleting a missing table would fail the transaction.
 	conn.AddTable(table)
 	conn.DelTable(table)
 
@@ -70,7 +68,7 @@ func install(c Config, s Statement, opts []nftables.ConnOption) error {
 	return conn.Flush()
 }
 
-// Remove removes the ruleset. It is no error if it is not there.
+// Remove removes the ruleset. A missing ruleset is no error.
 func Remove(opts ...nftables.ConnOption) error {
 	conn, err := nftables.New(opts...)
 	if err == nil {
@@ -81,9 +79,8 @@ func Remove(opts ...nftables.ConnOption) error {
 	return explain("removing the queue rules", err)
 }
 
-// try puts something in a table that never comes to be, since the transaction ends
-// with deleting it: to see what the kernel says, and to have it load modules.
-func try(family nftables.TableFamily, opts []nftables.ConnOption, add func(*nftables.Conn, *nftables.Table)) error {
+// dryRun adds objects to a table that the same transaction deletes: to get the kernel's error, and to load modules.
+func dryRun(family nftables.TableFamily, opts []nftables.ConnOption, add func(*nftables.Conn, *nftables.Table)) error {
 	conn, err := nftables.New(opts...)
 	if err != nil {
 		return err
@@ -94,27 +91,26 @@ func try(family nftables.TableFamily, opts []nftables.ConnOption, add func(*nfta
 	return conn.Flush()
 }
 
-// loadTarget has the kernel load xt_NFQUEUE. It does so for an ip table, and not
-// for an inet one: xt_request_find_target has no name for such a module. Whether
-// it worked is for install to find out.
+// loadTarget makes the kernel load xt_NFQUEUE, which it does for an ip table, not for an inet one:
+// xt_request_find_target has no name for such a module. If it fails, install does too.
 func loadTarget(opts []nftables.ConnOption) {
-	_ = try(nftables.TableFamilyIPv4, opts, func(conn *nftables.Conn, t *nftables.Table) {
+	_ = dryRun(nftables.TableFamilyIPv4, opts, func(conn *nftables.Conn, t *nftables.Table) {
 		chain := conn.AddChain(&nftables.Chain{Table: t, Name: control.Name})
 		conn.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: []expr.Any{Compat.Expr(0)}})
 	})
 }
 
-// missing says what an ENOENT of the whole transaction was about.
+// missing returns the error for an ENOENT of the whole transaction.
 func missing(c Config, enoent error, opts []nftables.ConnOption) error {
-	if err := tryHelper(c.helper(), opts); errors.Is(err, unix.ENOENT) {
+	if err := probeHelper(c.helper(), opts); errors.Is(err, unix.ENOENT) {
 		return missingHelper(c.helper(), err)
 	}
 	return missingStatement(enoent)
 }
 
-// tryHelper fails with ENOENT where the kernel has no such conntrack helper.
-func tryHelper(name string, opts []nftables.ConnOption) error {
-	return try(table.Family, opts, func(conn *nftables.Conn, t *nftables.Table) {
+// probeHelper fails with ENOENT if the kernel has no such conntrack helper.
+func probeHelper(name string, opts []nftables.ConnOption) error {
+	return dryRun(table.Family, opts, func(conn *nftables.Conn, t *nftables.Table) {
 		conn.AddObj(carrier(t, name))
 	})
 }
@@ -123,15 +119,14 @@ func missingHelper(name string, enoent error) error {
 	if slices.Contains(Carriers, name) {
 		return fmt.Errorf("the kernel lacks the conntrack helper %q: provide the module nf_conntrack_%s (%w)", name, name, enoent)
 	}
-	return fmt.Errorf("the kernel has no conntrack helper %q: register it before the rules are installed (%w)", name, enoent)
+	return fmt.Errorf("the kernel has no conntrack helper %q: register it before you install the rules (%w)", name, enoent)
 }
 
 func missingStatement(enoent error) error {
 	return fmt.Errorf("the kernel has no queue statement: provide the module nft_queue, or nft_compat and xt_NFQUEUE (%w)", enoent)
 }
 
-// explain puts an error of the kernel in one sentence: what failed, why, and what
-// to do about it.
+// explain turns an error of the kernel into one sentence: what failed, why, and what to do.
 func explain(attempt string, err error) error {
 	switch {
 	case err == nil:

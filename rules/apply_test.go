@@ -11,38 +11,39 @@ import (
 	"github.com/google/nftables"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
-func TestApplyAgain(t *testing.T) {
+func TestApplyReplacesItsRules(t *testing.T) {
 	newNamespace(t)
 	other := Config{Ports: []PortRange{{990, 990}}, Queue: 8}
 	s := apply(t, example)
 	first := listing(t, s)
 	apply(t, other)
 	if err := Check(other); err != nil {
-		t.Errorf("after a second Apply: %v", err)
+		t.Errorf("after a second Apply: got %v, want no error", err)
 	}
 	apply(t, example)
 	apply(t, example)
 	if got := listing(t, s); got != first {
-		t.Errorf("applied again it is\n%s\nat first\n%s", got, first)
+		t.Errorf("applied again: got\n%s\nwant\n%s", got, first)
 	}
 }
 
-// Each ruleset takes the place of each.
-func TestApplyOtherRuleset(t *testing.T) {
+func TestEachRulesetReplacesEach(t *testing.T) {
 	newNamespace(t)
 	for _, from := range rulesets {
 		for _, to := range rulesets {
 			apply(t, from)
 			if err := Check(to); err == nil && !reflect.DeepEqual(from, to) {
-				t.Errorf("Check takes %+v for %+v", from, to)
+				t.Errorf("Check of %+v: got no error with %+v, want one", to, from)
 			}
 			if s := apply(t, to); (s == "") != (to.Ruleset == CTHelper) {
-				t.Errorf("the statement of %+v is %q", to, s)
+				t.Errorf("%+v: got statement %q", to, s)
 			}
 			if err := Check(to); err != nil {
-				t.Errorf("%+v in place of %+v: %v", to, from, err)
+				t.Errorf("%+v after %+v: got %v, want no error", to, from, err)
 			}
 		}
 	}
@@ -52,36 +53,32 @@ func TestApplyOverlappingPorts(t *testing.T) {
 	newNamespace(t)
 	c := Config{Ports: []PortRange{{30, 40}, {21, 21}, {35, 50}, {22, 22}}}
 	apply(t, c)
-	if err := Check(c); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, Check(c))
 }
 
 func TestInvalidConfig(t *testing.T) {
 	for _, c := range []Config{{}, {Ports: []PortRange{{0, 21}}}, {Ports: []PortRange{{30, 20}}}, {Ports: example.Ports, Ruleset: "fat"}} {
 		if _, err := Apply(c); err == nil {
-			t.Errorf("Apply accepts %v", c)
+			t.Errorf("Apply of %v: got no error, want one", c)
 		}
 		if err := Check(c); err == nil || errors.Is(err, ErrMissing) {
-			t.Errorf("Check of %v: %v", c, err)
+			t.Errorf("Check of %v: got %v, want another error", c, err)
 		}
 	}
 }
 
-// A transaction that fails at its end leaves the ruleset before it in place.
-func TestApplyFailsWhole(t *testing.T) {
+func TestFailedTransactionKeepsTheRules(t *testing.T) {
 	newNamespace(t)
 	apply(t, example)
 	overlapping := Config{Ports: []PortRange{{30, 40}, {35, 50}}}
 	if err := install(overlapping, Compat, nil); err == nil {
-		t.Fatal("the kernel accepts overlapping elements, so this test shows nothing")
+		t.Fatal("got no error of the kernel for overlapping elements, want one: this test shows nothing")
 	}
 	if err := Check(example); err != nil {
-		t.Errorf("after a failed transaction: %v", err)
+		t.Errorf("after a failed transaction: got %v, want no error", err)
 	}
 }
 
-// While one ruleset replaces another there is always one.
 func TestApplyIsAtomic(t *testing.T) {
 	ns := newNamespace(t)
 	apply(t, example)
@@ -100,7 +97,7 @@ func TestApplyIsAtomic(t *testing.T) {
 			default:
 			}
 			if err := checkTable(conn, example); err != nil {
-				t.Errorf("during Apply: %v", err)
+				t.Errorf("during Apply: got %v, want no error", err)
 				return
 			}
 		}
@@ -115,18 +112,16 @@ func TestApplyIsAtomic(t *testing.T) {
 func TestRemove(t *testing.T) {
 	newNamespace(t)
 	if err := Remove(); err != nil {
-		t.Errorf("with nothing there: %v", err)
+		t.Errorf("without rules: got %v, want no error", err)
 	}
 	apply(t, example)
-	if err := Remove(); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, Remove())
 	if got := nft(t, "list ruleset"); got != "" {
-		t.Errorf("this is left:\n%s", got)
+		t.Errorf("got\n%s\nwant no rules", got)
 	}
 }
 
-func TestOtherTablesAreLeftAlone(t *testing.T) {
+func TestOtherTablesStay(t *testing.T) {
 	newNamespace(t)
 	nft(t, `
 		table inet filter {
@@ -146,15 +141,14 @@ func TestOtherTablesAreLeftAlone(t *testing.T) {
 		{"Remove", func() error { return Remove() }},
 	} {
 		if err := step.do(); err != nil {
-			t.Fatalf("%s: %v", step.name, err)
+			t.Fatalf("%s: got %v, want no error", step.name, err)
 		}
 		if after := list(); after != before {
-			t.Errorf("%s changed another table:\n%s\nbefore\n%s", step.name, after, before)
+			t.Errorf("%s: got other tables\n%s\nwant\n%s", step.name, after, before)
 		}
 	}
 }
 
-// The options name a namespace without moving a thread to it.
 func TestNamespaceOption(t *testing.T) {
 	ns := newNamespace(t)
 	opt := nftables.WithNetNSFd(int(ns))
@@ -166,23 +160,18 @@ func TestNamespaceOption(t *testing.T) {
 		}
 		errs <- Check(example, opt)
 	}()
-	if err := <-errs; err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, <-errs)
 	if err := Check(example); err != nil {
-		t.Errorf("seen from within: %v", err)
+		t.Errorf("in the namespace: got %v, want no error", err)
 	}
-	if err := Remove(opt); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, Remove(opt))
 }
 
-func TestNotPermitted(t *testing.T) {
+func TestNeedsCapNetAdmin(t *testing.T) {
 	ns := newNamespace(t)
 	errs := make(chan error, 3)
 	go func() {
-		// The thread is never unlocked: it ends with the goroutine, and nobody else
-		// runs without the capability.
+		// The thread ends with the goroutine, so that no other one loses the capability.
 		runtime.LockOSThread()
 		if err := netns.Set(ns); err != nil {
 			errs <- err
@@ -200,12 +189,12 @@ func TestNotPermitted(t *testing.T) {
 	for _, name := range []string{"Apply", "Check", "Remove"} {
 		err := <-errs
 		if !errors.Is(err, unix.EPERM) || !strings.Contains(err.Error(), "CAP_NET_ADMIN") {
-			t.Fatalf("%s: %v", name, err)
+			t.Fatalf("%s: got %v, want EPERM", name, err)
 		}
 	}
 }
 
-// dropNetAdmin takes CAP_NET_ADMIN from the calling thread.
+// dropNetAdmin drops CAP_NET_ADMIN of the calling thread.
 func dropNetAdmin() error {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var sets [2]unix.CapUserData
@@ -216,7 +205,7 @@ func dropNetAdmin() error {
 	return unix.Capset(&header, &sets[0])
 }
 
-// Errnos that a kernel in working order does not give.
+// TestExplain has errnos that a working kernel does not return.
 func TestExplain(t *testing.T) {
 	for err, want := range map[error]string{
 		unix.EPERM:           "CAP_NET_ADMIN",
@@ -227,7 +216,7 @@ func TestExplain(t *testing.T) {
 	} {
 		got := explain("trying", err)
 		if !errors.Is(got, err) || !strings.Contains(got.Error(), want) {
-			t.Errorf("%v: %q, want %q", err, got, want)
+			t.Errorf("%v: got %q, want %q", err, got, want)
 		}
 	}
 }
@@ -237,11 +226,11 @@ func TestMissingHelper(t *testing.T) {
 	for _, r := range []Ruleset{Lean, CTHelper} {
 		_, err := Apply(Config{Ports: example.Ports, Ruleset: r, Helper: "no-such-helper"})
 		if !errors.Is(err, unix.ENOENT) || !strings.Contains(err.Error(), `no conntrack helper "no-such-helper"`) {
-			t.Errorf("%s: %v", r, err)
+			t.Errorf("%s: got %v, want that there is no such helper", r, err)
 		}
 	}
 	if err := missingHelper("pptp", unix.ENOENT); !strings.Contains(err.Error(), "provide the module nf_conntrack_pptp") {
-		t.Errorf("a helper of the kernel: %v", err)
+		t.Errorf("a helper of the kernel: got %v, want its module", err)
 	}
 }
 
@@ -249,9 +238,9 @@ func TestMissingStatement(t *testing.T) {
 	newNamespace(t)
 	err := missing(example, unix.ENOENT, nil)
 	if !errors.Is(err, unix.ENOENT) || !strings.Contains(err.Error(), "xt_NFQUEUE") {
-		t.Errorf("with the helper there: %v", err)
+		t.Errorf("with the helper: got %v, want that the statement is missing", err)
 	}
 	if got := nft(t, "list ruleset"); got != "" {
-		t.Errorf("the search left this behind:\n%s", got)
+		t.Errorf("got\n%s\nwant no rules", got)
 	}
 }

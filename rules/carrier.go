@@ -11,23 +11,21 @@ import (
 // pptp is a helper for IPv4 only.
 const pptp = "pptp"
 
-// Carriers are helpers of the kernel for Config.Helper that do nothing to FTP, in order of
-// preference. Expectations have 300 s with each.
+// Carriers are the kernel's helpers that ignore FTP, for Config.Helper, in order of preference. Their expectations last
+// 300 s.
 //
-// "sane" (nf_conntrack_sane.c) is for IPv4 and IPv6, allows one expectation at a time as FTP's own
-// helper does, and reacts only to a request of 8 binary bytes, which the rules drop: the server's answer
-// to it names a port, any port, and the helper would expect a connection to that.
+// "sane" (nf_conntrack_sane.c) is for IPv4 and IPv6 and allows one expectation at a time, as the FTP helper does. It acts
+// only on a request of 8 binary bytes, which the rules drop: it would expect a connection to any port that the server
+// then answers.
 //
-// "pptp" (nf_conntrack_pptp.c) is for IPv4 only: connections over IPv6 get no helper. It allows two
-// expectations, and lets pass whatever does not begin with the binary header of a PPTP control
-// message. When a connection ends, its destroy callback also removes the entry of a GRE tunnel that
-// is not PPTP's, if there is one between the same two addresses.
+// "pptp" (nf_conntrack_pptp.c) is for IPv4 only: connections over IPv6 get no helper. It allows two expectations, and
+// ignores packets without the binary header of a PPTP control message. When a connection ends, its destroy callback
+// also removes the entry of any GRE tunnel between the same two addresses.
 var Carriers = []string{"sane", pptp}
 
-// ProbeCarrier asks the kernel for a conntrack helper, as ProbeStatement does for the statement.
-// For a name that is not in Carriers the kernel loads what module it has.
+// ProbeCarrier returns an error if the kernel lacks a conntrack helper. The kernel may load its module.
 func ProbeCarrier(name string, opts ...nftables.ConnOption) error {
-	err := tryHelper(name, opts)
+	err := probeHelper(name, opts)
 	if errors.Is(err, unix.ENOENT) {
 		err = missingHelper(name, err)
 	}

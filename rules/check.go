@@ -14,13 +14,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrMissing is what Check returns where there is no table inet nfq_ftphelper.
+// ErrMissing means that there is no table inet nfq_ftphelper.
 var ErrMissing = errors.New("the queue rules are not installed: there is no table inet nfq_ftphelper")
 
-// Check reads the ruleset back and compares it, by meaning, with what Apply(c)
-// installs. Either Statement is right. So are more ports in the set than c has,
-// and further sets and chains in the table. It returns nil, ErrMissing, or an error
-// that says in one sentence what differs, or why the ruleset could not be read.
+// Check compares the installed ruleset with that of Apply(c). Either Statement is accepted, and so are additional ports in
+// the set and additional sets and chains in the table. It returns nil, ErrMissing, or in one sentence the difference, or
+// why the ruleset could not be read.
 func Check(c Config, opts ...nftables.ConnOption) error {
 	if err := c.Validate(); err != nil {
 		return err
@@ -77,11 +76,11 @@ func checkPorts(conn *nftables.Conn, c Config) error {
 	return nil
 }
 
-// catchAll reports whether an element stands for every port ("*"): it has no key.
+// catchAll reports whether an element is "*", for every port: it has no key.
 func catchAll(e nftables.SetElement) bool { return len(e.Key) == 0 }
 
-// intervals is the inverse of elements, for elements in any order. The result is sorted; those that
-// touch are not merged, and a catch-all element is not among them.
+// intervals is the inverse of elements, for elements in any order. The result is sorted and not merged; a catch-all
+// element is ignored.
 func intervals(elems []nftables.SetElement) []PortRange {
 	elems = slices.DeleteFunc(elems, catchAll)
 	slices.SortFunc(elems, func(a, b nftables.SetElement) int {
@@ -115,11 +114,11 @@ func checkHelper(conn *nftables.Conn, c Config) error {
 	want := carrier(table, c.helper())
 	obj, err := conn.GetObject(want)
 	if err != nil {
-		return differs("ct helper %s can't be read (%v)", want.Name, err)
+		return differs("ct helper %s cannot be read (%v)", want.Name, err)
 	}
 	fits := []expr.Any{want.Obj}
 	if c.helper() == pptp {
-		// The kernel lists the families that it has the helper for.
+		// The kernel lists the family of the helper, not the one that was sent.
 		fits = append(fits, &expr.CtHelper{Name: pptp, L3Proto: unix.NFPROTO_IPV4, L4Proto: unix.IPPROTO_TCP})
 	}
 	got, ok := obj.(*nftables.NamedObj)

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 func TestCheckMissing(t *testing.T) {
@@ -15,7 +17,7 @@ func TestCheckMissing(t *testing.T) {
 	}
 	apply(t, example)
 	if err := Check(example); err != nil {
-		t.Errorf("after Apply: %v", err)
+		t.Errorf("after Apply: got %v, want no error", err)
 	}
 	nft(t, "delete table inet nfq_ftphelper")
 	if err := Check(example); !errors.Is(err, ErrMissing) {
@@ -46,7 +48,7 @@ func wantError(t *testing.T, err error, want string) {
 	}
 }
 
-// What users do with nft(8) to a ruleset that runs.
+// TestCheckAfterCommands changes an installed ruleset as users do.
 func TestCheckAfterCommands(t *testing.T) {
 	for _, tt := range []struct {
 		command string
@@ -77,13 +79,13 @@ func TestCheckAfterCommands(t *testing.T) {
 			wantError(t, Check(example), tt.want)
 			apply(t, example)
 			if err := Check(example); err != nil {
-				t.Errorf("Apply does not mend it: %v", err)
+				t.Errorf("after Apply: got %v, want no error", err)
 			}
 		})
 	}
 }
 
-// The parts that only the ruleset Lean has.
+// TestCheckLean has the parts that only the ruleset Lean has.
 func TestCheckLean(t *testing.T) {
 	lean := Config{Ports: example.Ports, Queue: 7, Queues: 2, Ruleset: Lean}
 	for _, tt := range []struct {
@@ -103,13 +105,13 @@ func TestCheckLean(t *testing.T) {
 		{"@ih,0,24 0x323334", "@ih,0,24 0x323335", "chain replies: rule 3 is not"},
 		{"ct label 120 goto read", "goto read", "chain replies: rule 2 is not"},
 		{"meta priority set 2127:119", "meta priority set 2127:118", "chain replies: rule 4 is not"},
-		{"", "", "chain read: rule 1 is not"}, // which is left to do
+		{"", "", "chain read: rule 1 is not"}, // last
 	} {
 		t.Run(tt.old+"→"+tt.new, func(t *testing.T) {
 			newNamespace(t)
 			text := Text(lean)
 			if !strings.Contains(text, tt.old) {
-				t.Fatalf("the file has no %q", tt.old)
+				t.Fatalf("want %q in the file", tt.old)
 			}
 			text = strings.ReplaceAll(text, tt.old, tt.new)
 			nft(t, textStatement.ReplaceAllString(text, "accept"))
@@ -118,7 +120,7 @@ func TestCheckLean(t *testing.T) {
 	}
 }
 
-// Another helper, or a helper for fewer families.
+// TestCheckHelper has another helper, or a helper for fewer families.
 func TestCheckHelper(t *testing.T) {
 	newNamespace(t)
 	carry := func(name string) Config { return Config{Ports: example.Ports, Queue: 7, Helper: name} }
@@ -134,7 +136,7 @@ func TestCheckHelper(t *testing.T) {
 	}
 }
 
-// The file with one thing changed: Check names that thing.
+// TestCheckEditedFile changes one thing in the file, which Check names.
 func TestCheckEditedFile(t *testing.T) {
 	for _, tt := range []struct {
 		old, new string
@@ -177,11 +179,11 @@ func TestCheckEditedFile(t *testing.T) {
 			newNamespace(t)
 			text := Text(example)
 			if !strings.Contains(text, tt.old) {
-				t.Fatalf("the file has no %q", tt.old)
+				t.Fatalf("want %q in the file", tt.old)
 			}
 			text = strings.ReplaceAll(text, tt.old, tt.new)
 			if tt.old == "type inet_service" {
-				// Other keys: only the set itself can stand.
+				// No rule can use the set with other keys.
 				text = strings.ReplaceAll(text, "meta l4proto tcp ct original proto-dst @ports", "")
 			}
 			nft(t, textStatement.ReplaceAllString(text, "accept"))
@@ -190,7 +192,7 @@ func TestCheckEditedFile(t *testing.T) {
 	}
 }
 
-// A queue statement of either kind that is not quite right.
+// TestCheckStatement has queue statements that differ slightly.
 func TestCheckStatement(t *testing.T) {
 	newNamespace(t)
 	s := apply(t, example)
@@ -201,8 +203,6 @@ func TestCheckStatement(t *testing.T) {
 		}
 		return
 	}
-	if err := install(Config{Ports: example.Ports, Queue: 0x700}, Compat, nil); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, install(Config{Ports: example.Ports, Queue: 0x700}, Compat, nil))
 	wantError(t, Check(example), "chain control: rule 4 is not")
 }

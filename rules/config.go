@@ -7,69 +7,67 @@ import (
 	"strings"
 )
 
-// What the files are set to as they are shipped.
+// The values in the files.
 const (
-	// DefaultPorts is FTP's own control port, as ParsePorts takes it.
+	// DefaultPorts is FTP's control port, for ParsePorts.
 	DefaultPorts = "21"
 
 	// DefaultQueue is the queue's number.
 	DefaultQueue = 2121
 )
 
-// A Ruleset is what becomes of control connections.
+// Ruleset selects which packets of control connections are queued.
 type Ruleset string
 
 const (
 	// Full, ftp-queue.nft, queues the packets that carry payload, and the server's SYN-ACK.
 	Full Ruleset = "full"
 
-	// Lean, ftp-queue-lean.nft, queues only what must be read, as the first bytes of a packet's
-	// payload say: PORT, EPRT and AUTH, 234, and 227 and 229 where AskedLabel or EditedLabel is set.
+	// Lean, ftp-queue-lean.nft, queues packets by the first bytes of their payload: PORT, EPRT and AUTH, 234, and 227
+	// and 229 if ReplyDue or Rewritten is set.
 	Lean Ruleset = "lean"
 
-	// CTHelper, ftp-cthelper.nft, attaches a helper of user space and queues nothing: the kernel
-	// hands the packets to that helper's queue (net/netfilter/nfnetlink_cthelper.c).
+	// CTHelper, ftp-cthelper.nft, assigns a helper in user space and queues nothing: the kernel queues to the helper's
+	// queue (net/netfilter/nfnetlink_cthelper.c).
 	CTHelper Ruleset = "cthelper"
 
-	// Monitor, ftp-monitor.nft, queues what Full does, and attaches no helper and sets no label: for
-	// a daemon that opens and changes nothing.
+	// Monitor, ftp-monitor.nft, queues packets with payload, and assigns no helper and no label: for a daemon that opens
+	// and changes nothing.
 	Monitor Ruleset = "monitor"
 )
 
-// maxQueues is more than there is use for: a queue is for a processor.
+// maxQueues exceeds every use: one queue is enough for a processor.
 const maxQueues = 256
 
 // maxRanges keeps the ruleset within one netlink message.
 const maxRanges = 256
 
-// MaxHelper is how long the name of a conntrack helper may be, in bytes. It is one less than the kernel
-// takes (NF_CT_HELPER_NAME_LEN, without the NUL): nft with libnftnl 1.2.4 can't list a table that has a
-// name of 15 ("nf_tables kernel ABI is broken").
+// MaxHelper is the maximum length of a conntrack helper's name, in bytes. It is one less than the kernel's
+// (NF_CT_HELPER_NAME_LEN, without the NUL): nft with libnftnl 1.2.4 cannot list a name of 15 bytes ("nf_tables kernel
+// ABI is broken").
 const MaxHelper = 14
 
-// ftpHelper is the name of the kernel's own FTP helper, and of helpers in its place.
+// ftpHelper is the name of the kernel's FTP helper, and of a cthelper that replaces it.
 const ftpHelper = "ftp"
 
-// Config is what can be chosen about the ruleset.
+// Config is the settings of the rules.
 type Config struct {
 	// Ruleset is one of the four; "" means Full.
 	Ruleset Ruleset
 
-	// Ports are the control ports: those that clients dial, before any DNAT. At
-	// least 1 range and at most 256, without port 0; they may overlap.
+	// Ports are the control ports that clients connect to, before DNAT: 1 to 256 ranges without port 0; they may
+	// overlap.
 	Ports []PortRange
 
-	// Queue is the number of the netfilter queue, or of the first one. CTHelper has none: the
-	// helper was registered with it.
+	// Queue is the number of the netfilter queue, or of the first one. CTHelper ignores it: the helper has a queue.
 	Queue uint16
 
-	// Queues is how many queues there are, with consecutive numbers; 0 means 1. Both
-	// directions of a connection go to the same one.
+	// Queues is the number of queues, with consecutive numbers; 0 means 1. Both directions of a connection use the same
+	// queue.
 	Queues uint16
 
-	// Helper is the type of the conntrack helper that is attached to control connections: one of
-	// Carriers, or one that is registered through nfnetlink_cthelper. It has 14 bytes at most.
-	// "" means "ftp" for CTHelper, "sane" for the others. Monitor attaches none.
+	// Helper is the conntrack helper of control connections: one of Carriers, or one in user space. It has up to
+	// MaxHelper bytes. "" means "ftp" for CTHelper, "sane" for the others. Monitor assigns none.
 	Helper string
 }
 
@@ -92,7 +90,7 @@ func (c Config) helper() string {
 	return Carriers[0]
 }
 
-// Validate returns an error, one sentence, for a Config that can't work.
+// Validate returns an error, one sentence, for a Config that cannot work.
 func (c Config) Validate() error {
 	if !slices.Contains([]Ruleset{Full, Lean, CTHelper, Monitor}, c.ruleset()) {
 		return fmt.Errorf("there is no ruleset %q; there are %s, %s, %s and %s", c.Ruleset, Full, Lean, CTHelper, Monitor)

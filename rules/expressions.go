@@ -12,12 +12,8 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfnetlink"
 )
 
-// The library can't read a rule back that has "ct original": it expects four
-// bytes where nft_ct has one. It also leaves out expressions that it does not
-// know. So the rules are compared as they are on the wire.
-
-// dumpRules returns the expressions of each rule of a chain, as the kernel's
-// attributes.
+// dumpRules returns the expressions of each rule of a chain, as the kernel's attributes. Package nftables cannot read
+// "ct original" back, as it expects four bytes where nft_ct has one, and omits expressions that it does not know.
 func dumpRules(nl *netlink.Conn, c *nftables.Chain) ([][]nfnetlink.Attributes, error) {
 	var query nfnetlink.Buffer
 	query.Text(unix.NFTA_RULE_TABLE, c.Table.Name)
@@ -47,7 +43,7 @@ func dumpRules(nl *netlink.Conn, c *nftables.Chain) ([][]nfnetlink.Attributes, e
 	return rules, nil
 }
 
-// runs tells whether a rule, as the kernel has it, consists of exprs.
+// runs reports whether a dumped rule consists of exprs.
 func runs(rule []nfnetlink.Attributes, exprs []expr.Any) bool {
 	return slices.EqualFunc(rule, exprs, func(got nfnetlink.Attributes, want expr.Any) bool {
 		data, err := expr.Marshal(byte(table.Family), want)
@@ -55,10 +51,9 @@ func runs(rule []nfnetlink.Attributes, exprs []expr.Any) bool {
 	})
 }
 
-// sameAttributes compares the attributes that the kernel dumps with those that it
-// was sent, in any order. One that is all zero is the same as none, and a length
-// does not matter where the rest is zero: numbers are sent wider than they are
-// dumped, strings without the NUL.
+// sameAttributes compares the attributes that the kernel dumps with those that were sent, in any order. Trailing zeros
+// are ignored, and an attribute of zeros equals a missing one: numbers are sent wider than they are dumped, strings
+// without the NUL.
 func sameAttributes(got, sent nfnetlink.Attributes) bool {
 	for _, attrs := range []nfnetlink.Attributes{got, sent} {
 		for typ := range attrs.All() {

@@ -13,15 +13,16 @@ import (
 	"github.com/ti-mo/conntrack"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
-// step is one segment of a conversation, and what becomes of it; or a change of the label, as the
-// daemon makes it.
+// step is one segment of a conversation, or a change of the label by the daemon.
 type step struct {
-	server bool // sends it, and not the client
+	server bool // sender, else the client
 	text   string
-	queue  bool  // it is queued
-	labels []int // of the connection afterwards, but for ControlLabel
+	queue  bool  // want
+	labels []int // want afterwards, without Control
 
 	set, clear int
 }
@@ -35,10 +36,10 @@ func (s step) queued() step {
 }
 
 const (
-	active = ActiveLabel
-	edited = EditedLabel
-	asked  = AskedLabel
-	opaque = OpaqueLabel
+	active = Active
+	edited = Rewritten
+	due    = ReplyDue
+	opaque = Ignore
 
 	passive  = "227 Entering Passive Mode (192,0,2,2,4,1)\r\n"
 	extended = "229 Entering Extended Passive Mode (|||1025|)\r\n"
@@ -51,45 +52,45 @@ var opens = []step{says(port, active).queued(), {clear: active}}
 var conversations = map[string][]step{
 	"passive": {
 		answers("220 ready\r\n"), says("USER anonymous\r\n"), answers("331 and you are?\r\n"), says("PASS me\r\n"), answers("230 in\r\n"),
-		answers(passive), says("NOOP\r\n"), answers("200 done\r\n"), // one that nobody has asked for
-		says("PASV\r\n", asked), answers(passive, asked).queued(), {clear: asked, set: edited, labels: []int{edited}},
+		answers(passive), says("NOOP\r\n"), answers("200 done\r\n"), // not due
+		says("PASV\r\n", due), answers(passive, due).queued(), {clear: due, set: edited, labels: []int{edited}},
 		says("RETR file\r\n", edited), answers("150 here it comes\r\n", edited), answers("226 that was it\r\n", edited),
-		answers(passive, edited).queued(), answers(extended, edited).queued(), // sent again
-		says("EPSV\r\n", edited, asked), answers(extended, edited, asked).queued(), says("QUIT\r\n", edited, asked), answers("221 bye\r\n", edited, asked).queued(),
+		answers(passive, edited).queued(), answers(extended, edited).queued(), // retransmissions
+		says("EPSV\r\n", edited, due), answers(extended, edited, due).queued(), says("QUIT\r\n", edited, due), answers("221 bye\r\n", edited, due).queued(),
 	},
 	"passive, unchanged by the daemon": {
-		says("EPSV 1\r\n", asked), answers("200 not yet\r\n", asked).queued(), answers(extended, asked).queued(), {clear: asked}, answers(extended), answers(passive),
-		says("PASV\r\n", asked), answers("227", asked).queued(),
+		says("EPSV 1\r\n", due), answers("200 not yet\r\n", due).queued(), answers(extended, due).queued(), {clear: due}, answers(extended), answers(passive),
+		says("PASV\r\n", due), answers("227", due).queued(),
 	},
 	"active": append(slices.Clone(opens), answers("200 done\r\n"), says("LIST\r\n"), answers("150 here it comes\r\n"),
 		says("EPRT |2|2001:db8::1|1025|\r\n", active).queued(), step{clear: active}, answers("200 done\r\n")),
 	"active, pipelined": {
-		says(port, active).queued(), says("RETR file\r\n", active).queued(), says("PASV\r\n", active, asked).queued(), says("NOOP\r\n", active, asked).queued(),
-		answers("200 done\r\n", active, asked).queued(), {clear: active, labels: []int{asked}}, says("NOOP\r\n", asked),
+		says(port, active).queued(), says("RETR file\r\n", active).queued(), says("PASV\r\n", active, due).queued(), says("NOOP\r\n", active, due).queued(),
+		answers("200 done\r\n", active, due).queued(), {clear: active, labels: []int{due}}, says("NOOP\r\n", due),
 	},
-	"case": {says("pasv\r\n", asked), says("port 192,0,2,1,4,1\r\n", asked, active).queued(), {clear: active, labels: []int{asked}},
-		says("Eprt |1|192.0.2.1|1025|\r\n", asked, active).queued(), {clear: active, labels: []int{asked}}, says("aUtH tls\r\n", asked).queued()},
-	"P@SW":     {says("P@SW\r\n", asked), answers(passive, asked).queued(), {clear: asked}, says("p@sw\r\n", asked)},
-	"case too": {says("ePsV\r\n", asked), answers(extended, asked).queued()},
+	"case": {says("pasv\r\n", due), says("port 192,0,2,1,4,1\r\n", due, active).queued(), {clear: active, labels: []int{due}},
+		says("Eprt |1|192.0.2.1|1025|\r\n", due, active).queued(), {clear: active, labels: []int{due}}, says("aUtH tls\r\n", due).queued()},
+	"P@SW":     {says("P@SW\r\n", due), answers(passive, due).queued(), {clear: due}, says("p@sw\r\n", due)},
+	"case too": {says("ePsV\r\n", due), answers(extended, due).queued()},
 	"AUTH": {
 		says("AUTH TLS\r\n").queued(), answers("534 no\r\n"), says("AUTH TLS\r\n").queued(), answers("234 go on\r\n").queued(), {set: opaque, labels: []int{opaque}},
 		says("\x16\x03\x01\x00\x04", opaque), answers("\x16\x03\x03\x00\x04", opaque), answers("234", opaque), says(port, opaque), says("PASV\r\n", opaque), answers(passive, opaque),
 	},
-	"EPSV ALL":                   {says("EPSV ALL\r\n", asked), answers("200 done\r\n", asked).queued(), says("EPSV\r\n", asked), answers(extended, asked).queued(), says(port, asked, active).queued()},
-	"a longer word":              {says("PASVX\r\n", asked), answers("500 what?\r\n", asked).queued(), answers(passive, asked).queued()},
-	"other words":                {says("XPASV\r\n"), says("PASS port\r\n"), says("REPORT\r\n"), says("EPS\r\n"), says("PAST\r\n"), answers(passive), answers(extended)},
-	"three bytes":                {says("POR"), says("T 192,0,2,1,4,1\r\n"), says("PAS"), says("V\r\n"), answers("22"), answers("7 go\r\n"), says(".\r\n"), answers("2")},
-	"three bytes of a reply":     {says("PASV\r\n", asked), answers("22", asked).queued(), answers("7 Entering Passive Mode (192,0,2,2,4,1)\r\n", asked).queued(), answers(" "+passive, asked).queued()},
-	"behind another line":        {says("NOOP\r\n" + port), says("NOOP\r\nPASV\r\n"), answers("200 done\r\n" + passive), answers("200 done\r\n234 go on\r\n")},
-	"in front of another line":   {says("PASV\r\nNOOP\r\n", asked), answers(passive+"200 done\r\n", asked).queued(), says(port+"NOOP\r\n", asked, active).queued()},
-	"the wrong side":             append([]step{answers("PASV\r\n"), answers(port), answers("AUTH TLS\r\n"), answers("GET / HTTP/1.1\r\n"), says(passive), says("234\r\n")}, opens...),
-	"other replies":              {says("PASV\r\n", asked), answers("228 long\r\n", asked).queued(), answers("334 more\r\n", asked).queued(), answers("425 no\r\n", asked).queued(), {clear: asked}, answers("228 long\r\n"), answers("220 hello\r\n")},
-	"no HTTP":                    append([]step{says("DELE file\r\n"), says("OPTS UTF8 ON\r\n"), says("HELP\r\n"), says("GETS\r\n"), says("PUTS\r\n"), says("CONF x\r\n"), says("HE")}, opens...),
-	"HTTP after FTP":             {answers("220 ready\r\n"), says("USER me\r\n"), says("PASV\r\n", asked), says("GET / HTTP/1.1\r\n", asked, opaque), answers(passive, asked, opaque), says(port, asked, opaque)},
-	"HTTP in lower case":         {says("get / http/1.1\r\n", opaque), says(port, opaque)},
-	"TLS":                        {says("\x16\x03\x01\x02\x00\x01", opaque), says(port, opaque), says("AUTH TLS\r\n", opaque)},
-	"binary, but no handshake":   append([]step{says("\x17\x03\x03\x00\x04"), says("\x16\x02"), says("\x16")}, opens...),
-	"attention, in telnet's way": append([]step{says("\xff\xf4\xff\xf2ABOR\r\n")}, opens...),
+	"EPSV ALL":                 {says("EPSV ALL\r\n", due), answers("200 done\r\n", due).queued(), says("EPSV\r\n", due), answers(extended, due).queued(), says(port, due, active).queued()},
+	"a longer word":            {says("PASVX\r\n", due), answers("500 what?\r\n", due).queued(), answers(passive, due).queued()},
+	"other words":              {says("XPASV\r\n"), says("PASS port\r\n"), says("REPORT\r\n"), says("EPS\r\n"), says("PAST\r\n"), answers(passive), answers(extended)},
+	"three bytes":              {says("POR"), says("T 192,0,2,1,4,1\r\n"), says("PAS"), says("V\r\n"), answers("22"), answers("7 go\r\n"), says(".\r\n"), answers("2")},
+	"three bytes of a reply":   {says("PASV\r\n", due), answers("22", due).queued(), answers("7 Entering Passive Mode (192,0,2,2,4,1)\r\n", due).queued(), answers(" "+passive, due).queued()},
+	"after another line":       {says("NOOP\r\n" + port), says("NOOP\r\nPASV\r\n"), answers("200 done\r\n" + passive), answers("200 done\r\n234 go on\r\n")},
+	"before another line":      {says("PASV\r\nNOOP\r\n", due), answers(passive+"200 done\r\n", due).queued(), says(port+"NOOP\r\n", due, active).queued()},
+	"the wrong side":           append([]step{answers("PASV\r\n"), answers(port), answers("AUTH TLS\r\n"), answers("GET / HTTP/1.1\r\n"), says(passive), says("234\r\n")}, opens...),
+	"other replies":            {says("PASV\r\n", due), answers("228 long\r\n", due).queued(), answers("334 more\r\n", due).queued(), answers("425 no\r\n", due).queued(), {clear: due}, answers("228 long\r\n"), answers("220 hello\r\n")},
+	"no HTTP":                  append([]step{says("DELE file\r\n"), says("OPTS UTF8 ON\r\n"), says("HELP\r\n"), says("GETS\r\n"), says("PUTS\r\n"), says("CONF x\r\n"), says("HE")}, opens...),
+	"HTTP after FTP":           {answers("220 ready\r\n"), says("USER me\r\n"), says("PASV\r\n", due), says("GET / HTTP/1.1\r\n", due, opaque), answers(passive, due, opaque), says(port, due, opaque)},
+	"HTTP in lower case":       {says("get / http/1.1\r\n", opaque), says(port, opaque)},
+	"TLS":                      {says("\x16\x03\x01\x02\x00\x01", opaque), says(port, opaque), says("AUTH TLS\r\n", opaque)},
+	"binary, but no handshake": append([]step{says("\x17\x03\x03\x00\x04"), says("\x16\x02"), says("\x16")}, opens...),
+	"telnet's urgent data":     append([]step{says("\xff\xf4\xff\xf2ABOR\r\n")}, opens...),
 }
 
 func init() {
@@ -101,18 +102,18 @@ func init() {
 	}
 }
 
-// Of what is said, the ruleset Lean queues what must be read, and nothing else.
-func TestLeanQueued(t *testing.T) {
+// TestLeanQueues has conversations, with the segments that the ruleset Lean queues and the labels that it sets.
+func TestLeanQueues(t *testing.T) {
 	for _, queues := range []uint16{1, 4} {
 		for _, place := range []string{"server's host", "client's host", "loopback"} {
-			t.Run(fmt.Sprintf("%s, %d queues", place, queues), func(t *testing.T) { testLeanQueued(t, place, queues) })
+			t.Run(fmt.Sprintf("%s, %d queues", place, queues), func(t *testing.T) { testLeanQueues(t, place, queues) })
 		}
 	}
 }
 
-func testLeanQueued(t *testing.T, place string, queues uint16) {
+func testLeanQueues(t *testing.T, place string, queues uint16) {
 	client, server := newLab(t)
-	here := server // where the rules are
+	here := server // has the rules
 	switch place {
 	case "client's host":
 		here = client
@@ -126,7 +127,7 @@ func testLeanQueued(t *testing.T, place string, queues uint16) {
 		all = append(all, openQueue(t, here, lean.Queue+i))
 	}
 	ct, err := conntrack.Dial(&mdnetlink.Config{NetNS: int(here)})
-	must(t, err)
+	must.Do(t, err)
 	defer ct.Close()
 	used := make(map[int]bool)
 	for _, addr := range []netip.Addr{server4, server6} {
@@ -135,27 +136,27 @@ func testLeanQueued(t *testing.T, place string, queues uint16) {
 		}
 	}
 	if delete(used, -1); len(used) < min(len(all), 2) {
-		t.Errorf("of %d queues this is used: %v", len(all), used)
+		t.Errorf("got queues %v, want at least two of %d", used, len(all))
 	}
 }
 
-// testConversation returns which of the queues was used, -1 for none.
+// testConversation returns the index of the queue that was used, -1 for none.
 func testConversation(t *testing.T, name string, ns netns.NsHandle, dialled netip.AddrPort, queues []*queue, ct *conntrack.Conn, steps []step) int {
 	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(dialled))
-	must(t, err)
+	must.Do(t, err)
 	defer l.Close()
-	must(t, l.SetDeadline(time.Now().Add(20*time.Second)))
+	must.Do(t, l.SetDeadline(time.Now().Add(20*time.Second)))
 	var client net.Conn
 	within(t, ns, func() {
 		client, err = net.DialTimeout("tcp", dialled.String(), 20*time.Second)
-		must(t, err)
+		must.Do(t, err)
 	})
 	defer client.Close()
 	server, err := l.Accept()
-	must(t, err)
+	must.Do(t, err)
 	defer server.Close()
 	for _, conn := range []net.Conn{client, server} {
-		must(t, conn.SetDeadline(time.Now().Add(20*time.Second)))
+		must.Do(t, conn.SetDeadline(time.Now().Add(20*time.Second)))
 	}
 	ends := map[bool]netip.AddrPort{
 		false: client.LocalAddr().(*net.TCPAddr).AddrPort(),
@@ -179,7 +180,7 @@ func testConversation(t *testing.T, name string, ns netns.NsHandle, dialled neti
 			setLabels(t, ct, flow, step.set, step.clear)
 		} else {
 			_, err := io.WriteString(from, step.text)
-			must(t, err)
+			must.Do(t, err)
 			got := make([]byte, len(step.text))
 			if _, err := io.ReadFull(to, got); err != nil || string(got) != step.text {
 				t.Fatalf("%s: got %q, %v", what, got, err)
@@ -189,24 +190,24 @@ func testConversation(t *testing.T, name string, ns netns.NsHandle, dialled neti
 		for n, q := range queues {
 			for _, segment := range q.between(ends[false], ends[true]) {
 				p := position{segment.src, segment.seq}
-				if seen[p] { // in an earlier step, or sent again
+				if seen[p] { // of an earlier step, or a retransmission
 					continue
 				}
 				seen[p] = true
 				if queued = true; segment.src != ends[step.server] || segment.payload != step.text {
-					t.Errorf("%s: from %v this is queued: %q", what, segment.src, segment.payload)
+					t.Errorf("%s: got %q from %v in the queue", what, segment.payload, segment.src)
 				}
 				if used >= 0 && used != n {
-					t.Errorf("%s is in queue %d, others are in %d", what, n, used)
+					t.Errorf("%s: got queue %d, want %d", what, n, used)
 				}
 				used = n
 			}
 		}
 		if queued != step.queue {
-			t.Errorf("%s: queued: %v, want %v", what, queued, step.queue)
+			t.Errorf("%s: got queued %v, want %v", what, queued, step.queue)
 		}
-		if got, want := labels(t, ct, flow), append([]int{ControlLabel}, step.labels...); !same(got, want) {
-			t.Errorf("%s: the labels are %v, want %v", what, got, want)
+		if got, want := labels(t, ct, flow), append([]int{Control}, step.labels...); !same(got, want) {
+			t.Errorf("%s: got labels %v, want %v", what, got, want)
 		}
 	}
 	return used
@@ -229,7 +230,7 @@ func (q *queue) between(a, b netip.AddrPort) []segment {
 func labels(t *testing.T, ct *conntrack.Conn, f conntrack.Flow) []int {
 	t.Helper()
 	found, err := ct.Get(f)
-	must(t, err)
+	must.Do(t, err)
 	var bits []int
 	for i := range found.Labels {
 		for bit := range 8 {
@@ -253,7 +254,7 @@ func setLabels(t *testing.T, ct *conntrack.Conn, f conntrack.Flow, set, clear in
 	if set > 0 {
 		f.Labels[set/8] |= 1 << (set % 8)
 	}
-	must(t, ct.Update(f))
+	must.Do(t, ct.Update(f))
 }
 
 func same(a, b []int) bool {

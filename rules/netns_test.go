@@ -8,10 +8,11 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
-// newNamespace locks the test to a thread in a fresh network namespace, whose lo
-// is up, until the test ends.
+// newNamespace locks the test to a thread in a new network namespace, with lo up, until the test ends.
 func newNamespace(t *testing.T) netns.NsHandle {
 	t.Helper()
 	runtime.LockOSThread()
@@ -25,7 +26,7 @@ func newNamespace(t *testing.T) netns.NsHandle {
 	}
 	t.Cleanup(func() {
 		ns.Close()
-		// A thread that can't go back stays locked, and ends with the test.
+		// Otherwise the thread stays locked, and ends with the test.
 		if err := netns.Set(orig); err != nil {
 			t.Errorf("leaving the network namespace: %v", err)
 			return
@@ -34,12 +35,8 @@ func newNamespace(t *testing.T) netns.NsHandle {
 		runtime.UnlockOSThread()
 	})
 	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := netlink.LinkSetUp(lo); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
+	must.Do(t, netlink.LinkSetUp(lo))
 	return ns
 }
 
@@ -47,17 +44,11 @@ func newNamespace(t *testing.T) netns.NsHandle {
 func within(t *testing.T, ns netns.NsHandle, f func()) {
 	t.Helper()
 	here, err := netns.Get()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	defer here.Close()
-	if err := netns.Set(ns); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, netns.Set(ns))
 	defer func() {
-		if err := netns.Set(here); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, netns.Set(here))
 	}()
 	f()
 }
@@ -84,8 +75,6 @@ func nft(t *testing.T, script string) string {
 func apply(t *testing.T, c Config) Statement {
 	t.Helper()
 	s, err := Apply(c)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	return s
 }

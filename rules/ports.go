@@ -9,11 +9,10 @@ import (
 	"strings"
 )
 
-// PortRange is a range of TCP ports from First to Last, both of them included.
-// A single port is a range with First == Last.
+// PortRange is a range of TCP ports from First to Last, inclusive.
 type PortRange struct{ First, Last uint16 }
 
-// String writes the range as nft(8) does: "21" or "2200-2210".
+// String returns the range in the syntax of nft(8): "21" or "2200-2210".
 func (r PortRange) String() string {
 	if r.First == r.Last {
 		return strconv.Itoa(int(r.First))
@@ -21,8 +20,7 @@ func (r PortRange) String() string {
 	return fmt.Sprintf("%d-%d", r.First, r.Last)
 }
 
-// FormatPorts writes a list of ports and ranges with the separator between them; with "," it is the
-// inverse of [ParsePorts].
+// FormatPorts returns a list of ports and ranges with a separator; with "," it is the inverse of [ParsePorts].
 func FormatPorts(ports []PortRange, separator string) string {
 	var texts []string
 	for _, r := range ports {
@@ -31,10 +29,9 @@ func FormatPorts(ports []PortRange, separator string) string {
 	return strings.Join(texts, separator)
 }
 
-// ParsePorts reads a list of ports and ranges of ports that are separated by
-// commas, such as "21,2121,2200-2210"; spaces around them are ignored. The result
-// is sorted, with ranges merged where they overlap or touch, and fit for Config.
-// Errors are one sentence that names the part at fault.
+// ParsePorts parses a list of ports and ranges with commas, such as "21,2121,2200-2210"; spaces around them are
+// ignored. The result is sorted, with ranges merged where they overlap or touch, and valid for Config. An error is one
+// sentence with the faulty part.
 func ParsePorts(s string) ([]PortRange, error) {
 	var ranges []PortRange
 	for item := range strings.SplitSeq(s, ",") {
@@ -85,11 +82,11 @@ func merge(ranges []PortRange) []PortRange {
 	return merged
 }
 
-// common returns what is in both.
-func common(a, b []PortRange) []PortRange { return without(a, without(a, b)) }
+// intersect returns the ports in both.
+func intersect(a, b []PortRange) []PortRange { return subtract(a, subtract(a, b)) }
 
-// without returns what is left of ranges when others are taken away.
-func without(ranges, others []PortRange) []PortRange {
+// subtract returns the ports in ranges and not in others.
+func subtract(ranges, others []PortRange) []PortRange {
 	for _, o := range others {
 		var left []PortRange
 		for _, r := range ranges {

@@ -33,7 +33,7 @@ func TestParsePorts(t *testing.T) {
 	} {
 		got, err := ParsePorts(tt.in)
 		if tt.err == "" && err != nil || tt.err != "" && (err == nil || !strings.Contains(err.Error(), tt.err)) {
-			t.Errorf("ParsePorts(%q): error %v, want %q", tt.in, err, tt.err)
+			t.Errorf("ParsePorts(%q): got error %v, want %q", tt.in, err, tt.err)
 		}
 		if !reflect.DeepEqual(got, tt.want) {
 			t.Errorf("ParsePorts(%q) = %v, want %v", tt.in, got, tt.want)
@@ -47,10 +47,10 @@ func TestParsePortsTooMany(t *testing.T) {
 		ports = append(ports, PortRange{uint16(p), uint16(p)}.String())
 	}
 	if _, err := ParsePorts(strings.Join(ports, ",")); err == nil {
-		t.Errorf("%d ranges were accepted", len(ports))
+		t.Errorf("%d ranges: got no error, want one", len(ports))
 	}
 	if _, err := ParsePorts(strings.Join(ports[1:], ",")); err != nil {
-		t.Errorf("%d ranges: %v", len(ports)-1, err)
+		t.Errorf("%d ranges: got %v, want no error", len(ports)-1, err)
 	}
 }
 
@@ -66,19 +66,19 @@ func FuzzParsePorts(f *testing.F) {
 		var written []string
 		for i, r := range got {
 			if r.First == 0 || r.Last < r.First {
-				t.Fatalf("%q: %v is no range of ports", s, r)
+				t.Fatalf("%q: got %v, want a range of ports", s, r)
 			}
 			if i > 0 && int(r.First) <= int(got[i-1].Last)+1 {
-				t.Fatalf("%q: %v and %v overlap or touch", s, got[i-1], r)
+				t.Fatalf("%q: got %v and %v, want ranges that do not touch", s, got[i-1], r)
 			}
 			written = append(written, r.String())
 		}
 		again, err := ParsePorts(strings.Join(written, ","))
 		if err != nil || !reflect.DeepEqual(again, got) {
-			t.Fatalf("%q: %v reads back as %v, %v", s, got, again, err)
+			t.Fatalf("%q: got %v, %v, want %v", s, again, err, got)
 		}
 		if back := intervals(elements(got)); !reflect.DeepEqual(back, got) {
-			t.Fatalf("%q: %v comes back from the set's elements as %v", s, got, back)
+			t.Fatalf("%q: got %v from the set's elements, want %v", s, back, got)
 		}
 	})
 }

@@ -8,12 +8,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ProbeStatement asks the kernel which statement Apply would use, in a transaction that
-// leaves nothing behind but the modules that the kernel has loaded for it. Errors are one
-// sentence, and wrap ENOENT if the kernel has neither.
+// ProbeStatement returns the statement that Apply would use. Its transaction changes nothing, except that the kernel
+// may load modules. Errors are one sentence, and wrap ENOENT if the kernel has neither statement.
 func ProbeStatement(opts ...nftables.ConnOption) (Statement, error) {
 	probe := func(s Statement) error {
-		return try(table.Family, opts, func(conn *nftables.Conn, t *nftables.Table) {
+		return dryRun(table.Family, opts, func(conn *nftables.Conn, t *nftables.Table) {
 			chain := conn.AddChain(&nftables.Chain{Table: t, Name: control.Name})
 			conn.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: []expr.Any{s.Expr(0)}})
 		})

@@ -6,25 +6,22 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
-// What the probes say is what Apply finds, and they leave nothing behind.
-func TestProbe(t *testing.T) {
+func TestProbeAgreesWithApply(t *testing.T) {
 	newNamespace(t)
 	probed, err := ProbeStatement()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	for _, name := range Carriers {
-		if err := ProbeCarrier(name); err != nil {
-			t.Error(err)
-		}
+		must.Do(t, ProbeCarrier(name))
 	}
 	if got := nft(t, "list ruleset"); got != "" {
-		t.Errorf("the probes left this behind:\n%s", got)
+		t.Errorf("got\n%s\nwant no rules", got)
 	}
 	if applied := apply(t, example); applied != probed {
-		t.Errorf("probed: %s, applied: %s", probed, applied)
+		t.Errorf("got %s, want %s as applied", probed, applied)
 	}
 }
 
@@ -32,6 +29,6 @@ func TestProbeMissingCarrier(t *testing.T) {
 	newNamespace(t)
 	err := ProbeCarrier("no-such-helper")
 	if !errors.Is(err, unix.ENOENT) || !strings.Contains(err.Error(), `no conntrack helper "no-such-helper"`) {
-		t.Errorf("without any: %v", err)
+		t.Errorf("got %v, want that there is no such helper", err)
 	}
 }

@@ -20,9 +20,11 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
-// The lab: a client and a server, with the ruleset on the server.
+// The addresses of the client and the server, which has the rules.
 var (
 	client4 = netip.MustParseAddr("192.0.2.1")
 	server4 = netip.MustParseAddr("192.0.2.2")
@@ -30,49 +32,42 @@ var (
 	server6 = netip.MustParseAddr("2001:db8::2")
 )
 
-// newLab returns the two namespaces; the test's thread is in the server's.
+// newLab returns the namespaces of client and server, and moves the test's thread to the server's.
 func newLab(t *testing.T) (client, server netns.NsHandle) {
 	t.Helper()
 	client = newNamespace(t)
 	server = newNamespace(t)
-	must(t, netlink.LinkAdd(&netlink.Veth{
+	must.Do(t, netlink.LinkAdd(&netlink.Veth{
 		LinkAttrs:     netlink.LinkAttrs{Name: "veth"},
 		PeerName:      "veth",
 		PeerNamespace: netlink.NsFd(client),
 	}))
 	up := func(addrs ...netip.Addr) {
 		link, err := netlink.LinkByName("veth")
-		must(t, err)
+		must.Do(t, err)
 		for _, a := range addrs {
 			ipnet := &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen()-8, a.BitLen())}
-			must(t, netlink.AddrAdd(link, &netlink.Addr{IPNet: ipnet, Flags: unix.IFA_F_NODAD}))
+			must.Do(t, netlink.AddrAdd(link, &netlink.Addr{IPNet: ipnet, Flags: unix.IFA_F_NODAD}))
 		}
-		must(t, netlink.LinkSetUp(link))
+		must.Do(t, netlink.LinkSetUp(link))
 	}
 	up(server4, server6)
 	within(t, client, func() { up(client4, client6) })
 	return client, server
 }
 
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-// What is said on every connection, a line at a time; the server greets.
+// The lines of every connection; the server greets.
 var (
 	said    = []string{"USER anonymous\r\n", "PASV\r\n", "QUIT\r\n"}
 	replied = []string{"220 ready\r\n", "331 and you are?\r\n", "227 Entering Passive Mode (192,0,2,2,4,1)\r\n", "221 bye\r\n"}
 )
 
-// talk holds the conversation between a listener in the test's namespace and a
-// client in another one. The server listens where NAT, if any, sends dialled.
+// talk has the conversation between a listener in the test's namespace, at the address after NAT, and a client in
+// another one.
 func talk(t *testing.T, client netns.NsHandle, dialled, listen netip.AddrPort, options string) {
 	t.Helper()
 	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(listen))
-	must(t, err)
+	must.Do(t, err)
 	defer l.Close()
 
 	served := make(chan error, 1)
@@ -89,12 +84,12 @@ func talk(t *testing.T, client netns.NsHandle, dialled, listen netip.AddrPort, o
 			return err
 		}}
 		conn, err := dialer.Dial("tcp", dialled.String())
-		must(t, err)
+		must.Do(t, err)
 		defer conn.Close()
-		must(t, conn.SetDeadline(time.Now().Add(20*time.Second)))
-		must(t, converse(conn))
+		must.Do(t, conn.SetDeadline(time.Now().Add(20*time.Second)))
+		must.Do(t, converse(conn))
 	})
-	must(t, <-served)
+	must.Do(t, <-served)
 }
 
 func serve(l *net.TCPListener) error {
@@ -140,7 +135,7 @@ func converse(conn net.Conn) error {
 	return nil
 }
 
-// queue accepts all packets of the queue in the test's namespace, and keeps them.
+// queue accepts all packets of a queue and keeps them.
 type queue struct {
 	mu      sync.Mutex
 	packets []segment
@@ -163,14 +158,14 @@ func openQueue(t *testing.T, ns netns.NsHandle, number uint16) *queue {
 		NetNS: int(ns), NfQueue: number, MaxPacketLen: 0xffff, MaxQueueLen: 256,
 		Copymode: nfqueue.NfQnlCopyPacket, WriteTimeout: time.Second,
 	})
-	must(t, err)
+	must.Do(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(func() {
 		cancel()
 		nfq.Close()
 	})
 	q := &queue{}
-	must(t, nfq.RegisterWithErrorFunc(ctx, func(a nfqueue.Attribute) int {
+	must.Do(t, nfq.RegisterWithErrorFunc(ctx, func(a nfqueue.Attribute) int {
 		s, err := parseSegment(*a.Payload)
 		if err != nil {
 			t.Errorf("queued: %v", err)
@@ -219,9 +214,8 @@ func parseSegment(b []byte) (segment, error) {
 	}, nil
 }
 
-// wantConversation checks that the queue had every line and nothing else, each at the
-// last hook that the host has for it. The client's packets go to server, and leave
-// through clientHook. Retransmissions are allowed for.
+// wantConversation checks that every line was queued at its hook, and nothing else but retransmissions. The client's
+// packets go to server and are queued at clientHook.
 func (q *queue) wantConversation(t *testing.T, server netip.AddrPort, clientHook byte) {
 	t.Helper()
 	q.mu.Lock()
@@ -239,14 +233,14 @@ func (q *queue) wantConversation(t *testing.T, server netip.AddrPort, clientHook
 			continue
 		}
 		if s.payload == "" {
-			t.Errorf("a packet without payload was queued: %v to %v", s.src, s.dst)
+			t.Errorf("%v to %v: got no payload, want some", s.src, s.dst)
 		}
 		direction, hook := &out, byte(unix.NF_INET_POST_ROUTING)
 		if s.dst == server {
 			direction, hook = &in, clientHook
 		}
 		if s.hook != hook {
-			t.Errorf("queued at hook %d instead of %d: %v to %v %q", s.hook, hook, s.src, s.dst, s.payload)
+			t.Errorf("%v to %v %q: got hook %d, want %d", s.src, s.dst, s.payload, s.hook, hook)
 		}
 		if p := (position{s.src, s.seq}); !seen[p] {
 			seen[p] = true
@@ -254,38 +248,37 @@ func (q *queue) wantConversation(t *testing.T, server netip.AddrPort, clientHook
 		}
 	}
 	if !opened {
-		t.Error("the server's SYN-ACK was not queued")
+		t.Error("got no SYN-ACK of the server, want one")
 	}
 	if got, want := in.String(), strings.Join(said, ""); got != want {
-		t.Errorf("queued from the client: %q, want %q", got, want)
+		t.Errorf("from the client: got %q, want %q", got, want)
 	}
 	if got, want := out.String(), strings.Join(replied, ""); got != want {
-		t.Errorf("queued from the server: %q, want %q", got, want)
+		t.Errorf("from the server: got %q, want %q", got, want)
 	}
 }
 
-// wantHelper checks which helper the connection has.
+// wantHelper checks the helper of a connection.
 func wantHelper(t *testing.T, ns netns.NsHandle, dialled netip.AddrPort, want string) {
 	t.Helper()
 	conn, err := conntrack.Dial(&mdnetlink.Config{NetNS: int(ns)})
-	must(t, err)
+	must.Do(t, err)
 	defer conn.Close()
 	flows, err := conn.Dump(nil)
-	must(t, err)
+	must.Do(t, err)
 	for _, f := range flows {
 		to := netip.AddrPortFrom(f.TupleOrig.IP.DestinationAddress, f.TupleOrig.Proto.DestinationPort)
 		if to == dialled {
 			if f.Helper.Name != want {
-				t.Errorf("the connection's helper is %q, want %q", f.Helper.Name, want)
+				t.Errorf("got helper %q, want %q", f.Helper.Name, want)
 			}
 			return
 		}
 	}
-	t.Errorf("conntrack has no connection to %v", dialled)
+	t.Errorf("got no connection to %v, want one", dialled)
 }
 
-// TestQueued says that of control connections, what carries payload is queued, after NAT.
-func TestQueued(t *testing.T) {
+func TestQueuesPayloadOfControlConnectionsAfterNAT(t *testing.T) {
 	c := Config{Ports: example.Ports, Queue: example.Queue}
 	const nops = "\x01\x01\x01\x01\x01\x01\x01\x01" // IPv4 options that do nothing
 	redirect := "table inet mine { chain c { type nat hook prerouting priority -100; tcp dport 21 redirect to :4021; }; }"
@@ -295,7 +288,7 @@ func TestQueued(t *testing.T) {
 		loopback        bool
 		options         string
 		setup           string
-		passes          bool // is not for the queue
+		passes          bool // not queued
 	}{
 		{name: "IPv4", dialled: netip.AddrPortFrom(server4, 21)},
 		{name: "IPv6", dialled: netip.AddrPortFrom(server6, 21)},
@@ -307,7 +300,7 @@ func TestQueued(t *testing.T) {
 		{name: "IPv6 DNAT", dialled: netip.AddrPortFrom(server6, 21), listen: netip.AddrPortFrom(server6, 4021), setup: redirect},
 		{name: "IPv4 other port", dialled: netip.AddrPortFrom(server4, 22), passes: true},
 		{name: "IPv6 other port", dialled: netip.AddrPortFrom(server6, 22), passes: true},
-		{name: "real port behind DNAT", dialled: netip.AddrPortFrom(server4, 4021), setup: redirect, passes: true},
+		{name: "real port after DNAT", dialled: netip.AddrPortFrom(server4, 4021), setup: redirect, passes: true},
 		{
 			name: "port added while it runs", dialled: netip.AddrPortFrom(server4, 990),
 			setup: "add element inet nfq_ftphelper ports { 990 }",
@@ -332,7 +325,7 @@ func TestQueued(t *testing.T) {
 				q.mu.Lock()
 				defer q.mu.Unlock()
 				if len(q.packets) > 0 {
-					t.Errorf("%d packets were queued", len(q.packets))
+					t.Errorf("got %d packets, want none", len(q.packets))
 				}
 				return
 			}
@@ -342,7 +335,7 @@ func TestQueued(t *testing.T) {
 	}
 }
 
-// Nobody listens on the queue.
+// TestBypass has no program on the queue.
 func TestBypass(t *testing.T) {
 	client, _ := newLab(t)
 	for _, r := range []Ruleset{Full, Lean} {
@@ -358,14 +351,12 @@ func testBypass(t *testing.T, client netns.NsHandle, r Ruleset) {
 	}
 }
 
-// The second carrier: it reads nothing either, and is for IPv4.
-func TestQueuedPPTP(t *testing.T) {
+// TestPPTPIsForIPv4 has the second carrier.
+func TestPPTPIsForIPv4(t *testing.T) {
 	client, server := newLab(t)
 	c := Config{Ports: example.Ports, Queue: example.Queue, Helper: "pptp"}
 	apply(t, c)
-	if err := Check(c); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, Check(c))
 	for addr, helper := range map[netip.Addr]string{server4: "pptp", server6: ""} {
 		to := netip.AddrPortFrom(addr, 21)
 		talk(t, client, to, to, "")

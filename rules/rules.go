@@ -1,17 +1,15 @@
-// Package rules installs the nftables rules that hand the packets of FTP control
-// connections to a queue. There are four rulesets: ftp-queue.nft, ftp-queue-lean.nft,
-// ftp-cthelper.nft and ftp-monitor.nft, which Text returns for nft(8), and the same over netlink.
+// Package rules installs the nftables rules that queue the packets of FTP control connections. There are four
+// rulesets: ftp-queue.nft, ftp-queue-lean.nft, ftp-cthelper.nft and ftp-monitor.nft, which Text returns for nft(8) and
+// Apply installs over netlink.
 //
-// Each but the last attaches a conntrack helper to a new connection before NAT, and reads its packets
-// after routing, filtering and NAT, as the kernel's own helper does: what this host drops
-// is not read, and a packet has the addresses that it leaves with.
+// All but the last assign a conntrack helper to a new connection before NAT, and queue its packets after routing,
+// filtering and NAT, as the kernel's own helper does: packets that this host drops are not read, and the others have
+// the addresses that they leave with.
 //
-// Each of them is one table, inet nfq_ftphelper. Nothing outside of it is
-// changed. What the kernel makes of it is in net/netfilter: nf_tables_api.c,
-// nft_ct.c, nft_payload.c and nft_queue.c or xt_NFQUEUE.c, Linux 5.16 and later.
+// A ruleset is one table, inet nfq_ftphelper. Nothing else is changed. The kernel's side is in net/netfilter:
+// nf_tables_api.c, nft_ct.c, nft_payload.c and nft_queue.c or xt_NFQUEUE.c, Linux 5.16 and later.
 //
-// All functions act in the network namespace of the calling thread, unless
-// nftables.WithNetNSFd names another one.
+// All functions work in the network namespace of the calling thread, unless nftables.WithNetNSFd selects another one.
 package rules
 
 import (
@@ -27,20 +25,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Statement is the way in which the ruleset hands a packet to the queue.
+// Statement is the nftables statement that queues a packet.
 type Statement string
 
 const (
 	// Native is nftables' own queue statement (CONFIG_NFT_QUEUE).
 	Native Statement = "queue"
 
-	// Compat is the NFQUEUE target of iptables, called through nft_compat: for
-	// kernels without the native statement. nft(8) can't load it, and calls a table
-	// that has it "managed by iptables-nft" when it lists it.
+	// Compat is the NFQUEUE target of iptables, through nft_compat, for kernels without the native statement. nft(8)
+	// cannot load it, and lists its table as "managed by iptables-nft".
 	Compat Statement = "NFQUEUE target"
 )
 
-// Expr is the statement for one queue. Packets pass while nobody listens on it.
+// Expr returns the statement for one queue. Packets pass while no program is bound to it.
 func (s Statement) Expr(queue uint16) expr.Any {
 	if s == Native {
 		return &expr.Queue{Num: queue, Total: 1, Flag: expr.QueueFlagBypass}
@@ -53,53 +50,51 @@ func (s Statement) Expr(queue uint16) expr.Any {
 	return &expr.Target{Name: "NFQUEUE", Rev: 3, Info: &info}
 }
 
-// AgainPriority is the priority (meta priority in nftables) that the ruleset Lean gives to a reply
-// for which none is due: one that the daemon has rewritten before, sent again. The daemon sees it
-// from Linux 5.18 on (NFQA_PRIORITY).
-const AgainPriority = 0x2127_0119
+// RetransmitPriority is the priority (meta priority in nftables) that the ruleset Lean sets on a 227 or 229 that is not
+// due: the retransmission of a rewritten one. The daemon sees it from Linux 5.18 on (NFQA_PRIORITY).
+const RetransmitPriority = 0x2127_0119
 
 // Bits of the conntrack label (ct label), 0 to 127.
 const (
-	// InLineLabel is for the daemon to set on recognised connections that it forgets in the middle of a line.
-	InLineLabel = 115
+	// InLine marks recognised connections that the daemon has evicted within a line. The daemon sets it.
+	InLine = 115
 
-	// ActiveLabel marks connections whose PORT or EPRT is in the queue: the ruleset Lean sets it, and queues all that the
-	// client sends until the daemon clears it, so that nothing overtakes the line.
-	ActiveLabel = 116
+	// Active marks connections whose PORT or EPRT is in the queue. The ruleset Lean sets it and then queues all packets
+	// of the client until the daemon clears it, so that none overtakes the line.
+	Active = 116
 
-	// RecognisedLabel is for the daemon to set on connections that it has recognised as FTP: it read them from the
-	// client's first byte up to the login. No rule looks at it; it outlives the daemon.
-	RecognisedLabel = 118
+	// Recognised marks connections that the daemon has recognised as FTP, from the client's first byte up to the
+	// login. The daemon sets it; no rule matches it.
+	Recognised = 118
 
-	// EditedLabel is for the daemon to set on connections in which it has rewritten a 227 or 229,
-	// which may be sent again: the ruleset Lean queues those replies from then on.
-	EditedLabel = 119
+	// Rewritten marks connections with a rewritten 227 or 229. The daemon sets it; the ruleset Lean then queues
+	// retransmissions of these replies.
+	Rewritten = 119
 
-	// AskedLabel marks connections whose client has sent PASV or EPSV, so that a 227 or 229 is due: the ruleset Lean
-	// sets it, and queues all that the server sends until the daemon clears it, so that nothing overtakes the reply.
-	AskedLabel = 120
+	// ReplyDue marks connections whose client has sent PASV or EPSV. The ruleset Lean sets it and then queues all packets
+	// of the server until the daemon clears it, so that none overtakes the 227 or 229.
+	ReplyDue = 120
 
-	// ControlLabel marks the control connections that the ruleset has given a helper; only their
-	// packets are read.
-	ControlLabel = 121
+	// Control marks control connections with a helper. The rules set it, and queue packets of these connections only.
+	Control = 121
 
-	// ProxiedLabel marks connections that this host opens without a socket, in a client's name: SYNPROXY
-	// does. It takes the server's SYN-ACK itself, which must not be delayed.
-	ProxiedLabel = 123
+	// Proxied marks connections that SYNPROXY opens on behalf of a client. It receives the server's SYN-ACK, which must
+	// not be delayed.
+	Proxied = 123
 
-	// OpaqueLabel is for the daemon to set on connections in which there is nothing left
-	// to read: they are not queued any more. The ruleset Lean sets it too, on what is no FTP.
-	OpaqueLabel = 122
+	// Ignore marks connections that are encrypted or not FTP, whose packets are not queued any more. The daemon sets
+	// it, and so does the ruleset Lean.
+	Ignore = 122
 )
 
-// label is the label with some bits set, as the kernel has it.
+// label returns a label with one bit set, as the kernel stores it.
 func label(bit int) []byte {
 	l := make([]byte, 16)
 	binary.NativeEndian.PutUint32(l[bit/32*4:], 1<<(bit%32))
 	return l
 }
 
-// The rulesets, part by part, in the order of the files.
+// The parts of the rulesets, in the order of the files.
 var (
 	table = &nftables.Table{Name: "nfq_ftphelper", Family: nftables.TableFamilyINet}
 
@@ -127,7 +122,7 @@ var (
 	read     = &nftables.Chain{Table: table, Name: "read"}
 )
 
-// carrier is the helper that rules attach, under a name that does not depend on its type.
+// carrier returns the helper that rules assign, under a name that does not depend on its type.
 func carrier(t *nftables.Table, helper string) *nftables.NamedObj {
 	return &nftables.NamedObj{
 		Table: t,
@@ -149,7 +144,7 @@ func baseChain(name string, hook *nftables.ChainHook, priority nftables.ChainPri
 	}
 }
 
-// chains are those of the ruleset.
+// chains returns the chains of the ruleset.
 func chains(c Config) []*nftables.Chain {
 	all := []*nftables.Chain{prerouting, output, attach}
 	switch c.Ruleset {
@@ -163,13 +158,13 @@ func chains(c Config) []*nftables.Chain {
 	return append(all, postrouting, input, saneRequest, control)
 }
 
-// elements are the members of the set. The first one is where no range has begun yet; nft(8)
-// writes it too.
+// elements returns the elements of the set. The first one ends the empty interval before all ranges; nft(8) adds it
+// too.
 func elements(ranges []PortRange) []nftables.SetElement {
 	return append([]nftables.SetElement{{Key: binaryutil.BigEndian.PutUint16(0), IntervalEnd: true}}, bounds(ranges)...)
 }
 
-// bounds are where each range begins, and where it has ended.
+// bounds returns the first port of each range, and the first one after it.
 func bounds(ranges []PortRange) []nftables.SetElement {
 	var elems []nftables.SetElement
 	for _, r := range ranges {
@@ -181,19 +176,19 @@ func bounds(ranges []PortRange) []nftables.SetElement {
 	return elems
 }
 
-// A rule is what the kernel runs, and how nft(8) lists it.
+// rule is a rule of a chain.
 type rule struct {
 	chain *nftables.Chain
 	part
 }
 
-// A part of a rule is a match or a statement.
+// part is a match or a statement of a rule, as nft(8) lists it and as the kernel runs it.
 type part struct {
 	text  string
 	exprs []expr.Any
 }
 
-// in is the rule of a chain that consists of parts.
+// in returns the rule of a chain that consists of parts.
 func in(chain *nftables.Chain, parts ...part) rule {
 	r := rule{chain: chain}
 	for i, p := range parts {
@@ -212,9 +207,8 @@ var (
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(1)}, // LOOPBACK_IFINDEX
 	}}
 
-	// nft_ct reads one byte of a direction and the library writes four, which is the
-	// same for "original", and costs a line in the kernel's log ("attribute type 3
-	// has an invalid length").
+	// nft_ct reads one byte of a direction and the library writes four: equal for "original", with a line in the
+	// kernel's log ("attribute type 3 has an invalid length").
 	toControlPort = part{"meta l4proto tcp ct original proto-dst @ports", []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
@@ -228,9 +222,9 @@ var (
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{0, 0}},
 	}}
 
-	// A packet that enters a VRF's device passes postrouting again with the interface that it leaves by, or
-	// input. The kernel confirms and adjusts it there (in_vrf_postrouting of nf_conntrack_proto.c). Most
-	// interfaces of hardware have no kind, so that no comparison matches, != neither.
+	// A packet that enters a VRF's device passes postrouting again, with the interface that it leaves by, or input.
+	// The kernel confirms and adjusts it there (in_vrf_postrouting of nf_conntrack_proto.c). Most hardware
+	// interfaces have no kind: no comparison matches, not even !=.
 	toVRF = part{`meta oifkind "vrf"`, []expr.Any{
 		&expr.Meta{Key: metaKeyOIFKIND, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: append([]byte("vrf"), make([]byte, 13)...)}, // IFNAMSIZ
@@ -241,13 +235,13 @@ var (
 
 	hasPayload = hasByte(0)
 
-	// No user has that number. A packet without a socket has no user to compare.
+	// No user has that number. For a packet without a socket the comparison fails.
 	hasSocket = part{"meta skuid != 4294967295", []expr.Any{
 		&expr.Meta{Key: expr.MetaKeySKUID, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{0xff, 0xff, 0xff, 0xff}},
 	}}
 
-	// SANE_NET_START, the request that nf_conntrack_sane.c reacts to.
+	// SANE_NET_START, the request on which nf_conntrack_sane.c acts.
 	beginsAsSane = part{"@ih,0,32 0x00000007", begins([]byte{0, 0, 0, 7})}
 
 	isSYNACK = part{"tcp flags & (syn | ack) == syn | ack", []expr.Any{
@@ -269,22 +263,22 @@ var (
 	isNew         = state("new", expr.CtStateBitNEW)
 	isEstablished = state("established", expr.CtStateBitESTABLISHED)
 
-	// What TLS begins with: a record of a handshake, of any version (RFC 8446 section 5.1).
+	// A TLS handshake record of any version (RFC 8446 section 5.1).
 	isTLS = part{"@ih,0,16 0x1603", begins([]byte{0x16, 0x03})}
 
-	leave = part{"return", []expr.Any{&expr.Verdict{Kind: expr.VerdictReturn}}}
+	returns = part{"return", []expr.Any{&expr.Verdict{Kind: expr.VerdictReturn}}}
 
 	setHelper = part{`ct helper set "carrier"`, []expr.Any{
 		&expr.Objref{Type: int(nftables.ObjTypeCtHelper), Name: "carrier"},
 	}}
 )
 
-// jumpTo continues in another chain, and returns from it.
+// jumpTo enters another chain, which returns.
 func jumpTo(chain *nftables.Chain) part {
 	return part{"jump " + chain.Name, []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain.Name}}}
 }
 
-// hasByte matches packets whose payload has a byte number i, counted from 0, of any value.
+// hasByte matches packets whose payload has more than i bytes.
 func hasByte(i uint32) part {
 	return part{fmt.Sprintf("@ih,%d,8 >= 0x0", 8*i), []expr.Any{
 		&expr.Payload{Base: unix.NFT_PAYLOAD_INNER_HEADER, Offset: i, Len: 1, DestRegister: 1},
@@ -292,7 +286,7 @@ func hasByte(i uint32) part {
 	}}
 }
 
-// continueIn goes on in another chain, and does not come back.
+// continueIn enters another chain, which does not return.
 func continueIn(chain *nftables.Chain) part {
 	return part{"goto " + chain.Name, []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain.Name}}}
 }
@@ -325,26 +319,26 @@ func state(name string, bit uint32) part {
 	}}
 }
 
-// begins matches packets whose payload begins with data, up to 16 bytes. A shorter payload does not.
-// What is done to the payload first is for steps to do.
+// begins matches packets whose payload, after steps, begins with data of up to 16 bytes. A shorter payload does not
+// match.
 func begins(data []byte, steps ...expr.Any) []expr.Any {
 	load := &expr.Payload{Base: unix.NFT_PAYLOAD_INNER_HEADER, Offset: 0, Len: uint32(len(data)), DestRegister: 1}
 	return slices.Concat([]expr.Any{load}, steps, []expr.Any{&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: data}})
 }
 
-// command matches packets that begin with a verb in upper or lower case. The bit that tells the two
-// apart is taken out of every byte, a space becomes 0.
+// command matches packets that begin with a verb in upper or lower case. Every byte is compared without the bit by
+// which the cases differ; a space becomes 0.
 func command(verb string) part {
-	mask, folded := bytes.Repeat([]byte{^byte(0x20)}, len(verb)), []byte(verb)
-	for i := range folded {
-		folded[i] &= mask[i]
+	mask, masked := bytes.Repeat([]byte{^byte(0x20)}, len(verb)), []byte(verb)
+	for i := range masked {
+		masked[i] &= mask[i]
 	}
-	return part{fmt.Sprintf("@ih,0,%d & %#x == %#x", 8*len(verb), mask, folded), begins(folded, &expr.Bitwise{
+	return part{fmt.Sprintf("@ih,0,%d & %#x == %#x", 8*len(verb), mask, masked), begins(masked, &expr.Bitwise{
 		SourceRegister: 1, DestRegister: 1, Len: uint32(len(verb)), Mask: mask, Xor: make([]byte, len(verb)),
 	})}
 }
 
-// Matches of how a packet begins that tell most packets apart with one look.
+// Matches of the first bytes that exclude most packets with one comparison.
 var (
 	toLetterP   = firstLetter("<= 0x50", &expr.Cmp{Op: expr.CmpOpLte, Register: 1, Data: []byte{'P'}})
 	lettersItoN = firstLetter("== 0x49-0x4e",
@@ -355,28 +349,28 @@ var (
 	})}
 )
 
-// firstLetter matches packets whose first letter, in upper or lower case, compares so.
+// firstLetter matches packets by their first letter, in upper case.
 func firstLetter(text string, compare ...expr.Any) part {
-	const fold = ^byte(0x20)
-	return part{fmt.Sprintf("@ih,0,8 & %#x %s", fold, text), append([]expr.Any{
+	const upperCase = ^byte(0x20)
+	return part{fmt.Sprintf("@ih,0,8 & %#x %s", upperCase, text), append([]expr.Any{
 		&expr.Payload{Base: unix.NFT_PAYLOAD_INNER_HEADER, Offset: 0, Len: 1, DestRegister: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{fold}, Xor: []byte{0}},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{upperCase}, Xor: []byte{0}},
 	}, compare...)}
 }
 
-// reply matches packets that begin with the code of a reply.
+// reply matches packets that begin with a reply code.
 func reply(code string) part {
 	return part{fmt.Sprintf("@ih,0,%d %#x", 8*len(code), code), begins([]byte(code))}
 }
 
-// setAgainPriority marks a packet for the daemon.
-var setAgainPriority = part{fmt.Sprintf("meta priority set %x:%x", AgainPriority>>16, AgainPriority&0xffff), []expr.Any{
-	&expr.Immediate{Register: 1, Data: binaryutil.NativeEndian.PutUint32(AgainPriority)},
+// setRetransmitPriority marks a packet for the daemon.
+var setRetransmitPriority = part{fmt.Sprintf("meta priority set %x:%x", RetransmitPriority>>16, RetransmitPriority&0xffff), []expr.Any{
+	&expr.Immediate{Register: 1, Data: binaryutil.NativeEndian.PutUint32(RetransmitPriority)},
 	&expr.Meta{Key: expr.MetaKeyPRIORITY, SourceRegister: true, Register: 1},
 }}
 
-// labelled matches packets of connections whose label has the bit.
-func labelled(bit int) part {
+// hasLabel matches packets of connections whose label has the bit.
+func hasLabel(bit int) part {
 	return part{fmt.Sprintf("ct label %d", bit), []expr.Any{
 		&expr.Ct{Key: expr.CtKeyLABELS, Register: 1},
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 16, Mask: label(bit), Xor: make([]byte, 16)},
@@ -384,7 +378,7 @@ func labelled(bit int) part {
 	}}
 }
 
-// toQueue hands a packet to the i-th queue.
+// toQueue queues a packet to the i-th queue.
 func toQueue(c Config, s Statement, i uint16) part {
 	return part{fmt.Sprintf("queue flags bypass to %d", c.Queue+i), []expr.Any{s.Expr(c.Queue + i)}}
 }
@@ -395,11 +389,11 @@ const metaKeyOIFKIND expr.MetaKey = 27
 // ctKeyID is NFT_CT_ID, for which the library has no name.
 const ctKeyID expr.CtKey = 23
 
-// hashSeed is any number but 0, for which the kernel would make up another one in each rule.
+// hashSeed is any number but 0, for which the kernel would choose another one in each rule.
 const hashSeed = 1
 
-// spread returns, for each queue, what picks its packets and hands them over. A connection's ct
-// id does the picking: it is the same in both directions, whatever NAT does to the addresses.
+// spread returns, for each queue, a match of its connections and the statement. The match is on a hash of the ct id,
+// which is equal in both directions, with NAT or without.
 func spread(c Config, s Statement) [][]part {
 	if c.queues() == 1 {
 		return [][]part{{toQueue(c, s, 0)}}
@@ -418,7 +412,7 @@ func spread(c Config, s Statement) [][]part {
 	return all
 }
 
-// rules are those of all chains, in order.
+// rules returns the rules of all chains, in order.
 func rules(c Config, s Statement) []rule {
 	if c.Ruleset == Monitor {
 		return monitorRules(c, s)
@@ -426,48 +420,48 @@ func rules(c Config, s Statement) []rule {
 	all := []rule{
 		in(prerouting, isNew, toControlPort, jumpTo(attach)),
 		in(output, isNew, toControlPort, hasSocket, continueIn(attach)),
-		in(output, isNew, toControlPort, labelled(ControlLabel), leave),
-		in(output, isNew, toControlPort, setLabel(ProxiedLabel), jumpTo(attach)),
-		in(attach, otherZone, leave),
-		in(attach, isSYN, hasPayload, leave),
-		in(attach, setHelper, setLabel(ControlLabel)),
+		in(output, isNew, toControlPort, hasLabel(Control), returns),
+		in(output, isNew, toControlPort, setLabel(Proxied), jumpTo(attach)),
+		in(attach, otherZone, returns),
+		in(attach, isSYN, hasPayload, returns),
+		in(attach, setHelper, setLabel(Control)),
 	}
 	if c.Ruleset == CTHelper {
 		return all
 	}
 	all = append(all,
-		in(postrouting, labelled(ControlLabel), jumpTo(control)),
-		in(input, fromLoopback, leave),
-		in(input, labelled(ControlLabel), jumpTo(control)),
-		in(saneRequest, hasByte(8), leave),
+		in(postrouting, hasLabel(Control), jumpTo(control)),
+		in(input, fromLoopback, returns),
+		in(input, hasLabel(Control), jumpTo(control)),
+		in(saneRequest, hasByte(8), returns),
 		in(saneRequest, hasByte(7), part{"drop", []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}}),
-		in(control, toVRF, leave),
+		in(control, toVRF, returns),
 		in(control, inOriginal, beginsAsSane, jumpTo(saneRequest)),
 	)
 	if c.Ruleset == Lean {
 		return append(all, leanRules(c, s)...)
 	}
-	all = append(all, in(control, labelled(OpaqueLabel), leave))
+	all = append(all, in(control, hasLabel(Ignore), returns))
 	queue := func(matches ...part) {
 		for _, p := range spread(c, s) {
 			all = append(all, in(control, slices.Concat(matches, p)...))
 		}
 	}
 	queue(isEstablished, hasPayload)
-	all = append(all, in(control, labelled(ProxiedLabel), leave))
+	all = append(all, in(control, hasLabel(Proxied), returns))
 	queue(isEstablished, inReply, isSYNACK)
 	return all
 }
 
-// monitorRules read what the ruleset Full reads, by port, and attach and label nothing. The SYN-ACK is not
-// queued: that of a SYNPROXY, which a label would tell apart, must not be delayed.
+// monitorRules queue the packets with payload that Full queues, by port, and assign no helper or label. The SYN-ACK is
+// not queued: without a label, that of a SYNPROXY cannot be excluded.
 func monitorRules(c Config, s Statement) []rule {
 	all := []rule{
 		in(postrouting, toControlPort, jumpTo(control)),
-		in(input, fromLoopback, leave),
+		in(input, fromLoopback, returns),
 		in(input, toControlPort, jumpTo(control)),
-		in(control, otherZone, leave),
-		in(control, toVRF, leave),
+		in(control, otherZone, returns),
+		in(control, toVRF, returns),
 	}
 	for _, p := range spread(c, s) {
 		all = append(all, in(control, append([]part{isEstablished, hasPayload}, p...)...))
@@ -475,42 +469,42 @@ func monitorRules(c Config, s Statement) []rule {
 	return all
 }
 
-// leanRules are those that only the ruleset Lean has.
+// leanRules are the rules that only the ruleset Lean has.
 func leanRules(c Config, s Statement) []rule {
 	all := []rule{
-		in(control, inOriginal, labelled(ActiveLabel), hasPayload, continueIn(pending)),
+		in(control, inOriginal, hasLabel(Active), hasPayload, continueIn(pending)),
 		in(control, inOriginal, toLetterP, continueIn(commands)),
-		in(control, inReply, labelled(AskedLabel), hasPayload, continueIn(replies)),
+		in(control, inReply, hasLabel(ReplyDue), hasPayload, continueIn(replies)),
 		in(control, inReply, with22or23, continueIn(replies)),
-		in(commands, lettersItoN, leave),
-		in(commands, labelled(OpaqueLabel), leave),
+		in(commands, lettersItoN, returns),
+		in(commands, hasLabel(Ignore), returns),
 	}
 	passive := []string{"PASV", "P@SW", "EPSV"} // servers accept P@SW for PASV
 	for _, verb := range passive {
-		all = append(all, in(commands, command(verb), setLabel(AskedLabel)))
+		all = append(all, in(commands, command(verb), setLabel(ReplyDue)))
 	}
 	for _, verb := range []string{"PORT", "EPRT"} {
-		all = append(all, in(commands, command(verb), setLabel(ActiveLabel), continueIn(read)))
+		all = append(all, in(commands, command(verb), setLabel(Active), continueIn(read)))
 	}
 	all = append(all, in(commands, command("AUTH"), continueIn(read)))
-	// RFC 9110 section 9, RFC 5789. FTP has a command DELE, and none that goes on with T.
+	// RFC 9110 section 9, RFC 5789. FTP has DELE, but no DELET.
 	for _, method := range []string{"GET ", "HEAD", "POST", "PUT ", "DELET", "CONN", "OPTI", "PATC"} {
-		all = append(all, in(commands, command(method), setLabel(OpaqueLabel)))
+		all = append(all, in(commands, command(method), setLabel(Ignore)))
 	}
 	all = append(all,
-		in(commands, isTLS, setLabel(OpaqueLabel)),
-		in(pending, labelled(OpaqueLabel), leave),
+		in(commands, isTLS, setLabel(Ignore)),
+		in(pending, hasLabel(Ignore), returns),
 	)
 	for _, verb := range passive {
-		all = append(all, in(pending, command(verb), setLabel(AskedLabel)))
+		all = append(all, in(pending, command(verb), setLabel(ReplyDue)))
 	}
 	all = append(all,
 		in(pending, continueIn(read)),
-		in(replies, labelled(OpaqueLabel), leave),
-		in(replies, labelled(AskedLabel), continueIn(read)),
+		in(replies, hasLabel(Ignore), returns),
+		in(replies, hasLabel(ReplyDue), continueIn(read)),
 		in(replies, reply("234"), continueIn(read)),
-		in(replies, labelled(EditedLabel), reply("227"), setAgainPriority, continueIn(read)),
-		in(replies, labelled(EditedLabel), reply("229"), setAgainPriority, continueIn(read)),
+		in(replies, hasLabel(Rewritten), reply("227"), setRetransmitPriority, continueIn(read)),
+		in(replies, hasLabel(Rewritten), reply("229"), setRetransmitPriority, continueIn(read)),
 	)
 	for _, p := range spread(c, s) {
 		all = append(all, in(read, append([]part{isEstablished}, p...)...))

@@ -8,20 +8,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// SetPorts changes the control ports of the rules that are in place, in one transaction: no rule is
-// touched, no packet dropped, and a port that stays does so all the time. A port that is removed gets no
-// new control connections; those that it has are still read.
+// SetPorts changes the control ports of the installed rules in one transaction: no rule changes, no packet is dropped,
+// and a port that is in both lists stays in the set. A removed port gets no new control connections; its open ones are
+// still read.
 //
-// Ports are added beside those that are there, since Linux 6.12 (not 6.18) now and then, for some
-// microseconds, finds no element where one takes the place of another. So that can happen to a port that
-// stays only where the range around it loses others.
+// Ports are added beside existing elements: Linux 6.12 (not 6.18) sometimes finds no element, for some microseconds,
+// where one replaces another. So a port that stays is affected only if the range around it loses others.
 //
-// own are the ports that Apply has put into the set, or that an earlier SetPorts has returned. What
-// else is in the set was added by somebody else, and stays. SetPorts returns those of the wanted
-// ports that are its own from then on, in order.
+// own are the ports that Apply has added to the set, or that an earlier SetPorts has returned. Other ports in the set
+// were added by hand, and stay. SetPorts returns the wanted ports that are its own afterwards, in order.
 //
-// Errors are one sentence, and nothing has changed then: ErrMissing, that the ports can't be those of a
-// Config, or why the set could not be read or changed, wrapping the kernel's errno.
+// Errors are one sentence, and nothing has changed then: ErrMissing, ports that are not valid for a Config, or why the
+// set could not be read or changed, wrapping the kernel's errno.
 func SetPorts(own, want []PortRange, opts ...nftables.ConnOption) ([]PortRange, error) {
 	if err := (Config{Ports: want}).Validate(); err != nil {
 		return nil, err
@@ -32,19 +30,19 @@ func SetPorts(own, want []PortRange, opts ...nftables.ConnOption) ([]PortRange, 
 	}
 
 	present := intervals(elems)
-	keep := without(merge(want), without(present, own))
+	keep := subtract(merge(want), subtract(present, own))
 	var remove, add []PortRange
 	for _, r := range present {
-		goes := without(common([]PortRange{r}, own), keep)
-		if len(goes) > 0 {
-			remove, add = append(remove, r), append(add, without([]PortRange{r}, goes)...)
+		removed := subtract(intersect([]PortRange{r}, own), keep)
+		if len(removed) > 0 {
+			remove, add = append(remove, r), append(add, subtract([]PortRange{r}, removed)...)
 		}
 	}
-	add = append(add, without(keep, present)...)
+	add = append(add, subtract(keep, present)...)
 	if len(remove) > maxElements || len(add) > maxElements {
-		return nil, differs("set %s is in too many pieces to be changed at once: take those away that you have added, or restart the daemon", ports.Name)
+		return nil, differs("set %s is in too many pieces to be changed at once: remove the ports that you have added, or restart the daemon", ports.Name)
 	}
-	// Deleted first, or what is added would overlap with it.
+	// Elements must not overlap, so they are deleted first.
 	if len(remove) > 0 {
 		err = errors.Join(err, conn.SetDeleteElements(set, bounds(remove)))
 	}
@@ -60,8 +58,8 @@ func SetPorts(own, want []PortRange, opts ...nftables.ConnOption) ([]PortRange, 
 	return keep, nil
 }
 
-// Ports returns the control ports that are in place, whoever has put them there, sorted and merged. It
-// returns ErrMissing, or why the set could not be read, in one sentence.
+// Ports returns the control ports in the set, with those added by hand, sorted and merged. Errors are one sentence:
+// ErrMissing, or why the set could not be read.
 func Ports(opts ...nftables.ConnOption) ([]PortRange, error) {
 	_, _, elems, err := dialPortSet(opts)
 	if err != nil {
@@ -89,7 +87,7 @@ func dialPortSet(opts []nftables.ConnOption) (*nftables.Conn, *nftables.Set, []n
 	return conn, set, elems, err
 }
 
-// portSet returns the set of control ports that is in place, with its elements, or an error if there is none.
+// portSet returns the installed set of control ports, with its elements.
 func portSet(conn *nftables.Conn) (*nftables.Set, []nftables.SetElement, error) {
 	set, err := conn.GetSetByName(table, ports.Name)
 	switch {

@@ -13,24 +13,24 @@ import (
 
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
-// parse reads a list of ports; "" is none.
+// parse parses a list of ports; "" is none.
 func parse(t *testing.T, s string) []PortRange {
 	t.Helper()
 	if s == "" {
 		return nil
 	}
 	r, err := ParsePorts(s)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	return r
 }
 
 var elementsInListing = regexp.MustCompile(`elements = \{([^}]*)\}`)
 
-// inSet is what nft(8) lists of the set, such as "21,2121-2130". Those that touch stay apart.
+// inSet returns the set as nft(8) lists it, such as "21,2121-2130".
 func inSet(t *testing.T) string {
 	t.Helper()
 	match := elementsInListing.FindStringSubmatch(nft(t, "list set inet nfq_ftphelper ports"))
@@ -40,15 +40,14 @@ func inSet(t *testing.T) string {
 	return strings.Join(strings.Fields(match[1]), "")
 }
 
-// What Apply has put into the set changes; what somebody has added by hand stays.
-func TestSetPorts(t *testing.T) {
+func TestSetPortsKeepsPortsByHand(t *testing.T) {
 	newNamespace(t)
 	c := example
 	c.Ports = parse(t, "21,2121-2130")
 	apply(t, c)
 	own := c.Ports
 	for _, step := range []struct {
-		hand, want string // what nft does to the set, the ports to be set
+		hand, want string // command of nft, ports for SetPorts
 		set, own   string
 	}{
 		{"", "21,2121-2130", "21,2121-2130", "21,2121-2130"},
@@ -56,7 +55,7 @@ func TestSetPorts(t *testing.T) {
 		{"", "21,2120-2140", "21,2120-2124,2125-2130,2131-2140", "21,2120-2140"},
 		{"", "22-2130", "22-2119,2120-2124,2125-2130", "22-2130"},
 		{"add element inet nfq_ftphelper ports { 2150, 2160-2165 }", "21", "21,2150,2160-2165", "21"},
-		// Ports of both are those of the one who was first.
+		// A port that both add belongs to the first.
 		{"", "21,2140-2162", "21,2140-2149,2150,2151-2159,2160-2165", "21,2140-2149,2151-2159"},
 		{"", "21,2155", "21,2150,2155,2160-2165", "21,2155"},
 		{"delete element inet nfq_ftphelper ports { 21 }", "990", "990,2150,2160-2165", "990"},
@@ -72,50 +71,45 @@ func TestSetPorts(t *testing.T) {
 		c.Ports = parse(t, step.want)
 		got, err := SetPorts(own, c.Ports)
 		if err != nil {
-			t.Fatalf("from %v to %s: %v", own, step.want, err)
+			t.Fatalf("from %v to %s: got %v, want no error", own, step.want, err)
 		}
 		if own = got; !reflect.DeepEqual(own, parse(t, step.own)) {
-			t.Errorf("%s: own ports are %v, want %s", step.want, own, step.own)
+			t.Errorf("%s: got own ports %v, want %s", step.want, own, step.own)
 		}
 		if set := inSet(t); set != step.set {
-			t.Errorf("%s: the set has %s, want %s", step.want, set, step.set)
+			t.Errorf("%s: got set %s, want %s", step.want, set, step.set)
 		}
 		if got, err := Ports(); err != nil || !reflect.DeepEqual(got, merge(parse(t, step.set))) {
-			t.Errorf("%s: Ports returns %v, %v", step.want, got, err)
+			t.Errorf("%s: got ports %v, %v, want %s", step.want, got, err, step.set)
 		}
 		if err := Check(c); err != nil {
-			t.Errorf("%s: %v", step.want, err)
+			t.Errorf("%s: got %v, want no error", step.want, err)
 		}
 	}
-	if err := Remove(); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, Remove())
 	if got, err := Ports(); !errors.Is(err, ErrMissing) {
-		t.Errorf("without rules: %v, %v", got, err)
+		t.Errorf("without rules: got %v, %v, want ErrMissing", got, err)
 	}
 }
 
-// The set is the same in every ruleset.
-func TestSetPortsOfRulesets(t *testing.T) {
+func TestSetPortsOfEachRuleset(t *testing.T) {
 	newNamespace(t)
 	for _, c := range rulesets {
 		apply(t, c)
 		own := c.Ports
 		c.Ports = parse(t, "21,2205-2207")
 		if _, err := SetPorts(own, c.Ports); err != nil {
-			t.Errorf("%s: %v", c.ruleset(), err)
+			t.Errorf("%s: got %v, want no error", c.ruleset(), err)
 		}
 		if set := inSet(t); set != "21,2205-2207" {
-			t.Errorf("%s: the set has %s", c.ruleset(), set)
+			t.Errorf("%s: got set %s, want 21,2205-2207", c.ruleset(), set)
 		}
-		if err := Check(c); err != nil {
-			t.Error(err)
-		}
+		must.Do(t, Check(c))
 	}
 }
 
-// An element for every port that somebody has put into the set stays, and no port is missing then.
-func TestCatchAll(t *testing.T) {
+// TestCatchAllStays adds an element for every port by hand.
+func TestCatchAllStays(t *testing.T) {
 	ns := newNamespace(t)
 	nft(t, "table inet nfq_ftphelper { set ports { type inet_service; flags interval; elements = { 21, * }; }; }")
 	own := parse(t, "21")
@@ -123,47 +117,38 @@ func TestCatchAll(t *testing.T) {
 		t.Error(err)
 	}
 	if set := inSet(t); set != "990,*" {
-		t.Errorf("the set has %s", set)
+		t.Errorf("got set %s, want 990,*", set)
 	}
 	conn, err := nftables.New(nftables.WithNetNSFd(int(ns)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := checkPorts(conn, Config{Ports: own}); err != nil {
-		t.Error(err)
-	}
+	must.Do(t, err)
+	must.Do(t, checkPorts(conn, Config{Ports: own}))
 	if got, err := Ports(); err != nil || !reflect.DeepEqual(got, parse(t, "1-65535")) {
-		t.Errorf("Ports returns %v, %v", got, err)
+		t.Errorf("got %v, %v, want all ports", got, err)
 	}
 }
 
 func TestSetPortsFails(t *testing.T) {
 	newNamespace(t)
 	if _, err := SetPorts(example.Ports, example.Ports); !errors.Is(err, ErrMissing) {
-		t.Errorf("without the rules: %v", err)
+		t.Errorf("without rules: got %v, want ErrMissing", err)
 	}
 	apply(t, example)
 	if _, err := SetPorts(example.Ports, nil); err == nil || !strings.Contains(err.Error(), "no control port is given") {
-		t.Errorf("without a port: %v", err)
+		t.Errorf("without a port: got %v, want that none is given", err)
 	}
 	nft(t, "table inet nfq_ftphelper\ndelete table inet nfq_ftphelper\ntable inet nfq_ftphelper { set ports { type ipv4_addr; }; }")
 	if _, err := SetPorts(example.Ports, example.Ports); err == nil || !strings.Contains(err.Error(), "set ports is not") {
-		t.Errorf("with another set: %v", err)
+		t.Errorf("with another set: got %v, want that it differs", err)
 	}
 }
 
-// A port that stays is in the set all the time, also where the range around it changes.
-func TestSetPortsKeepsWhatStays(t *testing.T) {
+func TestSetPortsNeverRemovesAPortThatStays(t *testing.T) {
 	ns := newNamespace(t)
 	apply(t, example)
 	own, err := SetPorts(example.Ports, parse(t, "21,2100-2200"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	conn, err := nftables.New(nftables.WithNetNSFd(int(ns)))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	stop, looked := make(chan struct{}), make(chan int)
 	go func() {
 		n := 0
@@ -174,7 +159,7 @@ func TestSetPortsKeepsWhatStays(t *testing.T) {
 				return
 			default:
 			}
-			// A dump that a transaction interrupts says so.
+			// EINTR: a transaction has interrupted the dump.
 			err := checkPorts(conn, Config{Ports: []PortRange{{21, 21}, {2150, 2150}}})
 			if err != nil && !errors.Is(err, unix.EINTR) {
 				t.Error(err)
@@ -191,11 +176,11 @@ func TestSetPortsKeepsWhatStays(t *testing.T) {
 	}
 	close(stop)
 	if n := <-looked; n < 10 {
-		t.Errorf("only %d looks at the set", n)
+		t.Errorf("got %d dumps of the set, want 10 or more", n)
 	}
 }
 
-// Packets to a port that stays are found in the set all the time, whatever comes and goes around it.
+// TestSetPortsUnderTraffic counts packets to a port that stays, and those that match the set.
 func TestSetPortsUnderTraffic(t *testing.T) {
 	newNamespace(t)
 	nft(t, `table inet nfq_ftphelper {
@@ -212,9 +197,7 @@ func TestSetPortsUnderTraffic(t *testing.T) {
 	var senders sync.WaitGroup
 	for range 2 {
 		conn, err := net.Dial("udp", "127.0.0.1:21")
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err)
 		defer conn.Close()
 		senders.Go(func() {
 			for {
@@ -222,7 +205,7 @@ func TestSetPortsUnderTraffic(t *testing.T) {
 				case <-stop:
 					return
 				default:
-					_, _ = conn.Write([]byte("NOOP")) // nobody listens
+					_, _ = conn.Write([]byte("NOOP")) // no program listens
 				}
 			}
 		})
@@ -241,12 +224,11 @@ func TestSetPortsUnderTraffic(t *testing.T) {
 	senders.Wait()
 	packets := regexp.MustCompile(`packets (\d+)`).FindAllStringSubmatch(nft(t, "list counters table inet nfq_ftphelper"), -1)
 	if len(packets) != 2 || packets[0][1] != packets[1][1] || len(packets[0][1]) < 4 {
-		t.Errorf("after %d changes of the set, of packets that were sent and found: %v", changes, packets)
+		t.Errorf("after %d changes of the set: got %v packets, sent and found, want equal numbers", changes, packets)
 	}
 }
 
-// A set in more pieces than fit into a message is left as it is.
-func TestSetPortsInPieces(t *testing.T) {
+func TestSetPortsRefusesTooManyPieces(t *testing.T) {
 	newNamespace(t)
 	var others []string
 	for port := 2; port < 2*maxElements+8; port += 2 {
@@ -256,9 +238,9 @@ func TestSetPortsInPieces(t *testing.T) {
 	nft(t, "table inet nfq_ftphelper { set ports { type inet_service; flags interval; elements = { "+list+" }; }; }")
 	_, err := SetPorts(nil, parse(t, "1-65535"))
 	if err == nil || !strings.Contains(err.Error(), "in too many pieces") {
-		t.Errorf("with %d pieces: %v", len(others), err)
+		t.Errorf("with %d pieces: got %v, want that they are too many", len(others), err)
 	}
 	if set := inSet(t); set != list {
-		t.Error("the set has changed")
+		t.Errorf("got set %s, want %s", set, list)
 	}
 }

@@ -27,9 +27,8 @@ var (
 	queueRule   = regexp.MustCompile(`(?m)^(.*)queue flags bypass to \$queue_number$`)
 )
 
-// Text returns the file of c.Ruleset, for nft -f, with its define lines and its helper set to c,
-// and a rule for each queue if there are several. It needs a kernel with the Native
-// statement, but for CTHelper. It does not judge c; Validate does.
+// Text returns the file of c.Ruleset for nft -f, with the ports, queues and helper of c, which has to be valid. Except
+// for CTHelper, it needs a kernel with the Native statement.
 func Text(c Config) string {
 	text := definePorts.ReplaceAllLiteralString(files[c.ruleset()],
 		fmt.Sprintf("define control_ports = { %s }", FormatPorts(merge(c.Ports), ", ")))

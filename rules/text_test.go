@@ -8,6 +8,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -17,20 +19,16 @@ func golden(t *testing.T, name, got string) {
 	t.Helper()
 	path := filepath.Join("testdata", name)
 	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, os.WriteFile(path, []byte(got), 0o644))
 	}
 	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	if got != string(want) {
 		t.Errorf("got\n%s\nwant, from %s,\n%s", got, path, want)
 	}
 }
 
-// example uses everything that can be chosen.
+// example has several ranges of ports.
 var example = Config{Ports: []PortRange{{21, 21}, {2121, 2121}, {2200, 2210}}, Queue: 7}
 
 // rulesets has each of them, with one queue and with several where that is possible.
@@ -44,7 +42,7 @@ var rulesets = []Config{
 	{Ports: example.Ports, Queue: 7, Queues: 4, Ruleset: Monitor},
 }
 
-// goldenName is "lean.4.text.golden", say.
+// goldenName returns "lean.4.text.golden", say.
 func goldenName(c Config, kind string) string {
 	return fmt.Sprintf("%s.%d.%s.golden", c.ruleset(), c.queues(), kind)
 }
@@ -57,28 +55,25 @@ func TestText(t *testing.T) {
 
 func TestTextDefaults(t *testing.T) {
 	ports, err := ParsePorts(DefaultPorts)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	for ruleset, file := range files {
 		if got := Text(Config{Ports: ports, Queue: DefaultQueue, Ruleset: ruleset}); got != file {
-			t.Errorf("the file as shipped is not set to the defaults; with them it is\n%s", got)
+			t.Errorf("got\n%s\nwant the file as shipped\n%s", got, file)
 		}
 	}
 }
 
-// The queue statement, in the file and in a listing. What nft(8) lists for Compat
-// depends on its version and on whether iptables is installed.
+// The queue statement in the file and in a listing. nft(8) lists Compat differently with its version and with iptables.
 var (
 	textStatement   = regexp.MustCompile(`queue flags bypass to (\$queue_number|\d+)`)
 	listedStatement = regexp.MustCompile(`(?m)^(\t\tct state established(?: @ih,0,8 >= 0x0| ct direction reply tcp flags syn,ack / syn,ack)?(?: ` +
 		pick + `)?)( .*|\t.*)?$`)
 )
 
-// pick is what stands before the statement where there are several queues.
+// pick is the match before the statement of one of several queues.
 const pick = `jhash ct id mod \d+ seed 0x1 \d+`
 
-// listing lists the table, with the Native statement in any case.
+// listing lists the table, with Native in place of Compat.
 func listing(t *testing.T, s Statement) string {
 	t.Helper()
 	l := nft(t, "list table inet nfq_ftphelper")
@@ -103,8 +98,7 @@ func TestListing(t *testing.T) {
 	}
 }
 
-// The file and Apply are the same ruleset. Where the kernel has no queue
-// statement, everything but that is compared.
+// TestTextIsWhatApplyInstalls compares the file with Apply, without the queue statement if the kernel lacks it.
 func TestTextIsWhatApplyInstalls(t *testing.T) {
 	for _, c := range append([]Config{
 		{Ports: []PortRange{{21, 21}}, Queue: 65535},
@@ -114,9 +108,7 @@ func TestTextIsWhatApplyInstalls(t *testing.T) {
 		newNamespace(t)
 		s := apply(t, c)
 		applied := nft(t, "list table inet nfq_ftphelper")
-		if err := Remove(); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, Remove())
 
 		statements := len(textStatement.FindAllString(Text(c), -1))
 		_, stderr, err := tryNft(Text(c))
@@ -125,21 +117,21 @@ func TestTextIsWhatApplyInstalls(t *testing.T) {
 			t.Fatalf("nft: %v\n%s", err, stderr)
 		case s != Compat:
 			if err := Check(c); err != nil {
-				t.Errorf("Check after nft -f: %v", err)
+				t.Errorf("Check after nft -f: got %v, want no error", err)
 			}
 		case err == nil:
-			t.Fatal("nft -f finds a queue statement, Apply did not")
+			t.Fatal("nft -f: got no error, want that the queue statement is missing")
 		case strings.Count(stderr, "Error: ") != statements ||
 			!strings.Contains(stderr, "No such file or directory") || !strings.Contains(stderr, "queue flags bypass"):
-			t.Fatalf("nft fails for another reason than a missing queue statement:\n%s", stderr)
+			t.Fatalf("nft -f: got\n%s\nwant that the queue statement is missing", stderr)
 		default:
 			t.Logf("this kernel has no queue statement; comparing everything else")
 			nft(t, textStatement.ReplaceAllString(Text(c), "accept"))
 			applied = withStatement(applied, "accept")
 			if got := strings.Count(applied, "accept\n"); got != statements {
-				t.Errorf("Apply installs %d queue statements, the file has %d", got, statements)
+				t.Errorf("got %d queue statements, want %d as in the file", got, statements)
 			}
-			// Check says what differs first, so everything before the first statement was right.
+			// Check returns the first difference, so all rules before the first statement are equal.
 			first := "chain control: rule 4 is not"
 			switch c.Ruleset {
 			case Lean:
@@ -150,7 +142,7 @@ func TestTextIsWhatApplyInstalls(t *testing.T) {
 			wantError(t, Check(c), first)
 		}
 		if got := nft(t, "list table inet nfq_ftphelper"); got != applied {
-			t.Errorf("nft -f gives\n%s\nApply gives\n%s", got, applied)
+			t.Errorf("nft -f: got\n%s\nwant as of Apply\n%s", got, applied)
 		}
 	}
 }
@@ -163,7 +155,7 @@ func TestTextLoadsAgain(t *testing.T) {
 		first := nft(t, "list ruleset")
 		nft(t, text)
 		if again := nft(t, "list ruleset"); again != first {
-			t.Errorf("loaded twice it is\n%s\nloaded once\n%s", again, first)
+			t.Errorf("loaded twice: got\n%s\nwant\n%s", again, first)
 		}
 	}
 }

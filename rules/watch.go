@@ -12,8 +12,8 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfnetlink"
 )
 
-// Watch reports changes of the rules in a network namespace, as the kernel announces them
-// (nf_tables_commit of net/netfilter/nf_tables_api.c).
+// Watch reports the kernel's notifications of rule changes in a network namespace (nf_tables_commit of
+// net/netfilter/nf_tables_api.c).
 type Watch struct {
 	conn   *netlink.Conn
 	closed atomic.Bool
@@ -21,7 +21,7 @@ type Watch struct {
 	any    chan struct{}
 }
 
-// NewWatch subscribes to the changes from now on. It needs CAP_NET_ADMIN.
+// NewWatch subscribes to changes. It needs CAP_NET_ADMIN.
 func NewWatch() (*Watch, error) {
 	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
@@ -33,14 +33,13 @@ func NewWatch() (*Watch, error) {
 	return &Watch{conn: conn, own: make(chan struct{}, 1), any: make(chan struct{}, 1)}, nil
 }
 
-// Own has a value after table inet nfq_ftphelper may have changed; several changes may be one value.
+// Own receives a value after table inet nfq_ftphelper may have changed; several changes may be one value.
 func (w *Watch) Own() <-chan struct{} { return w.own }
 
 // Any is the same for all tables.
 func (w *Watch) Any() <-chan struct{} { return w.any }
 
-// Run receives until the Watch is closed, and returns nil then, or the error after which it receives
-// nothing more.
+// Run receives changes until the Watch is closed, and then returns nil, or until an error, which it returns.
 func (w *Watch) Run() error {
 	for {
 		changes, err := w.conn.Receive()
@@ -61,13 +60,13 @@ func (w *Watch) Run() error {
 	}
 }
 
-// Close ends the subscription, and Run.
+// Close ends the subscription and Run.
 func (w *Watch) Close() error {
 	w.closed.Store(true)
 	return w.conn.Close()
 }
 
-// signal puts a value into a channel, unless there is one.
+// signal sends a value to a channel that has none.
 func signal(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
@@ -75,8 +74,8 @@ func signal(c chan struct{}) {
 	}
 }
 
-// isOwn reports whether a change is one of the table. The first attribute of tables, chains, rules, sets,
-// elements and objects has the table's name.
+// isOwn reports whether a change concerns the table. The first attribute of tables, chains, rules, sets, elements and
+// objects is the table's name.
 func isOwn(m netlink.Message) bool {
 	attrs, err := nfnetlink.Body(m.Data)
 	return err == nil && nftables.TableFamily(m.Data[0]) == table.Family && attrs.Text(unix.NFTA_TABLE_NAME) == table.Name

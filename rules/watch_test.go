@@ -3,15 +3,15 @@ package rules
 import (
 	"testing"
 	"time"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
-// TestWatch changes the table and another one: each change is reported, and of the right table.
+// TestWatch changes the table and others, and wants each change reported for the right table.
 func TestWatch(t *testing.T) {
 	newNamespace(t)
 	w, err := NewWatch()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err)
 	ended := make(chan error, 1)
 	go func() { ended <- w.Run() }()
 	reported := func(what string, c <-chan struct{}) {
@@ -19,14 +19,14 @@ func TestWatch(t *testing.T) {
 		select {
 		case <-c:
 		case <-time.After(20 * time.Second):
-			t.Fatalf("%s was not reported", what)
+			t.Fatalf("%s: got no report, want one", what)
 		}
 	}
 	quiet := func() {
 		t.Helper()
 		select {
 		case <-w.Own():
-			t.Fatal("a change of another table is reported as one of this")
+			t.Fatal("got a report for the own table, want none for another one")
 		default:
 		}
 	}
@@ -52,10 +52,6 @@ func TestWatch(t *testing.T) {
 		reported(change, w.Own())
 		reported(change, w.Any())
 	}
-	if err := w.Close(); err != nil {
-		t.Error(err)
-	}
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
+	must.Do(t, w.Close())
+	must.Do(t, <-ended)
 }

@@ -10,12 +10,12 @@ import (
 )
 
 // completions are the words that the shell gets for what is typed, without what they mean, and the
-// directive behind them.
+// directive after them.
 func completions(t *testing.T, typed ...string) (words []string, directive string) {
 	t.Helper()
 	code, stdout, stderr := call(t, append([]string{cobra.ShellCompRequestCmd}, typed...)...)
 	if code != 0 {
-		t.Fatalf("%q: exit code %d: %s", typed, code, stderr)
+		t.Fatalf("%q: got exit code %d: %s", typed, code, stderr)
 	}
 	for line := range strings.Lines(stdout) {
 		word, _, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "\t")
@@ -24,7 +24,7 @@ func completions(t *testing.T, typed ...string) (words []string, directive strin
 		}
 		words = append(words, word)
 	}
-	t.Fatalf("%q has no directive:\n%s", typed, stdout)
+	t.Fatalf("%q: got no directive:\n%s", typed, stdout)
 	return nil, ""
 }
 
@@ -74,14 +74,14 @@ func TestCompletionsAreTaken(t *testing.T) {
 		for _, word := range v.Completions() {
 			offered++
 			if err := flag.Value.Set(word); err != nil || flag.Value.String() != word {
-				t.Errorf("--%s is offered %q: %v, %s", flag.Name, word, err, flag.Value)
+				t.Errorf("--%s: got the completion %q: %v, %s", flag.Name, word, err, flag.Value)
 			}
 		}
 		if slices.Contains(v.Completions(), "") {
-			t.Errorf("--%s is offered nothing", flag.Name)
+			t.Errorf("--%s: got no completion", flag.Name)
 		}
 	})
 	if offered < 10 {
-		t.Errorf("only %d words are offered", offered)
+		t.Errorf("got only %d completions", offered)
 	}
 }

@@ -12,25 +12,25 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/config"
 )
 
-// usualFile is where the configuration file is as a rule.
+// usualFile is the default path of the configuration file.
 const usualFile = "/etc/nfq-ftphelper/nfq-ftphelper.yaml"
 
-// yamlFiles are the ends of configuration files' names, for completion.
+// yamlFiles are the extensions of configuration files, for completion.
 var yamlFiles = []string{"yaml", "yml"}
 
 func newConfig() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "config",
-		Short: "Check, show or begin a configuration file",
+		Short: "Check, show or create a configuration file",
 		Long: `The configuration file is YAML; its keys are the names of the flags of "run":
 
   rules: true
   ports: [21, 2121-2130]
   hold-time: 500ms
 
-Every command reads ` + usualFile + `, if it exists and
---config names no other, and says so. --config none (or "") reads no file. A flag on the
-command line wins over the file. A daemon that gets SIGHUP reads its file again.`,
+Every command reads ` + usualFile + ` if it exists and
+--config names no other file, and prints a note. --config none (or "") reads no file. Flags take
+precedence over the file. On SIGHUP the daemon reads its file again.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -46,8 +46,8 @@ func newConfigCheck() *cobra.Command {
 	var keys []string
 	return &cobra.Command{
 		Use:   "check [FILE]",
-		Short: "Say all that is wrong with a configuration file, or that nothing is",
-		Long:  "check reads a configuration file, " + usualFile + " unless another one is named.\nIt reports every fault with its line.",
+		Short: "Report all faults of a configuration file",
+		Long:  "check reads FILE, or " + usualFile + ".\nIt reports every fault with its line.",
 		Args:  cobra.MaximumNArgs(1),
 		PreRunE: func(cmd *cobra.Command, _ []string) error {
 			name = cmp.Or(cmd.Flags().Arg(0), defaultFile)
@@ -70,8 +70,8 @@ func newConfigShow() *cobra.Command {
 	var s *settings
 	cmd := &cobra.Command{
 		Use:   "show [FILE]",
-		Short: "Print all settings as they come out of defaults, file and flags",
-		Long:  "show takes the file as FILE or with --config.",
+		Short: "Print all settings after defaults, file and flags",
+		Long:  "show reads FILE, or the file of --config.",
 		Args:  cobra.MaximumNArgs(1),
 		PreRunE: func(_ *cobra.Command, args []string) (err error) {
 			if len(args) > 0 {
@@ -92,16 +92,16 @@ func newConfigShow() *cobra.Command {
 	return cmd
 }
 
-const introduction = `Settings of nfq-ftphelper, each with its default. To change one, remove the # in front of its name.
-The names are those of the flags of "nfq-ftphelper run", which win over this file.
+const introduction = `Settings of nfq-ftphelper, each with its default. To change one, remove the # before its name.
+The names are those of the flags of "nfq-ftphelper run", which take precedence over this file.
 
-"nfq-ftphelper config check FILE" says whether the file is right. The daemon reads it again when it gets SIGHUP; a change of what is marked [restart] takes a new start.`
+"nfq-ftphelper config check FILE" checks the file. The daemon reads it again on SIGHUP; settings marked [restart] take effect at a restart.`
 
 func newConfigInit() *cobra.Command {
 	return &cobra.Command{
 		Use:   "init [FILE]",
-		Short: "Write a configuration file that sets nothing and explains everything",
-		Long:  "init writes to standard output, or a new file.",
+		Short: "Write a configuration file with every setting commented out and explained",
+		Long:  "init writes to FILE, which must not exist, or to standard output.",
 		Args:  cobra.MaximumNArgs(1),
 		RunE: running(func(cmd *cobra.Command) error {
 			text := config.Template(newSettings().flags, introduction)
@@ -114,11 +114,11 @@ func newConfigInit() *cobra.Command {
 	}
 }
 
-// writeNew writes a file that is not there yet.
+// writeNew writes a file that does not exist yet.
 func writeNew(name, text string) error {
 	file, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if os.IsExist(err) {
-		return fmt.Errorf("%s is there already, and is left as it is", name)
+		return fmt.Errorf("%s exists already, and is not changed", name)
 	}
 	if err != nil {
 		return fmt.Errorf("the configuration file can't be written: %w", err)

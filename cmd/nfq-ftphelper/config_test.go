@@ -32,7 +32,7 @@ func TestConfigFaults(t *testing.T) {
 		{"ports: [21, 0]", "nfq-ftphelper: FILE:1:13: ports: \"0\" is not a port, a number from 1 to 65535\n" +
 			">  1 | ports: [21, 0]\n" +
 			"                   ^\n"},
-		{"helper: kernel", "nfq-ftphelper: FILE:1:9: helper: it can be auto, carrier or cthelper\n" +
+		{"helper: kernel", "nfq-ftphelper: FILE:1:9: helper: it must be auto, carrier or cthelper\n" +
 			">  1 | helper: kernel\n" +
 			"               ^\n"},
 		{"allow: 10.0.0.0/33", "nfq-ftphelper: FILE:1:8: allow: \"10.0.0.0/33\" is neither an address nor a network such as 192.0.2.0/24\n" +
@@ -41,10 +41,10 @@ func TestConfigFaults(t *testing.T) {
 		{"log-level: loud", "nfq-ftphelper: FILE:1:12: log-level: it must be debug, info, warn or error\n" +
 			">  1 | log-level: loud\n" +
 			"                  ^\n"},
-		{"queues: 0", "nfq-ftphelper: FILE:1:9: queues must be 1 at least\n" +
+		{"queues: 0", "nfq-ftphelper: FILE:1:9: queues must be at least 1\n" +
 			">  1 | queues: 0\n" +
 			"               ^\n"},
-		{"hold-time: -1s", "nfq-ftphelper: FILE:1:12: hold-time must be longer than nothing\n" +
+		{"hold-time: -1s", "nfq-ftphelper: FILE:1:12: hold-time must be longer than 0\n" +
 			">  1 | hold-time: -1s\n" +
 			"                  ^\n"},
 	} {
@@ -60,7 +60,7 @@ func TestConfigFaults(t *testing.T) {
 		} {
 			code, stdout, stderr := call(t, args...)
 			if want := strings.ReplaceAll(c.want, "FILE", name); code != exitUsage || stdout != "" || stderr != want {
-				t.Errorf("%q with %q: exit code %d, want 2; it says\n%s%s\nwant\n%s", args, c.text, code, stdout, stderr, want)
+				t.Errorf("%q with %q: got exit code %d, want 2; output\n%s%s\nwant\n%s", args, c.text, code, stdout, stderr, want)
 			}
 		}
 	}
@@ -77,13 +77,13 @@ helper-name: pptp
 queues: 0
 `
 	faults := []string{
-		"1:7: rate must be 1 at least",
+		"1:7: rate must be at least 1",
 		`2:13: ports: "0" is not a port`,
 		`2:16: ports: "x" is not a port`,
 		`3:1: there is no setting "prot"; did you mean ports?`,
 		`4:10: control: "relative.sock" is not an absolute path, such as /run/nfq-ftphelper/control.sock`,
 		`5:10: metrics: "x" is not an address with a port, such as 127.0.0.1:9921`,
-		"7:9: queues must be 1 at least",
+		"7:9: queues must be at least 1",
 	}
 	name := configFile(t, text)
 	for _, args := range [][]string{{"config", "check", name}, {"run", "--config", name}, {"events", "--config", name}} {
@@ -95,7 +95,7 @@ queues: 0
 			}
 		}
 		if code != exitUsage || stdout != "" || len(got) != len(faults) || strings.Count(stderr, "^\n") != len(faults) {
-			t.Fatalf("%q: exit code %d; it says\n%s%s", args, code, stdout, stderr)
+			t.Fatalf("%q: got exit code %d, output\n%s%s", args, code, stdout, stderr)
 		}
 		for i, want := range faults {
 			if !strings.HasPrefix(got[i], want) {
@@ -104,8 +104,8 @@ queues: 0
 		}
 	}
 	_, _, stderr := call(t, "config", "check", configFile(t, "rate: 0\nhelper-name: pptp\n"))
-	if !strings.Contains(stderr, "rate must be 1 at least") || !strings.Contains(stderr, "whether it is a carrier or a cthelper") {
-		t.Errorf("of a number and of what does not go together it says\n%s", stderr)
+	if !strings.Contains(stderr, "rate must be at least 1") || !strings.Contains(stderr, "whether it is a carrier or a cthelper") {
+		t.Errorf("of a number and of what does not go together output\n%s", stderr)
 	}
 }
 
@@ -142,41 +142,41 @@ func TestConfigDefault(t *testing.T) {
 			wanted = 1
 		}
 		if code != c.code || !strings.Contains(stdout, c.out) || !strings.Contains(stderr, c.errs) || strings.Count(stderr, note) != wanted || strings.Contains(stdout, note) {
-			t.Errorf("%q: exit code %d; it says\n%s%s", c.args, code, stdout, stderr)
+			t.Errorf("%q: got exit code %d, output\n%s%s", c.args, code, stdout, stderr)
 		}
 	}
 	// run says it in its log; it can't start here.
 	code, _, stderr := call(t, "run", "--helper", "carrier", "--helper-name", "none-such", "--control", "")
 	if code != exitFailure || strings.Contains(stderr, note) || strings.Count(stderr, `msg="settings read" file=`+defaultFile) != 1 {
-		t.Errorf("run: exit code %d; it says\n%s", code, stderr)
+		t.Errorf("run: got exit code %d, output\n%s", code, stderr)
 	}
 	// A fault in it is one for every command, but for those that are to do without.
 	defaultFile = configFile(t, "prot: 21\n")
 	if code, _, stderr := call(t, "rules", "print"); code != exitUsage || !strings.Contains(stderr, defaultFile+":1:1: ") {
-		t.Errorf("with a fault in it: exit code %d; it says\n%s", code, stderr)
+		t.Errorf("with a fault in it: got exit code %d, output\n%s", code, stderr)
 	}
 	if code, _, stderr := call(t, "rules", "print", "--config", "none"); code != 0 {
-		t.Errorf("without it: exit code %d; it says\n%s", code, stderr)
+		t.Errorf("without it: got exit code %d, output\n%s", code, stderr)
 	}
 }
 
-// Settings that don't go with each other are told by what they are together.
+// The error of settings that exclude each other names both.
 func TestConfigTogether(t *testing.T) {
 	name := configFile(t, "ruleset: lean\nhelper: cthelper\n")
 	code, _, stderr := call(t, "config", "check", name)
 	if want := "nfq-ftphelper: " + name + ": the ruleset lean does not go with a cthelper"; code != exitUsage || !strings.HasPrefix(stderr, want) {
-		t.Errorf("exit code %d; it says\n%s", code, stderr)
+		t.Errorf("got exit code %d, output\n%s", code, stderr)
 	}
 	code, _, stderr = call(t, "rules", "print", "--config", name)
 	if want := "with the configuration file " + name + ": the ruleset lean does not go with a cthelper"; code != exitUsage || !strings.Contains(stderr, want) {
-		t.Errorf("exit code %d; it says\n%s", code, stderr)
+		t.Errorf("got exit code %d, output\n%s", code, stderr)
 	}
 	code, stdout, stderr := call(t, "rules", "print", "--config", name, "--helper", "carrier")
 	if code != 0 || !strings.Contains(stdout, "goto commands") {
-		t.Errorf("exit code %d; it says\n%s", code, stderr)
+		t.Errorf("got exit code %d, output\n%s", code, stderr)
 	}
-	if code, _, stderr = call(t, "run", "--config", filepath.Join(name, "missing")); code != exitUsage || !strings.Contains(stderr, "the configuration file can't be read") {
-		t.Errorf("without the file: exit code %d; it says\n%s", code, stderr)
+	if code, _, stderr = call(t, "run", "--config", filepath.Join(name, "missing")); code != exitUsage || !strings.Contains(stderr, "the configuration file cannot be read") {
+		t.Errorf("without the file: got exit code %d, output\n%s", code, stderr)
 	}
 }
 
@@ -189,7 +189,7 @@ func TestConfigCheck(t *testing.T) {
 		name := configFile(t, text)
 		code, stdout, stderr := call(t, "config", "check", name)
 		if code != 0 || stdout != strings.ReplaceAll(want, "FILE", name) || stderr != "" {
-			t.Errorf("%q: exit code %d; it says\n%s%s", text, code, stdout, stderr)
+			t.Errorf("%q: got exit code %d, output\n%s%s", text, code, stdout, stderr)
 		}
 	}
 }
@@ -199,7 +199,7 @@ func TestConfigShow(t *testing.T) {
 	name := configFile(t, "ports: [2121-2130, 21]\nqueue: 7\nadvertise: 2001:db8::55\nallow: 10.0.0.0/8\nhold-time: 2s\n")
 	code, shown, stderr := call(t, "config", "show", "--config", name, "--queue", "9", "--rules", "--allow", "")
 	if code != 0 {
-		t.Fatalf("exit code %d; it says\n%s", code, stderr)
+		t.Fatalf("got exit code %d, output\n%s", code, stderr)
 	}
 	const want = `ports: [21, 2121-2130]
 queue: 9
@@ -230,10 +230,10 @@ log-opened: false
 	}
 	again := configFile(t, shown)
 	if code, stdout, stderr := call(t, "config", "check", again); code != 0 {
-		t.Errorf("it is not right: %s%s", stdout, stderr)
+		t.Errorf("got %s%s, want a right file", stdout, stderr)
 	}
 	if _, stdout, _ := call(t, "config", "show", "--config", again); stdout != shown {
-		t.Errorf("it reads back as\n%s", stdout)
+		t.Errorf("got after reading back\n%s", stdout)
 	}
 }
 
@@ -243,24 +243,24 @@ var commentedOut = regexp.MustCompile(`(?m)^#([a-z])`)
 func TestConfigInit(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "new.yaml")
 	if code, stdout, stderr := call(t, "config", "init", name); code != 0 || stdout+stderr != "" {
-		t.Fatalf("exit code %d; it says\n%s%s", code, stdout, stderr)
+		t.Fatalf("got exit code %d, output\n%s%s", code, stdout, stderr)
 	}
 	text, err := os.ReadFile(name)
 	must.Do(t, err)
 	if _, stdout, _ := call(t, "config", "init"); stdout != string(text) {
-		t.Errorf("standard output gets\n%s", stdout)
+		t.Errorf("got standard output\n%s, want none", stdout)
 	}
 	for line := range strings.Lines(string(text)) {
 		if len(line) > 80 {
-			t.Errorf("this is too long: %s", line)
+			t.Errorf("got a line of more than 80 columns: %s", line)
 		}
 	}
 	code, _, stderr := call(t, "config", "init", name)
-	if code != exitFailure || !strings.Contains(stderr, name+" is there already") {
-		t.Errorf("a second time: exit code %d; it says\n%s", code, stderr)
+	if code != exitFailure || !strings.Contains(stderr, name+" exists already") {
+		t.Errorf("a second time: got exit code %d, output\n%s", code, stderr)
 	}
 	if again, err := os.ReadFile(name); err != nil || string(again) != string(text) {
-		t.Errorf("the second time has changed the file: %v", err)
+		t.Errorf("got a changed file after the second run: %v", err)
 	}
 
 	_, defaults, _ := call(t, "config", "show")
@@ -269,15 +269,15 @@ func TestConfigInit(t *testing.T) {
 		name := configFile(t, text)
 		code, stdout, stderr := call(t, "config", "check", name)
 		if sets := what == "all"; code != 0 || strings.Contains(stdout, "it sets nothing") == sets {
-			t.Errorf("with %s set: exit code %d; it says\n%s%s", what, code, stdout, stderr)
+			t.Errorf("with %s set: got exit code %d, output\n%s%s", what, code, stdout, stderr)
 		}
 		if _, stdout, _ := call(t, "config", "show", "--config", name); stdout != defaults {
-			t.Errorf("with %s set it means\n%s", what, stdout)
+			t.Errorf("with %s set: got\n%s", what, stdout)
 		}
 	}
 	newSettings().flags.VisitAll(func(flag *pflag.Flag) {
 		if !strings.Contains(whole, "\n"+flag.Name+": ") {
-			t.Errorf("%s is not in it", flag.Name)
+			t.Errorf("got no %s", flag.Name)
 		}
 	})
 }
@@ -317,16 +317,16 @@ func TestChanges(t *testing.T) {
 	}
 
 	s := newSettings()
-	s.Wish.Rules.Queue, s.ApplyRules, s.logFormat, s.Engine.Policy.Loose = 1, true, "json", true
+	s.Request.Rules.Queue, s.ApplyRules, s.logFormat, s.Engine.Policy.Loose = 1, true, "json", true
 	live, kept := s.keepFixed(before)
 	if got, want := fmt.Sprint(live, kept), "[loose=true] [queue rules log-format]"; got != want {
 		t.Errorf("three that can't and one that can: %s, want %s", got, want)
 	}
-	if s.Wish.Rules.Queue != before.Wish.Rules.Queue || s.ApplyRules || s.logFormat != "text" || !s.Engine.Policy.Loose {
-		t.Errorf("they are %+v", s)
+	if s.Request.Rules.Queue != before.Request.Rules.Queue || s.ApplyRules || s.logFormat != "text" || !s.Engine.Policy.Loose {
+		t.Errorf("got %+v", s)
 	}
 	if live, kept := newSettings().keepFixed(before); len(live)+len(kept) > 0 {
-		t.Errorf("nothing: %v, %v", live, kept)
+		t.Errorf("without a change: got %v, %v", live, kept)
 	}
 }
 
@@ -349,10 +349,10 @@ func FuzzConfig(f *testing.F) {
 		shown := config.Show(s.flags)
 		again := newSettings()
 		if _, err := config.Parse("shown", []byte(shown), again.flags); err != nil {
-			t.Fatalf("%q is shown as what can't be read: %v\n%s", text, err, shown)
+			t.Fatalf("%q: show printed an unreadable file: %v\n%s", text, err, shown)
 		}
 		if live, fixed := again.keepFixed(s); len(live)+len(fixed) > 0 || config.Show(again.flags) != shown {
-			t.Fatalf("%q differs from what is shown of it: %v %v\n%s", text, live, fixed, shown)
+			t.Fatalf("%q: show printed other settings: %v %v\n%s", text, live, fixed, shown)
 		}
 	})
 }

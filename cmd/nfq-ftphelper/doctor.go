@@ -20,22 +20,22 @@ func newDoctor() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Find out why FTP connections are not helped",
-		Long: `doctor examines this host and prints a line for each subject: ok, a warning, or a problem,
-with why it matters and the fix. It changes nothing on this host: what it tries, it tries in
-network namespaces that end with it.
+		Long: `doctor examines this host and prints a line for each subject: ok, a warning, or a problem, with
+why it matters and the fix. It changes nothing on this host: its tests run in throw-away network
+namespaces.
 
-Give it the --config and the flags that the daemon has. The exit code is 0 if it found no
-problem, and 1 otherwise. A problem stops FTP transfers, a warning does not; with --strict
-the exit code is 1 for warnings, too.`,
+Give it the --config and the flags of the daemon. The exit code is 0 if it found no problem, and 1
+otherwise. A problem stops FTP transfers, a warning does not; with --strict the exit code is 1 for
+warnings too.`,
 		Args: cobra.NoArgs,
 		PreRunE: func(*cobra.Command, []string) (err error) {
 			s, err = from.read()
 			return err
 		},
 		RunE: running(func(cmd *cobra.Command) error {
-			runtime.LockOSThread() // everything is asked in one network namespace
+			runtime.LockOSThread() // all examinations use one network namespace
 			defer runtime.UnlockOSThread()
-			findings := doctor.Examine(s.Wish, from.file)
+			findings := doctor.Examine(s.Request, from.file)
 			out := cmd.OutOrStdout()
 			var err error
 			if asJSON {
@@ -51,7 +51,7 @@ the exit code is 1 for warnings, too.`,
 	}
 	from = addSettings(cmd.Flags(), ruleSettings...)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	cmd.Flags().BoolVar(&strict, "strict", false, "exit with 1 for warnings, too")
+	cmd.Flags().BoolVar(&strict, "strict", false, "exit with 1 for warnings too")
 	return cmd
 }
 
@@ -71,10 +71,10 @@ func verdict(findings []doctor.Finding, strict bool) error {
 	return nil
 }
 
-// isTerminal tells whether w shows colours to somebody who has not declined (no-color.org).
+// isTerminal reports whether w is a terminal whose user has not declined colours (no-color.org).
 func isTerminal(w io.Writer) bool { return os.Getenv("NO_COLOR") == "" && onTerminal(w) }
 
-// onTerminal tells whether what is read or written is a terminal.
+// onTerminal reports whether a reader or writer is a terminal.
 func onTerminal(rw any) bool {
 	f, ok := rw.(*os.File)
 	if !ok {

@@ -18,7 +18,7 @@ func TestDoctorUsage(t *testing.T) {
 		`unknown command "queue"`: {"doctor", "queue"},
 	} {
 		if code, stdout, stderr := call(t, args...); code != exitUsage || !strings.Contains(stderr, want) || stdout != "" {
-			t.Errorf("%q: exit code %d, it says\n%s%s", args, code, stdout, stderr)
+			t.Errorf("%q: got exit code %d, output\n%s%s", args, code, stdout, stderr)
 		}
 	}
 }
@@ -56,7 +56,7 @@ func TestDoctor(t *testing.T) {
 		code, stdout, stderr := call(t, flags...)
 		if code != exitFailure || stderr != "nfq-ftphelper: there are 2 problems\n" || strings.Contains(stdout, "\x1b") ||
 			!strings.Contains(stdout, "=> nfq-ftphelper rules apply --ports 21,990 --queue 9, or nfq-ftphelper run --ports 21,990 --queue 9 --rules\n") {
-			t.Errorf("without rules: exit code %d, it says\n%s%s", code, stdout, stderr)
+			t.Errorf("without rules: got exit code %d, output\n%s%s", code, stdout, stderr)
 		}
 		for _, ruleset := range []rules.Ruleset{rules.Full, rules.Lean} {
 			c := rules.Config{Ports: []rules.PortRange{{First: 21, Last: 21}, {First: 990, Last: 990}}, Queue: 9, Ruleset: ruleset}
@@ -67,16 +67,16 @@ func TestDoctor(t *testing.T) {
 			var report struct{ Problems, Warnings int }
 			if err := json.Unmarshal([]byte(stdout), &report); err != nil || code != exitFailure || report.Problems != 1 || report.Warnings != 0 ||
 				stderr != "nfq-ftphelper: there is 1 problem\n" || !strings.Contains(stdout, "no program serves queue 9") {
-				t.Errorf("with rules: exit code %d, %v, it says\n%s%s", code, err, stdout, stderr)
+				t.Errorf("with rules: got exit code %d, %v, output\n%s%s", code, err, stdout, stderr)
 			}
 		}
 		code, stdout, _ = call(t, flags...)
-		if code != exitFailure || !strings.Contains(stdout, "table inet nfq_ftphelper is in place") {
-			t.Errorf("with the rules that are in place: exit code %d, it says\n%s", code, stdout)
+		if code != exitFailure || !strings.Contains(stdout, "table inet nfq_ftphelper is installed") {
+			t.Errorf("with the installed rules: got exit code %d, output\n%s", code, stdout)
 		}
 		code, stdout, _ = call(t, append(flags, "--ruleset", "full")...)
 		if code != exitFailure || !strings.Contains(stdout, "chain control: rule 3 is not") {
-			t.Errorf("with other rules: exit code %d, it says\n%s", code, stdout)
+			t.Errorf("with other rules: got exit code %d, output\n%s", code, stdout)
 		}
 		return nil
 	})

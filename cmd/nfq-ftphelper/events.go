@@ -27,31 +27,30 @@ func newEvents() *cobra.Command {
 	var query control.EventsQuery
 	cmd := &cobra.Command{
 		Use:   "events",
-		Short: "Follow what happens to FTP control connections",
-		Long: `events writes a line for everything that happens from now on, until it is stopped: control
-connections that are tracked and closed, data connections that are expected, used and
-expired, what is refused and why, what fails.
+		Short: "Follow the events of FTP control connections",
+		Long: `events prints a line for every event from now on: control connections tracked and closed, data
+connections expected, used and expired, refusals with their reason, and failures.
 
-The daemon keeps the last 4096 events: --since begins with those that have happened already.
-On a terminal a line is as long as the terminal is wide; elsewhere nothing is left out.`,
-		Example: `  nfq-ftphelper events --kind expired,refused      what does not work
+The daemon keeps the last 4096 events: --since starts with past ones. On a terminal, lines are cut
+at its width.`,
+		Example: `  nfq-ftphelper events --kind expired,refused      failures only
   nfq-ftphelper events --client 203.0.113.0/24 --since 10m
   nfq-ftphelper events --since 1h --no-follow --json`,
 		Args: cobra.NoArgs,
 		PreRunE: func(*cobra.Command, []string) (err error) {
 			if query.Once && query.Since.IsZero() {
-				return errors.New("--no-follow goes with --since: it ends after the events that have happened already")
+				return errors.New("--no-follow needs --since: it ends after the past events")
 			}
 			s, err = from.read()
 			return err
 		},
-		RunE: asking(func(ctx context.Context, cmd *cobra.Command) error {
+		RunE: querying(func(ctx context.Context, cmd *cobra.Command) error {
 			out := cmd.OutOrStdout()
 			lines := eventLines{colour: isTerminal(out)}
 			err := control.NewClient(s.Control).Events(ctx, query, func() {}, func(line []byte) error {
 				var ev control.Event
 				if err := json.Unmarshal(line, &ev); err != nil {
-					return fmt.Errorf("the daemon's answer is no event: is it another version? (%w)", err)
+					return fmt.Errorf("the daemon sent a malformed event: is it another version? (%w)", err)
 				}
 				if !selected.matches(&ev) {
 					return nil
@@ -71,11 +70,11 @@ On a terminal a line is as long as the terminal is wide; elsewhere nothing is le
 		}),
 	}
 	from = addSettings(cmd.Flags(), "control")
-	cmd.Flags().Var(prefixesFlag{&selected.clients}, "client", "show only events of clients with these `addresses`, such as 203.0.113.7,2001:db8::/64")
-	cmd.Flags().Var(kindsFlag{&selected.kinds}, "kind", "show only events of these `kinds`, such as refused,expired; see events in nfq-ftphelper(8)")
-	cmd.Flags().Var(sinceFlag{&query.Since, time.Now}, "since", "begin with the events since this `time`: a duration such as 10m, 15:04, or 2006-01-02T15:04:05Z")
-	cmd.Flags().BoolVar(&query.Once, "no-follow", false, "end after the events that have happened already")
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, one object for each line")
+	cmd.Flags().Var(prefixesFlag{&selected.clients}, "client", "show only events of clients with these `addresses`, such as 203.0.113.7,2001:db8::/64 (default all)")
+	cmd.Flags().Var(kindsFlag{&selected.kinds}, "kind", "show only events of these `kinds`, such as refused,expired; nfq-ftphelper(8) lists them (default all)")
+	cmd.Flags().Var(sinceFlag{&query.Since, time.Now}, "since", "start with the events since this `time`: a duration such as 10m, 15:04, or 2006-01-02T15:04:05Z (default now)")
+	cmd.Flags().BoolVar(&query.Once, "no-follow", false, "end after the past events")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, one object per line")
 	return cmd
 }
 
@@ -85,7 +84,7 @@ type eventFilter struct {
 	kinds   []string
 }
 
-// matches reports whether an event is selected. One that stands for missing events always is.
+// matches reports whether an event is selected; one of KindMissed always is.
 func (f *eventFilter) matches(ev *control.Event) bool {
 	if ev.Kind == control.KindMissed {
 		return true
@@ -94,17 +93,17 @@ func (f *eventFilter) matches(ev *control.Event) bool {
 	return (len(f.kinds) == 0 || slices.Contains(f.kinds, ev.Kind)) && (len(f.clients) == 0 || slices.ContainsFunc(f.clients, of))
 }
 
-// eventLines writes events below each other.
+// eventLines formats events in aligned columns.
 type eventLines struct {
 	colour         bool
 	today          time.Time // events of other days have a date; zero for none
-	client, server int       // the widest so far
+	client, server int       // widest so far
 }
 
 const (
 	kindWidth    = len("stays-queued")
 	addressWidth = len("255.255.255.255:65535")
-	// wide is from how many columns on all there is to say has room, as a rule.
+	// wide is the number of columns from which lines are not shortened.
 	wide = 120
 )
 
@@ -117,14 +116,14 @@ const (
 	sgrYellow = "\x1b[33m"
 )
 
-// kindColours are those of the kinds that have one.
+// kindColours maps kinds to colours.
 var kindColours = map[string]string{
 	"used": sgrGreen, "expired": sgrYellow, "refused": sgrYellow, "encrypted": sgrYellow, "not-ftp": sgrYellow, "nonsense": sgrYellow, "unlabelled": sgrYellow, "unreadable": sgrYellow, "odd": sgrYellow,
 	"failed": sgrRed, "lost": sgrRed, "unknown": sgrRed, control.KindMissed: sgrRed,
 	"tracked": sgrFaint, "closed": sgrFaint,
 }
 
-// line writes an event in one line of so many columns at most, or without a limit if width is 0.
+// line formats an event in one line of at most width columns, without a limit if width is 0.
 func (l *eventLines) line(ev *control.Event, zone *time.Location, width int) string {
 	paint := func(sgr, text string) string {
 		if !l.colour || sgr == "" {
@@ -133,7 +132,7 @@ func (l *eventLines) line(ev *control.Event, zone *time.Location, width int) str
 		return sgr + text + sgrReset
 	}
 	kind := paint(kindColours[ev.Kind], fmt.Sprintf("%-*s", kindWidth, ev.Kind))
-	client, server := ev.Ends()
+	client, server := ev.Endpoints()
 	at, date, line := ev.Time.In(zone), "", ""
 	if today := l.today.In(zone); !l.today.IsZero() && (at.YearDay() != today.YearDay() || at.Year() != today.Year()) {
 		date = "2006-01-02 "
@@ -143,7 +142,7 @@ func (l *eventLines) line(ev *control.Event, zone *time.Location, width int) str
 		line = fmt.Sprintf("%s %s %-*s %s", paint(sgrFaint, at.Format(date+"15:04:05")), kind, l.client, client, ev.Short())
 	} else {
 		l.client, l.server = max(l.client, len(client), addressWidth), max(l.server, len(server), addressWidth)
-		line = fmt.Sprintf("%s  %s  %-*s  %-*s  %s", paint(sgrFaint, at.Format(date+"15:04:05.000")), kind, l.client, client, l.server, server, ev.Words())
+		line = fmt.Sprintf("%s  %s  %-*s  %-*s  %s", paint(sgrFaint, at.Format(date+"15:04:05.000")), kind, l.client, client, l.server, server, ev.Describe())
 	}
 	if line = strings.TrimRight(line, " "); width > 0 {
 		line = ansi.Truncate(line, width, "…")
@@ -151,7 +150,7 @@ func (l *eventLines) line(ev *control.Event, zone *time.Location, width int) str
 	return line + "\n"
 }
 
-// widthOf returns how many columns a terminal has, 0 for what is none.
+// widthOf returns the number of columns of a terminal, 0 if out is none.
 func widthOf(out io.Writer) int {
 	f, ok := out.(*os.File)
 	if !ok {

@@ -23,17 +23,16 @@ func newExplain() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "explain FILE",
-		Short: "Say what the helper would have done with a capture",
-		Long: `explain reads a capture (pcap or pcapng; - is standard input) and says for every packet of its
-FTP control connections what the helper would have done with it, and for every data
-connection whether that was expected. It needs no privileges. It reads the daemon's
-configuration file; give it the flags that the daemon has, too.
+		Short: "Replay a capture and report how each control line would be handled",
+		Long: `explain replays a capture (pcap or pcapng; - is standard input) and reports how the helper would
+handle every line of its FTP control connections, and whether each data connection was expected.
+It needs no privileges. It reads the daemon's configuration file; give it the daemon's flags too.
 
 The filter below captures the control connections on port 21 and the packets that open or
 refuse any other TCP connection, but no data; -c ends it after 100000 packets.
 
-What the router translates shows if the capture has both of its sides, as one of
-"tcpdump -i any" does. With one side only, say it with --nat.`,
+Translations by the router are found if the capture has both of its sides, as that of
+"tcpdump -i any" does. For a capture of one side only, give them with --nat.`,
 		Example: `  tcpdump -i any -s 0 -c 100000 -w ftp.pcap \
     'tcp port 21 or tcp[13] & 6 != 0 or (ip6[6] == 6 and ip6[53] & 6 != 0)'
   nfq-ftphelper explain ftp.pcap
@@ -53,23 +52,23 @@ What the router translates shows if the capture has both of its sides, as one of
 				case number < 1:
 					return errors.New("--connection counts from 1")
 				case svg == "":
-					return errors.New("--connection goes with --svg: it chooses the connection that is drawn")
+					return errors.New("--connection needs --svg: it selects the connection that is drawn")
 				}
 			}
 			s, err = from.read()
 			return err
 		},
 		RunE: running(func(cmd *cobra.Command) error {
-			c := explain.Config{Ports: s.Wish.Rules.Ports, NAT: nat, Clients: clients, Engine: s.Engine}
+			c := explain.Config{Ports: s.Request.Rules.Ports, NAT: nat, Clients: clients, Engine: s.Engine}
 			return explainFile(cmd, c, cmd.Flags().Arg(0), svg, number, asJSON)
 		}),
 	}
 	f := cmd.Flags()
 	from = addSettings(f, "ports", "min-port", "loose", "allow", "rate", "advertise", "advertise-except", "hold-time")
-	f.Var(translationsFlag{&nat}, "nat", "`REAL=TRANSLATED`: an address of a client or server, and what the router makes of it, for a capture of one side only; may be given several times")
+	f.Var(translationsFlag{&nat}, "nat", "`REAL=TRANSLATED`: an address of a client or server, and its translation by the router, for a capture of one side only; may be repeated (default none)")
 	f.Var(prefixesFlag{&clients}, "client", "explain only the control connections of clients with these `addresses`, such as 203.0.113.101,2001:db8::/64 (default all)")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
-	f.StringVar(&svg, "svg", "", "also draw ladder diagrams, and write them to a `file`")
+	f.StringVar(&svg, "svg", "", "also write ladder diagrams to a `file`")
 	f.IntVar(&number, "connection", 0, "draw only the connection with this `number` in the text (default all)")
 	cmd.ValidArgsFunction = cobra.FixedCompletions([]string{"pcap", "pcapng"}, cobra.ShellCompDirectiveFilterFileExt)
 	return cmd

@@ -41,18 +41,18 @@ func TestExplain(t *testing.T) {
 	} {
 		code, stdout, stderr := call(t, append([]string{"explain"}, strings.Fields(c.args)...)...)
 		if code != c.code || !strings.Contains(stdout+stderr, c.want) || code != 0 && stdout != "" {
-			t.Errorf("explain %s: exit code %d, want %d; it says\n%s%swant %q", c.args, code, c.code, stdout, stderr, c.want)
+			t.Errorf("explain %s: got exit code %d, want %d; output\n%s%swant %q", c.args, code, c.code, stdout, stderr, c.want)
 		}
 	}
 	svg, err := os.ReadFile(drawing)
 	if err != nil || !strings.Contains(string(svg), "FTP control connection 2") || strings.Contains(string(svg), "FTP control connection 1") {
-		t.Errorf("not only connection 2 is drawn: %v", err)
+		t.Errorf("got other connections than 2: %v", err)
 	}
 	if code, _, stderr := call(t, "explain", "--svg", drawing, capture); code != 0 {
 		t.Fatal(stderr)
 	}
 	svg, err = os.ReadFile(drawing)
 	if err != nil || !strings.Contains(string(svg), "FTP control connection 1") || !strings.Contains(string(svg), "FTP control connection 2") {
-		t.Errorf("not both connections are drawn: %v", err)
+		t.Errorf("got not both connections: %v", err)
 	}
 }

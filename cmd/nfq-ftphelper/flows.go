@@ -19,7 +19,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/control"
 )
 
-// watchEvery is how often the list is written again.
+// watchEvery is the period of --watch.
 const watchEvery = 2 * time.Second
 
 func newFlows() *cobra.Command {
@@ -30,13 +30,12 @@ func newFlows() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "flows",
 		Short: "List the FTP control connections that the daemon helps",
-		Long: `flows lists the control connections that the daemon has seen and that are open: who talks to
-whom, what this host translates, whether the daemon reads it, what was announced last, and
-how many data connections were expected and refused. Connections that one end has closed
-already are counted only; --all lists them too.
+		Long: `flows lists the open control connections: client and server, translated addresses, state, last
+announcement, and the numbers of data connections expected and refused. Closing connections are
+only counted; --all lists them too.
 
---filter takes conditions with spaces between them, all of which have to be true: a text that
-any column has in it, or FIELD=TEXT. The fields are ` + enumerate(control.FilterFields(), "and") + `;
+--filter takes conditions separated by spaces, all of which must be true: TEXT in any field, or
+FIELD=TEXT. The fields are ` + enumerate(control.FilterFields(), "and") + `;
 client and server also take a network.`,
 		Example: `  nfq-ftphelper flows --sort refused
   nfq-ftphelper flows --filter "state=encrypted client=203.0.113.0/24"`,
@@ -45,7 +44,7 @@ client and server also take a network.`,
 			s, err = from.read()
 			return err
 		},
-		RunE: asking(func(ctx context.Context, cmd *cobra.Command) error {
+		RunE: querying(func(ctx context.Context, cmd *cobra.Command) error {
 			client, out := control.NewClient(s.Control), cmd.OutOrStdout()
 			for {
 				flows, err := client.Flows(ctx)
@@ -64,7 +63,7 @@ client and server also take a network.`,
 					text = "no control connection is open\n"
 				}
 				if watch && onTerminal(out) {
-					text = "\x1b[H\x1b[J" + text // from the screen's top
+					text = "\x1b[H\x1b[J" + text // from the top of the screen
 				}
 				if _, err := io.WriteString(out, text); err != nil {
 					return err
@@ -74,7 +73,7 @@ client and server also take a network.`,
 						fmt.Fprintf(cmd.ErrOrStderr(), "%d closing: --all lists them too\n", n)
 					}
 					if n := flows.Unchecked; n > 0 {
-						fmt.Fprintf(cmd.ErrOrStderr(), "%d of them may be over: there was no time to ask conntrack\n", n)
+						fmt.Fprintf(cmd.ErrOrStderr(), "%d may be over: there was no time to ask conntrack\n", n)
 					}
 				}
 				if !watch {
@@ -90,7 +89,7 @@ client and server also take a network.`,
 	}
 	from = addSettings(cmd.Flags(), "control")
 	cmd.Flags().BoolVar(&view.all, "all", false, "list closing connections too")
-	cmd.Flags().Var(filterFlag{&view}, "filter", "list only connections for which all `conditions` are true")
+	cmd.Flags().Var(filterFlag{&view}, "filter", "list only connections for which all `conditions` are true, such as state=encrypted (default all)")
 	view.order = control.ByClient
 	cmd.Flags().Var(oneOf[control.Order]{&view.order, control.Orders}, "sort", "sort by `column`: client, server, state, transfers or refused")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
@@ -98,7 +97,7 @@ client and server also take a network.`,
 	return cmd
 }
 
-// flowView says which connections are listed, and in which order.
+// flowView selects and sorts connections.
 type flowView struct {
 	all    bool
 	filter control.Filter
@@ -133,9 +132,9 @@ func (f filterFlag) Set(s string) (err error) {
 	return err
 }
 
-// asking turns what a command does with the daemon's answers into what cobra calls. A signal ends
-// it, and is no error.
-func asking(do func(ctx context.Context, cmd *cobra.Command) error) func(*cobra.Command, []string) error {
+// querying turns a command that queries the daemon into a function for cobra. A signal ends the command without an
+// error.
+func querying(do func(ctx context.Context, cmd *cobra.Command) error) func(*cobra.Command, []string) error {
 	return running(func(cmd *cobra.Command) error {
 		ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
 		defer stop()
@@ -153,17 +152,17 @@ func flowJSON(flows control.Flows) string {
 	}
 	text, err := json.MarshalIndent(flows, "", "  ")
 	if err != nil {
-		panic(err) // it came as JSON
+		panic(err) // decoded from JSON
 	}
 	return string(text) + "\n"
 }
 
-// flowTable writes flows as a table, in lines of so many columns at most if width is not 0.
+// flowTable formats flows as a table with lines of at most width columns, without a limit if width is 0.
 func flowTable(flows []control.Flow, width int) string {
 	if len(flows) == 0 {
 		return "no FTP control connections\n"
 	}
-	// What may be cut off at the right comes last.
+	// The least important columns come last, where lines are cut.
 	rows := [][]string{{"CLIENT", "SERVER", "STATE", "XFERS", "REFUSED", "LAST", "NAT"}}
 	for i := range flows {
 		f := &flows[i]
@@ -174,7 +173,7 @@ func flowTable(flows []control.Flow, width int) string {
 	return truncate(align(rows, 3, 5), width)
 }
 
-// truncate cuts lines that have more columns than width, if that is not 0.
+// truncate cuts lines to width columns; 0 for no limit.
 func truncate(text string, width int) string {
 	if width == 0 {
 		return text
@@ -186,7 +185,7 @@ func truncate(text string, width int) string {
 	return b.String()
 }
 
-// align puts cells below each other, those of the columns from right to left-1 at their right edge.
+// align formats rows in aligned columns; those from right to left-1 are right-aligned.
 func align(rows [][]string, right, left int) string {
 	widths := make([]int, len(rows[0]))
 	for _, row := range rows {

@@ -18,7 +18,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew")
+var update = flag.Bool("update", false, "write the golden files")
 
 // wantGolden compares a text with one in testdata.
 func wantGolden(t *testing.T, name, got string) {
@@ -37,7 +37,7 @@ func TestFlowTable(t *testing.T) {
 	at := netip.MustParseAddrPort
 	flows := []control.Flow{
 		{Client: at("203.0.113.101:40000"), Server: at("192.168.1.2:21"), ServerReachedAt: at("192.0.2.2:21"), State: "read",
-			Expected: 12, Last: &control.Endpoint{Verb: "227", Announced: 30000, Told: 30001}},
+			Expected: 12, Last: &control.Endpoint{Verb: "227", Announced: 30000, Advertised: 30001}},
 		{Client: at("[2001:db8:113::101]:40001"), Server: at("[2001:db8:100::2]:21"), State: "encrypted"},
 		{Client: at("10.0.0.5:40002"), Server: at("198.51.100.2:2121"), ClientSeenAs: at("192.0.2.1:1025"), State: "read",
 			Expected: 4_000_000_000, Refused: 1, Last: &control.Endpoint{Verb: "PORT", Announced: 20, Reason: "low_port", Why: "the port is below the lowest one allowed"}},
@@ -50,20 +50,20 @@ func TestEventLines(t *testing.T) {
 	at := netip.MustParseAddrPort
 	events := []control.Event{
 		{Kind: "tracked"},
-		{Kind: "expected", Verb: "227", Announced: at("192.168.1.2:30000"), Told: at("192.0.2.2:30001"), Expected: at("192.0.2.2:30001")},
-		{Kind: "expected", Verb: "PORT", Announced: at("203.0.113.101:41000"), Told: at("203.0.113.101:41000"), Expected: at("203.0.113.101:41000")},
-		{Kind: "expected", Verb: "229", Announced: at("192.168.1.2:30002"), Told: at("192.0.2.2:30002"), Expected: at("192.0.2.2:30002")},
-		{Kind: "expected", Verb: "229", Announced: at("192.168.1.2:30002"), Told: at("192.0.2.2:2"), Expected: at("192.0.2.2:2")},
+		{Kind: "expected", Verb: "227", Announced: at("192.168.1.2:30000"), Advertised: at("192.0.2.2:30001"), Expected: at("192.0.2.2:30001")},
+		{Kind: "expected", Verb: "PORT", Announced: at("203.0.113.101:41000"), Advertised: at("203.0.113.101:41000"), Expected: at("203.0.113.101:41000")},
+		{Kind: "expected", Verb: "229", Announced: at("192.168.1.2:30002"), Advertised: at("192.0.2.2:30002"), Expected: at("192.0.2.2:30002")},
+		{Kind: "expected", Verb: "229", Announced: at("192.168.1.2:30002"), Advertised: at("192.0.2.2:2"), Expected: at("192.0.2.2:2")},
 		{Kind: "refused", Verb: "PORT", Announced: at("203.0.113.101:20"), Reason: "low_port", Why: "the port is below the lowest one allowed", Again: true},
 		{Kind: "failed", Verb: "EPRT", Announced: at("203.0.113.101:41000"), Why: "the table of expectations is full"},
 		{Kind: "unreadable", Verb: "227", Line: "227 \x1b[2J\u202e\xff", Why: "no\x1b[2J numbers"},
 		{Kind: control.KindMissed, Missed: 12},
 		{Kind: "stays-queued", Client: at("[2001:db8:113::101]:40001"), Server: at("[2001:db8:100::2]:21"), Why: "no room"},
 		{Kind: "encrypted"},
-		{Kind: "used", Verb: "227", Announced: at("192.168.1.2:30000"), Told: at("192.0.2.2:30001"), Expected: at("192.0.2.2:30001"), From: at("203.0.113.101:51234")},
-		{Kind: "used", Verb: "229", Announced: at("192.168.1.2:30002"), Told: at("192.0.2.2:2"), Expected: at("192.0.2.2:2"), From: at("203.0.113.101:51234")},
+		{Kind: "used", Verb: "227", Announced: at("192.168.1.2:30000"), Advertised: at("192.0.2.2:30001"), Expected: at("192.0.2.2:30001"), From: at("203.0.113.101:51234")},
+		{Kind: "used", Verb: "229", Announced: at("192.168.1.2:30002"), Advertised: at("192.0.2.2:2"), Expected: at("192.0.2.2:2"), From: at("203.0.113.101:51234")},
 		{Kind: "used", Expected: at("192.0.2.2:30001"), From: at("203.0.113.101:51234")},
-		{Kind: "expired", Verb: "227", Announced: at("192.168.1.2:30000"), Told: at("192.0.2.2:30001"), Reason: "timeout", Why: "no data connection came within 300 s"},
+		{Kind: "expired", Verb: "227", Announced: at("192.168.1.2:30000"), Advertised: at("192.0.2.2:30001"), Reason: "timeout", Why: "no data connection came within 300 s"},
 		{Kind: "closed", Transfers: 1, Refused: 2},
 		{Kind: "closed", Transfers: 4_000_000_000, Client: at("[2001:db8:113:1111:2222:3333:4444:101]:40001"), Server: at("[2001:db8:100::2]:21")},
 	}
@@ -86,22 +86,22 @@ func TestEventLines(t *testing.T) {
 			sc := &screens[i]
 			line := sc.lines.line(&come, time.UTC, sc.width)
 			if n := ansi.StringWidth(strings.TrimSuffix(line, "\n")); sc.width > 0 && n > sc.width {
-				t.Errorf("%d columns, there are %d: %s", n, sc.width, line)
+				t.Errorf("got %d columns, want at most %d: %s", n, sc.width, line)
 			}
 			sc.text.WriteString(line)
 		}
 	}
 	if screens[0].text.String() != screens[1].text.String() {
-		t.Errorf("in 200 columns something is left out:\n%s", screens[1].text.String())
+		t.Errorf("got a shortened screen in 200 columns:\n%s", screens[1].text.String())
 	}
 	if plain := ansi.Strip(screens[3].text.String()); plain != screens[2].text.String() || plain == screens[3].text.String() {
-		t.Errorf("in colour it says something else:\n%s", screens[3].text.String())
+		t.Errorf("got another text in colour:\n%s", screens[3].text.String())
 	}
 	wantGolden(t, "events.golden", screens[0].text.String())
 	wantGolden(t, "events-80.golden", screens[2].text.String())
 }
 
-// TestEventFilter says which events the flags of events select.
+// TestEventFilter checks which events the flags of events select.
 func TestEventFilter(t *testing.T) {
 	at := netip.MustParseAddrPort
 	events := []control.Event{
@@ -124,7 +124,7 @@ func TestEventFilter(t *testing.T) {
 			}
 		}
 		if strings.Join(got, " ") != c.want {
-			t.Errorf("%+v selects %v", c, got)
+			t.Errorf("%+v: got %v", c, got)
 		}
 	}
 }
@@ -143,12 +143,12 @@ func TestSince(t *testing.T) {
 	}
 	for _, s := range []string{"", "yesterday", "-5m", "25:00"} {
 		if err := f.Set(s); err == nil {
-			t.Errorf("%q is %s", s, at)
+			t.Errorf("%q: got %s", s, at)
 		}
 	}
 }
 
-// TestFlowView filters and sorts.
+// TestFlowView filters and sorts flows.
 func TestFlowView(t *testing.T) {
 	at := netip.MustParseAddrPort
 	flows := []control.Flow{
@@ -200,7 +200,7 @@ func TestStatusScreen(t *testing.T) {
 	s.Rules.Source, s.Rules.Ruleset, s.OutcomesLost = control.RulesDifferent, "lean", 3
 	few, colour := statusScreen(&s, now, 80, false), statusScreen(&s, now, 80, true)
 	if ansi.Strip(colour) != few || colour == few {
-		t.Errorf("in colour it says something else:\n%s", colour)
+		t.Errorf("got another text in colour:\n%s", colour)
 	}
 	all := statusScreen(&s, now, 0, false)
 	s.Queues = s.Queues[:maxQueueLines]
@@ -209,29 +209,29 @@ func TestStatusScreen(t *testing.T) {
 	for _, screen := range []string{text, few, most} {
 		lines := strings.Split(screen, "\n")
 		if len(lines) > 24 {
-			t.Errorf("%d lines:\n%s", len(lines), screen)
+			t.Errorf("got %d lines, want at most 24:\n%s", len(lines), screen)
 		}
 		for _, line := range lines {
 			if n := ansi.StringWidth(line); n > 80 {
-				t.Errorf("%d columns: %s", n, line)
+				t.Errorf("got %d columns: %s", n, line)
 			}
 		}
 	}
 	wantGolden(t, "status.golden", text+"----\n"+few+"----\n"+all+"----\n"+most)
 }
 
-// TestNoDaemon asks where there is none.
+// TestNoDaemon runs the queries without a daemon.
 func TestNoDaemon(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "control.sock")
-	const want = "no daemon answers, as % is not there: start the daemon (nfq-ftphelper run --rules), or say where its control socket is with --control"
+	const want = "no daemon answers: % does not exist: start the daemon (nfq-ftphelper run --rules), or name its control socket with --control"
 	for _, command := range []string{"flows", "events", "status"} {
 		code, stdout, stderr := call(t, command, "--control", path)
 		if code != exitFailure || stdout != "" || stderr != "nfq-ftphelper: "+strings.Replace(want, "%", path, 1)+"\n" {
-			t.Errorf("%s: exit code %d, it says\n%s%s", command, code, stdout, stderr)
+			t.Errorf("%s: got exit code %d, output\n%s%s", command, code, stdout, stderr)
 		}
 	}
 	code, stdout, stderr := call(t, "top", "--control", path)
 	if code != exitFailure || stdout != "" || !strings.Contains(stderr, `top needs a terminal: use "nfq-ftphelper flows"`) {
-		t.Errorf("top: exit code %d, it says\n%s%s", code, stdout, stderr)
+		t.Errorf("top: got exit code %d, output\n%s%s", code, stdout, stderr)
 	}
 }

@@ -1,6 +1,6 @@
 // Command nfq-ftphelper is a conntrack helper for FTP that runs in user space: it reads the
 // packets of FTP control connections that nftables queues to it, rewrites the addresses in
-// them where NAT is at work, and tells conntrack which data connections to expect.
+// them where this host translates, and announces data connections to conntrack.
 package main
 
 import (
@@ -23,13 +23,12 @@ const (
 	exitUsage   = 2 // the command line is wrong, or the configuration file
 )
 
-// failure is an error of a command that was called rightly.
+// failure is an error of a command with right usage.
 type failure struct{ error }
 
 func (f failure) Unwrap() error { return f.error }
 
-// running turns what a command does into what cobra calls: its errors are failures, while
-// those that cobra finds by itself are about usage.
+// running turns a command into a function for cobra. Its errors are failures; cobra's own errors are about usage.
 func running(do func(cmd *cobra.Command) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, _ []string) error {
 		if err := do(cmd); err != nil {
@@ -69,7 +68,7 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return exitUsage
 }
 
-// extra are commands that a build with more tags has.
+// extra are commands of builds with more tags.
 var extra []*cobra.Command
 
 func newRoot() *cobra.Command {
@@ -78,15 +77,15 @@ func newRoot() *cobra.Command {
 		Short: "FTP through NAT and firewalls: a conntrack helper in user space",
 		Long: `nfq-ftphelper makes FTP work through this machine's NAT and stateful firewall, as the
 kernel's nf_conntrack_ftp and nf_nat_ftp do. nftables queues the packets of FTP control
-connections to it; it rewrites the addresses in PORT, EPRT, 227 and 229 where NAT is at
-work, and tells conntrack which data connections to expect.
+connections to it; it rewrites the addresses in PORT, EPRT, 227 and 229 where this host
+translates, and announces the data connections to conntrack.
 
 The quickest way, as root: nfq-ftphelper run --rules`,
 		Version:           version,
 		SilenceUsage:      true,
 		SilenceErrors:     true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
-		// run says in its log which file it reads.
+		// run logs which file it reads.
 		PersistentPreRun: func(cmd *cobra.Command, _ []string) {
 			if flag := cmd.Flags().Lookup("config"); flag != nil && cmd.Name() != "run" {
 				flag.Value.(*source).notes = cmd.ErrOrStderr()
@@ -100,7 +99,7 @@ The quickest way, as root: nfq-ftphelper run --rules`,
 	return root
 }
 
-// suggestFlag adds to the error about an unknown flag which one may have been meant.
+// suggestFlag adds to the error of an unknown flag the name of a similar one.
 func suggestFlag(cmd *cobra.Command, err error) error {
 	var unknown *pflag.NotExistError
 	if !errors.As(err, &unknown) {
@@ -113,8 +112,8 @@ func suggestFlag(cmd *cobra.Command, err error) error {
 	return err
 }
 
-// completeValues has the shell complete the values of all flags of a command and those below it: the words
-// that a flag takes, files where it takes one, and nothing elsewhere.
+// completeValues has the shell complete the values of all flags of a command and its subcommands: the words that a
+// flag takes, files where it takes one, and nothing otherwise.
 func completeValues(cmd *cobra.Command) {
 	complete := func(flag *pflag.Flag) {
 		var words []string
@@ -129,7 +128,7 @@ func completeValues(cmd *cobra.Command) {
 				return
 			}
 		}
-		// A flag that several commands have needs it once.
+		// An error means that another command with the flag has done so.
 		_ = cmd.RegisterFlagCompletionFunc(flag.Name, cobra.FixedCompletions(words, directive))
 	}
 	cmd.NonInheritedFlags().VisitAll(complete)

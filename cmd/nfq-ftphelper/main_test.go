@@ -28,7 +28,7 @@ func call(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	return code, out.String(), errs.String()
 }
 
-// TestUsage says that a wrong command line ends with 2 and a sentence that names the fault.
+// TestUsage checks that a wrong command line ends with 2 and a sentence that names the fault.
 func TestUsage(t *testing.T) {
 	for _, c := range []struct {
 		args []string
@@ -41,20 +41,20 @@ func TestUsage(t *testing.T) {
 		{[]string{"run", "--queue", "65536"}, `invalid argument "65536" for "--queue"`},
 		{[]string{"run", "--log-format", "xml"}, "must be text or json"},
 		{[]string{"run", "--log-level", "loud"}, `invalid argument "loud"`},
-		{[]string{"run", "--min-port", "0"}, "there is no port 0"},
-		{[]string{"run", "--queues", "0"}, "--queues must be 1 at least"},
+		{[]string{"run", "--min-port", "0"}, "--min-port must be at least 1"},
+		{[]string{"run", "--queues", "0"}, "--queues must be at least 1"},
 		{[]string{"run", "--queues", "2", "--queue", "65535"}, "the last number is 65535"},
-		{[]string{"run", "--helper", "kernel"}, "can be auto, carrier or cthelper"},
+		{[]string{"run", "--helper", "kernel"}, "must be auto, carrier or cthelper"},
 		{[]string{"run", "--helper-name", "pptp"}, "whether it is a carrier or a cthelper"},
 		{[]string{"run", "--helper", "carrier", "--helper-name", "ftp"}, "reads FTP itself"},
 		{[]string{"run", "--helper", "cthelper", "--queues", "2"}, "the kernel fills one"},
-		{[]string{"run", "--ruleset", "user"}, "can be full or lean"},
+		{[]string{"run", "--ruleset", "user"}, "must be full or lean"},
 		{[]string{"rules", "apply", "--ruleset", "lean", "--helper", "cthelper"}, "lean does not go with a cthelper"},
 		{[]string{"run", "--sequence", "user"}, "unknown flag: --sequence"},
-		{[]string{"doctor", "--helper", "kernel"}, "can be auto, carrier or cthelper"},
-		{[]string{"run", "--rate", "0"}, "--rate must be 1 at least"},
+		{[]string{"doctor", "--helper", "kernel"}, "must be auto, carrier or cthelper"},
+		{[]string{"run", "--rate", "0"}, "--rate must be at least 1"},
 		{[]string{"run", "--hold-time", "-1s"}, "--hold-time must be longer"},
-		{[]string{"run", "--max-connections", "0"}, "--max-connections must be 1"},
+		{[]string{"run", "--max-connections", "0"}, "--max-connections must be at least 1"},
 		{[]string{"run", "--allow", "192.0.2.7,x"}, `"x" is neither an address nor a network`},
 		{[]string{"run", "--advertise", "192.0.2.7,192.0.2.8"}, "are of the same family"},
 		{[]string{"run", "--advertise", "fe80::1%eth0"}, "is not an address"},
@@ -63,21 +63,21 @@ func TestUsage(t *testing.T) {
 		{[]string{"explain"}, "explain takes one capture"},
 		{[]string{"explain", "--nat", "192.0.2.7", "x.pcap"}, `"192.0.2.7" is not REAL=TRANSLATED`},
 		{[]string{"explain", "--ports", "x", "x.pcap"}, `"x" is not a port`},
-		{[]string{"explain", "--min-port", "0", "x.pcap"}, "there is no port 0"},
+		{[]string{"explain", "--min-port", "0", "x.pcap"}, "--min-port must be at least 1"},
 		{[]string{"explain", "--connection", "0", "--svg", "x.svg", "x.pcap"}, "counts from 1"},
-		{[]string{"explain", "--connection", "2", "x.pcap"}, "--connection goes with --svg"},
+		{[]string{"explain", "--connection", "2", "x.pcap"}, "--connection needs --svg"},
 		{[]string{"run", "--metrics", "everywhere"}, `invalid argument "everywhere" for "--metrics"`},
 		{[]string{"run", "--metrics", "127.0.0.1"}, `"127.0.0.1" has no port: write it 127.0.0.1:9921`},
 		{[]string{"run", "--metrics", "::1"}, `"::1" has no port: write it [::1]:9921`},
 		{[]string{"run", "--metrics", ":9921"}, `":9921" has no address: write 127.0.0.1:9921 for this host only`},
 		{[]string{"run", "--metrics", "localhost:9921"}, `"localhost" is not an address`},
 		{[]string{"run", "--metrics", "127.0.0.1:99999"}, `"99999" is not a port`},
-		{[]string{"flows", "--sort", "age"}, "it can be client, server, state, transfers or refused"},
-		{[]string{"flows", "--filter", "port=21"}, `there is no field "port": there are client, server, nat`},
-		{[]string{"events", "--kind", "refused,denied"}, `"denied" is not a kind of event: it can be tracked, expected, would-open, used`},
+		{[]string{"flows", "--sort", "age"}, "it must be client, server, state, transfers or refused"},
+		{[]string{"flows", "--filter", "port=21"}, `unknown field "port": the fields are client, server, nat`},
+		{[]string{"events", "--kind", "refused,denied"}, `"denied" is not a kind of event: it must be tracked, expected, would-open, used`},
 		{[]string{"events", "--client", "ftp.example"}, "neither an address nor a network"},
 		{[]string{"events", "--since", "yesterday"}, "it must be a duration such as 10m"},
-		{[]string{"events", "--no-follow"}, "--no-follow goes with --since"},
+		{[]string{"events", "--no-follow"}, "--no-follow needs --since"},
 		{[]string{"status", "now"}, `unknown command "now"`},
 		{[]string{"flows", "21"}, `unknown command "21"`},
 		{[]string{"version", "--long"}, "unknown flag: --long"},
@@ -87,7 +87,7 @@ func TestUsage(t *testing.T) {
 	} {
 		code, stdout, stderr := call(t, c.args...)
 		if code != exitUsage || !strings.Contains(stderr, c.want) || stdout != "" {
-			t.Errorf("%q: exit code %d, want 2; it says\n%s%s\nwant %q", c.args, code, stdout, stderr, c.want)
+			t.Errorf("%q: got exit code %d, want 2; output\n%s%s\nwant %q", c.args, code, stdout, stderr, c.want)
 		}
 	}
 }
@@ -96,7 +96,7 @@ func TestHelp(t *testing.T) {
 	for _, args := range [][]string{{"--help"}, {"run", "--help"}, {"rules", "--help"}, {"rules", "apply", "--help"}, {"explain", "--help"}, {"flows", "--help"}, {"events", "--help"}, {"status", "--help"}, {"top", "--help"}, {"rules"}} {
 		code, stdout, stderr := call(t, args...)
 		if code != 0 || !strings.Contains(stdout, "Usage:") || stderr != "" {
-			t.Errorf("%q: exit code %d, it says\n%s%s", args, code, stdout, stderr)
+			t.Errorf("%q: got exit code %d, output\n%s%s", args, code, stdout, stderr)
 		}
 	}
 }
@@ -104,11 +104,11 @@ func TestHelp(t *testing.T) {
 func TestVersion(t *testing.T) {
 	code, stdout, _ := call(t, "version")
 	if code != 0 || !strings.HasPrefix(stdout, "nfq-ftphelper "+version) {
-		t.Errorf("exit code %d, it says %q", code, stdout)
+		t.Errorf("got exit code %d, output %q", code, stdout)
 	}
 }
 
-// TestRules goes through the life of the rules on a host of its own.
+// TestRules applies, checks and removes rules on a host.
 func TestRules(t *testing.T) {
 	host := netns.NewTestHost(t, "host")
 	flags := []string{"--ports", "21,2200-2210", "--queue", "9"}
@@ -120,18 +120,18 @@ func TestRules(t *testing.T) {
 		{"check", exitFailure, rules.ErrMissing.Error()},
 		{"apply", 0, "ports 21,2200-2210 go to queue 9"},
 		{"apply", 0, "is in place"},
-		{"check", 0, "as it should be"},
+		{"check", 0, "is right, for ports"},
 		{"remove", 0, ""},
 		{"remove", 0, ""},
 		{"check", exitFailure, rules.ErrMissing.Error()},
 		{"print", 0, "define queue_number = 9"},
 		{"apply --ruleset lean", 0, "ports 21,2200-2210 go to queue 9"},
-		{"check --ruleset lean", 0, "as it should be"},
+		{"check --ruleset lean", 0, "is right, for ports"},
 		{"check --ruleset full", exitFailure, "chain control: rule 3 is not"},
-		{"check", 0, "as it should be"},
+		{"check", 0, "is right, for ports"},
 		{"print --ruleset lean", 0, "goto commands"},
 		{"remove --own", 0, "left in place: table inet nfq_ftphelper: chain control: rule 3 is not"},
-		{"check --ruleset lean", 0, "as it should be"},
+		{"check --ruleset lean", 0, "is right, for ports"},
 		{"remove --own --ruleset lean", 0, ""},
 		{"check", exitFailure, rules.ErrMissing.Error()},
 		{"remove --own", 0, ""},
@@ -142,7 +142,7 @@ func TestRules(t *testing.T) {
 		err := host.Do(func() error {
 			code, stdout, stderr := call(t, append(strings.Fields("rules "+c.command), flags...)...)
 			if code != c.code || !strings.Contains(stdout+stderr, c.want) {
-				t.Errorf("rules %s: exit code %d, want %d; it says\n%s%swant %q", c.command, code, c.code, stdout, stderr, c.want)
+				t.Errorf("rules %s: got exit code %d, want %d; output\n%s%swant %q", c.command, code, c.code, stdout, stderr, c.want)
 			}
 			return nil
 		})
@@ -150,8 +150,8 @@ func TestRules(t *testing.T) {
 	}
 }
 
-// TestRefuse says that the daemon does not start where it could help no connection, and leaves
-// nothing behind.
+// TestRefuse checks that the daemon does not start where it could help no connection, and leaves
+// the host unchanged.
 func TestRefuse(t *testing.T) {
 	host := netns.NewTestHost(t, "host")
 	err := host.Do(func() error {
@@ -159,18 +159,18 @@ func TestRefuse(t *testing.T) {
 			code, _, stderr := call(t, append([]string{"run", "--helper", "carrier", "--helper-name", "none-such"}, flags...)...)
 			const want = `no connection could be helped: helper: trying the helper "none-such"`
 			if code != exitFailure || !strings.Contains(stderr, want) {
-				t.Errorf("run %q: exit code %d; it says\n%s", flags, code, stderr)
+				t.Errorf("run %q: got exit code %d, output\n%s", flags, code, stderr)
 			}
 		}
 		return nil
 	})
 	must.Do(t, err)
 	if left, err := host.Run(t.Context(), "", "nft", "list", "ruleset"); err != nil || left != "" {
-		t.Errorf("%v, it left\n%s", err, left)
+		t.Errorf("got %v, with the host changed to\n%s", err, left)
 	}
 }
 
-// TestRemoveOwn says that rules which the daemon does not apply stay.
+// TestRemoveOwn checks that rules which the daemon does not apply stay.
 func TestRemoveOwn(t *testing.T) {
 	host, file := netns.NewTestHost(t, "host"), filepath.Join(t.TempDir(), "nfq-ftphelper.yaml")
 	err := host.Do(func() error {
@@ -183,7 +183,7 @@ func TestRemoveOwn(t *testing.T) {
 		}{{"rules: false\n", true}, {"rules: true\n", false}} {
 			must.Do(t, os.WriteFile(file, []byte(c.config), 0o600))
 			if code, stdout, stderr := call(t, "rules", "remove", "--own", "--config", file); code != 0 || stdout+stderr != "" {
-				t.Errorf("%s: exit code %d, it says\n%s%s", c.config, code, stdout, stderr)
+				t.Errorf("%s: got exit code %d, output\n%s%s", c.config, code, stdout, stderr)
 			}
 			if code, _, _ := call(t, "rules", "check"); (code == 0) != c.left {
 				t.Errorf("%s: left in place: %v, want %v", c.config, code == 0, c.left)
@@ -200,6 +200,6 @@ func TestNoTables(t *testing.T) {
 	out, err := exec.Command("go", "list", "-deps", ".").Output()
 	must.Do(t, err)
 	if packages := strings.Fields(string(out)); slices.Contains(packages, "github.com/google/gopacket/layers") {
-		t.Error("the program links github.com/google/gopacket/layers")
+		t.Error("got github.com/google/gopacket/layers in the program, want it not linked")
 	}
 }

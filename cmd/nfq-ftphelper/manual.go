@@ -17,7 +17,7 @@ import (
 
 func init() { extra = append(extra, newManual()) }
 
-// newManual is in no daemon: the packages are built with it.
+// newManual is only in builds with the tag manual, which make the packages.
 func newManual() *cobra.Command {
 	var example string
 	cmd := &cobra.Command{

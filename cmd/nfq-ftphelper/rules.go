@@ -14,27 +14,26 @@ import (
 )
 
 func newRules() *cobra.Command {
-	var w backend.Wish
+	var w backend.Request
 	var own, applied bool
 	cmd := &cobra.Command{
 		Use:   "rules",
-		Short: "Print, apply, check or remove the rules that fill the queue",
-		Long: `The rules are one table of nftables, inet nfq_ftphelper, and touch nothing else. They
-give FTP control connections a conntrack helper and queue those of their packets that
-carry text, or, with --ruleset lean, only those that must be read. With --monitor they only
-queue.`,
+		Short: "Print, apply, check or remove the rules that queue packets",
+		Long: `The rules are one nftables table, inet nfq_ftphelper; other tables are not changed. They give
+FTP control connections a conntrack helper and queue their packets with payload, or, with
+--ruleset lean, only packets that may have to be read. With --monitor they only queue.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	from := addSettings(cmd.PersistentFlags(), ruleSettings...)
-	add := func(use, short string, choose func() (backend.Choice, error), do func(cmd *cobra.Command, c rules.Config) error) *cobra.Command {
+	add := func(use, short string, choose func() (backend.Plan, error), do func(cmd *cobra.Command, c rules.Config) error) *cobra.Command {
 		sub := &cobra.Command{
 			Use: use, Short: short, Args: cobra.NoArgs,
 			PreRunE: func(*cobra.Command, []string) error {
 				s, err := from.read()
 				if err == nil {
-					// Without a file nothing says that the daemon does not apply them.
-					w, applied = s.Wish, s.ApplyRules || from.file == ""
+					// Without a file it is unknown whether the daemon applies them.
+					w, applied = s.Request, s.ApplyRules || from.file == ""
 				}
 				return err
 			},
@@ -49,23 +48,23 @@ queue.`,
 		cmd.AddCommand(sub)
 		return sub
 	}
-	onPaper := func() (backend.Choice, error) { return backend.Choose(w, anyKernel{}) }
-	onHost := func() (backend.Choice, error) {
+	forAnyHost := func() (backend.Plan, error) { return backend.Choose(w, anyKernel{}) }
+	forThisHost := func() (backend.Plan, error) {
 		choice, err := backend.Choose(w, backend.Host{})
 		if err == nil && choice.Helper == backend.CTHelper {
 			err = registered(choice.Rules.Helper)
 		}
 		return choice, err
 	}
-	inPlace := func() (backend.Choice, error) {
+	inPlace := func() (backend.Plan, error) {
 		w.Installed = true
 		return backend.Choose(w, backend.Host{})
 	}
-	add("print", "Write the rules in the language of nft, for nft -f", onPaper, func(cmd *cobra.Command, c rules.Config) error {
+	add("print", "Print the rules for nft -f", forAnyHost, func(cmd *cobra.Command, c rules.Config) error {
 		_, err := fmt.Fprint(cmd.OutOrStdout(), rules.Text(c))
 		return err
 	})
-	add("apply", "Put the rules into the kernel, in one transaction", onHost, func(cmd *cobra.Command, c rules.Config) error {
+	add("apply", "Apply the rules in one transaction", forThisHost, func(cmd *cobra.Command, c rules.Config) error {
 		statement, err := rules.Apply(c)
 		if err == nil && c.Ruleset == rules.CTHelper {
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "table inet nfq_ftphelper is in place: connections to ports %s get the helper %s\n",
@@ -76,15 +75,15 @@ queue.`,
 		}
 		return err
 	})
-	add("check", "Say whether the rules are in the kernel as they should be", inPlace, func(cmd *cobra.Command, c rules.Config) error {
+	add("check", "Check that the rules in the kernel are as the settings require", inPlace, func(cmd *cobra.Command, c rules.Config) error {
 		err := rules.Check(c)
 		if err == nil {
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "table inet nfq_ftphelper is as it should be, for ports %s and any that were added\n",
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "table inet nfq_ftphelper is right, for ports %s and any that were added\n",
 				rules.FormatPorts(c.Ports, ","))
 		}
 		return err
 	})
-	remove := add("remove", "Take the rules out of the kernel", onPaper, func(cmd *cobra.Command, _ rules.Config) error {
+	remove := add("remove", "Remove the rules", forAnyHost, func(cmd *cobra.Command, _ rules.Config) error {
 		switch {
 		case !own:
 			return rules.Remove()
@@ -93,14 +92,14 @@ queue.`,
 		}
 		return nil
 	})
-	remove.Flags().BoolVar(&own, "own", false, "only if they are what the daemon applies with the same settings: for one that was killed")
+	remove.Flags().BoolVar(&own, "own", false, "remove only rules that a daemon with the same settings applies, after it was killed")
 	return cmd
 }
 
-// removeOwn removes the rules if they are those that a daemon with the wish applies. It is no error if
-// they are not: it says so, and leaves them in place.
-func removeOwn(w backend.Wish, stderr io.Writer) error {
-	w.Installed = false // the daemon chooses without a look at them
+// removeOwn removes the rules if they are those that a daemon with the wish applies. Otherwise it leaves them in
+// place, and reports that without an error.
+func removeOwn(w backend.Request, stderr io.Writer) error {
+	w.Installed = false // as for the daemon that applies them
 	choice, err := backend.Choose(w, backend.Host{})
 	if err != nil {
 		return err
@@ -117,17 +116,17 @@ func removeOwn(w backend.Wish, stderr io.Writer) error {
 	return rules.Remove()
 }
 
-// registered returns an error if the daemon has not registered the helper: for rules that name it
-// the kernel would load its own, if that is called so.
+// registered returns an error if the daemon has not registered the helper: for rules that name it the kernel would
+// load a kernel helper with that name.
 func registered(helper string) error {
-	_, there, err := cthelper.Lookup(helper)
-	if err == nil && !there {
-		err = fmt.Errorf("the conntrack helper %q is not registered: start the daemon first, or let it apply the rules (run --rules)", helper)
+	_, found, err := cthelper.Lookup(helper)
+	if err == nil && !found {
+		err = fmt.Errorf("the conntrack helper %q is not registered: start the daemon first, or run it with --rules", helper)
 	}
 	return err
 }
 
-// anyKernel has everything: for rules that are not for this host.
+// anyKernel has every helper, for rules of another host.
 type anyKernel struct{}
 
 func (anyKernel) Carrier(string) error         { return nil }

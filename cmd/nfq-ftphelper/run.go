@@ -23,51 +23,50 @@ import (
 func newRun() *cobra.Command {
 	var from *source
 	var s *settings
-	asked := make(chan os.Signal, 1)
+	requests := make(chan os.Signal, 1)
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Help FTP connections until stopped",
-		Long: `run serves the queue until it gets SIGTERM or SIGINT. It logs what it refuses and cannot do;
-with --log-opened also every data connection that it has conntrack expect. With --monitor it
-logs what it would do, and opens and changes nothing.
+		Long: `run serves the queues until it gets SIGTERM or SIGINT. It logs refusals and failures; with
+--log-opened also every data connection that it opens. With --monitor it logs what it would do,
+and opens and changes nothing.
 
-The rules that fill the queue are either yours (nft -f ftp-queue.nft, which "rules print"
-writes), or, with --rules, applied at start and removed at stop. While the daemon is not
-there, packets pass unread and connections that were helped go on (but for a cthelper whose daemon
-was killed).
+The rules that queue packets are either yours ("rules print" writes them for nft -f), or, with
+--rules, applied at start and removed at stop. While the daemon is stopped, packets pass unread
+and connections that were helped continue (except with a cthelper whose daemon was killed).
 
-SIGHUP has it read its configuration file again. It applies what can change while it runs, and logs
-the name of each setting that needs a restart. Its own rules it applies again if
-something removes them.`,
+On SIGHUP it reads its configuration file again, applies the settings that can change while it
+runs, and logs the name of each setting that needs a restart. It restores its own rules if another
+program removes them.`,
 		Example: `  nfq-ftphelper run --rules                       FTP on port 21
   nfq-ftphelper run --rules --ports 21,2121-2130  on other ports too
   nfq-ftphelper run --rules --monitor             only log what would be opened
-  nfq-ftphelper run --queue 7                     with rules of your own that queue to 7
+  nfq-ftphelper run --queue 7                     with your own rules that queue to 7
   nfq-ftphelper run --config ./lab.yaml           with the settings of another file`,
 		Args: cobra.NoArgs,
 		PreRunE: func(*cobra.Command, []string) (err error) {
-			// One that comes early waits until the daemon is ready; several are one.
-			signal.Notify(asked, syscall.SIGHUP)
+			// An early SIGHUP waits until the daemon is ready; several count as one.
+			signal.Notify(requests, syscall.SIGHUP)
 			s, err = from.read()
 			return err
 		},
 		RunE: running(func(cmd *cobra.Command) error {
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
 			defer stop()
-			// A log that nobody reads any more must not end the daemon.
+			// A closed standard error must not end the daemon.
 			signal.Ignore(syscall.SIGPIPE)
-			// Packets take no memory, so that less of it costs nothing.
+			// Packets allocate nothing, so a smaller heap costs no time.
 			if os.Getenv("GOGC") == "" {
 				debug.SetGCPercent(50)
 			}
 			level := new(slog.LevelVar)
 			level.Set(s.logLevel.Level)
-			reload := daemon.Reload{Asked: asked, Read: from.reader(s, level)}
+			reload := daemon.Reload{Requests: requests, Read: from.reader(s, level)}
 			s.Confine = &confine.Paths{}
 			if from.file != "" {
 				s.Confine.Read = foldersOf(from.file)
 			}
-			if s.Control != "" { // to be removed at the end
+			if s.Control != "" { // the socket is removed at the end
 				s.Confine.Remove = []string{filepath.Dir(s.Control)}
 			}
 			log, end := logqueue.New(logHandler(cmd.ErrOrStderr(), s.logFormat, level))
@@ -82,7 +81,7 @@ something removes them.`,
 	return cmd
 }
 
-// foldersOf returns the folder of a file, and that of the file which it is a link to.
+// foldersOf returns the folder of a file, and that of its target if it is a link.
 func foldersOf(file string) []string {
 	folders := []string{filepath.Dir(file)}
 	if target, err := filepath.EvalSymlinks(file); err == nil {
@@ -91,7 +90,7 @@ func foldersOf(file string) []string {
 	return folders
 }
 
-// reader returns a function that reads what has changed since inForce was read, for a daemon that runs.
+// reader returns a function that reads what has changed since inForce, for a running daemon.
 func (src *source) reader(inForce *settings, level *slog.LevelVar) func() (daemon.Change, error) {
 	return func() (daemon.Change, error) {
 		if src.file == "" {
@@ -100,7 +99,7 @@ func (src *source) reader(inForce *settings, level *slog.LevelVar) func() (daemo
 		}
 		s, err := src.read()
 		if errors.Is(err, fs.ErrPermission) {
-			err = fmt.Errorf("%w: the daemon has given up the right to read what is not in the folder that the file was in, or not for its user: restart it", err)
+			err = fmt.Errorf("%w: the daemon has given up the right to read files outside the file's original folder, or of other users: restart it", err)
 		}
 		if err != nil {
 			return daemon.Change{}, err

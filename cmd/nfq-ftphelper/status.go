@@ -21,17 +21,17 @@ func newStatus() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Show how the daemon is: ready or why not, rules, queues, last refusals",
-		Long: `status shows on one screen since when the daemon runs, whether FTP is helped and if not why,
-the rules and ports, the queues, and what was refused last.
+		Short: "Show the daemon's status: ready or why not, rules, queues, last refusals",
+		Long: `status shows on one screen whether FTP is helped, or why not, the daemon's uptime, the rules and
+ports, the queues, and the last refusals.
 
-The exit code is 0 if FTP is helped, and 1 if it is not, or no daemon answers.`,
+The exit code is 0 if FTP is helped, and 1 if it is not or if no daemon answers.`,
 		Args: cobra.NoArgs,
 		PreRunE: func(*cobra.Command, []string) (err error) {
 			s, err = from.read()
 			return err
 		},
-		RunE: asking(func(ctx context.Context, cmd *cobra.Command) error {
+		RunE: querying(func(ctx context.Context, cmd *cobra.Command) error {
 			out := cmd.OutOrStdout()
 			status, err := control.NewClient(s.Control).Status(ctx)
 			if err != nil {
@@ -55,10 +55,10 @@ The exit code is 0 if FTP is helped, and 1 if it is not, or no daemon answers.`,
 	return cmd
 }
 
-// maxQueueLines is how many queues have a line of their own.
+// maxQueueLines is the number of queues up to which each has a line.
 const maxQueueLines = 6
 
-// statusScreen writes a status in 24 lines at most, of so many columns at most if width is not 0.
+// statusScreen formats a status in at most 24 lines of at most width columns, without a limit if width is 0.
 func statusScreen(s *control.Status, now time.Time, width int, colour bool) string {
 	paint := func(sgr, text string) string {
 		if !colour {
@@ -108,7 +108,7 @@ func statusScreen(s *control.Status, now time.Time, width int, colour bool) stri
 	return b.String()
 }
 
-// queueTable writes a line for each queue, or one for all of them if there are many.
+// queueTable returns a line for each queue, or one for all if there are more than maxQueueLines.
 func queueTable(queues []control.Queue) string {
 	rows := [][]string{{"QUEUE", "PACKETS", "TRACKED", "OPENED", "REFUSED", "FAILED", "WAITING", "DROPPED", "OVERFLOWS"}}
 	row := func(name string, q *control.Queue) {
@@ -116,7 +116,7 @@ func queueTable(queues []control.Queue) string {
 			if n == nil {
 				return "–"
 			}
-			if *n >= 10_000_000 { // so that a line has 80 columns at most
+			if *n >= 10_000_000 { // keeps the line within 80 columns
 				return strconv.FormatUint(*n/1_000_000, 10) + "M"
 			}
 			return strconv.FormatUint(*n, 10)
@@ -163,7 +163,7 @@ func total(queues []control.Queue) (all control.Queue) {
 	return all
 }
 
-// age writes a duration in its two largest units.
+// age formats a duration in its two largest units.
 func age(d time.Duration) string {
 	s := int(d.Seconds())
 	switch {

@@ -15,19 +15,19 @@ func newTop() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "top",
 		Short: "Watch the FTP control connections, the busiest first",
-		Long: `top fills the terminal with the open control connections that the daemon helps, the busiest first,
-and with how much it has to do. q ends it, the arrows select a connection and Enter shows its
-details and events, those from before top was started too. s sorts by the next column, / filters
-as "flows --filter" does, c shows closing connections, p pauses, ? shows all keys.
+		Long: `top shows the open control connections on the whole terminal, the busiest first, with the daemon's
+load. q quits; the arrows select a connection and Enter shows its details and events, past ones
+included. s sorts by the next column, / filters as "flows --filter" does, c shows closing
+connections, p pauses, ? shows all keys.
 
-A /s is a second's data connections over the last ten seconds; LAST SEEN is the time since the
-last event. "status --json" and "flows --json" have the same for programs.`,
+/s is the number of data connections per second, over the last 10 s; LAST SEEN is the time since
+the last event. "status --json" and "flows --json" have the same data for programs.`,
 		Args: cobra.NoArgs,
 		PreRunE: func(*cobra.Command, []string) (err error) {
 			s, err = from.read()
 			return err
 		},
-		RunE: asking(func(ctx context.Context, cmd *cobra.Command) error {
+		RunE: querying(func(ctx context.Context, cmd *cobra.Command) error {
 			in, out := cmd.InOrStdin(), cmd.OutOrStdout()
 			if !onTerminal(in) || !onTerminal(out) {
 				return top.ErrNoTerminal

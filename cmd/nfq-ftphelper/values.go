@@ -15,7 +15,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
-// split is the inverse of joining with commas: of nothing, it makes nothing.
+// split splits at commas; it returns nil for "".
 func split(s string) []string {
 	if s == "" {
 		return nil
@@ -23,7 +23,7 @@ func split(s string) []string {
 	return strings.Split(s, ",")
 }
 
-// enumerate writes words as in "one, two or three".
+// enumerate joins words as in "one, two or three".
 func enumerate(words []string, conjunction string) string {
 	n := len(words) - 1
 	if n < 1 {
@@ -58,7 +58,7 @@ func (p portsFlag) Set(s string) error {
 	return err
 }
 
-// completer is a flag's value that can be one of a few words, which the shell completes.
+// completer is a flag's value with words that the shell completes.
 type completer interface{ Completions() []string }
 
 // oneOf is a flag that takes one of some words, or "" for none.
@@ -90,7 +90,7 @@ func (f oneOf[T]) Completions() []string {
 // Set implements pflag.Value.
 func (f oneOf[T]) Set(s string) error {
 	if s != "" && !slices.Contains(f.words, T(s)) {
-		return fmt.Errorf("it can be %s", enumerate(f.Completions(), "or"))
+		return fmt.Errorf("it must be %s", enumerate(f.Completions(), "or"))
 	}
 	*f.value = T(s)
 	return nil
@@ -213,10 +213,10 @@ func (f addrPortFlag) Set(s string) error {
 	case err != nil:
 		return fmt.Errorf("%q is not an address with a port, %s", s, example)
 	case host == "":
-		return fmt.Errorf("%q has no address: write 127.0.0.1:%[2]s for this host only, 0.0.0.0:%[2]s or [::]:%[2]s for others, too", s, port)
+		return fmt.Errorf("%q has no address: write 127.0.0.1:%[2]s for this host only, 0.0.0.0:%[2]s or [::]:%[2]s for all hosts", s, port)
 	}
 	if _, err := netip.ParseAddr(host); err != nil {
-		return fmt.Errorf("%q is not an address: it has to be one of this host's, %s", host, example)
+		return fmt.Errorf("%q is not an address: it must be an address of this host, %s", host, example)
 	}
 	return fmt.Errorf("%q is not a port, a number from 1 to 65535", port)
 }
@@ -290,14 +290,14 @@ func (f kindsFlag) Set(s string) error {
 	kinds := split(s)
 	for _, k := range kinds {
 		if all := f.Completions(); !slices.Contains(all, k) {
-			return fmt.Errorf("%q is not a kind of event: it can be %s", k, enumerate(all, "or"))
+			return fmt.Errorf("%q is not a kind of event: it must be %s", k, enumerate(all, "or"))
 		}
 	}
 	*f.kinds = kinds
 	return nil
 }
 
-// sinceFlag is a flag that takes a moment in the past.
+// sinceFlag is a flag that takes a time in the past.
 type sinceFlag struct {
 	at  *time.Time
 	now func() time.Time
@@ -314,7 +314,7 @@ func (f sinceFlag) String() string {
 // Type implements pflag.Value.
 func (f sinceFlag) Type() string { return "time" }
 
-// Set implements pflag.Value. A time of day is today's, or yesterday's if it is still to come.
+// Set implements pflag.Value. A time of day is the latest one in the past.
 func (f sinceFlag) Set(s string) error {
 	now := f.now()
 	if d, err := time.ParseDuration(s); err == nil && d >= 0 {

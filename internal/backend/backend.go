@@ -1,10 +1,9 @@
-// Package backend chooses how control connections get a conntrack helper, from what was asked for and
-// what the kernel has.
+// Package backend plans how control connections get a conntrack helper, from the user's request and the kernel's
+// features.
 //
-// The kernel takes expectations only for a connection that has a helper. A carrier is one of the
-// kernel's own, which does nothing with FTP; a cthelper is one that the daemon registers
-// (nfnetlink_cthelper), so that rules can call it "ftp", and whose packets the kernel queues by
-// itself.
+// The kernel takes expectations only for a connection that has a helper. A carrier is a helper of the kernel that
+// ignores FTP. A cthelper is a helper in user space that the daemon registers (nfnetlink_cthelper), so that its name
+// can be "ftp"; the kernel queues the packets of its connections.
 package backend
 
 import (
@@ -16,64 +15,59 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
-// Helper is a way for control connections to get a helper.
+// Helper is a kind of conntrack helper.
 type Helper string
 
-// The ways. Auto is Carrier: a cthelper has to be asked for, since FTP stands still when its daemon dies.
+// The kinds. Auto is Carrier: a cthelper has to be requested, since FTP stalls without its daemon.
 const (
 	Auto     Helper = "auto"
 	Carrier  Helper = "carrier"
 	CTHelper Helper = "cthelper"
-	// None is that of a daemon which only monitors; it cannot be asked for.
+	// None is the kind of a daemon that only monitors; it cannot be requested.
 	None Helper = "none"
 )
 
-// Helpers lists them.
+// Helpers lists the kinds that can be requested.
 var Helpers = []Helper{Auto, Carrier, CTHelper}
 
-// Rulesets are those that can be asked for.
+// Rulesets lists the rulesets that can be requested.
 var Rulesets = []rules.Ruleset{rules.Full, rules.Lean}
 
-// DefaultCTHelper is the name of a cthelper where no other is asked for: that of the kernel's own,
-// which rules of the classic howtos match.
+// DefaultCTHelper is the default name of a cthelper: that of the kernel's helper, which users' rules match.
 const DefaultCTHelper = "ftp"
 
-// Wish is what was asked for.
-type Wish struct {
-	// Rules are the ports and queues; the ruleset and its helper are for Choose to fill in.
+// Request is the user's request.
+type Request struct {
+	// Rules are the ports and queues; Choose sets the ruleset and the helper.
 	Rules rules.Config
-	// Ruleset is rules.Lean, or rules.Full for the one that goes with Helper; "" is rules.Full,
-	// unless the lean rules are in place.
+	// Ruleset is rules.Lean or rules.Full; "" is rules.Full, or rules.Lean where that is installed.
 	Ruleset rules.Ruleset
-	// Installed says that the rules are not the daemon's to apply: those that are there count.
+	// Installed selects the plan of the installed rules: the daemon does not apply rules.
 	Installed bool
 	Helper    Helper // "" is Auto
-	// Name is that of the helper to attach; "" for the first carrier that the kernel has, or
-	// DefaultCTHelper.
+	// Name is the helper's name; "" is the first carrier that the kernel has, or DefaultCTHelper.
 	Name string
-	// Monitor is for a daemon that opens and changes nothing: Ruleset, Helper and Name are not used.
+	// Monitor is for a daemon that opens and changes nothing: Ruleset, Helper and Name are ignored.
 	Monitor bool
 }
 
-// Choice is what is to be done.
-type Choice struct {
-	// Rules are complete.
-	Rules rules.Config
-	// Helper is Carrier, CTHelper or None; Why says in a few words why.
-	Helper Helper
-	Why    string
+// Plan is what the daemon is to do.
+type Plan struct {
+	Rules  rules.Config // complete
+	Helper Helper       // Carrier, CTHelper or None
+	Why    string       // reason for Helper, a few words
 }
 
-// Enabled reports whether the kernel queues the packets of the cthelper by itself.
-func (c Choice) Enabled() bool { return c.Rules.Ruleset == rules.CTHelper }
+// KernelQueues reports whether the kernel queues packets without rules, for a cthelper.
+func (p Plan) KernelQueues() bool { return p.Rules.Ruleset == rules.CTHelper }
 
-// Kernel is what Choose asks the kernel.
+// Kernel is the kernel, as Choose needs it.
 type Kernel interface {
 	// Carrier returns an error if there is no helper of that name.
 	Carrier(name string) error
 	// CTHelper returns an error if none can be registered.
 	CTHelper() error
-	// Installed returns an error if these are not the rules that are there.
+	// Installed returns an error if other rules, or none, are installed.
 	Installed(rules.Config) error
 }
 
@@ -89,123 +83,119 @@ func (Host) CTHelper() error { return cthelper.Probe() }
 // Installed implements Kernel.
 func (Host) Installed(c rules.Config) error { return rules.Check(c) }
 
-// Validate returns an error if no kernel could do what is asked for.
-func (w Wish) Validate() error {
+// Validate returns an error if no kernel can fulfil the request.
+func (r Request) Validate() error {
 	switch {
-	case w.Helper != "" && !slices.Contains(Helpers, w.Helper):
-		return fmt.Errorf("the helper is to be %q, and can be auto, carrier or cthelper", w.Helper)
-	case w.Name != "" && (w.Helper == Auto || w.Helper == ""):
-		return fmt.Errorf("a helper has the name %q, and nothing says whether it is a carrier or a cthelper", w.Name)
-	case !slices.Contains(Rulesets, w.ruleset()):
-		return fmt.Errorf("the ruleset is to be %q, and can be full or lean", w.Ruleset)
-	case w.Ruleset == rules.Lean && w.Helper == CTHelper:
+	case r.Helper != "" && !slices.Contains(Helpers, r.Helper):
+		return fmt.Errorf("there is no helper %q; use auto, carrier or cthelper", r.Helper)
+	case r.Name != "" && (r.Helper == Auto || r.Helper == ""):
+		return fmt.Errorf("the helper %q has a name, so say whether it is a carrier or a cthelper", r.Name)
+	case !slices.Contains(Rulesets, r.ruleset()):
+		return fmt.Errorf("there is no ruleset %q; use full or lean", r.Ruleset)
+	case r.Ruleset == rules.Lean && r.Helper == CTHelper:
 		return errors.New("the ruleset lean does not go with a cthelper, for which the kernel queues every packet; use a carrier")
 	}
-	return w.candidates()[0].Rules.Validate()
+	return r.candidates()[0].Rules.Validate()
 }
 
-// candidates are the choices that there are, the best one first.
-func (w Wish) candidates() []Choice {
-	if w.Monitor {
-		return []Choice{w.choice(None, "", rules.Monitor)}
+// candidates returns the plans to try, the best one first.
+func (r Request) candidates() []Plan {
+	if r.Monitor {
+		return []Plan{r.plan(None, "", rules.Monitor)}
 	}
-	if w.Helper == CTHelper {
-		return []Choice{w.choice(CTHelper, w.names(DefaultCTHelper)[0], rules.CTHelper)}
+	if r.Helper == CTHelper {
+		return []Plan{r.plan(CTHelper, r.names(DefaultCTHelper)[0], rules.CTHelper)}
 	}
-	var all []Choice
-	for _, name := range w.names(rules.Carriers...) {
-		all = append(all, w.choice(Carrier, name, w.ruleset()))
+	var all []Plan
+	for _, name := range r.names(rules.Carriers...) {
+		all = append(all, r.plan(Carrier, name, r.ruleset()))
 	}
 	return all
 }
 
-func (w Wish) ruleset() rules.Ruleset {
-	if w.Ruleset == "" {
+func (r Request) ruleset() rules.Ruleset {
+	if r.Ruleset == "" {
 		return rules.Full
 	}
-	return w.Ruleset
+	return r.Ruleset
 }
 
-func (w Wish) names(usual ...string) []string {
-	if w.Name != "" {
-		return []string{w.Name}
+func (r Request) names(usual ...string) []string {
+	if r.Name != "" {
+		return []string{r.Name}
 	}
 	return usual
 }
 
-func (w Wish) choice(h Helper, name string, ruleset rules.Ruleset) Choice {
-	c := Choice{Rules: w.Rules, Helper: h}
-	c.Rules.Helper, c.Rules.Ruleset = name, ruleset
-	return c
+func (r Request) plan(h Helper, name string, ruleset rules.Ruleset) Plan {
+	p := Plan{Rules: r.Rules, Helper: h}
+	p.Rules.Helper, p.Rules.Ruleset = name, ruleset
+	return p
 }
 
-// Choose returns the best choice that the kernel can do, or an error that says, of each one, why
-// it can't. The wish has to be valid.
-func Choose(w Wish, k Kernel) (Choice, error) {
-	candidates := w.candidates()
-	if c, ok := w.installed(k); ok {
-		return c, nil
+// Choose returns the best plan that the kernel can do, or an error with the reason against each plan. The request
+// has to be valid.
+func Choose(r Request, k Kernel) (Plan, error) {
+	candidates := r.candidates()
+	if p, ok := r.installed(k); ok {
+		return p, nil
 	}
 	var missing []error
-	for _, c := range candidates {
-		err := c.Rules.Validate()
+	for _, p := range candidates {
+		err := p.Rules.Validate()
 		if err == nil {
-			err = c.possible(k)
+			err = p.possible(k)
 		}
 		if err != nil {
 			missing = append(missing, err)
 			continue
 		}
 		switch {
-		case w.Monitor:
-			c.Why = "as --monitor asks for"
+		case r.Monitor:
+			p.Why = "because of --monitor"
 		case len(missing) > 0:
-			c.Why = fmt.Sprintf("%s is not there", candidates[0].Rules.Helper)
-		case w.Helper == Carrier || w.Helper == CTHelper:
-			c.Why = "as asked for"
+			p.Why = fmt.Sprintf("the kernel lacks %s", candidates[0].Rules.Helper)
+		case r.Helper == Carrier || r.Helper == CTHelper:
+			p.Why = "as requested"
 		default:
-			c.Why = "the kernel has it"
+			p.Why = "the kernel has it"
 		}
-		return c, nil
+		return p, nil
 	}
-	if w.Helper != Carrier && w.Helper != CTHelper && w.Ruleset != rules.Lean && k.CTHelper() == nil {
+	if r.Helper != Carrier && r.Helper != CTHelper && r.Ruleset != rules.Lean && k.CTHelper() == nil {
 		missing = append(missing, errors.New("the kernel can have a helper in user space instead: --helper cthelper"))
 	}
-	return Choice{}, errors.Join(missing...)
+	return Plan{}, errors.Join(missing...)
 }
 
-func (c Choice) possible(k Kernel) error {
-	switch c.Helper {
+func (p Plan) possible(k Kernel) error {
+	switch p.Helper {
 	case None:
 		return nil
 	case Carrier:
-		return k.Carrier(c.Rules.Helper)
+		return k.Carrier(p.Rules.Helper)
 	}
 	return k.CTHelper()
 }
 
-// installed returns the choice to which the rules belong that are in place, if they are what
-// counts.
-func (w Wish) installed(k Kernel) (Choice, bool) {
-	if !w.Installed {
-		return Choice{}, false
+// installed returns the plan of the installed rules.
+func (r Request) installed(k Kernel) (Plan, bool) {
+	if !r.Installed || r.Monitor { // Monitor has one plan only
+		return Plan{}, false
 	}
-	if w.Monitor {
-		return Choice{}, false // there is one choice only
-	}
-	wishes := []Wish{w}
-	lean := w
+	requests := []Request{r}
+	lean := r
 	lean.Ruleset = rules.Lean
-	if w.Ruleset == "" && lean.Validate() == nil {
-		wishes = append(wishes, lean)
+	if r.Ruleset == "" && lean.Validate() == nil {
+		requests = append(requests, lean)
 	}
-	for _, as := range wishes {
-		for _, c := range as.candidates() {
-			if k.Installed(c.Rules) == nil {
-				c.Why = "the rules that are in place attach it"
-				return c, true
+	for _, as := range requests {
+		for _, p := range as.candidates() {
+			if k.Installed(p.Rules) == nil {
+				p.Why = "the installed rules assign it"
+				return p, true
 			}
 		}
 	}
-	return Choice{}, false
+	return Plan{}, false
 }

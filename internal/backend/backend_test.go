@@ -10,7 +10,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
-// kernel has what is listed.
+// kernel is a kernel with these features.
 type kernel struct {
 	carriers  string
 	cthelper  bool
@@ -45,49 +45,49 @@ func TestChoose(t *testing.T) {
 	four := ftp
 	four.Queues = 4
 	for _, c := range []struct {
-		name string
-		wish Wish
+		name    string
+		request Request
 		kernel
-		want string // way name ruleset, or errors
+		want string // helper, name and ruleset, or errors
 	}{
-		{"everything is there", Wish{}, full, "carrier sane full"},
-		{"the second carrier", Wish{}, kernel{carriers: "pptp"}, "carrier pptp full"},
-		{"no carrier", Wish{}, kernel{cthelper: true}, "no sane\nno pptp\nthe kernel can have a helper in user space instead: --helper cthelper"},
-		{"nothing", Wish{}, kernel{}, "no sane\nno pptp"},
-		{"one carrier", Wish{Helper: Carrier, Name: "pptp"}, full, "carrier pptp full"},
-		{"one carrier, missing", Wish{Helper: Carrier, Name: "pptp"}, kernel{carriers: "sane", cthelper: true}, "no pptp"},
-		{"only carriers, missing", Wish{Helper: Carrier}, kernel{cthelper: true}, "no sane\nno pptp"},
-		{"cthelper", Wish{Helper: CTHelper}, full, "cthelper ftp cthelper"},
-		{"cthelper by name", Wish{Helper: CTHelper, Name: "ours"}, full, "cthelper ours cthelper"},
-		{"cthelper, missing", Wish{Helper: CTHelper}, kernel{carriers: "sane"}, "no cthelper"},
-		{"lean", Wish{Ruleset: rules.Lean}, full, "carrier sane lean"},
-		{"lean, the second carrier", Wish{Ruleset: rules.Lean, Rules: four}, kernel{carriers: "pptp", cthelper: true}, "carrier pptp lean"},
-		{"lean, one carrier", Wish{Ruleset: rules.Lean, Helper: Carrier, Name: "pptp"}, full, "carrier pptp lean"},
-		{"lean, no carrier", Wish{Ruleset: rules.Lean}, kernel{cthelper: true}, "no sane\nno pptp"},
-		{"full by name", Wish{Ruleset: rules.Full, Helper: CTHelper}, full, "cthelper ftp cthelper"},
-		{"monitor", Wish{Monitor: true}, kernel{}, "none  monitor"},
-		{"monitor, whatever is set", Wish{Monitor: true, Ruleset: rules.Lean, Helper: Carrier, Name: "pptp", Installed: true}, full, "none  monitor"},
-		{"nothing in place yet", Wish{Installed: true}, full, "carrier sane full"},
-		{"nothing in place yet, nor possible", Wish{Installed: true}, kernel{}, "no sane\nno pptp"},
-		{"in place", Wish{Installed: true}, kernel{installed: rules.Config{Ruleset: rules.Full, Helper: "pptp"}}, "carrier pptp full"},
-		{"in place, of a cthelper", Wish{Installed: true, Helper: CTHelper}, kernel{installed: rules.Config{Ruleset: rules.CTHelper, Helper: "ftp"}}, "cthelper ftp cthelper"},
-		{"in place, of a cthelper that is not wanted", Wish{Installed: true}, kernel{carriers: "sane", installed: rules.Config{Ruleset: rules.CTHelper, Helper: "ftp"}}, "carrier sane full"},
-		{"in place, lean", Wish{Installed: true, Ruleset: rules.Lean}, kernel{installed: rules.Config{Ruleset: rules.Lean, Helper: "pptp"}}, "carrier pptp lean"},
-		{"in place, full wanted", Wish{Installed: true, Ruleset: rules.Full}, kernel{carriers: "sane", installed: rules.Config{Ruleset: rules.Lean, Helper: "pptp"}}, "carrier sane full"},
-		{"in place, lean as it happens", Wish{Installed: true}, kernel{installed: rules.Config{Ruleset: rules.Lean, Helper: "pptp"}}, "carrier pptp lean"},
-		{"not in place, cthelper", Wish{Installed: true, Helper: CTHelper}, full, "cthelper ftp cthelper"},
+		{"everything", Request{}, full, "carrier sane full"},
+		{"the second carrier", Request{}, kernel{carriers: "pptp"}, "carrier pptp full"},
+		{"no carrier", Request{}, kernel{cthelper: true}, "no sane\nno pptp\nthe kernel can have a helper in user space instead: --helper cthelper"},
+		{"nothing", Request{}, kernel{}, "no sane\nno pptp"},
+		{"one carrier", Request{Helper: Carrier, Name: "pptp"}, full, "carrier pptp full"},
+		{"one carrier, missing", Request{Helper: Carrier, Name: "pptp"}, kernel{carriers: "sane", cthelper: true}, "no pptp"},
+		{"only carriers, missing", Request{Helper: Carrier}, kernel{cthelper: true}, "no sane\nno pptp"},
+		{"cthelper", Request{Helper: CTHelper}, full, "cthelper ftp cthelper"},
+		{"cthelper by name", Request{Helper: CTHelper, Name: "ours"}, full, "cthelper ours cthelper"},
+		{"cthelper, missing", Request{Helper: CTHelper}, kernel{carriers: "sane"}, "no cthelper"},
+		{"lean", Request{Ruleset: rules.Lean}, full, "carrier sane lean"},
+		{"lean, the second carrier", Request{Ruleset: rules.Lean, Rules: four}, kernel{carriers: "pptp", cthelper: true}, "carrier pptp lean"},
+		{"lean, one carrier", Request{Ruleset: rules.Lean, Helper: Carrier, Name: "pptp"}, full, "carrier pptp lean"},
+		{"lean, no carrier", Request{Ruleset: rules.Lean}, kernel{cthelper: true}, "no sane\nno pptp"},
+		{"full by name", Request{Ruleset: rules.Full, Helper: CTHelper}, full, "cthelper ftp cthelper"},
+		{"monitor", Request{Monitor: true}, kernel{}, "none  monitor"},
+		{"monitor, whatever is set", Request{Monitor: true, Ruleset: rules.Lean, Helper: Carrier, Name: "pptp", Installed: true}, full, "none  monitor"},
+		{"nothing in place yet", Request{Installed: true}, full, "carrier sane full"},
+		{"nothing in place yet, nor possible", Request{Installed: true}, kernel{}, "no sane\nno pptp"},
+		{"in place", Request{Installed: true}, kernel{installed: rules.Config{Ruleset: rules.Full, Helper: "pptp"}}, "carrier pptp full"},
+		{"in place, of a cthelper", Request{Installed: true, Helper: CTHelper}, kernel{installed: rules.Config{Ruleset: rules.CTHelper, Helper: "ftp"}}, "cthelper ftp cthelper"},
+		{"in place, of a cthelper that was not requested", Request{Installed: true}, kernel{carriers: "sane", installed: rules.Config{Ruleset: rules.CTHelper, Helper: "ftp"}}, "carrier sane full"},
+		{"in place, lean", Request{Installed: true, Ruleset: rules.Lean}, kernel{installed: rules.Config{Ruleset: rules.Lean, Helper: "pptp"}}, "carrier pptp lean"},
+		{"in place, full requested", Request{Installed: true, Ruleset: rules.Full}, kernel{carriers: "sane", installed: rules.Config{Ruleset: rules.Lean, Helper: "pptp"}}, "carrier sane full"},
+		{"in place, lean by default", Request{Installed: true}, kernel{installed: rules.Config{Ruleset: rules.Lean, Helper: "pptp"}}, "carrier pptp lean"},
+		{"not in place, cthelper", Request{Installed: true, Helper: CTHelper}, full, "cthelper ftp cthelper"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if c.wish.Rules.Ports == nil {
-				c.wish.Rules = ftp
+			if c.request.Rules.Ports == nil {
+				c.request.Rules = ftp
 			}
-			must.Do(t, c.wish.Validate())
-			choice, err := Choose(c.wish, c.kernel)
-			got := fmt.Sprintln(choice.Helper, choice.Rules.Helper, choice.Rules.Ruleset)
+			must.Do(t, c.request.Validate())
+			plan, err := Choose(c.request, c.kernel)
+			got := fmt.Sprintln(plan.Helper, plan.Rules.Helper, plan.Rules.Ruleset)
 			if err != nil {
 				got = err.Error()
-			} else if choice.Why == "" || choice.Rules.Queues != c.wish.Rules.Queues {
-				t.Errorf("%+v", choice)
+			} else if plan.Why == "" || plan.Rules.Queues != c.request.Rules.Queues {
+				t.Errorf("got %+v, want a reason and %d queues", plan, c.request.Rules.Queues)
 			}
 			if !strings.HasPrefix(got, c.want) {
 				t.Errorf("got %q, want %q", got, c.want)
@@ -96,25 +96,25 @@ func TestChoose(t *testing.T) {
 	}
 }
 
-func TestValidate(t *testing.T) {
+func TestValidateRefusesTheImpossible(t *testing.T) {
 	four := ftp
 	four.Queues = 4
 	for _, c := range []struct {
-		wish Wish
-		want string
+		request Request
+		want    string
 	}{
-		{Wish{Rules: ftp, Helper: "kernel"}, "can be auto, carrier or cthelper"},
-		{Wish{Rules: ftp, Name: "pptp"}, "whether it is a carrier or a cthelper"},
-		{Wish{Rules: ftp, Helper: Carrier, Name: "ftp"}, "reads FTP itself"},
-		{Wish{Rules: ftp, Helper: CTHelper, Name: strings.Repeat("x", 16)}, "helper"},
-		{Wish{Rules: ftp, Ruleset: rules.Lean, Helper: CTHelper}, "lean does not go with a cthelper"},
-		{Wish{Rules: ftp, Ruleset: rules.Lean, Helper: Carrier, Name: "ftp"}, "reads FTP itself; with the ruleset lean"},
-		{Wish{Rules: four, Helper: CTHelper}, "queue"},
-		{Wish{Helper: CTHelper}, "port"},
-		{Wish{}, "port"},
+		{Request{Rules: ftp, Helper: "kernel"}, "use auto, carrier or cthelper"},
+		{Request{Rules: ftp, Name: "pptp"}, "whether it is a carrier or a cthelper"},
+		{Request{Rules: ftp, Helper: Carrier, Name: "ftp"}, "reads FTP itself"},
+		{Request{Rules: ftp, Helper: CTHelper, Name: strings.Repeat("x", 16)}, "helper"},
+		{Request{Rules: ftp, Ruleset: rules.Lean, Helper: CTHelper}, "lean does not go with a cthelper"},
+		{Request{Rules: ftp, Ruleset: rules.Lean, Helper: Carrier, Name: "ftp"}, "reads FTP itself; with the ruleset lean"},
+		{Request{Rules: four, Helper: CTHelper}, "queue"},
+		{Request{Helper: CTHelper}, "port"},
+		{Request{}, "port"},
 	} {
-		if err := c.wish.Validate(); err == nil || !strings.Contains(err.Error(), c.want) {
-			t.Errorf("%+v: %v, want %q", c.wish, err, c.want)
+		if err := c.request.Validate(); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%+v: got %v, want %q", c.request, err, c.want)
 		}
 	}
 }

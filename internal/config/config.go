@@ -1,10 +1,9 @@
-// Package config reads and writes the settings of a program as a YAML file (YAML 1.2,
-// https://yaml.org/spec/1.2.2/). The settings are the flags of a pflag.FlagSet: the file's keys are the
-// names of flags, and its values are what a flag takes on the command line. A flag whose value is a
-// list takes one of YAML's, too.
+// Package config reads and writes the settings of a program as a YAML file (YAML 1.2, https://yaml.org/spec/1.2.2/).
+// The settings are the flags of a pflag.FlagSet: a key is the name of a flag, a value is the flag's value on the command
+// line, or a YAML list if the flag is a list.
 //
-// The file is one map of scalars and lists. What YAML has beyond that (anchors, aliases, tags,
-// directives, merged and complex keys, deeper nesting, several documents) is an error.
+// The file is one map of scalars and lists. Other YAML (anchors, aliases, tags, directives, merged and complex keys,
+// deeper nesting, several documents) is an error.
 package config
 
 import (
@@ -22,40 +21,40 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// MaxSize is how long a file may be, in bytes.
+// MaxSize is the maximum length of a file, in bytes.
 const MaxSize = 128 << 10
 
-// list is a flag's value that is a list. Set takes its items, separated by commas, in place of those
-// before; GetSlice, which pflag.SliceValue has too, returns them.
+// list is a flag's value that is a list. Set replaces its items by others, separated by commas; GetSlice, as of
+// pflag.SliceValue, returns them.
 type list interface{ GetSlice() []string }
 
-// File is a file that has been read.
+// File is a configuration file.
 type File struct {
 	name   string
 	text   string
 	values map[string]ast.Node
 }
 
-// Load reads a file and sets the flags that it has. It returns an error that says why the file can't
-// be read, or Errors. The flags of settings without a fault are set then, too, if the file is YAML.
+// Load reads a file and sets its flags. It returns an error if the file cannot be read, or Errors. If the file is YAML,
+// the flags of settings without a fault are set nevertheless.
 func Load(name string, flags *pflag.FlagSet) (*File, error) {
 	opened, err := os.Open(name)
 	if err != nil {
-		return nil, fmt.Errorf("the configuration file can't be read: %w", err)
+		return nil, fmt.Errorf("the configuration file cannot be read: %w", err)
 	}
 	defer opened.Close()
 	text, err := io.ReadAll(io.LimitReader(opened, MaxSize+1))
 	if err != nil {
-		return nil, fmt.Errorf("the configuration file can't be read: %w", err)
+		return nil, fmt.Errorf("the configuration file cannot be read: %w", err)
 	}
 	return Parse(name, text, flags)
 }
 
-// Parse is Load for a file that has been read already; name is for errors.
+// Parse is Load for the text of a file; name is for errors.
 func Parse(name string, text []byte, flags *pflag.FlagSet) (*File, error) {
 	f := &File{name: name, text: string(text), values: make(map[string]ast.Node)}
 	if len(text) > MaxSize {
-		return nil, Errors{f.errorAt(nil, "it has more than %d bytes, and can't be a configuration file", MaxSize)}
+		return nil, Errors{f.errorAt(nil, "it has more than %d bytes, and cannot be a configuration file", MaxSize)}
 	}
 	if !utf8.Valid(text) {
 		return nil, Errors{f.notUTF8()}
@@ -72,7 +71,7 @@ func Parse(name string, text []byte, flags *pflag.FlagSet) (*File, error) {
 	return f, nil
 }
 
-// Keys are the flags that the file sets, in no order.
+// Keys returns the flags that the file sets, in no order.
 func (f *File) Keys() []string {
 	var keys []string
 	for key := range f.values {
@@ -81,7 +80,7 @@ func (f *File) Keys() []string {
 	return keys
 }
 
-// Errorf returns an error about a key's value, or about the file if it does not have the key.
+// Errorf returns an error about a key's value, or about the file if the key is missing.
 func (f *File) Errorf(key, format string, args ...any) *Error {
 	if v, ok := f.values[key]; ok {
 		return f.errorAt(first(v), format, args...).about(key)
@@ -89,10 +88,10 @@ func (f *File) Errorf(key, format string, args ...any) *Error {
 	return f.errorAt(nil, format, args...)
 }
 
-// parse returns the entries of the file's map, or why it is none.
+// parse returns the entries of the file's map.
 func (f *File) parse() ([]*ast.MappingValueNode, Errors) {
 	tokens := lexer.Tokenize(f.text)
-	if faults := f.simple(tokens); len(faults) > 0 {
+	if faults := f.checkTokens(tokens); len(faults) > 0 {
 		return nil, faults
 	}
 	file, err := parser.Parse(tokens, 0, parser.AllowDuplicateMapKey())
@@ -118,11 +117,11 @@ func (f *File) parse() ([]*ast.MappingValueNode, Errors) {
 	case *ast.MappingValueNode:
 		return []*ast.MappingValueNode{body}, nil
 	}
-	return nil, Errors{f.errorAt(first(body), "there is %s, and should be settings, such as \"rules: true\"", kindOf(body))}
+	return nil, Errors{f.errorAt(first(body), "this is %s instead of settings such as \"rules: true\"", kindOf(body))}
 }
 
-// notSimple are the tokens of what a file of settings has no use for.
-var notSimple = map[token.Type]string{
+// unsupported are tokens that a file of settings may not have.
+var unsupported = map[token.Type]string{
 	token.AnchorType:     "an anchor (&)",
 	token.AliasType:      "an alias (*)",
 	token.TagType:        "a tag (!)",
@@ -131,21 +130,20 @@ var notSimple = map[token.Type]string{
 	token.MergeKeyType:   "a merge key (<<)",
 }
 
-// simple returns an error for each token that a map of scalars and lists does not have, up to the first
-// one that leaves nothing more to check. It also keeps the parser, which calls itself for what is
-// nested, from using up the stack.
-func (f *File) simple(tokens token.Tokens) (faults Errors) {
+// checkTokens returns an error for each unsupported token, and ends at a second document or deep nesting. It protects the
+// recursive parser from a stack overflow.
+func (f *File) checkTokens(tokens token.Tokens) (faults Errors) {
 	depth := 0 // of brackets and braces
 	begun, ended := false, false
 	for i, t := range tokens {
-		// The parser leaves out documents that are empty, and the marks around them.
+		// The parser omits empty documents and document marks.
 		comment := t.Type == token.CommentType
 		if ended && !comment || begun && t.Type == token.DocumentHeaderType {
-			return append(faults, f.errorAt(t, "another document begins here, and there may be only one"))
+			return append(faults, f.errorAt(t, "a second document starts here; only one is allowed"))
 		}
 		begun, ended = begun || !comment, ended || t.Type == token.DocumentEndType
-		if what, ok := notSimple[t.Type]; ok {
-			faults = append(faults, f.errorAt(t, "there is %s, which settings can't have", what))
+		if what, ok := unsupported[t.Type]; ok {
+			faults = append(faults, f.errorAt(t, "%s is not supported in settings", what))
 		}
 		switch t.Type {
 		case token.SequenceStartType, token.MappingStartType:
@@ -155,7 +153,7 @@ func (f *File) simple(tokens token.Tokens) (faults Errors) {
 		}
 		const inJSON = 2 // {"ports": [21]}
 		if depth > inJSON || t.Type == token.SequenceEntryType && i > 0 && tokens[i-1].Type == token.SequenceEntryType {
-			return append(faults, f.errorAt(t, "it is nested too deep: a setting is one value, or a list of values"))
+			return append(faults, f.errorAt(t, "nested too deep: a setting is one value or a list of values"))
 		}
 	}
 	return faults
@@ -173,7 +171,7 @@ func (f *File) set(entry *ast.MappingValueNode, flags *pflag.FlagSet) Errors {
 		return Errors{f.unknown(name.Token, key, flags)}
 	}
 	if before, ok := f.values[key]; ok {
-		return Errors{f.errorAt(name.Token, "%s is there twice: it has a value in line %d already", key, first(before).Position.Line).about(key)}
+		return Errors{f.errorAt(name.Token, "%s is set twice; the first value is in line %d", key, first(before).Position.Line).about(key)}
 	}
 	f.values[key] = entry.Value
 	if items, ok := entry.Value.(*ast.SequenceNode); ok {
@@ -197,7 +195,7 @@ func (f *File) set(entry *ast.MappingValueNode, flags *pflag.FlagSet) Errors {
 	return nil
 }
 
-// setList sets a flag that is a list. Each item is tried alone, to find out where a fault is.
+// setList sets a flag that is a list. Each item is tried alone, to locate a fault.
 func (f *File) setList(flag *pflag.Flag, items *ast.SequenceNode) (faults Errors) {
 	var texts []string
 	for _, item := range items.Values {
@@ -224,14 +222,14 @@ func (f *File) setTo(flag *pflag.Flag, value ast.Node, text string) *Error {
 	if err == nil {
 		return nil
 	}
-	// The errors of pflag's own types are about Go.
+	// The errors of pflag's types are about Go.
 	if takes, ok := kinds[flag.Value.Type()]; ok {
 		return f.errorAt(first(value), "%s: %.60q is not %s", flag.Name, text, takes)
 	}
 	return f.errorAt(first(value), "%s: %w", flag.Name, err)
 }
 
-// kinds are what flags of pflag's own types take.
+// kinds describes the values of pflag's types.
 var kinds = map[string]string{
 	"bool":     "true or false",
 	"int":      "a whole number",
@@ -239,13 +237,13 @@ var kinds = map[string]string{
 	"duration": "a duration such as 500ms",
 }
 
-// scalar returns a value as text for the flag. What it is called and takes is for errors.
+// scalar returns a value as text for the flag; name and takes are for errors.
 func (f *File) scalar(flag *pflag.Flag, name, takes string, value ast.Node) (string, *Error) {
 	kind := flag.Value.Type()
 	number := kind == "int" || kind == "uint16"
 	switch v := value.(type) {
 	case *ast.NullNode:
-		return "", f.errorAt(v.Token, "%s has no value: give it one, or leave the line out", name)
+		return "", f.errorAt(v.Token, "%s has no value: add one, or remove the line", name)
 	case *ast.BoolNode:
 		if kind == "bool" {
 			return v.Token.Value, nil
@@ -255,7 +253,7 @@ func (f *File) scalar(flag *pflag.Flag, name, takes string, value ast.Node) (str
 			return v.GetToken().Value, nil
 		}
 	case *ast.StringNode:
-		// Without quotes, it may be a number that is too large for YAML.
+		// A number that is too large for YAML, unless quoted.
 		if kind != "bool" && (!number || v.Token.Type == token.StringType) {
 			return v.Value, nil
 		}
@@ -264,10 +262,10 @@ func (f *File) scalar(flag *pflag.Flag, name, takes string, value ast.Node) (str
 			return v.Value.Value, nil
 		}
 	}
-	return "", f.errorAt(first(value), "%s is %s, and should be %s", name, kindOf(value), takes)
+	return "", f.errorAt(first(value), "%s is %s instead of %s", name, kindOf(value), takes)
 }
 
-// kindOf says in words what a value is.
+// kindOf describes a value.
 func kindOf(value ast.Node) string {
 	switch v := value.(type) {
 	case *ast.MappingNode, *ast.MappingValueNode:
@@ -286,7 +284,7 @@ func kindOf(value ast.Node) string {
 	return "the number " + first(value).Value
 }
 
-// first is the token that a value begins with.
+// first returns the first token of a value.
 func first(value ast.Node) *token.Token {
 	switch v := value.(type) {
 	case *ast.MappingNode:
@@ -299,12 +297,12 @@ func first(value ast.Node) *token.Token {
 	return value.GetToken()
 }
 
-// removed are keys that earlier versions had, and what to do about a file that has one.
+// removed are keys of earlier versions, and what to do with them.
 var removed = map[string]string{
 	"sequence": "delete the line: the kernel adjusts sequence numbers where this host translates, and elsewhere lines keep their length",
 }
 
-// unknown is the error for a key that is no flag.
+// unknown returns the error for a key that is not a flag.
 func (f *File) unknown(at *token.Token, key string, flags *pflag.FlagSet) *Error {
 	if advice, ok := removed[key]; ok {
 		return f.errorAt(at, "the setting %s was removed; %s", key, advice)
@@ -316,8 +314,7 @@ func (f *File) unknown(at *token.Token, key string, flags *pflag.FlagSet) *Error
 	return f.errorAt(at, "there is no setting %.60q%s", key, hint)
 }
 
-// Closest returns the name of the visible flag that a misspelt one is most likely to stand for, or ""
-// if it resembles none.
+// Closest returns the visible flag whose name is most similar to a misspelt one, "" if none is similar.
 func Closest(misspelt string, flags *pflag.FlagSet) (name string) {
 	best := 1 + len(misspelt)/3
 	flags.VisitAll(func(flag *pflag.Flag) {
@@ -328,8 +325,8 @@ func Closest(misspelt string, flags *pflag.FlagSet) (name string) {
 	return name
 }
 
-// distance is how many letters have to be changed, added, removed or swapped with the next one to make
-// one word of another (optimal string alignment).
+// distance returns the number of bytes to change, add, remove or swap with the next one to turn a into b (optimal
+// string alignment).
 func distance(a, b string) int {
 	older, last, row := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
 	for j := range last {

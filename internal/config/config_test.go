@@ -17,7 +17,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
-// words is a flag that takes words of small letters.
+// words is a flag of words in lower case.
 type words []string
 
 func (w *words) String() string     { return strings.Join(*w, ",") }
@@ -61,7 +61,7 @@ func newFlags() (*pflag.FlagSet, *values) {
 	f.DurationVar(&v.hold, "hold-time", time.Second, "how long")
 	f.StringVar(&v.name, "name", "", "its name")
 	Group(f, "The second group")
-	SetLive(f, "list", "hold-time")
+	SetReloadable(f, "list", "hold-time")
 	return f, v
 }
 
@@ -72,7 +72,7 @@ func TestParse(t *testing.T) {
 	}{
 		{text: ""},
 		{text: "# nothing\n\n"},
-		{text: "---\n# nothing\n...\n# behind it\n"},
+		{text: "---\n# nothing\n...\n# after it\n"},
 		{text: "on: true", want: values{on: true}},
 		{text: "---\non: True\nname: x\n...\n", want: values{on: true, name: "x"}},
 		{text: "\ufeffon: true\r\nname: \"x\"\r\n", want: values{on: true, name: "x"}},
@@ -93,14 +93,14 @@ func TestParse(t *testing.T) {
 	} {
 		flags, got := newFlags()
 		if _, err := Parse("file", []byte(c.text), flags); err != nil {
-			t.Errorf("%q: %v", c.text, err)
+			t.Errorf("%q: got %v, want no error", c.text, err)
 			continue
 		}
 		list := got.list.String()
 		got.list = nil
 		c.want.port, c.want.count, c.want.hold = cmp.Or(c.want.port, 1), cmp.Or(c.want.count, 2), cmp.Or(c.want.hold, time.Second)
 		if list != c.list || !reflect.DeepEqual(*got, c.want) {
-			t.Errorf("%q is list %q and %+v, want %q and %+v", c.text, list, *got, c.list, c.want)
+			t.Errorf("%q: got list %q and %+v, want %q and %+v", c.text, list, *got, c.list, c.want)
 		}
 	}
 }
@@ -111,26 +111,26 @@ func TestFaults(t *testing.T) {
 		{"on: true\nlow_port: 5", `file:2:1: there is no setting "low_port"; did you mean low-port?`},
 		{"colour: red", `file:1:1: there is no setting "colour"`},
 		{"5: x", `file:1:1: there is no setting "5"`},
-		{"on: true\non: false", `file:2:1: on is there twice: it has a value in line 1 already`},
-		{"list: [a]\n\"list\": [b]", `file:2:1: list is there twice: it has a value in line 1 already`},
+		{"on: true\non: false", `file:2:1: on is set twice; the first value is in line 1`},
+		{"list: [a]\n\"list\": [b]", `file:2:1: list is set twice; the first value is in line 1`},
 
-		{"name:", `file:1:7: name has no value: give it one, or leave the line out`},
-		{"name: ~", `file:1:7: name has no value: give it one, or leave the line out`},
-		{"list: [a, null]", `file:1:11: an item of list has no value: give it one, or leave the line out`},
-		{"name: true", `file:1:7: name is true or false, and should be text`},
-		{"name: {x: y}", `file:1:7: name is a map, and should be text`},
-		{"name:\n  x: y", `file:2:3: name is a map, and should be text`},
-		{"name: [x]", `file:1:7: name is a list, and should be text`},
-		{"on: [true]", `file:1:5: on is a list, and should be true or false`},
-		{"on: yes", `file:1:5: on is the text "yes", and should be true or false`},
-		{"on: 1", `file:1:5: on is the number 1, and should be true or false`},
-		{"on: 't'", `file:1:5: on is the text "t", and should be true or false`},
-		{"low-port: '5'", `file:1:11: low-port is the text "5", and should be a number from 0 to 65535`},
-		{"low-port: true", `file:1:11: low-port is true or false, and should be a number from 0 to 65535`},
-		{"count: |\n  5", `file:1:8: count is a block of text, and should be a whole number`},
-		{"list: {a: b}", `file:1:7: list is a map, and should be a list such as [a, b], or a single value`},
-		{"list: [a, [b]]", `file:1:11: an item of list is a list, and should be a single value`},
-		{"list:\n- a\n- b: c", `file:3:3: an item of list is a map, and should be a single value`},
+		{"name:", `file:1:7: name has no value: add one, or remove the line`},
+		{"name: ~", `file:1:7: name has no value: add one, or remove the line`},
+		{"list: [a, null]", `file:1:11: an item of list has no value: add one, or remove the line`},
+		{"name: true", `file:1:7: name is true or false instead of text`},
+		{"name: {x: y}", `file:1:7: name is a map instead of text`},
+		{"name:\n  x: y", `file:2:3: name is a map instead of text`},
+		{"name: [x]", `file:1:7: name is a list instead of text`},
+		{"on: [true]", `file:1:5: on is a list instead of true or false`},
+		{"on: yes", `file:1:5: on is the text "yes" instead of true or false`},
+		{"on: 1", `file:1:5: on is the number 1 instead of true or false`},
+		{"on: 't'", `file:1:5: on is the text "t" instead of true or false`},
+		{"low-port: '5'", `file:1:11: low-port is the text "5" instead of a number from 0 to 65535`},
+		{"low-port: true", `file:1:11: low-port is true or false instead of a number from 0 to 65535`},
+		{"count: |\n  5", `file:1:8: count is a block of text instead of a whole number`},
+		{"list: {a: b}", `file:1:7: list is a map instead of a list such as [a, b], or a single value`},
+		{"list: [a, [b]]", `file:1:11: an item of list is a list instead of a single value`},
+		{"list:\n- a\n- b: c", `file:3:3: an item of list is a map instead of a single value`},
 
 		{"low-port: 65536", `file:1:11: low-port: "65536" is not a number from 0 to 65535`},
 		{"low-port: -1", `file:1:11: low-port: "-1" is not a number from 0 to 65535`},
@@ -143,20 +143,20 @@ func TestFaults(t *testing.T) {
 		{"list:\n  - a\n  - B", `file:3:5: list: "B" has more than small letters`},
 		{"list: [a, b, c, d]", `file:1:7: list: there are more than three words`},
 
-		{"on: true\n---\non: false", `file:2:1: another document begins here, and there may be only one`},
-		{"---\n---\non: true", `file:2:1: another document begins here, and there may be only one`},
-		{"on: true\n...\nname: x", `file:3:1: another document begins here, and there may be only one`},
-		{"- on", `file:1:1: there is a list, and should be settings, such as "rules: true"`},
-		{"on", `file:1:1: there is the text "on", and should be settings, such as "rules: true"`},
-		{"name: &a x", `file:1:7: there is an anchor (&), which settings can't have`},
-		{"name: *a", `file:1:7: there is an alias (*), which settings can't have`},
-		{"name: !!str x", `file:1:7: there is a tag (!), which settings can't have`},
-		{"%YAML 1.2\n---\non: true", `file:1:1: there is a directive (%), which settings can't have`},
-		{"? name\n: x", `file:1:1: there is a complex key (?), which settings can't have`},
-		{"<<: {on: true}", `file:1:1: there is a merge key (<<), which settings can't have`},
-		{"list: [[[a]]]", `file:1:9: it is nested too deep: a setting is one value, or a list of values`},
-		{"list:\n- - a", `file:2:3: it is nested too deep: a setting is one value, or a list of values`},
-		{strings.Repeat("[", 100000), `file:1:3: it is nested too deep: a setting is one value, or a list of values`},
+		{"on: true\n---\non: false", `file:2:1: a second document starts here; only one is allowed`},
+		{"---\n---\non: true", `file:2:1: a second document starts here; only one is allowed`},
+		{"on: true\n...\nname: x", `file:3:1: a second document starts here; only one is allowed`},
+		{"- on", `file:1:1: this is a list instead of settings such as "rules: true"`},
+		{"on", `file:1:1: this is the text "on" instead of settings such as "rules: true"`},
+		{"name: &a x", `file:1:7: an anchor (&) is not supported in settings`},
+		{"name: *a", `file:1:7: an alias (*) is not supported in settings`},
+		{"name: !!str x", `file:1:7: a tag (!) is not supported in settings`},
+		{"%YAML 1.2\n---\non: true", `file:1:1: a directive (%) is not supported in settings`},
+		{"? name\n: x", `file:1:1: a complex key (?) is not supported in settings`},
+		{"<<: {on: true}", `file:1:1: a merge key (<<) is not supported in settings`},
+		{"list: [[[a]]]", `file:1:9: nested too deep: a setting is one value or a list of values`},
+		{"list:\n- - a", `file:2:3: nested too deep: a setting is one value or a list of values`},
+		{strings.Repeat("[", 100000), `file:1:3: nested too deep: a setting is one value or a list of values`},
 
 		// A key of an earlier version.
 		{"on: true\nsequence: auto", `file:2:1: the setting sequence was removed; delete the line: the kernel adjusts sequence numbers where this host translates, and elsewhere lines keep their length`},
@@ -169,29 +169,29 @@ func TestFaults(t *testing.T) {
 
 		{"on: true\nname: caf\xe9", `file:2:10: the byte 0xe9 is not UTF-8: save the file in that encoding`},
 		{"\xff\xfeo\x00n\x00", `file:1:1: the byte 0xff is not UTF-8: save the file in that encoding`},
-		{strings.Repeat("#", MaxSize+1), `file: it has more than 131072 bytes, and can't be a configuration file`},
+		{strings.Repeat("#", MaxSize+1), `file: it has more than 131072 bytes, and cannot be a configuration file`},
 	} {
 		flags, _ := newFlags()
 		_, err := Parse("file", []byte(c.text), flags)
 		var e *Error
 		if !errors.As(err, &e) || e.Error() != c.want {
-			t.Errorf("%.50q:\n%v\nwant\n%s", c.text, err, c.want)
+			t.Errorf("%.50q: got\n%v\nwant\n%s", c.text, err, c.want)
 			continue
 		}
 		marked := fmt.Sprintf("> %2d | ", e.Line)
 		if e.Line > 0 && strings.Count(e.Excerpt(), marked) != 1 || e.Line == 0 && e.Excerpt() != "" {
-			t.Errorf("%.50q is shown as\n%s", c.text, e.Excerpt())
+			t.Errorf("%.50q: got\n%s\nwant line %d marked", c.text, e.Excerpt(), e.Line)
 		}
 	}
 }
 
-// All faults are found, in the order of their lines; what has none is set.
-func TestParseAll(t *testing.T) {
+// TestAllFaults finds all faults, in the order of their lines, and sets the other flags.
+func TestAllFaults(t *testing.T) {
 	flags, got := newFlags()
 	_, err := Parse("file", []byte("prot: 5\nlist: [a, B, c, D]\non: 1\ncount: 7\nlow-port: x\ncount: 8\n"), flags)
 	var all Errors
 	if !errors.As(err, &all) {
-		t.Fatal(err)
+		t.Fatalf("got %v, want Errors", err)
 	}
 	type fault struct {
 		line int
@@ -202,17 +202,17 @@ func TestParseAll(t *testing.T) {
 		faults = append(faults, fault{e.Line, e.Key})
 	}
 	if want := []fault{{1, ""}, {2, "list"}, {2, "list"}, {3, "on"}, {5, "low-port"}, {6, "count"}}; !slices.Equal(faults, want) {
-		t.Errorf("the faults are in %v, want %v: %v", faults, want, err)
+		t.Errorf("got faults in %v, want %v: %v", faults, want, err)
 	}
 	if got.count != 7 {
-		t.Errorf("the setting without a fault is %d", got.count)
+		t.Errorf("got count %d, want 7", got.count)
 	}
 	if strings.Count(err.Error(), "; file:") != len(all)-1 || strings.Contains(err.Error(), "\n") {
-		t.Errorf("they are no line: %q", err)
+		t.Errorf("got %q, want one line", err)
 	}
 	_, err = Parse("file", []byte("name: &a x\nlist: *a\n"), flags)
 	if !errors.As(err, &all) || len(all) != 2 || all[1].Line != 2 {
-		t.Errorf("of two tokens that settings can't have, these are found: %v", err)
+		t.Errorf("got %v, want two unsupported tokens", err)
 	}
 }
 
@@ -221,7 +221,7 @@ func TestClosest(t *testing.T) {
 	must.Do(t, flags.MarkHidden("name"))
 	for misspelt, want := range map[string]string{"lists": "list", "lsit": "list", "cuont": "count", "lowport": "low-port", "holdtime": "hold-time", "nothing-like-it": "", "name": ""} {
 		if got := Closest(misspelt, flags); got != want {
-			t.Errorf("%q stands for %q, want %q", misspelt, got, want)
+			t.Errorf("%q: got %q, want %q", misspelt, got, want)
 		}
 	}
 }
@@ -245,7 +245,7 @@ func TestExcerpt(t *testing.T) {
 		_, err := Parse("file", []byte(c.text), flags)
 		var e *Error
 		if !errors.As(err, &e) || e.Excerpt() != c.want {
-			t.Errorf("%q: %v\n%s\nwant\n%s", c.text, err, e.Excerpt(), c.want)
+			t.Errorf("%q: got %v\n%s\nwant\n%s", c.text, err, e.Excerpt(), c.want)
 		}
 	}
 }
@@ -255,7 +255,7 @@ func TestErrorf(t *testing.T) {
 	file, err := Parse("file", []byte("on: true\nlist: [a, b]\n"), flags)
 	must.Do(t, err)
 	if keys := slices.Sorted(slices.Values(file.Keys())); !slices.Equal(keys, []string{"list", "on"}) {
-		t.Errorf("the file has %q", keys)
+		t.Errorf("got keys %q, want list and on", keys)
 	}
 	cause := errors.New("too much")
 	for key, want := range map[string]string{
@@ -263,7 +263,7 @@ func TestErrorf(t *testing.T) {
 		"name": "file: a and b: too much",
 	} {
 		if err := file.Errorf(key, "%s: %w", "a and b", cause); err.Error() != want || !errors.Is(err, cause) {
-			t.Errorf("%s: %v, want %s", key, err, want)
+			t.Errorf("%s: got %v, want %s", key, err, want)
 		}
 	}
 }
@@ -274,11 +274,11 @@ func TestLoad(t *testing.T) {
 	must.Do(t, os.WriteFile(name, []byte("count: 7\n"), 0o600))
 	flags, got := newFlags()
 	if _, err := Load(name, flags); err != nil || got.count != 7 {
-		t.Errorf("count is %d, %v", got.count, err)
+		t.Errorf("got count %d, %v, want 7", got.count, err)
 	}
 	for _, name := range []string{dir, filepath.Join(dir, "missing")} {
-		if _, err := Load(name, flags); err == nil || !strings.Contains(err.Error(), "the configuration file can't be read: ") || !strings.Contains(err.Error(), name) {
-			t.Errorf("%s: %v", name, err)
+		if _, err := Load(name, flags); err == nil || !strings.Contains(err.Error(), "the configuration file cannot be read: ") || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: got %v, want that it cannot be read", name, err)
 		}
 	}
 }
@@ -315,12 +315,11 @@ func TestTemplate(t *testing.T) {
 `
 	got := Template(flags, "What this is.\n\nAnd what it is for, in a line that is long enough to have to be cut into two of them.")
 	if got != want {
-		t.Errorf("it is\n%s\nwant\n%s", got, want)
+		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 }
 
-// What Show writes reads back as it was.
-func TestShow(t *testing.T) {
+func TestShowReadsBack(t *testing.T) {
 	for _, text := range []string{
 		"", "5", "0x1F", "1e3", "-1", ".inf", "true", "no", "null", "~", "on: x", " x ", "x #y", "'", `"`, `\`, "[", "{", "%", "@", "*", "&", "!", "|", ">", "-", "- x", "?", ":", "::1",
 		"a\nb", "a\tb", "\x00\x7f", "é", "\u0085\u2028\ufeff", "😀", "/run/x.sock", "<<", "=",
@@ -330,9 +329,9 @@ func TestShow(t *testing.T) {
 		shown := Show(flags)
 		flags, after := newFlags()
 		if _, err := Parse("file", []byte(shown), flags); err != nil {
-			t.Errorf("%q: %v\n%s", text, err, shown)
+			t.Errorf("%q: got %v, want no error from\n%s", text, err, shown)
 		} else if after.name != text || after.list.String() != "a,null,true" {
-			t.Errorf("%q comes back as %q, and a list as %q\n%s", text, after.name, after.list, shown)
+			t.Errorf("got %q and list %q, want %q and a,null,true, from\n%s", after.name, after.list, text, shown)
 		}
 	}
 }

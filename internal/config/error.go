@@ -9,7 +9,7 @@ import (
 	"github.com/goccy/go-yaml/token"
 )
 
-// Errors are all faults of a file, in the order of their lines. There is at least one.
+// Errors are the faults of a file, at least one, in the order of their lines.
 type Errors []*Error
 
 // Error returns one line with all of them.
@@ -30,20 +30,20 @@ func (e Errors) Unwrap() []error {
 	return all
 }
 
-// Error is what is wrong with a file, and where.
+// Error is a fault of a file.
 type Error struct {
 	File string
-	// Key is the setting that has a wrong value; "" where the fault is not in a value.
+	// Key is the setting with a wrong value, "" for other faults.
 	Key string
-	// Line and Column count from 1; they are 0 if the error is about the whole file.
+	// Line and Column count from 1; 0 is the whole file.
 	Line, Column int
 	Message      string
 
-	lines []string // up to the one at fault
+	lines []string // up to Line
 	err   error
 }
 
-// Error returns one line: where, as compilers say it, and what.
+// Error returns one line: file, line and column as compilers print them, and the message.
 func (e *Error) Error() string {
 	if e.Line == 0 {
 		return fmt.Sprintf("%s: %s", e.File, e.Message)
@@ -51,17 +51,16 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("%s:%d:%d: %s", e.File, e.Line, e.Column, e.Message)
 }
 
-// about notes which setting the fault is in, and returns the fault.
+// about sets Key and returns the error.
 func (e *Error) about(key string) *Error {
 	e.Key = key
 	return e
 }
 
-// Unwrap returns the error that the message was made from, if there is one.
+// Unwrap returns the error of the message.
 func (e *Error) Unwrap() error { return e.err }
 
-// Excerpt shows the line at fault with a mark below it, after those in front of it: several lines,
-// or "" if the error is about the whole file.
+// Excerpt returns the faulty line, with a mark below it and two lines before it, or "" for the whole file:
 //
 //	   1 | rules: true
 //	>  2 | ports: 0
@@ -84,7 +83,7 @@ func (e *Error) Excerpt() string {
 	return b.String()
 }
 
-// printable shows what has no sign as a sign for that, and not more than fits. Tabs stay.
+// printable replaces unprintable runes, except tabs, and cuts long lines.
 func printable(line string) string {
 	const most = 200
 	text := []rune(line)
@@ -99,7 +98,7 @@ func printable(line string) string {
 	return string(text)
 }
 
-// blank is as wide as the text.
+// blank returns blanks of the width of the text.
 func blank(text []rune) string {
 	for i, r := range text {
 		if text[i] = ' '; r == '\t' {
@@ -109,7 +108,7 @@ func blank(text []rune) string {
 	return string(text)
 }
 
-// errorAt returns an error about what begins with a token, or about the whole file if there is none.
+// errorAt returns an error at a token, or about the whole file if it is nil.
 func (f *File) errorAt(t *token.Token, format string, args ...any) *Error {
 	err := fmt.Errorf(format, args...)
 	if t == nil || t.Position == nil {
@@ -118,14 +117,14 @@ func (f *File) errorAt(t *token.Token, format string, args ...any) *Error {
 	return f.errorIn(t.Position.Line, t.Position.Column, err)
 }
 
-// errorIn returns an error about a place in the file. Lines end as in YAML.
+// errorIn returns an error at a line and column. Lines end as in YAML.
 func (f *File) errorIn(line, column int, err error) *Error {
 	lines := strings.Split(strings.NewReplacer("\r\n", "\n", "\r", "\n").Replace(f.text), "\n")
 	line = min(max(line, 1), len(lines))
 	return &Error{File: f.name, Line: line, Column: max(column, 1), Message: err.Error(), lines: lines[:line], err: err}
 }
 
-// notUTF8 is the error for the first byte that is not UTF-8.
+// notUTF8 returns the error for the first byte that is not UTF-8.
 func (f *File) notUTF8() *Error {
 	valid := 0
 	for valid < len(f.text) {

@@ -12,11 +12,11 @@ import (
 
 // Annotations of flags.
 const (
-	groupAnnotation = "config group"
-	liveAnnotation  = "config live"
+	groupAnnotation      = "config group"
+	reloadableAnnotation = "config reloadable"
 )
 
-// Group puts those of the flags that are in no group yet into one, under a heading.
+// Group adds the flags without a group to a new group, with a heading.
 func Group(flags *pflag.FlagSet, heading string) {
 	flags.VisitAll(func(flag *pflag.Flag) {
 		if flag.Annotations[groupAnnotation] == nil {
@@ -33,16 +33,15 @@ func Heading(flag *pflag.Flag) string {
 	return ""
 }
 
-// SetLive notes that settings can change while the program runs. It panics if there is no flag of a
-// name.
-func SetLive(flags *pflag.FlagSet, names ...string) {
+// SetReloadable marks settings that can change while the program runs. It panics if a flag does not exist.
+func SetReloadable(flags *pflag.FlagSet, names ...string) {
 	for _, name := range names {
-		annotate(flags.Lookup(name), liveAnnotation, "")
+		annotate(flags.Lookup(name), reloadableAnnotation, "")
 	}
 }
 
-// Live reports whether a setting can change while the program runs.
-func Live(flag *pflag.Flag) bool { return flag.Annotations[liveAnnotation] != nil }
+// Reloadable reports whether a setting can change while the program runs.
+func Reloadable(flag *pflag.Flag) bool { return flag.Annotations[reloadableAnnotation] != nil }
 
 func annotate(flag *pflag.Flag, name, value string) {
 	if flag.Annotations == nil {
@@ -51,15 +50,14 @@ func annotate(flag *pflag.Flag, name, value string) {
 	flag.Annotations[name] = []string{value}
 }
 
-// Show returns the values of all flags, in their order, as a file that Load takes.
+// Show returns the values of all flags, in their order, as a file for Load.
 func Show(flags *pflag.FlagSet) string {
 	var b strings.Builder
 	flags.VisitAll(func(flag *pflag.Flag) { fmt.Fprintln(&b, line(flag)) })
 	return b.String()
 }
 
-// Template returns a file that sets nothing: comment lines with the introduction, and for each flag what
-// it is for, and its value behind a "#".
+// Template returns a file that sets nothing: the introduction, and for each flag its usage and, after "#", its value.
 func Template(flags *pflag.FlagSet, introduction string) string {
 	var b strings.Builder
 	comment := func(mark, text string) {
@@ -76,7 +74,7 @@ func Template(flags *pflag.FlagSet, introduction string) string {
 			comment("###", group)
 		}
 		_, usage := pflag.UnquoteUsage(flag)
-		if !Live(flag) {
+		if !Reloadable(flag) {
 			usage += " [restart]"
 		}
 		fmt.Fprintln(&b)
@@ -86,7 +84,7 @@ func Template(flags *pflag.FlagSet, introduction string) string {
 	return b.String()
 }
 
-// wrap breaks lines of a text that are too long, between words.
+// wrap breaks long lines of a text between words.
 func wrap(text string, width int) string {
 	var rows []string
 	for row := range strings.SplitSeq(text, "\n") {
@@ -106,7 +104,7 @@ func wrap(text string, width int) string {
 	return strings.Join(rows, "\n")
 }
 
-// line is the flag's name and value as YAML.
+// line returns the flag's name and value as YAML.
 func line(flag *pflag.Flag) string {
 	value := plain(flag.Value.String())
 	if l, ok := flag.Value.(list); ok {
@@ -121,10 +119,10 @@ func line(flag *pflag.Flag) string {
 	return flag.Name + ": " + value
 }
 
-// word is what needs no quotes, unless it means something else.
+// word matches text that needs no quotes, unless YAML has another meaning for it.
 var word = regexp.MustCompile(`^[A-Za-z0-9/][A-Za-z0-9._/-]*$`)
 
-// plain writes a text without quotes if it reads back as that text, or as a number.
+// plain returns a text without quotes if YAML reads it as that text or as a number, else quoted.
 func plain(text string) string {
 	if word.MatchString(text) {
 		switch token.New(text, text, &token.Position{}).Type {

@@ -1,7 +1,6 @@
-// Package confine gives up what the process was started with and needs no more: capabilities
-// (capabilities(7)), the ways to get new ones (PR_SET_NO_NEW_PRIVS), and files, connections and
-// signals (landlock(7)). All of it is for good, and for all threads: Linux keeps it per thread, and Go
-// runs a goroutine on any of them.
+// Package confine drops what the process does not need after its start: capabilities (capabilities(7)), the ways to
+// gain new ones (PR_SET_NO_NEW_PRIVS), and files, connections and signals (landlock(7)). This is permanent, and for all
+// threads: Linux keeps it for each thread, and Go runs a goroutine on any of them.
 package confine
 
 import (
@@ -16,55 +15,51 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/psx"
 )
 
-// Paths are the folders that the process still needs. What is in them, at any depth, counts; one
-// that is not there when Self is called is out of reach even if it appears later.
+// Paths are the folders that the process still needs, with everything in them. A folder that does not exist when Self
+// is called stays forbidden.
 type Paths struct {
-	// Read are folders whose files may be read.
-	Read []string
-	// Remove are folders whose files and sockets may be removed.
-	Remove []string
+	Read   []string // files in them may be read
+	Remove []string // files and sockets in them may be removed
 }
 
 // Report says how far the process is confined.
 type Report struct {
-	// Bounding says that the capability bounding set is CAP_NET_ADMIN or less, too. To reduce it
-	// takes CAP_SETPCAP. Where it stays larger, no_new_privs still keeps programs from using it.
+	// Bounding reports that the capability bounding set has CAP_NET_ADMIN at most. Reducing it needs CAP_SETPCAP; if
+	// it stays larger, no_new_privs still keeps programs from using it.
 	Bounding bool
-	// Landlock is the version of Landlock's ABI that is in force; 0 if the kernel has none
-	// (before 5.13, left out, or not named in the boot parameter lsm=). From 4 on (6.7) it has
-	// connections, from 6 on (6.12) signals and abstract unix sockets.
+	// Landlock is the ABI version of Landlock in force, 0 if the kernel has none (before 5.13, not built, or not in the
+	// boot parameter lsm=). Version 4 (Linux 6.7) adds connections, 6 (6.12) signals and abstract unix sockets.
 	Landlock int
 }
 
 const (
-	// newest is the latest version of Landlock's ABI that Self asks for.
+	// newest is the highest ABI version of Landlock that Self requests.
 	newest = 11
 
 	read   landlock.AccessFSSet = ll.AccessFSReadFile | ll.AccessFSReadDir
 	remove landlock.AccessFSSet = ll.AccessFSRemoveFile
 )
 
-// Self confines the process. What remains:
-//   - of capabilities, CAP_NET_ADMIN, if it is there: permitted and effective. Programs that the
-//     process might run inherit nothing;
-//   - no_new_privs: no program gets more by being set-user-ID or having file capabilities;
-//   - of files, those of the paths, and the process's own folder in /proc. What is open stays
-//     open. Nothing can be made, written or executed;
-//   - of sockets, netlink, and what is open already. No other TCP or UDP socket can be bound or connected
-//     (but for Multipath TCP, which Landlock has no rule for).
+// Self confines the process:
+//   - capabilities: CAP_NET_ADMIN stays permitted and effective if the process has it. Programs inherit none;
+//   - no_new_privs: no program gains more by set-user-ID or file capabilities;
+//   - files: those of the paths and of /proc/self stay accessible, and open files stay open. None can be created,
+//     written or executed;
+//   - sockets: netlink works, and open sockets stay open. No other TCP or UDP socket can be bound or connected, except
+//     Multipath TCP, for which Landlock has no rule.
 //
-// The part with files and sockets is up to what the kernel has of Landlock, which is no error; see Report.
-// An error means that the process may be confined in part.
+// Files and sockets are confined as far as the kernel's Landlock can; see Report. After an error the process may be
+// confined in part.
 func Self(p Paths) (Report, error) {
 	var r Report
 	var err error
 	if r.Bounding, err = dropCapabilities(); err != nil {
-		return r, fmt.Errorf("giving up capabilities: %w", err)
+		return r, fmt.Errorf("drop capabilities: %w", err)
 	}
 	if err := prctl(unix.PR_SET_NO_NEW_PRIVS, 1); err != nil {
-		return r, fmt.Errorf("giving up the ways to new privileges: %w", err)
+		return r, fmt.Errorf("set no_new_privs: %w", err)
 	}
-	_, _ = time.Now().Zone() // reads /etc/localtime, once and for all
+	_, _ = time.Now().Zone() // reads /etc/localtime while it can
 	var rules []landlock.Rule
 	for _, path := range append([]string{"/proc/self"}, p.Read...) {
 		rules = append(rules, landlock.PathAccess(read, path).IgnoreIfMissing())
@@ -73,7 +68,7 @@ func Self(p Paths) (Report, error) {
 		rules = append(rules, landlock.PathAccess(remove, path).IgnoreIfMissing())
 	}
 	if err := landlock.V11.BestEffort().Restrict(rules...); err != nil {
-		return r, fmt.Errorf("giving up files: %w", err)
+		return r, fmt.Errorf("restrict files and sockets: %w", err)
 	}
 	if abi, err := ll.LandlockGetABIVersion(); err == nil {
 		r.Landlock = min(abi, newest)
@@ -81,10 +76,9 @@ func Self(p Paths) (Report, error) {
 	return r, nil
 }
 
-// dropCapabilities gives up all capabilities but CAP_NET_ADMIN. It tells whether that goes for the
-// bounding set, too.
+// dropCapabilities drops all capabilities except CAP_NET_ADMIN. It reports whether the bounding set was reduced too.
 func dropCapabilities() (bounding bool, err error) {
-	// Before CAP_SETPCAP goes, which this takes.
+	// First, while the process has CAP_SETPCAP.
 	bounding = true
 	for c := range uintptr(unix.CAP_LAST_CAP + 1) {
 		has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, c, 0, 0, 0)
@@ -106,8 +100,8 @@ func dropCapabilities() (bounding bool, err error) {
 		return false, err
 	}
 	const netAdmin = 1 << unix.CAP_NET_ADMIN
-	left := sets[0].Permitted & netAdmin
-	sets = [2]unix.CapUserData{{Permitted: left, Effective: left}} // with no inheritable ones, no ambient ones
+	kept := sets[0].Permitted & netAdmin
+	sets = [2]unix.CapUserData{{Permitted: kept, Effective: kept}} // without inheritable, none is ambient
 	_, _, errno := psx.Syscall3(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&sets)), 0)
 	if errno != 0 {
 		return false, errno
@@ -115,7 +109,7 @@ func dropCapabilities() (bounding bool, err error) {
 	return bounding, nil
 }
 
-// prctl is prctl(2) on all threads.
+// prctl calls prctl(2) on all threads.
 func prctl(option, argument uintptr) error {
 	if _, _, errno := psx.Syscall6(unix.SYS_PRCTL, option, argument, 0, 0, 0, 0); errno != 0 {
 		return errno

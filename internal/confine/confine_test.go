@@ -25,7 +25,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
-// childEnv names the folder in which a process that TestSelf starts does what child does.
+// childEnv makes a process a child of TestSelf; its value is the child's folder.
 const childEnv = "CONFINE_TEST_FOLDER"
 
 func TestMain(m *testing.M) {
@@ -36,14 +36,14 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// result is what a child has to say.
+// result is what a child reports.
 type result struct {
 	Report        Report
 	Problem       string
-	Before, After map[string]string // Self, the error of each attempt, or ""
+	Before, After map[string]string // Self: error of each attempt, or ""
 }
 
-// child confines itself and says what it still can do. It stays until its standard input ends.
+// child reports its attempts before and after Self. It runs until its standard input ends.
 func child(dir string) {
 	moreThreads(4)
 	listener, err := net.Listen("tcp4", "127.0.0.1:0")
@@ -55,12 +55,12 @@ func child(dir string) {
 	readable, removable := filepath.Join(dir, "readable"), filepath.Join(dir, "removable")
 	listens(removable)
 	r := result{Before: try(dir, port)}
-	listens(removable) // which is there again
+	listens(removable) // removed by try
 	r.Report, err = Self(Paths{Read: []string{readable, filepath.Join(dir, "missing")}, Remove: []string{removable}})
 	if err != nil {
 		r.Problem = err.Error()
 	}
-	moreThreads(4) // these come later
+	moreThreads(4)
 	r.After = try(dir, port)
 	if err := json.NewEncoder(os.Stdout).Encode(r); err != nil {
 		panic(err)
@@ -68,7 +68,7 @@ func child(dir string) {
 	io.Copy(io.Discard, os.Stdin)
 }
 
-// listens makes a socket that is removed by name only.
+// listens creates a socket that Close does not remove.
 func listens(folder string) {
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(folder, "control.sock"), Net: "unix"})
 	if err != nil {
@@ -77,7 +77,7 @@ func listens(folder string) {
 	l.SetUnlinkOnClose(false)
 }
 
-// moreThreads starts threads that stay.
+// moreThreads starts threads.
 func moreThreads(n int) {
 	started := make(chan struct{})
 	for range n {
@@ -90,7 +90,7 @@ func moreThreads(n int) {
 	}
 }
 
-// try does what is allowed to a confined process, and what is not. There is a listener at the port.
+// try attempts what a confined process may do, and what it may not, with a listener at the port.
 func try(dir string, port int) map[string]string {
 	readable, removable := filepath.Join(dir, "readable"), filepath.Join(dir, "removable")
 	open := func(name string, flags int) func() error {
@@ -141,8 +141,7 @@ func try(dir string, port int) map[string]string {
 	return outcome
 }
 
-// TestSelf confines processes that were started with all capabilities, with some, and with none, and looks at
-// all their threads and at what they can still do.
+// TestSelf confines processes with all capabilities, with some and with none, and checks their threads and attempts.
 func TestSelf(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Fatal("this test starts processes as root and as nobody: run it as root")
@@ -166,18 +165,18 @@ func TestSelf(t *testing.T) {
 			t.Parallel()
 			r, pid := start(t, c.attr)
 			if r.Problem != "" || r.Report.Bounding != (c.bounding == netAdmin) {
-				t.Errorf("%+v", r)
+				t.Errorf("got %+v, want bounding %t", r, c.bounding == netAdmin)
 			}
 			threads := statusOf(t, pid)
 			if len(threads) < 9 {
-				t.Errorf("only %d threads", len(threads))
+				t.Errorf("got %d threads, want 9 or more", len(threads))
 			}
 			for _, status := range threads {
 				want := map[string]uint64{
 					"CapPrm": c.want, "CapEff": c.want, "CapInh": 0, "CapAmb": 0, "CapBnd": c.bounding, "NoNewPrivs": 1,
 				}
 				if !maps.Equal(status, want) {
-					t.Errorf("a thread has %#x, want %#x", status, want)
+					t.Errorf("got a thread with %#x, want %#x", status, want)
 				}
 			}
 			checkAttempts(t, r)
@@ -203,7 +202,7 @@ func start(t *testing.T, attr syscall.SysProcAttr) (r result, pid int) {
 		must.Do(t, os.Chmod(filepath.Join(dir, file), 0o666))
 	}
 
-	cmd := exec.Command("/proc/self/exe") // whose folder others may not enter
+	cmd := exec.Command("/proc/self/exe") // others may not enter its folder
 	cmd.Env = []string{childEnv + "=" + dir}
 	cmd.Dir = "/"
 	cmd.Stderr = os.Stderr
@@ -213,7 +212,7 @@ func start(t *testing.T, attr syscall.SysProcAttr) (r result, pid int) {
 	must.Do(t, err)
 	stdout, err := cmd.StdoutPipe()
 	must.Do(t, err)
-	// The parent's death is that of the thread that has started it.
+	// Pdeathsig is about the thread that starts the child.
 	runtime.LockOSThread()
 	t.Cleanup(runtime.UnlockOSThread)
 	must.Do(t, cmd.Start())
@@ -230,17 +229,17 @@ func start(t *testing.T, attr syscall.SysProcAttr) (r result, pid int) {
 	return r, cmd.Process.Pid
 }
 
-// checkAttempts wants what is allowed to work, and the rest not to as far as the kernel can tell.
+// checkAttempts checks that exactly the forbidden attempts fail, as far as the kernel's Landlock can.
 func checkAttempts(t *testing.T, r result) {
 	t.Helper()
 	abi, err := ll.LandlockGetABIVersion()
 	if err != nil || abi < 2 {
-		t.Fatalf("this kernel has no Landlock to try (%d, %v)", abi, err)
+		t.Fatalf("got Landlock version %d, %v, want 2 or later", abi, err)
 	}
 	if want := min(abi, newest); r.Report.Landlock != want {
-		t.Errorf("it is confined by version %d of Landlock, want %d", r.Report.Landlock, want)
+		t.Errorf("got Landlock version %d, want %d", r.Report.Landlock, want)
 	}
-	since := map[string]int{ // the versions of Landlock that forbid it
+	since := map[string]int{ // version of Landlock that forbids it
 		"write a file of the readable folder": 1,
 		"make a file in the readable folder":  1,
 		"read a file beside it":               1,
@@ -254,28 +253,28 @@ func checkAttempts(t *testing.T, r result) {
 		"listen on a unix socket":                   1,
 	}
 	if len(r.Before) != 14 || len(r.After) != 14 {
-		t.Errorf("it has tried %d things before, and %d after", len(r.Before), len(r.After))
+		t.Errorf("got %d attempts before and %d after, want 14", len(r.Before), len(r.After))
 	}
 	for what, problem := range r.Before {
 		if problem != "" {
-			t.Errorf("%s: %q, before it was confined", what, problem)
+			t.Errorf("%s: got %q before Self, want no error", what, problem)
 		}
 	}
 	for what, got := range r.After {
 		version, forbidden := since[what]
 		forbidden = forbidden && abi >= version
 		if forbidden && !strings.Contains(got, fs.ErrPermission.Error()) || !forbidden && got != "" {
-			t.Errorf("%s: %q, want it to be forbidden: %t", what, got, forbidden)
+			t.Errorf("%s: got %q, want forbidden: %t", what, got, forbidden)
 		}
 	}
 }
 
-// statusOf reads the numbers of /proc/PID/status of each thread that matter here.
+// statusOf returns the capabilities and NoNewPrivs of each thread (/proc/PID/task/TID/status).
 func statusOf(t *testing.T, pid int) (threads []map[string]uint64) {
 	t.Helper()
 	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
 	if err != nil || len(files) == 0 {
-		t.Fatalf("no threads of process %d: %v", pid, err)
+		t.Fatalf("got no threads of process %d: %v", pid, err)
 	}
 	for _, file := range files {
 		text, err := os.ReadFile(file)

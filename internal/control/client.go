@@ -18,10 +18,10 @@ import (
 // maxEvent is longer than any event's line.
 const maxEvent = 1 << 20
 
-// Client asks a daemon. Its methods return an error that says in one sentence what to do if no
-// daemon serves the socket, and what the daemon says if it can't answer.
+// Client queries a daemon. Its errors say what to do if no daemon serves the socket, and repeat the daemon's
+// error if it cannot answer.
 type Client struct {
-	// Timeout is how long the daemon has to answer, but for Events.
+	// Timeout is the longest time for an answer, except that of Events.
 	Timeout time.Duration
 
 	path string
@@ -34,7 +34,7 @@ func NewClient(path string) *Client {
 	var d net.Dialer
 	c.http.Transport = &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, "unix", path) },
-		// There is a proxy for the Internet, at most.
+		// A proxy of the environment does not serve the socket.
 		Proxy:              nil,
 		DisableCompression: true,
 		MaxIdleConns:       1,
@@ -57,7 +57,7 @@ func (c *Client) Flows(ctx context.Context) (Flows, error) {
 	return answer.Flows, err
 }
 
-// Version says what the daemon is.
+// Version returns the daemon's version.
 func (c *Client) Version(ctx context.Context) (v Version, err error) {
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
@@ -65,7 +65,7 @@ func (c *Client) Version(ctx context.Context) (v Version, err error) {
 	return v, err
 }
 
-// Status says how the daemon is.
+// Status returns the daemon's status.
 func (c *Client) Status(ctx context.Context) (s Status, err error) {
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
@@ -73,7 +73,7 @@ func (c *Client) Status(ctx context.Context) (s Status, err error) {
 	return s, err
 }
 
-// Metrics hands the daemon's counters, in Prometheus' text format, to read.
+// Metrics calls read with the daemon's metrics in Prometheus' text format.
 func (c *Client) Metrics(ctx context.Context, read func(io.Reader) error) error {
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
@@ -88,8 +88,8 @@ func (c *Client) Ready(ctx context.Context) error {
 }
 
 // Events calls following when the daemon answers, and then each for every line of its events, until
-// ctx is done or a function returns an error; it returns that. It returns nil when the daemon stops,
-// or has sent all that q asks for.
+// ctx is done or each returns an error, which it returns. It returns nil when the daemon stops, or has sent
+// all events that q selects.
 func (c *Client) Events(ctx context.Context, q EventsQuery, following func(), each func(line []byte) error) error {
 	return c.get(ctx, PathEvents+"?"+q.Values().Encode(), func(body io.Reader) error {
 		following()
@@ -100,7 +100,7 @@ func (c *Client) Events(ctx context.Context, q EventsQuery, following func(), ea
 				return err
 			}
 		}
-		if err := lines.Err(); !errors.Is(err, io.ErrUnexpectedEOF) { // when a daemon was killed
+		if err := lines.Err(); !errors.Is(err, io.ErrUnexpectedEOF) { // the daemon was killed
 			return err
 		}
 		return nil
@@ -109,7 +109,7 @@ func (c *Client) Events(ctx context.Context, q EventsQuery, following func(), ea
 
 func (c *Client) get(ctx context.Context, path string, read func(io.Reader) error) error {
 	if c.path == "" {
-		return errors.New("there is no control socket without a path: say where it is with --control")
+		return errors.New("the path of the control socket is empty: set it with --control")
 	}
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://daemon"+path, nil)
 	if err != nil {
@@ -123,14 +123,14 @@ func (c *Client) get(ctx context.Context, path string, read func(io.Reader) erro
 	if answer.StatusCode != http.StatusOK {
 		var body errorBody
 		if err := json.NewDecoder(io.LimitReader(answer.Body, 1<<16)).Decode(&body); err != nil {
-			return fmt.Errorf("what serves %s answers %s: is it another program?", c.path, answer.Status)
+			return fmt.Errorf("%s answers %s: is it served by another program?", c.path, answer.Status)
 		}
 		return fmt.Errorf("the daemon says: %s", body.Error)
 	}
 	return read(answer.Body)
 }
 
-// decode returns what reads an answer into v.
+// decode returns a function that decodes an answer into v.
 func (c *Client) decode(v any) func(io.Reader) error {
 	return func(body io.Reader) error {
 		if err := json.NewDecoder(body).Decode(v); err != nil {
@@ -140,18 +140,18 @@ func (c *Client) decode(v any) func(io.Reader) error {
 	}
 }
 
-// dialError says what to do about an error of asking.
+// dialError adds what to do to an error of a query.
 func (c *Client) dialError(err error) error {
-	const start = "start the daemon (nfq-ftphelper run --rules), or say where its control socket is with --control"
+	const start = "start the daemon (nfq-ftphelper run --rules), or name its control socket with --control"
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("no daemon answers, as %s is not there: %s", c.path, start)
+		return fmt.Errorf("no daemon answers: %s does not exist: %s", c.path, start)
 	case errors.Is(err, unix.ECONNREFUSED):
-		return fmt.Errorf("no daemon answers, as the one that served %s has died: %s", c.path, start)
+		return fmt.Errorf("no daemon answers: the one that served %s has died: %s", c.path, start)
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("not permitted to ask the daemon at %s: run as root", c.path)
+		return fmt.Errorf("not permitted to query the daemon at %s: run as root", c.path)
 	case errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("the daemon at %s has not answered within %s", c.path, c.Timeout)
 	}
-	return fmt.Errorf("ask the daemon at %s: %w", c.path, err)
+	return fmt.Errorf("query the daemon at %s: %w", c.path, err)
 }

@@ -16,14 +16,13 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/jsonout"
 )
 
-// healthTimeout is how long the daemon has to say whether it is well, and statusTimeout for all else
-// that it knows of itself.
+// healthTimeout is the daemon's time for Live and Ready, statusTimeout for Status.
 const (
 	healthTimeout = 2 * time.Second
 	statusTimeout = 5 * time.Second
 )
 
-// NewHandler serves all paths of the control socket. Metrics is what serves PathMetrics.
+// NewHandler serves all paths of the control socket; metrics serves PathMetrics.
 func NewHandler(d Daemon, metrics http.Handler) http.Handler {
 	p := healthPaths(d, metrics)
 	p[PathFlows] = func(w http.ResponseWriter, r *http.Request) { serveFlows(w, r, d) }
@@ -33,7 +32,7 @@ func NewHandler(d Daemon, metrics http.Handler) http.Handler {
 	return p
 }
 
-// NewHealthHandler serves PathMetrics, PathLive and PathReady, and nothing that tells who uses FTP.
+// NewHealthHandler serves PathMetrics, PathLive and PathReady, which name no client or server.
 func NewHealthHandler(d Daemon, metrics http.Handler) http.Handler { return healthPaths(d, metrics) }
 
 func healthPaths(d Daemon, metrics http.Handler) paths {
@@ -44,7 +43,7 @@ func healthPaths(d Daemon, metrics http.Handler) paths {
 	}
 }
 
-// paths are what is served at each path.
+// paths maps each path to its handler.
 type paths map[string]http.HandlerFunc
 
 // ServeHTTP implements http.Handler.
@@ -54,10 +53,10 @@ func (p paths) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	known := strings.Join(slices.Sorted(maps.Keys(p)), ", ")
-	WriteError(w, http.StatusNotFound, fmt.Errorf("there is no %.100q here: there are %s", r.URL.Path, known))
+	WriteError(w, http.StatusNotFound, fmt.Errorf("unknown path %.100q: the paths are %s", r.URL.Path, known))
 }
 
-// health answers "ok", or says what is wrong.
+// health answers "ok" or the error of check.
 func health(d Daemon, check func(context.Context) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), healthTimeout)
@@ -75,7 +74,7 @@ func health(d Daemon, check func(context.Context) error) http.HandlerFunc {
 	}
 }
 
-// serveFlows writes Flows, as it gets them: there may be many.
+// serveFlows writes each Flow as it gets it: there may be many.
 func serveFlows(w http.ResponseWriter, r *http.Request, d Daemon) {
 	out := bufio.NewWriterSize(w, 32<<10)
 	begun := false
@@ -107,7 +106,7 @@ func serveFlows(w http.ResponseWriter, r *http.Request, d Daemon) {
 	}
 	begin()
 	fmt.Fprintf(out, "\n],\"closing\":%d,\"unchecked\":%d", closing, unchecked)
-	if err != nil { // it is too late for another status
+	if err != nil { // the status has been sent
 		text, _ := json.Marshal(err.Error())
 		fmt.Fprintf(out, ",\"error\":%s", text)
 	}
@@ -128,14 +127,13 @@ func serveStatus(w http.ResponseWriter, r *http.Request, d Daemon) {
 
 // EventsQuery is the query of PathEvents.
 type EventsQuery struct {
-	// Since is from when on events are wanted that have happened already; none if it is zero.
+	// Since selects the past events from this time on; none if it is zero.
 	Since time.Time
-	// Once ends the answer after those.
+	// Once ends the answer after the past events.
 	Once bool
 }
 
-// Values returns the query as it is written in a URL: "since" is a time as in RFC 3339, "follow" can be
-// "no".
+// Values returns the query of a URL: "since" is a time as in RFC 3339, "follow" can be "no".
 func (q EventsQuery) Values() url.Values {
 	v := make(url.Values)
 	if !q.Since.IsZero() {
@@ -164,7 +162,7 @@ func parseEventsQuery(v url.Values) (q EventsQuery, err error) {
 	return q, nil
 }
 
-// serveEvents writes events until the client or the daemon has had enough. A client that does not
+// serveEvents writes events until the client or the daemon closes the connection. A client that does not
 // read keeps its connection, and misses events.
 func serveEvents(w http.ResponseWriter, r *http.Request, d Daemon) {
 	q, err := parseEventsQuery(r.URL.Query())
@@ -219,12 +217,12 @@ func serveEvents(w http.ResponseWriter, r *http.Request, d Daemon) {
 	}
 }
 
-// errorBody is how errors are told.
+// errorBody is the body of an error.
 type errorBody struct {
 	Error string `json:"error"`
 }
 
-// WriteError answers a request with an error, as all of package control does.
+// WriteError answers a request with an error.
 func WriteError(w http.ResponseWriter, status int, err error) {
 	writeJSON(w, status, errorBody{err.Error()})
 }
@@ -232,5 +230,5 @@ func WriteError(w http.ResponseWriter, status int, err error) {
 func writeJSON(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = jsonout.NewEncoder(w).Encode(v) // who asked has gone, or gets it
+	_ = jsonout.NewEncoder(w).Encode(v) // an error means that the client has closed the connection
 }

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxPath is how long the path of a socket may be: sun_path of sockaddr_un, and its end.
+// maxPath is the length of the longest path of a socket: sun_path of sockaddr_un without its NUL.
 const maxPath = 107
 
 // Socket is the control socket.
@@ -23,8 +23,8 @@ type Socket struct {
 }
 
 // Listen makes the control socket at path, which only this user and root can open, and its folder
-// if that is missing. A socket that a dead daemon has left there is replaced. It returns an
-// error if another daemon serves it.
+// if that is missing. It replaces the socket of a daemon that was killed, and returns an error if another
+// daemon serves it.
 func Listen(path string) (*Socket, error) {
 	if len(path) > maxPath {
 		return nil, fmt.Errorf("the control socket's path %s has more than %d bytes: choose another with --control", path, maxPath)
@@ -69,11 +69,12 @@ func listen(path string) (s *Socket, err error) {
 	return s, nil
 }
 
-// lockTimeout is far longer than another daemon keeps the lock.
+// lockTimeout is far longer than another daemon holds the lock.
 const lockTimeout = time.Second
 
-// lock keeps other daemons from making a socket in the same folder at the same moment. Whoever can
-// read the folder can lock it, and must not keep a daemon from starting: it waits for a while only.
+// lock keeps other daemons from making a socket in the same folder at the same time. It gives up after
+// lockTimeout without an error: any program that can read the folder can lock it, and must not keep a
+// daemon from starting.
 func lock(dir string) (unlock func(), err error) {
 	f, err := os.Open(dir)
 	if err != nil {
@@ -93,7 +94,7 @@ func lock(dir string) (unlock func(), err error) {
 	return func() { f.Close() }, nil
 }
 
-// removeDead removes a socket that nobody serves.
+// removeDead removes a socket that no program serves.
 func removeDead(path string) error {
 	file, err := os.Lstat(path)
 	switch {
@@ -102,7 +103,7 @@ func removeDead(path string) error {
 	case err != nil:
 		return err
 	case file.Mode()&fs.ModeSocket == 0:
-		return fmt.Errorf("%s is there, and is no socket", path)
+		return fmt.Errorf("%s exists and is not a socket", path)
 	}
 	c, err := net.DialTimeout("unix", path, time.Second)
 	switch {
@@ -117,7 +118,7 @@ func removeDead(path string) error {
 	return err
 }
 
-// Close stops listening and removes the socket, unless another one is there by now.
+// Close stops listening and removes the socket, unless another one has replaced it.
 func (s *Socket) Close() error {
 	err := s.UnixListener.Close()
 	if errors.Is(err, net.ErrClosed) {

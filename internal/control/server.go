@@ -17,18 +17,18 @@ import (
 )
 
 const (
-	// maxConns is how many connections a listener has at most.
+	// maxConns is the number of connections of a listener at the same time.
 	maxConns = 64
-	// crowdTime is how long a connection may be silent when others want its place.
-	crowdTime = 100 * time.Millisecond
-	// maxHeader is how long a request may be in bytes; net/http allows 4 KiB more.
+	// silentTime is the time without a request after which a connection is closed for a new one.
+	silentTime = 100 * time.Millisecond
+	// maxHeader is the length of the longest request in bytes; net/http allows 4 KiB more.
 	maxHeader = 4 << 10
-	// readTimeout is how long a request may take to arrive, and writeTimeout the answer to leave.
+	// readTimeout is the longest time for receiving a request, writeTimeout for sending the answer.
 	readTimeout  = 5 * time.Second
 	writeTimeout = 30 * time.Second
-	// idleTimeout is how long a connection may be silent between two requests.
+	// idleTimeout is the longest time between two requests of a connection.
 	idleTimeout = 30 * time.Second
-	// closeTimeout is how long requests may take to end when the server does.
+	// closeTimeout is the longest time for which Close waits for answers.
 	closeTimeout = time.Second
 )
 
@@ -39,8 +39,8 @@ type Server struct {
 	stopped chan struct{}
 }
 
-// Serve has requests that come in at l answered by h, until the server is closed. On a Unix socket
-// only root and this process's user are served. What goes wrong is no more than a line in the log.
+// Serve answers requests at l with h until the server is closed. On a Unix socket it serves only root and
+// this process's user. An error is logged.
 func Serve(l net.Listener, h http.Handler, log *slog.Logger) *Server {
 	ctx, stop := context.WithCancel(context.Background())
 	s := &Server{stop: stop, stopped: make(chan struct{})}
@@ -53,7 +53,7 @@ func Serve(l net.Listener, h http.Handler, log *slog.Logger) *Server {
 		IdleTimeout:       idleTimeout,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 		BaseContext:       func(net.Listener) context.Context { return ctx },
-		// Or OPTIONS would be answered, and to anybody.
+		// Without this, OPTIONS would be answered before screen.
 		DisableGeneralOptionsHandler: true,
 
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
@@ -68,7 +68,7 @@ func Serve(l net.Listener, h http.Handler, log *slog.Logger) *Server {
 	return s
 }
 
-// Close stops serving. Requests that are being answered have a second to end.
+// Close stops serving. Answers under way have closeTimeout to end.
 func (s *Server) Close() error {
 	s.stop()
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
@@ -81,15 +81,15 @@ func (s *Server) Close() error {
 	return err
 }
 
-// listener limits the connections that there are at the same time. For one more, the oldest one goes on
-// which no request has been answered for a while: who sends nothing, or slowly, keeps nobody out. If
-// there is none, that one has to wait.
+// listener limits the number of connections. For one more, it closes the oldest connection on which no
+// answer was given for silentTime, so that silent or slow clients do not block others. If there is none, the
+// new connection waits.
 type listener struct {
 	net.Listener
 	done <-chan struct{}
 
 	mu    sync.Mutex
-	conns []*conn // the oldest first
+	conns []*conn // oldest first
 }
 
 func (l *listener) Accept() (net.Conn, error) {
@@ -100,7 +100,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	c := &conn{Conn: accepted, listener: l}
 	for !l.add(c) {
 		select {
-		case <-time.After(crowdTime / 10):
+		case <-time.After(silentTime / 10):
 		case <-l.done:
 			return nil, errors.Join(net.ErrClosed, accepted.Close())
 		}
@@ -113,11 +113,11 @@ func (l *listener) add(c *conn) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.conns) >= maxConns {
-		i := slices.IndexFunc(l.conns, func(c *conn) bool { return !c.answered && time.Since(c.since) > crowdTime })
+		i := slices.IndexFunc(l.conns, func(c *conn) bool { return !c.answered && time.Since(c.since) > silentTime })
 		if i < 0 {
 			return false
 		}
-		_ = l.conns[i].Conn.Close() // what serves it closes it once more
+		_ = l.conns[i].Conn.Close() // its server closes it again
 		l.conns = slices.Delete(l.conns, i, i+1)
 	}
 	c.since = time.Now()
@@ -137,14 +137,14 @@ type connKey struct{}
 type conn struct {
 	net.Conn
 	listener *listener
-	asking   atomic.Bool // a request has begun to arrive, and is not being answered yet
+	arriving atomic.Bool // a request has started to arrive, and is not being answered yet
 
 	// Under the listener's mu.
-	answered bool      // a request is being
-	since    time.Time // it has begun, or the last answer was given
+	answered bool      // a request is being answered
+	since    time.Time // when that began, or the last answer ended
 }
 
-// answering takes note that the answer to a request begins, or has been given.
+// answering records that the answer to a request begins or has ended.
 func (c *conn) answering(begins bool) {
 	c.listener.mu.Lock()
 	defer c.listener.mu.Unlock()
@@ -156,13 +156,13 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// Read says what is wrong to a client that is too slow, which net/http does not.
+// Read answers 408 to a client that is too slow, which net/http does not.
 func (c *conn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	if n > 0 {
-		c.asking.Store(true)
+		c.arriving.Store(true)
 	}
-	if errors.Is(err, os.ErrDeadlineExceeded) && c.asking.Swap(false) {
+	if errors.Is(err, os.ErrDeadlineExceeded) && c.arriving.Swap(false) {
 		const body = `{"error":"the request took too long to arrive"}` + "\n"
 		_ = c.SetWriteDeadline(time.Now().Add(time.Second))
 		_, _ = fmt.Fprintf(c.Conn, "HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", len(body), body)
@@ -170,8 +170,8 @@ func (c *conn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// stranger returns an error if the other end of a Unix socket is neither root nor this user.
-func (c *conn) stranger() error {
+// rejectPeer returns an error if the peer of a Unix socket is neither root nor this user.
+func (c *conn) rejectPeer() error {
 	local, ok := c.Conn.(*net.UnixConn)
 	if !ok {
 		return nil
@@ -188,19 +188,19 @@ func (c *conn) stranger() error {
 		return err
 	}
 	if peer.Uid != 0 && int(peer.Uid) != os.Geteuid() {
-		return fmt.Errorf("user %d may not ask here: only root and the daemon's own user may", peer.Uid)
+		return fmt.Errorf("user %d is not permitted: only root and the daemon's own user are", peer.Uid)
 	}
 	return nil
 }
 
-// screen lets only those requests through that are well-formed and allowed.
+// screen passes on only requests that are well-formed and permitted.
 func screen(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c := r.Context().Value(connKey{}).(*conn)
-		c.asking.Store(false)
+		c.arriving.Store(false)
 		c.answering(true)
 		defer c.answering(false)
-		switch err := c.stranger(); {
+		switch err := c.rejectPeer(); {
 		case err != nil:
 			WriteError(w, http.StatusForbidden, err)
 		case r.Method != http.MethodGet:

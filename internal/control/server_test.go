@@ -69,13 +69,13 @@ func start(t *testing.T, d *fake) (path string) {
 			t.Error(err)
 		}
 		if _, err := os.Lstat(path); err == nil {
-			t.Errorf("%s is still there", path)
+			t.Errorf("got %s after Close, want it removed", path)
 		}
 	})
 	return path
 }
 
-// say sends text on a connection of its own and returns all that is answered.
+// say sends text on a new connection and returns the answer.
 func say(t *testing.T, path, text string) string {
 	t.Helper()
 	c, err := net.Dial("unix", path)
@@ -92,7 +92,7 @@ func say(t *testing.T, path, text string) string {
 	return string(answer)
 }
 
-// TestRequests asks for what there is, and for what there is not.
+// TestRequests sends right and wrong requests.
 func TestRequests(t *testing.T) {
 	t.Parallel()
 	d := &fake{}
@@ -107,7 +107,7 @@ func TestRequests(t *testing.T) {
 		{"GET /v1/events?follow=perhaps" + end + "\r\n", `{"error":"follow=\"perhaps\" is neither yes nor no"}`},
 		{"GET /v1/version" + end + "\r\n", `{"version":"v1","go":"go1"}`},
 		{"GET /v1/flows" + end + "\r\n", `],"closing":0,"unchecked":3}`},
-		{"GET /v2" + end + "\r\n", `{"error":"there is no \"/v2\" here: there are /livez, /metrics, /readyz, /v1/events, /v1/flows, /v1/status, /v1/version"}`},
+		{"GET /v2" + end + "\r\n", `{"error":"unknown path \"/v2\": the paths are /livez, /metrics, /readyz, /v1/events, /v1/flows, /v1/status, /v1/version"}`},
 		{"POST /livez" + end + "\r\n", `405 Method Not Allowed`},
 		{"OPTIONS *" + end + "\r\n", `405 Method Not Allowed`},
 		{"DELETE /livez" + end + "\r\n", `{"error":"the method \"DELETE\" is not served: use GET"}`},
@@ -126,17 +126,17 @@ func TestRequests(t *testing.T) {
 	d.err = errors.New("queue 7 sleeps")
 	for _, p := range []string{PathLive, PathReady, PathFlows} {
 		if answer := say(t, path, "GET "+p+end+"\r\n"); !strings.Contains(answer, "503 ") || !strings.Contains(answer, `{"error":"queue 7 sleeps"}`) {
-			t.Errorf("%s is answered with\n%s", p, answer)
+			t.Errorf("%s: got the answer\n%s", p, answer)
 		}
 	}
 }
 
-// TestSlow has many clients that send half a request: they are told, and others are served meanwhile.
+// TestSlow has many clients that send half a request: they get an error, and others are served meanwhile.
 func TestSlow(t *testing.T) {
 	t.Parallel()
 	path := start(t, &fake{})
 	var all sync.WaitGroup
-	var told atomic.Int32
+	var refused atomic.Int32
 	for range maxConns { // there is room for no more
 		c, err := net.Dial("unix", path)
 		must.Do(t, err)
@@ -148,9 +148,9 @@ func TestSlow(t *testing.T) {
 			answer, err := io.ReadAll(c)
 			switch {
 			case err == nil && strings.Contains(string(answer), `408 Request Timeout`) && strings.Contains(string(answer), `{"error":"the request took too long to arrive"}`):
-				told.Add(1)
+				refused.Add(1)
 			case err != nil && !errors.Is(err, unix.ECONNRESET) || len(answer) > 0:
-				t.Errorf("%v, half a request is answered with\n%s", err, answer)
+				t.Errorf("half a request: got %v and the answer\n%s", err, answer)
 			}
 		})
 	}
@@ -160,14 +160,13 @@ func TestSlow(t *testing.T) {
 		t.Error(err)
 	}
 	all.Wait()
-	if n := told.Load(); n != maxConns-1 { // one has made room
-		t.Errorf("%d of %d clients were told that they are too slow", n, maxConns)
+	if n := refused.Load(); n != maxConns-1 { // one has made room
+		t.Errorf("got %d clients refused as too slow, want %d", n, maxConns-1)
 	}
 }
 
-// TestCrowd has more clients ask at once than there is room for: the last one has to wait, and nobody
-// is turned away.
-func TestCrowd(t *testing.T) {
+// TestManyClients has more clients at once than maxConns: the last one waits, and none is refused.
+func TestManyClients(t *testing.T) {
 	t.Parallel()
 	d := &fake{waits: make(chan struct{})}
 	path := start(t, d)
@@ -184,7 +183,7 @@ func TestCrowd(t *testing.T) {
 	}
 	time.Sleep(50 * time.Millisecond)
 	if n := d.waiting.Load(); n != maxConns {
-		t.Errorf("%d requests are being answered, and there is room for %d", n, maxConns)
+		t.Errorf("got %d requests answered at a time, want %d", n, maxConns)
 	}
 	for range maxConns + 1 {
 		d.waits <- struct{}{}
@@ -192,11 +191,11 @@ func TestCrowd(t *testing.T) {
 	all.Wait()
 }
 
-// TestStranger has another user ask, where the socket's mode would let him.
-func TestStranger(t *testing.T) {
+// TestRejectPeer has another user send a request, which the socket's mode permits.
+func TestRejectPeer(t *testing.T) {
 	path := start(t, &fake{})
 	if mode := stat(t, path).Mode(); mode != 0o600|os.ModeSocket {
-		t.Errorf("the mode of the socket is %s", mode)
+		t.Errorf("got mode %s of the socket, want 0600", mode)
 	}
 	for p := path; p != "/tmp" && p != "/"; p = filepath.Dir(p) {
 		must.Do(t, os.Chmod(p, 0o777))
@@ -212,8 +211,8 @@ func TestStranger(t *testing.T) {
 		}
 		answer <- say(t, path, "GET /livez HTTP/1.1\r\nHost: daemon\r\nConnection: close\r\n\r\n")
 	}()
-	if answer := <-answer; !strings.Contains(answer, "403 Forbidden") || !strings.Contains(answer, "user 65534 may not ask here") {
-		t.Errorf("another user is answered\n%s", answer)
+	if answer := <-answer; !strings.Contains(answer, "403 Forbidden") || !strings.Contains(answer, "user 65534 is not permitted") {
+		t.Errorf("another user: got the answer\n%s", answer)
 	}
 }
 
@@ -230,16 +229,16 @@ func TestListen(t *testing.T) {
 	first, err := Listen(path)
 	must.Do(t, err)
 	if _, err := Listen(path); err == nil || err.Error() != "another daemon serves "+path+": choose another with --control" {
-		t.Errorf("where another one is: %v", err)
+		t.Errorf("path of another daemon: got %v", err)
 	}
 	// It dies.
 	must.Do(t, first.UnixListener.Close())
 	if err := NewClient(path).Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "has died: start the daemon (nfq-ftphelper run --rules)") {
-		t.Errorf("asking a dead daemon: %v", err)
+		t.Errorf("query of a dead daemon: got %v", err)
 	}
 	second, err := Listen(path)
 	if err != nil {
-		t.Fatalf("where a dead one was: %v", err)
+		t.Fatalf("path of a dead daemon: got %v, want no error", err)
 	}
 	// What is not its own stays.
 	must.Do(t, os.Remove(path))
@@ -248,13 +247,13 @@ func TestListen(t *testing.T) {
 	must.Do(t, second.Close())
 	stat(t, path)
 	must.Do(t, third.Close())
-	if err := NewClient(path).Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "no daemon answers, as "+path) {
-		t.Errorf("asking nobody: %v", err)
+	if err := NewClient(path).Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "no daemon answers: "+path) {
+		t.Errorf("query without a daemon: got %v", err)
 	}
 
 	must.Do(t, os.WriteFile(path, nil, 0o600))
 	for path, want := range map[string]string{
-		path:                                     "is there, and is no socket: choose another with --control",
+		path:                                     "exists and is not a socket: choose another with --control",
 		filepath.Join(path, "x"):                 "not a directory: choose another with --control",
 		"/proc/nfq-ftphelper/x":                  "make the control socket: mkdir /proc/nfq-ftphelper",
 		"/tmp/" + strings.Repeat("x", maxPath-4): "has more than 107 bytes",
@@ -265,7 +264,7 @@ func TestListen(t *testing.T) {
 	}
 }
 
-// TestLocked has somebody lock the socket's folder for good.
+// TestLocked has another program lock the socket's folder for good.
 func TestLocked(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -287,16 +286,16 @@ func TestLocked(t *testing.T) {
 			t.Error(err)
 		}
 	case <-time.After(10 * lockTimeout):
-		t.Error("it waits for the lock")
+		t.Error("got a wait for the lock, want none beyond lockTimeout")
 	}
 }
 
-// TestEvents has one client that reads, and one that does not until later.
+// TestEvents has one client that reads, and one that reads later.
 func TestEvents(t *testing.T) {
 	t.Parallel()
 	d := &fake{}
 	path := start(t, d)
-	d.Publish(Event{Kind: "tracked"}) // is over before anybody follows
+	d.Publish(Event{Kind: "tracked"}) // before the first follower
 
 	slow, err := net.Dial("unix", path)
 	must.Do(t, err)
@@ -316,7 +315,7 @@ func TestEvents(t *testing.T) {
 				return err
 			}
 			if n++; ev.Kind != "expected" || ev.Expected.Port() != uint16(n) || ev.Line != "\u009b" || bytes.ContainsRune(line, '\u009b') {
-				t.Errorf("event %d is %s", n, line)
+				t.Errorf("event %d: got %s", n, line)
 			}
 			seen <- n
 			return nil
@@ -345,7 +344,7 @@ func TestEvents(t *testing.T) {
 			missed += int(ev.Missed)
 			last += uint16(ev.Missed)
 		case ev.Expected.IsValid() && ev.Expected.Port() != last+1:
-			t.Fatalf("after %d comes %+v", last, ev)
+			t.Fatalf("after %d: got %+v", last, ev)
 		default:
 			last++
 		}
@@ -355,11 +354,11 @@ func TestEvents(t *testing.T) {
 		}
 	}
 	if missed < total/2 || missed > total-followerBuffer {
-		t.Errorf("%d of %d events missed", missed, total)
+		t.Errorf("got %d events missed of %d", missed, total)
 	}
 }
 
-// TestFollowers says how many there can be.
+// TestFollowers checks the limit of followers.
 func TestFollowers(t *testing.T) {
 	d := &fake{}
 	path := start(t, d)
@@ -371,17 +370,17 @@ func TestFollowers(t *testing.T) {
 	}
 	err := NewClient(path).Events(t.Context(), EventsQuery{}, func() {}, func([]byte) error { return nil })
 	if err == nil || err.Error() != "the daemon says: "+ErrFollowers.Error() {
-		t.Errorf("one more: %v", err)
+		t.Errorf("one more follower: got %v, want %v", err, ErrFollowers)
 	}
 	for _, f := range all {
 		f.Close()
 		f.Close()
 	}
 	if n := len(d.followers); n > 0 {
-		t.Errorf("%d still follow", n)
+		t.Errorf("got %d followers, want 0", n)
 	}
 	if n := testing.AllocsPerRun(100, func() { d.Publish(Event{Kind: "tracked"}) }); n > 0 {
-		t.Errorf("%v allocations without a follower", n)
+		t.Errorf("got %v allocations without a follower, want 0", n)
 	}
 }
 
@@ -391,22 +390,22 @@ func TestFlows(t *testing.T) {
 	for i := range 10_000 {
 		flow := Flow{Client: netip.AddrPortFrom(netip.MustParseAddr("2001:db8::1"), uint16(i)), State: "read"}
 		if i%2 == 1 {
-			flow.Last = &Endpoint{Verb: "227", Announced: 1, Told: 2}
+			flow.Last = &Endpoint{Verb: "227", Announced: 1, Advertised: 2}
 		}
 		d.flows = append(d.flows, flow)
 	}
 	path := start(t, d)
 	flows, err := NewClient(path).Flows(t.Context())
 	if err != nil || len(flows.Flows) != len(d.flows) || flows.Unchecked != 3 || flows.Flows[9].Client != d.flows[9].Client || *flows.Flows[9].Last != *d.flows[9].Last {
-		t.Errorf("%v, %d flows, %d unchecked", err, len(flows.Flows), flows.Unchecked)
+		t.Errorf("got %v, %d flows, %d unchecked", err, len(flows.Flows), flows.Unchecked)
 	}
 	d.err = errors.New("queue 7 sleeps")
 	if _, err := NewClient(path).Flows(t.Context()); err == nil || err.Error() != "the daemon could not list all: queue 7 sleeps" {
-		t.Errorf("one that fails midway: %v", err)
+		t.Errorf("an answer that fails midway: got %v", err)
 	}
 }
 
-// TestBacklog asks for events that have happened: all, those from a moment on, and more than are kept.
+// TestBacklog queries past events: all, those since a time, and more than are kept.
 func TestBacklog(t *testing.T) {
 	t.Parallel()
 	d := &fake{}
@@ -433,25 +432,25 @@ func TestBacklog(t *testing.T) {
 	}
 	publish(0, 10)
 	if all := ask(time.Time{}); len(all) != 0 {
-		t.Errorf("without a time: %v", all)
+		t.Errorf("without since: got %v, want none", all)
 	}
 	if all := ask(begin); len(all) != 10 || !all[0].Time.Equal(begin) {
-		t.Errorf("all: %v", all)
+		t.Errorf("all: got %v", all)
 	}
 	if all := ask(at(7).Add(1)); len(all) != 2 || !all[0].Time.Equal(at(8)) {
-		t.Errorf("two: %v", all)
+		t.Errorf("since the last two: got %v", all)
 	}
 	publish(10, maxBacklog+10)
 	all := ask(begin)
-	if len(all) != maxBacklog+1 || all[0].Kind != KindMissed || !strings.Contains(all[0].Words(), "keeps the last 4096") || !all[1].Time.Equal(at(10)) {
-		t.Errorf("of more than are kept: %d, %+v", len(all), all[:2])
+	if len(all) != maxBacklog+1 || all[0].Kind != KindMissed || !strings.Contains(all[0].Describe(), "keeps the last 4096") || !all[1].Time.Equal(at(10)) {
+		t.Errorf("more than are kept: got %d, %+v", len(all), all[:2])
 	}
 	if all := ask(at(10)); len(all) != maxBacklog || all[0].Kind != "tracked" {
-		t.Errorf("those that are kept: %d, %+v", len(all), all[0])
+		t.Errorf("kept events: got %d, %+v", len(all), all[0])
 	}
 	refused := d.Refusals()
 	if len(refused) != maxRefusals || !refused[0].Time.Equal(at(3200)) || !refused[maxRefusals-1].Time.Equal(at(4100)) {
-		t.Errorf("the last refusals: %+v", refused)
+		t.Errorf("last refusals: got %+v", refused)
 	}
 
 	// The rest comes as it happens.
@@ -467,11 +466,11 @@ func TestBacklog(t *testing.T) {
 		})
 	}()
 	if ev := <-followed; !ev.Time.Equal(at(maxBacklog + 9)) {
-		t.Errorf("the last one: %+v", ev)
+		t.Errorf("last event: got %+v", ev)
 	}
 	d.Publish(Event{Time: time.Now(), Kind: "encrypted"})
 	if ev := <-followed; ev.Kind != "encrypted" {
-		t.Errorf("the next one: %+v", ev)
+		t.Errorf("next event: got %+v", ev)
 	}
 	stop()
 	if err := <-ended; !errors.Is(err, context.Canceled) {

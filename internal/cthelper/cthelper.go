@@ -1,12 +1,9 @@
-// Package cthelper registers conntrack helpers that live in user space: a name that rules can
-// attach to connections, so that these may have expectations. It is a client of
-// net/netfilter/nfnetlink_cthelper.c.
+// Package cthelper registers conntrack helpers in user space: names that rules can assign to connections, so that
+// these may have expectations. It is a client of net/netfilter/nfnetlink_cthelper.c.
 //
-// Helpers are global to the machine: one that is registered here is there in every network
-// namespace, and its name is taken in every one. Rules of other tables and namespaces that
-// attach a helper of that name attach this one; and while it is registered, the kernel's own
-// helper of that name cannot be loaded. Its queue is the one with that number in the
-// connection's own namespace.
+// A helper is global to the machine: rules of every network namespace that assign its name assign this helper. The
+// kernel's helper of that name cannot be loaded while it is registered. The queue is that of the connection's network
+// namespace.
 package cthelper
 
 import (
@@ -21,43 +18,41 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
-// Errors, for what a caller decides on.
+// Errors that callers distinguish.
 var (
-	// ErrUnsupported is returned where the kernel has no helpers in user space. It loads
-	// the module by itself where there is one (alias nfnetlink-subsys-9).
+	// ErrUnsupported means that the kernel has no helpers in user space, and no module that it could load (alias
+	// nfnetlink-subsys-9).
 	ErrUnsupported = errors.New("the kernel lacks nfnetlink_cthelper: provide the module")
-	// ErrPermission is returned to a process without CAP_NET_ADMIN in the initial user
-	// namespace. That of a rootless container is not enough.
+	// ErrPermission means that the process lacks CAP_NET_ADMIN in the initial user namespace. That of a rootless
+	// container is not enough.
 	ErrPermission = errors.New("CAP_NET_ADMIN is needed in the initial user namespace, as helpers are global to the machine")
-	// ErrNameTaken is returned where another helper for TCP has the name: one of the
-	// kernel, such as nf_conntrack_ftp, or one of another program.
+	// ErrNameTaken means that another helper for TCP has the name: one of the kernel, such as nf_conntrack_ftp, or
+	// one of another program.
 	ErrNameTaken = errors.New("the name is taken")
-	// ErrInUse is returned where rules of some network namespace hold the helper, or of one
-	// that is just going away. Kernels in which connections hold helpers, too (ct_refcnt, 2026),
-	// remove it all the same.
+	// ErrInUse means that rules of a network namespace hold the helper, perhaps of one that is being removed. Kernels
+	// in which connections hold helpers too (ct_refcnt, 2026) remove it nevertheless.
 	ErrInUse = errors.New("rules of some network namespace still use it: remove them first")
 )
 
 // Helper is a conntrack helper for TCP in user space.
 type Helper struct {
-	// Name is what rules call it by: 1 to 14 bytes.
+	// Name is 1 to 14 bytes long.
 	Name string
-	// Queue is where the kernel queues the packets of its connections, if Enabled.
+	// Queue is the number of the queue for the packets of its connections, if Enabled.
 	Queue uint16
-	// Enabled makes the kernel queue every packet of its connections, with payload or not,
-	// from the place where it confirms them, behind all rules of input and postrouting.
-	// Otherwise it queues none. While nobody listens, packets pass, but are neither confirmed nor
-	// adjusted, so that no connection can be opened and some that are open stall.
+	// Enabled makes the kernel queue every packet of its connections, with payload or not, where it confirms them:
+	// after all rules of input and postrouting. Without a program on the queue, packets pass, but are neither
+	// confirmed nor adjusted: no connection can be opened, and some open ones stall.
 	Enabled bool
 }
 
-// The policy of nf_conntrack_ftp: one expectation at a time, for so many seconds.
+// The policy of nf_conntrack_ftp: one expectation at a time.
 const (
 	expectMax     = 1
-	expectTimeout = 5 * 60
+	expectTimeout = 5 * 60 // seconds
 )
 
-// nfnetlink_cthelper.h
+// include/uapi/linux/netfilter/nfnetlink_cthelper.h
 const (
 	msgNew = 0
 	msgGet = 1
@@ -84,7 +79,7 @@ const (
 	statusEnabled  = 1
 )
 
-// family is the layer-3 protocol of a helper: for the kernel a helper has one.
+// family is the layer-3 protocol of a helper. The kernel has one helper for each.
 type family uint16
 
 const (
@@ -101,15 +96,13 @@ func (f family) String() string {
 
 var families = []family{ipv4, ipv6}
 
-// Register registers the helper for IPv4 and IPv6. Its connections may have one expectation at
-// a time, for 300 s, as those of nf_conntrack_ftp.
+// Register registers the helper for IPv4 and IPv6. Its connections may have one expectation at a time, for 300 s, as
+// those of nf_conntrack_ftp.
 //
-// A helper of that name and queue that is there already, from an earlier run for one, is taken
-// over, together with the rules and the connections that have it, and enabled or disabled. Where
-// one family is missing, it is added.
+// A registered helper with the same name and queue, of an earlier run say, is enabled or disabled and keeps its rules
+// and connections. A missing family is added.
 //
-// Errors: ErrUnsupported, ErrPermission, ErrNameTaken, or what the kernel said. Then what has
-// been added is removed again.
+// Errors: ErrUnsupported, ErrPermission, ErrNameTaken, or the kernel's errno. Families that were added are removed then.
 func Register(h Helper) error {
 	c, err := dial()
 	if err == nil {
@@ -121,19 +114,16 @@ func Register(h Helper) error {
 	return nil
 }
 
-// Unregister removes the helper of that name from both families, whoever has registered it. That
-// there is none is no error.
+// Unregister removes the helper of that name for both families, of this or another program. A missing helper is no
+// error.
 //
-// Its connections go on without a helper, for good: what was expected of them is forgotten, their
-// sequence numbers are adjusted as before, and a helper that is registered later is not theirs.
-// The kernel also drops the packets that wait in queues at that time, those of all programs in
-// all network namespaces (nf_ct_iterate_destroy); their senders send them again. So a queue should
-// be empty by then.
+// Its connections continue without a helper, permanently: their expectations are removed, their sequence numbers are
+// adjusted as before, and a helper that is registered later does not apply to them. The kernel also drops all packets
+// in the queues of all network namespaces (nf_ct_iterate_destroy), so the queue should be empty; senders retransmit.
 //
-// Errors: ErrUnsupported, ErrPermission, ErrInUse, or what the kernel said. A helper is held
-// by a ct helper object of nftables, by CT rules of iptables, not by connections. One family may be
-// gone when the other is in use: rules that are loaded then apply to the other one alone, until
-// Register adds it.
+// Errors: ErrUnsupported, ErrPermission, ErrInUse, or the kernel's errno. A helper is held by a ct helper object of
+// nftables and by CT rules of iptables, not by connections. If one family is in use, the other may have been removed:
+// rules that are loaded then apply to one family, until Register adds the other.
 func Unregister(name string) error {
 	c, err := dial()
 	if err == nil {
@@ -145,32 +135,30 @@ func Unregister(name string) error {
 	return nil
 }
 
-// Probe says whether this process could register helpers: it returns ErrUnsupported,
-// ErrPermission, or what the kernel said. It leaves nothing behind but the module that the
-// kernel has loaded for it. It only looks a helper up, since removing one would drop the
-// packets in all queues.
+// Probe returns nil if this process could register helpers, else ErrUnsupported, ErrPermission, or the kernel's errno.
+// It changes nothing, except that the kernel may load its module. It looks up a helper instead of registering one,
+// since removing that would drop the packets in all queues.
 func Probe() error {
 	_, _, err := Lookup("probe")
 	for _, known := range []error{ErrUnsupported, ErrPermission} {
 		if errors.Is(err, known) {
-			return known // it is not about that name
+			return known // without the name
 		}
 	}
 	return err
 }
 
-// Lookup returns the helper in user space of that name, for IPv4; false if there is none. Errors
-// are those of Probe.
-func Lookup(name string) (h Helper, there bool, err error) {
+// Lookup returns the helper in user space of that name, for IPv4. Errors are those of Probe.
+func Lookup(name string) (h Helper, registered bool, err error) {
 	c, err := dial()
 	if err == nil {
-		h, there, err = c.lookup(name, ipv4)
+		h, registered, err = c.lookup(name, ipv4)
 		err = errors.Join(err, c.nf.Close())
 	}
 	if err != nil {
 		return h, false, fmt.Errorf("look up conntrack helper %q: %w", name, err)
 	}
-	return h, there, nil
+	return h, registered, nil
 }
 
 // client is a socket to the kernel. Its network namespace does not matter.
@@ -188,8 +176,7 @@ func (c client) register(h Helper) error {
 	if err := check(h.Name); err != nil {
 		return err
 	}
-	// First look, then touch.
-	there := map[family]bool{}
+	registered := map[family]bool{}
 	for _, f := range families {
 		old, ok, err := c.lookup(h.Name, f)
 		if err != nil {
@@ -199,15 +186,15 @@ func (c client) register(h Helper) error {
 			return fmt.Errorf("%w for %s by a helper whose queue is %d, not %d: choose another name, or the same queue",
 				ErrNameTaken, f, old.Queue, h.Queue)
 		}
-		there[f] = ok
+		registered[f] = ok
 	}
 	for i, f := range families {
-		err := c.put(h, f, there[f])
+		err := c.put(h, f, registered[f])
 		if err == nil {
 			continue
 		}
 		for _, done := range families[:i] {
-			if !there[done] {
+			if !registered[done] {
 				err = errors.Join(err, c.remove(h.Name, done))
 			}
 		}
@@ -216,21 +203,21 @@ func (c client) register(h Helper) error {
 	return nil
 }
 
-// put registers the helper for one family, or changes the one that is there.
-func (c client) put(h Helper, f family, there bool) error {
+// put registers the helper for one family, or changes the registered one.
+func (c client) put(h Helper, f family, registered bool) error {
 	flags := netlink.Create | netlink.Excl
-	if there {
+	if registered {
 		flags = 0
 	}
 	_, err := c.query(msgNew, flags, h.attributes(f))
 	switch {
 	case err == nil || !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.EBUSY):
 		return err
-	case there: // classes of expectations and room for data can't change
+	case registered: // its policy or size of private data differs
 		return fmt.Errorf("%w for %s by a helper of another kind: choose another name, or stop the program that registered it",
 			ErrNameTaken, f)
 	}
-	// Not one of nfnetlink_cthelper: that would be there. EEXIST; newer kernels say EBUSY.
+	// One of nfnetlink_cthelper would have been found. EEXIST, in newer kernels EBUSY.
 	return fmt.Errorf("%w for %s by a helper of the kernel: unload its module, nf_conntrack_%s perhaps, or choose another name",
 		ErrNameTaken, f, h.Name)
 }
@@ -239,7 +226,7 @@ func (c client) unregister(name string) error {
 	if err := check(name); err != nil {
 		return err
 	}
-	// One family in a message: for both in one, the kernel says nothing if only one is in use.
+	// One message for each family: for both in one, the kernel reports no error if one is in use.
 	for _, f := range families {
 		if err := c.remove(name, f); err != nil {
 			return err
@@ -259,10 +246,10 @@ func (c client) remove(name string, f family) error {
 	return err
 }
 
-// lookup returns the helper in user space of that name and family; false if there is none.
+// lookup returns the helper in user space of that name and family.
 func (c client) lookup(name string, f family) (Helper, bool, error) {
 	answer, err := c.query(msgGet, 0, key(name, f))
-	// nfnl_cthelper_get means ENOENT, but says success and nothing else if a family is asked for.
+	// nfnl_cthelper_get answers with success and no helper instead of ENOENT if the query has a family.
 	if errors.Is(err, unix.ENOENT) {
 		return Helper{}, false, nil
 	}
@@ -282,7 +269,7 @@ func (c client) query(msg netlink.HeaderType, flags netlink.HeaderFlags, attrs n
 		Data:   nfnetlink.Data(unix.NFPROTO_UNSPEC, attrs),
 	})
 	switch {
-	case errors.Is(err, unix.EINVAL): // nfnetlink's answer for a subsystem that it does not have
+	case errors.Is(err, unix.EINVAL): // of nfnetlink, for an unknown subsystem
 		return nil, ErrUnsupported
 	case errors.Is(err, unix.EPERM):
 		return nil, ErrPermission
@@ -290,7 +277,7 @@ func (c client) query(msg netlink.HeaderType, flags netlink.HeaderFlags, attrs n
 	return answer, err
 }
 
-// check returns an error for what is no name, or none that rules can have.
+// check returns an error for a name that rules cannot have.
 func check(name string) error {
 	if name == "" || len(name) > rules.MaxHelper || strings.Contains(name, "\x00") {
 		return fmt.Errorf("a name has 1 to %d bytes, none of them NUL", rules.MaxHelper)
@@ -298,7 +285,7 @@ func check(name string) error {
 	return nil
 }
 
-// key names a helper: the kernel tells them apart by name, family and protocol.
+// key identifies a helper: by name, family and protocol.
 func key(name string, f family) (b nfnetlink.Buffer) {
 	b.Text(attrName, name)
 	tuple := b.Nest(attrTuple)
@@ -308,7 +295,7 @@ func key(name string, f family) (b nfnetlink.Buffer) {
 	return b
 }
 
-// attributes describe the whole helper. The kernel wants them all for a new one.
+// attributes returns all attributes of the helper, which the kernel requires for a new one.
 func (h Helper) attributes(f family) nfnetlink.Buffer {
 	b := key(h.Name, f)
 	b.Uint32(attrQueueNum, uint32(h.Queue))
@@ -320,7 +307,7 @@ func (h Helper) attributes(f family) nfnetlink.Buffer {
 	b.Uint32(policyExpectTimeout, expectTimeout)
 	b.End(policy)
 	b.End(policies)
-	b.Uint32(attrPrivDataLen, 0) // no room for data of its own in its connections
+	b.Uint32(attrPrivDataLen, 0)
 	status := uint32(statusDisabled)
 	if h.Enabled {
 		status = statusEnabled

@@ -17,9 +17,8 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
 
-// TestHelpers tests what this kernel can do: everything, or to say that it cannot.
+// TestHelpers tests everything, or the errors of a kernel without helpers in user space.
 func TestHelpers(t *testing.T) {
-	// What modprobe knows, Probe must find out without it.
 	if err := exec.Command("modprobe", "--dry-run", "--quiet", "nfnetlink_cthelper").Run(); err != nil {
 		if !errors.As(err, new(*exec.ExitError)) {
 			t.Fatal(err)
@@ -28,7 +27,7 @@ func TestHelpers(t *testing.T) {
 		return
 	}
 	if err := Probe(); err != nil {
-		t.Errorf("probe: %v", err)
+		t.Errorf("Probe: got %v, want no error", err)
 	}
 	t.Run("Register", testRegister)
 	t.Run("Nft", testNft)
@@ -47,22 +46,22 @@ func testUnsupported(t *testing.T) {
 		fmt.Sprintf("remove conntrack helper %q: %s", h.Name, sentence):   Unregister(h.Name),
 	} {
 		if !errors.Is(err, ErrUnsupported) || err.Error() != want {
-			t.Errorf("%v, want %s", err, want)
+			t.Errorf("got %v, want %s", err, want)
 		}
 	}
 }
 
-func TestName(t *testing.T) {
+func TestInvalidName(t *testing.T) {
 	for _, name := range []string{"", "fifteen bytes..", "ftp\x00"} {
 		for _, err := range []error{Register(Helper{Name: name}), Unregister(name)} {
 			if err == nil || !strings.Contains(err.Error(), "a name has 1 to 14 bytes") {
-				t.Errorf("name %q: %v", name, err)
+				t.Errorf("name %q: got %v, want that it is not valid", name, err)
 			}
 		}
 	}
 }
 
-// newHelper returns a helper with a name of its own, since helpers are global to the machine.
+// newHelper returns a helper with a random name, since helpers are global to the machine.
 func newHelper() Helper {
 	return Helper{Name: fmt.Sprintf("test-%09x", rand.Uint64()>>28), Queue: 4711}
 }
@@ -78,31 +77,31 @@ func register(t *testing.T, h Helper) {
 	})
 }
 
-// registered returns what the kernel has under that name.
+// registered returns the kernel's helpers of that name.
 func registered(t *testing.T, name string) map[family]Helper {
 	t.Helper()
 	c, err := dial()
 	must.Do(t, err)
 	defer c.nf.Close()
-	there := map[family]Helper{}
+	found := map[family]Helper{}
 	for _, f := range families {
 		h, ok, err := c.lookup(name, f)
 		must.Do(t, err)
 		if ok {
-			there[f] = h
+			found[f] = h
 		}
 	}
-	return there
+	return found
 }
 
 func expectRegistered(t *testing.T, h Helper) {
 	t.Helper()
-	if there := registered(t, h.Name); len(there) != 2 || there[ipv4] != h || there[ipv6] != h {
-		t.Errorf("the kernel has %+v, want %+v for both families", there, h)
+	if got := registered(t, h.Name); len(got) != 2 || got[ipv4] != h || got[ipv6] != h {
+		t.Errorf("got %+v, want %+v for both families", got, h)
 	}
 }
 
-// attach is a ruleset that attaches a helper to what is local.
+// attach returns a ruleset that assigns a helper to local connections.
 func attach(name string) string {
 	return fmt.Sprintf(`table inet attach {
 	ct helper h {
@@ -128,48 +127,47 @@ func testRegister(t *testing.T) {
 	other.Queue++
 	err := Register(other)
 	if !errors.Is(err, ErrNameTaken) || !strings.Contains(err.Error(), "queue is 4711, not 4712") {
-		t.Errorf("with another queue: %v", err)
+		t.Errorf("with another queue: got %v, want ErrNameTaken", err)
 	}
 	expectRegistered(t, h)
-	// It is there in every network namespace, and can be removed from any.
+	// It exists in every network namespace, and can be removed from any.
 	must.Do(t, netns.NewTestHost(t, "host").Do(func() error {
 		expectRegistered(t, h)
 		return Unregister(h.Name)
 	}))
-	if there := registered(t, h.Name); len(there) != 0 {
-		t.Errorf("the kernel still has %v", there)
+	if got := registered(t, h.Name); len(got) != 0 {
+		t.Errorf("got %v, want none", got)
 	}
 	if err := Unregister(h.Name); err != nil {
-		t.Errorf("removing it again: %v", err)
+		t.Errorf("removed again: got %v, want no error", err)
 	}
 }
 
-// testNft has rules use a helper, which holds it.
+// testNft has rules that use, and hold, a helper.
 func testNft(t *testing.T) {
 	h, host := newHelper(), netns.NewTestHost(t, "host")
 	if err := host.Nft(t.Context(), attach(h.Name)); err == nil {
-		t.Fatal("nft takes a helper that is not there")
+		t.Fatal("got no error of nft for a missing helper, want one")
 	}
 	register(t, h)
 	must.Do(t, host.Nft(t.Context(), attach(h.Name)))
-	// nft must be able to read it back.
 	text, err := host.Run(t.Context(), "", "nft", "list", "ruleset")
-	if err != nil || !strings.Contains(text, "l3proto inet") { // both families
-		t.Errorf("nft lists %s, %v", text, err)
+	if err != nil || !strings.Contains(text, "l3proto inet") {
+		t.Errorf("got %s, %v of nft, want both families", text, err)
 	}
 	if err := Unregister(h.Name); !errors.Is(err, ErrInUse) {
-		t.Errorf("removing it while rules use it: %v", err)
+		t.Errorf("removed while rules use it: got %v, want ErrInUse", err)
 	}
 	expectRegistered(t, h)
-	// In use or not, it can be enabled.
+	// While in use, it can be enabled.
 	h.Enabled = true
 	must.Do(t, Register(h))
 	expectRegistered(t, h)
 	must.Do(t, host.Nft(t.Context(), "delete table inet attach"))
 }
 
-// testTaken has one family taken by a helper of another kind, one with room for data in its
-// connections. What the look-up could not tell, so that the other family is undone.
+// testTaken has a helper with another size of private data for one family, which a look-up does not show: the other
+// family is removed again.
 func testTaken(t *testing.T) {
 	h := newHelper()
 	c, err := dial()
@@ -182,16 +180,16 @@ func testTaken(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := Register(h); !errors.Is(err, ErrNameTaken) || !strings.Contains(err.Error(), f.String()+" by a helper of another kind") {
-			t.Errorf("%v", err)
+			t.Errorf("got %v, want ErrNameTaken", err)
 		}
-		if there := registered(t, h.Name); len(there) != 1 || there[f] != h {
-			t.Errorf("the kernel has %v, want the one for %s alone", there, f)
+		if got := registered(t, h.Name); len(got) != 1 || got[f] != h {
+			t.Errorf("got %v, want the one for %s only", got, f)
 		}
 		must.Do(t, Unregister(h.Name))
 	}
 }
 
-// testKernel has the kernel load a helper of its own, and cannot have its name.
+// testKernel makes the kernel load its helper, and tries to register one of that name.
 func testKernel(t *testing.T) {
 	host := netns.NewTestHost(t, "host")
 	must.Do(t, host.Nft(t.Context(), attach("ftp")))
@@ -200,14 +198,14 @@ func testKernel(t *testing.T) {
 	}
 	err := Register(Helper{Name: "ftp", Queue: 4711})
 	if !errors.Is(err, ErrNameTaken) || !strings.Contains(err.Error(), "nf_conntrack_ftp") {
-		t.Errorf("%v", err)
+		t.Errorf("got %v, want ErrNameTaken", err)
 	}
-	if there := registered(t, "ftp"); len(there) != 0 {
-		t.Errorf("there is a helper in user space besides: %v", there)
+	if got := registered(t, "ftp"); len(got) != 0 {
+		t.Errorf("got %v, want no helper in user space", got)
 	}
 }
 
-// testConnection removes the helper of a connection, which goes on without.
+// testConnection removes the helper of a connection, which continues without one.
 func testConnection(t *testing.T) {
 	h, host := newHelper(), netns.NewTestHost(t, "host")
 	register(t, h)
@@ -232,32 +230,32 @@ func testConnection(t *testing.T) {
 
 	m, _, err := client.Lookup(tuple)
 	if err != nil || m.Helper != h.Name {
-		t.Fatalf("%+v, %v", m, err)
+		t.Fatalf("got %+v, %v, want the helper", m, err)
 	}
 	// One expectation, as the policy says: the second one replaces the first.
 	for _, port := range []uint16{50000, 50001} {
 		must.Do(t, client.Announce(m, expect.For(m, expect.Reply, port), expect.Update{}))
 	}
 	if text := expectations(t, host); strings.Count(text, "helper="+h.Name) != 1 || !strings.Contains(text, "dport=50001") {
-		t.Errorf("conntrack lists %s", text)
+		t.Errorf("got %s, want one expectation, port 50001", text)
 	}
 	adjustment := expect.SeqAdj{Position: 1000, Before: 0, After: -2}
 	must.Do(t, client.Update(m, expect.Update{Dir: expect.Reply, Adjust: &adjustment}))
 
-	// Connections don't hold it.
+	// Connections do not hold it.
 	must.Do(t, host.Nft(t.Context(), "delete table inet attach"))
 	must.Do(t, Unregister(h.Name))
 	if text := expectations(t, host); text != "" {
-		t.Errorf("conntrack still lists %s", text)
+		t.Errorf("got %s, want no expectation", text)
 	}
-	// They don't get one that comes later.
+	// A helper that is registered later does not apply to them.
 	for range 2 {
 		m, _, err = client.Lookup(tuple)
 		if err != nil || m.Helper != "" || m.SeqAdj[expect.Reply] != adjustment {
-			t.Errorf("%+v, %v", m, err)
+			t.Errorf("got %+v, %v, want no helper and the adjustment", m, err)
 		}
 		if err := client.Announce(m, expect.For(m, expect.Reply, 50002), expect.Update{}); !errors.Is(err, expect.ErrNoHelper) {
-			t.Errorf("expectation: %v", err)
+			t.Errorf("expectation: got %v, want ErrNoHelper", err)
 		}
 		must.Do(t, Register(h))
 	}
@@ -270,10 +268,10 @@ func expectations(t *testing.T, host *netns.Host) string {
 	return text
 }
 
-// testPermission asks in a user and a network namespace of its own, as their root.
+// testPermission tries in a new user and network namespace, as their root.
 func testPermission(t *testing.T) {
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), askOnly+"=1")
+	cmd.Env = append(os.Environ(), errorsOnly+"=1")
 	root := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 0, Size: 1}}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
@@ -282,15 +280,15 @@ func testPermission(t *testing.T) {
 	}
 	out, err := cmd.CombinedOutput()
 	if err != nil || strings.Count(string(out), ErrPermission.Error()+"\n") != 3 {
-		t.Errorf("%v:\n%s", err, out)
+		t.Errorf("got %v:\n%s\nwant ErrPermission three times", err, out)
 	}
 }
 
-// askOnly is set in the environment of a process that prints what it may do.
-const askOnly = "FTPHELPER_CTHELPER_ASK"
+// errorsOnly is set in the environment of a process that prints the errors of all functions.
+const errorsOnly = "FTPHELPER_CTHELPER_ERRORS"
 
 func TestMain(m *testing.M) {
-	if os.Getenv(askOnly) == "" {
+	if os.Getenv(errorsOnly) == "" {
 		os.Exit(m.Run())
 	}
 	h := newHelper()

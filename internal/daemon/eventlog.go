@@ -18,16 +18,14 @@ import (
 const (
 	// repeatTime is the period after which repeated events are logged as a count.
 	repeatTime = time.Minute
-	// maxLines is the number of lines that one kind of event may have in a period. Further ones are
-	// counted.
+	// maxLines is the number of lines for one kind of event in a period. Further events are counted.
 	maxLines = 60
-	// maxRepeats is the number of different repeats that are counted apart in a period. Further ones
-	// are counted without their client.
+	// maxRepeats is the number of counters in a period. Further events are counted without their client.
 	maxRepeats = 100
 )
 
-// eventLog writes the events of all engines to the log. What has happened to a connection before, and what
-// happens too often to many, is counted, and logged once a period. At debug level every event has a line.
+// eventLog writes the events of all engines to the log. An event that repeats on a connection, or exceeds
+// maxLines, is counted; the counts are logged once a period. At debug level every event has a line.
 type eventLog struct {
 	log    *slog.Logger
 	opened atomic.Bool // a line at info level for each opened data connection (--log-opened)
@@ -35,37 +33,37 @@ type eventLog struct {
 
 	mu      sync.Mutex
 	monitor bool
-	began   time.Time // of the period; zero if there is none
+	began   time.Time // start of the period; zero for none
 	timer   *time.Timer
 	lines   map[engine.Kind]int
 	counts  map[repeat]uint64
 }
 
-// repeat is what is counted together.
+// repeat identifies a counter.
 type repeat struct {
 	kind   engine.Kind
 	reason engine.Reason
-	client netip.Addr // invalid: several, or not known
+	client netip.Addr // invalid: several clients, or unknown
 }
 
 func newEventLog(log *slog.Logger) *eventLog {
 	return &eventLog{log: log, period: repeatTime, lines: make(map[engine.Kind]int), counts: make(map[repeat]uint64)}
 }
 
-// observe logs an event, or counts it. It can be called from any goroutine.
-func (l *eventLog) observe(ev *engine.Event) {
+// emit logs or counts an event. It may be called from any goroutine.
+func (l *eventLog) emit(ev *engine.Event) {
 	level := ev.Kind.Level()
 	switch {
 	case ev.Kind == engine.Expected && l.opened.Load():
 		level = slog.LevelInfo
-	case ev.Kind == engine.Expected, ev.Kind == engine.WouldOpen: // all, or none
+	case ev.Kind == engine.Expected, ev.Kind == engine.WouldOpen: // never counted
 	case level >= slog.LevelInfo && l.repeated(ev):
 		level = slog.LevelDebug
 	}
 	ev.Log(l.log, level)
 }
 
-// repeated reports whether the event has been counted, in place of a line.
+// repeated counts an event and returns true, or returns false if the event is to have a line.
 func (l *eventLog) repeated(ev *engine.Event) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -89,7 +87,7 @@ func (l *eventLog) repeated(ev *engine.Event) bool {
 	return true
 }
 
-// flush logs what was counted, and ends the period.
+// flush logs the counts and ends the period.
 func (l *eventLog) flush() {
 	l.mu.Lock()
 	defer l.mu.Unlock()

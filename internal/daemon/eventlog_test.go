@@ -45,7 +45,7 @@ func logged(t *testing.T, opened bool, events []engine.Event) (now, later []line
 						t.Errorf("%v: %s", err, row)
 					}
 				} else if engine.IsWord(key, "") != nil {
-					t.Errorf("%s is no word: %s", key, row)
+					t.Errorf("%s: got another type than string: %s", key, row)
 				}
 			}
 			must.Do(t, json.Unmarshal([]byte(row), &one))
@@ -55,19 +55,19 @@ func logged(t *testing.T, opened bool, events []engine.Event) (now, later []line
 		return all
 	}
 	for i := range events {
-		l.observe(&events[i])
+		l.emit(&events[i])
 	}
 	now = read()
 	l.flush()
 	later = read()
 	l.flush()
 	if again := read(); again != nil {
-		t.Errorf("it has counted the same twice: %v", again)
+		t.Errorf("second flush: got %v, want nothing", again)
 	}
 	return now, later
 }
 
-// TestPeriod has repeats be logged without anything else happening, once a period.
+// TestPeriod logs the counts once a period, without further events.
 func TestPeriod(t *testing.T) {
 	r, w := io.Pipe()
 	l := newEventLog(slog.New(slog.NewJSONHandler(w, nil)))
@@ -76,7 +76,7 @@ func TestPeriod(t *testing.T) {
 	go func() {
 		for range 2 {
 			for range 3 {
-				l.observe(&engine.Event{Kind: engine.Refused, Master: m, Verb: parse.PORT, Reason: engine.LowPort, Again: true})
+				l.emit(&engine.Event{Kind: engine.Refused, Master: m, Verb: parse.PORT, Reason: engine.LowPort, Again: true})
 			}
 		}
 	}()
@@ -90,7 +90,7 @@ func TestPeriod(t *testing.T) {
 		counted += one.Count
 	}
 	if counted != 6 {
-		t.Errorf("%d of 6 are counted", counted)
+		t.Errorf("got %d events counted, want 6", counted)
 	}
 }
 
@@ -101,8 +101,7 @@ func master(client string) *expect.Master {
 	}}
 }
 
-// TestRepeats has an event happen to one connection again and again: the first one has a line, and the
-// others are counted.
+// TestRepeats repeats an event on one connection: the first one has a line, the others are counted.
 func TestRepeats(t *testing.T) {
 	m := master("203.0.113.101:40000")
 	events := []engine.Event{{Kind: engine.Refused, Master: m, Verb: parse.PORT, Reason: engine.LowPort}}
@@ -114,7 +113,7 @@ func TestRepeats(t *testing.T) {
 		engine.Event{Kind: engine.Unknown, Master: m, Again: true}, engine.Event{Kind: engine.Unknown, Master: master("192.0.2.9:1"), Again: true})
 	now, later := logged(t, false, events)
 	if len(now) != 2 || now[0].Reason != "low_port" || now[0].Verb != "PORT" || now[1].Reason != "not_peer" {
-		t.Errorf("at once: %+v", now)
+		t.Errorf("at once: got %+v, want low_port and not_peer", now)
 	}
 	want := []line{
 		{Level: "WARN", Msg: "endpoint refused: 5 more in the last 1s", Kind: "refused", Reason: "low_port", Address: "203.0.113.101", Count: 5},
@@ -125,8 +124,7 @@ func TestRepeats(t *testing.T) {
 	}
 }
 
-// TestFlood has an event happen to more connections than have lines, from more clients than are counted
-// apart: none is lost.
+// TestFlood has more events than lines, from more clients than counters: none is lost.
 func TestFlood(t *testing.T) {
 	var events []engine.Event
 	const n = 3 * (maxLines + maxRepeats)
@@ -142,7 +140,7 @@ func TestFlood(t *testing.T) {
 		counted += l.Count
 	}
 	if len(now) != maxLines || len(later) != maxRepeats+1 || len(now)+counted != n {
-		t.Errorf("%d lines at once, %d later, which count %d of %d", len(now), len(later), counted, n)
+		t.Errorf("got %d lines at once and %d later, which count %d; want %d, %d, %d", len(now), len(later), counted, maxLines, maxRepeats+1, n-maxLines)
 	}
 }
 
@@ -156,11 +154,11 @@ func TestLogOpened(t *testing.T) {
 		events = append(events, ev)
 	}
 	if now, later := logged(t, false, events); now != nil || later != nil {
-		t.Errorf("without --log-opened: %v, %v", now, later)
+		t.Errorf("without --log-opened: got %v and %v, want nothing", now, later)
 	}
 	now, later := logged(t, true, events)
 	if len(now) != len(events) || later != nil {
-		t.Fatalf("%d lines, and later %v", len(now), later)
+		t.Fatalf("got %d lines, later %v; want %d, none", len(now), later, len(events))
 	}
 	want := line{Level: "INFO", Msg: "data connection expected", Kind: "expected", Client: "203.0.113.101:40000", Server: "192.168.1.2:21",
 		Verb: "227", Announced: "192.168.1.2:30000", Advertised: "192.0.2.2:30000", Expected: "192.0.2.2:30000"}

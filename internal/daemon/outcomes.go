@@ -17,34 +17,37 @@ import (
 )
 
 const (
-	// defaultExpiry is how long expectations are good, until the kernel has said otherwise.
+	// defaultExpiry is the timeout of expectations until the first event of the kernel reports another.
 	defaultExpiry = 300 * time.Second
-	// settleTime is how long a removed expectation may wait for its connection to pass the filter.
+	// settleTime is the longest time between the removal of a used expectation and the event of its
+	// connection, which has to pass the filter first.
 	settleTime = 2 * time.Second
-	// replaceTime is within which time of each other the kernel evicts an expectation and installs
-	// the one that takes its place.
+	// replaceTime is the longest time between the eviction of an expectation by the kernel and the
+	// installation of its replacement.
 	replaceTime = 10 * time.Millisecond
-	// sweepEvery is how often expectations are looked through for those that are over.
+	// sweepEvery is the period of sweep.
 	sweepEvery = time.Second
-	// sweepAtOnce is how many are looked at while an engine may have to wait.
+	// sweepAtOnce is the number of expectations that sweep reads while it holds the lock.
 	sweepAtOnce = 256
-	// maxOpened is how many expectations, and how many control connections, are remembered.
+	// maxOpened is the number of expectations, and of control connections, that are kept.
 	maxOpened = 1 << 16
-	// pollEvery is how often conntrack is asked at most which control connections are closing, and
-	// pollShare is the part of the time that this may take: one in so many.
+	// pollEvery is the shortest period of poll, and 1/pollShare the largest part of the time that it
+	// takes.
 	pollEvery = time.Second
 	pollShare = 100
-	// warnEvery is how often the log says at most that events were lost.
+	// warnEvery is the shortest time between two warnings about lost events.
 	warnEvery = time.Minute
-	// findTime is how long the engines may take to find a connection.
+	// findTime is the longest time in which the engines find a connection.
 	findTime = time.Second
 )
 
-// outcomes finds out what becomes of announced data connections and of control connections, from
-// conntrack's events. The engines wait for it no longer than for a look into a map.
+// outcomes reports what becomes of announced data connections and of control connections, from
+// conntrack's events. It delays the engines by no more than a map access.
 type outcomes struct {
+	readyAtOnce
+	close     func() error // may be called more than once
 	listener  *expect.Listener
-	conntrack conntrack // sweep's
+	conntrack conntrack
 	publish   func(control.Event)
 	// find returns the control connection with that original tuple, if an engine tracks it.
 	find func(expect.Tuple) (queue uint16, f engine.Flow, ok bool)
@@ -54,41 +57,41 @@ type outcomes struct {
 
 	mu      sync.Mutex
 	opened  map[place]*opened
-	evicted map[expect.Tuple]*opened // by its master, the one that the kernel has removed last
-	// controls are control connections, true if they have been reported as closed.
+	evicted map[expect.Tuple]*opened // by master, its expectation that the kernel removed last
+	// controls has the control connections; true: reported as closed.
 	controls map[expect.Tuple]bool
-	ended    map[expect.Tuple]time.Time // when conntrack has removed it, for a while
-	expiry   time.Duration              // of the expectation that was installed last
-	lost     uint64                     // how often events came faster than they were read
-	unsure   bool                       // they have since the last sweep
+	ended    map[expect.Tuple]time.Time // when conntrack removed the connection; kept for settleTime
+	expiry   time.Duration              // timeout of the expectation that was installed last
+	lost     uint64                     // times that events were lost
+	unsure   bool                       // events were lost since the last sweep
 }
 
-// conntrack is what outcomes ask of conntrack: an *expect.Client.
+// conntrack has the methods of expect.Client that outcomes uses.
 type conntrack interface {
 	Expected(expect.Expectation) (time.Duration, error)
 	Lookup(expect.Tuple) (*expect.Master, expect.Direction, error)
 	Close() error
 }
 
-// place is what an expectation is known by.
+// place identifies an expectation.
 type place struct {
 	master expect.Tuple
 	at     netip.AddrPort
 }
 
-// opened is a data connection that is expected.
+// opened is an expected data connection.
 type opened struct {
-	event    control.Event // of its announcement
-	from     netip.Addr    // the side that connects
-	deadline time.Time     // when it expires
-	removed  time.Time     // when conntrack has removed the expectation; zero before
-	reason   string        // of that: one of control.Expiries
+	event    control.Event // its announcement
+	from     netip.Addr    // address of the side that connects
+	deadline time.Time     // when the expectation expires
+	removed  time.Time     // when conntrack removed the expectation; zero before
+	reason   string        // why, one of control.Expiries
 }
 
-// eventsSysctl turns conntrack's events off if it is 0.
+// eventsSysctl is 0 where conntrack's events are turned off.
 const eventsSysctl = "/proc/sys/net/netfilter/nf_conntrack_events"
 
-// openOutcomes begins to receive conntrack's events. It has to be closed if there is no error.
+// openOutcomes subscribes to conntrack's events.
 func openOutcomes() (*outcomes, error) {
 	if text, err := os.ReadFile(eventsSysctl); err == nil && strings.TrimSpace(string(text)) == "0" {
 		return nil, errors.New("the sysctl net.netfilter.nf_conntrack_events is 0: set it to 2 and restart the daemon")
@@ -101,6 +104,7 @@ func openOutcomes() (*outcomes, error) {
 	if o.listener, err = expect.Listen(); err != nil {
 		return nil, errors.Join(err, client.Close())
 	}
+	o.close = sync.OnceValue(func() error { return errors.Join(o.listener.Close(), o.conntrack.Close()) })
 	return o, nil
 }
 
@@ -112,8 +116,11 @@ func newOutcomes(c conntrack) *outcomes {
 	}
 }
 
-// run reports outcomes until ctx is done. Then it closes o.
-func (o *outcomes) run(ctx context.Context) error {
+// String implements task.
+func (o *outcomes) String() string { return "outcomes" }
+
+// Run reports outcomes until ctx is done, and then closes o.
+func (o *outcomes) Run(ctx context.Context) error {
 	var received sync.WaitGroup
 	received.Go(o.receive)
 	tick := time.NewTicker(sweepEvery)
@@ -135,10 +142,7 @@ func (o *outcomes) run(ctx context.Context) error {
 	}
 }
 
-func (o *outcomes) close() error { return errors.Join(o.listener.Close(), o.conntrack.Close()) }
-
-// announced takes note of an expectation that an engine has installed. It may be called from any
-// goroutine.
+// announced records an expectation that an engine has installed. It may be called from any goroutine.
 func (o *outcomes) announced(ev *engine.Event, report control.Event) {
 	dir := expect.Original
 	if ev.Verb.IsReply() {
@@ -162,7 +166,7 @@ func (o *outcomes) announced(ev *engine.Event, report control.Event) {
 	o.opened[at] = x
 }
 
-// receive takes conntrack's events until the listener is closed.
+// receive handles conntrack's events until the listener is closed.
 func (o *outcomes) receive() {
 	for {
 		ev, err := o.listener.Receive()
@@ -180,7 +184,7 @@ func (o *outcomes) receive() {
 	}
 }
 
-// take takes one of conntrack's events.
+// take handles one of conntrack's events.
 func (o *outcomes) take(ev expect.Event, now time.Time) {
 	switch ev.Kind {
 	case expect.ExpectationNew:
@@ -196,7 +200,7 @@ func (o *outcomes) take(ev expect.Event, now time.Time) {
 	}
 }
 
-// installed learns when an expectation expires, and which one it has taken the place of.
+// installed records when a new expectation expires, and which one it has replaced.
 func (o *outcomes) installed(ev expect.Event, now time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -212,8 +216,8 @@ func (o *outcomes) installed(ev expect.Event, now time.Time) {
 	}
 }
 
-// removed learns that conntrack has removed an expectation. Why shows later: its connection may be
-// on its way through the filter.
+// removed records that conntrack has removed an expectation. The connection that used it may still be
+// in the filter, so the outcome is known later.
 func (o *outcomes) removed(ev expect.Event, now time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -236,7 +240,7 @@ func (o *outcomes) removed(ev expect.Event, now time.Time) {
 	}
 }
 
-// used reports an expected connection that has passed the filter.
+// used reports an expected connection, which has passed the filter.
 func (o *outcomes) used(ev expect.Event, now time.Time) {
 	at := place{ev.Master, ev.Tuples[expect.Original].Dst}
 	o.mu.Lock()
@@ -248,7 +252,7 @@ func (o *outcomes) used(ev expect.Event, now time.Time) {
 	var report control.Event
 	if x != nil {
 		report = x.event
-	} else { // an earlier daemon's
+	} else { // expected by an earlier daemon
 		queue, f, ok := o.find(ev.Master)
 		if !ok {
 			return
@@ -259,7 +263,7 @@ func (o *outcomes) used(ev expect.Event, now time.Time) {
 	o.publish(report)
 }
 
-// forget removes what is known of an expectation. The caller has o.mu.
+// forget removes an expectation. The caller holds o.mu.
 func (o *outcomes) forget(at place, x *opened) {
 	delete(o.opened, at)
 	if o.evicted[at.master] == x {
@@ -267,7 +271,7 @@ func (o *outcomes) forget(at place, x *opened) {
 	}
 }
 
-// expired reports an expectation whose connection did not come. The caller has o.mu.
+// expired reports an expectation whose connection did not arrive. The caller holds o.mu.
 func (o *outcomes) expired(at place, x *opened) {
 	o.forget(at, x)
 	report := x.event
@@ -287,17 +291,17 @@ func (o *outcomes) expired(at place, x *opened) {
 	o.publish(report)
 }
 
-// tracked takes note of a control connection. It may be called from any goroutine.
+// tracked records a control connection. It may be called from any goroutine.
 func (o *outcomes) tracked(ev *engine.Event) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if t := ev.Master.Tuples[expect.Original]; len(o.controls) < maxOpened {
 		o.controls[t] = false
-	} // without room, its end in conntrack is what is reported
+	} // beyond that, a connection is reported when conntrack removes it
 }
 
-// destroyed reports whether a connection that conntrack has removed has not been reported as closed.
-// Its expectations are removed next.
+// destroyed records that conntrack has removed a connection, and returns true if that has to be reported.
+// The kernel removes the connection's expectations next.
 func (o *outcomes) destroyed(t expect.Tuple, now time.Time) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -309,8 +313,8 @@ func (o *outcomes) destroyed(t expect.Tuple, now time.Time) bool {
 	return !reported
 }
 
-// poll reports control connections that are closing: conntrack keeps them for minutes, and its events
-// of that would cost every connection of this host.
+// poll reports control connections that are closing. Conntrack keeps their entries for minutes, and events
+// of the TCP state would cost time for every connection of this host.
 func (o *outcomes) poll() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -321,7 +325,7 @@ func (o *outcomes) poll() {
 		o.mu.Lock()
 		switch reported, ok := o.controls[t]; {
 		case !ok || !over && (err != nil || !m.Closing):
-		case reported && over: // and there was no event about it
+		case reported && over: // the event was lost
 			delete(o.controls, t)
 		case !reported:
 			o.controls[t] = true
@@ -332,7 +336,7 @@ func (o *outcomes) poll() {
 	}
 }
 
-// closed reports a control connection that has closed, if it is one.
+// closed reports a connection as closed, if it is a control connection.
 func (o *outcomes) closed(t expect.Tuple) {
 	queue, f, ok := o.find(t)
 	if !ok {
@@ -344,20 +348,20 @@ func (o *outcomes) closed(t expect.Tuple) {
 	})
 }
 
-// sweep reports the expectations that are over. Conntrack need not say so: an expired expectation may
-// stay for long before the kernel removes it. After events have been lost, it goes through all.
+// sweep reports the expectations that are over. The kernel removes an expired expectation only when it
+// looks at it, so there may be no event. After lost events, sweep checks all expectations.
 func (o *outcomes) sweep(now time.Time) {
-	type due struct {
+	type candidate struct {
 		at place
 		x  *opened
 	}
-	var all []due
+	var all []candidate
 	o.mu.Lock()
 	unsure, seen := o.unsure, 0
 	o.unsure = false
 	for at, x := range o.opened {
 		if unsure || now.After(x.deadline.Add(settleTime)) || !x.removed.IsZero() && now.Sub(x.removed) > settleTime {
-			all = append(all, due{at, x})
+			all = append(all, candidate{at, x})
 		}
 		if seen++; seen%sweepAtOnce == 0 {
 			o.mu.Unlock()
@@ -372,7 +376,7 @@ func (o *outcomes) sweep(now time.Time) {
 		left, err := o.conntrack.Expected(expect.Expectation{Master: d.at.master, Src: d.x.from, Dst: d.at.at})
 		o.mu.Lock()
 		switch {
-		case o.opened[d.at] != d.x: // it was used meanwhile
+		case o.opened[d.at] != d.x: // used meanwhile
 		case err == nil && left > 0:
 			d.x.deadline, d.x.removed = now.Add(left), time.Time{}
 		case unsure:
@@ -391,8 +395,7 @@ func (o *outcomes) sweep(now time.Time) {
 	}
 }
 
-// rebuilt says that events were lost, and what that means: of a number of expectations the outcome
-// is not known.
+// rebuilt reports that events were lost, and the number of expectations whose outcome is unknown.
 func (o *outcomes) rebuilt(now time.Time, unknown uint64) {
 	why := fmt.Sprintf("conntrack's events came faster than they were read: the outcome of %d data connections is unknown", unknown)
 	o.publish(control.Event{Time: now, Kind: control.KindMissed, Missed: unknown, Why: why})
@@ -400,10 +403,10 @@ func (o *outcomes) rebuilt(now time.Time, unknown uint64) {
 		return
 	}
 	o.warned = now
-	o.warn("conntrack's events came faster than they were read: some used, expired and closed are not reported", "times", o.losses())
+	o.warn("conntrack's events came faster than they were read: some events used, expired and closed are missing", "times", o.losses())
 }
 
-// losses returns how often events were lost.
+// losses returns the number of times that events were lost.
 func (o *outcomes) losses() uint64 {
 	o.mu.Lock()
 	defer o.mu.Unlock()

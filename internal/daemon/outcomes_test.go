@@ -105,7 +105,7 @@ func (o *outcomesTest) want(lines ...string) {
 		if ev.Queue != 7 && ev.Kind != control.KindMissed || ev.Kind != control.KindMissed && ev.Client != o.master.Client() {
 			o.Errorf("published for another one: %+v", ev)
 		}
-		got = append(got, strings.TrimSpace(ev.Kind+" "+ev.Reason)+": "+ev.Words())
+		got = append(got, strings.TrimSpace(ev.Kind+" "+ev.Reason)+": "+ev.Describe())
 	}
 	o.events = nil
 	if strings.Join(got, "\n") != strings.Join(lines, "\n") {
@@ -116,7 +116,7 @@ func (o *outcomesTest) want(lines ...string) {
 	}
 }
 
-// TestOutcomes goes through all that can become of an expectation.
+// TestOutcomes covers every outcome of an expectation.
 func TestOutcomes(t *testing.T) {
 	o := newOutcomesTest(t)
 	o.want()
@@ -192,7 +192,7 @@ func TestOutcomes(t *testing.T) {
 		"expired closed: 227 192.168.1.2:1034: no data connection came before the control connection closed")
 }
 
-// TestClosed says that a control connection is reported as closed once, however that shows.
+// TestClosed checks that a control connection is reported as closed once, however that shows.
 func TestClosed(t *testing.T) {
 	o := newOutcomesTest(t)
 	tuple := o.master.Tuples[0]
@@ -246,15 +246,15 @@ func TestClosed(t *testing.T) {
 	o.take(expect.Event{Kind: expect.Destroyed, Tuples: other}, o.now)
 	o.want()
 	if len(o.controls) > 0 {
-		t.Errorf("%d connections are remembered", len(o.controls))
+		t.Errorf("got %d connections, want 0", len(o.controls))
 	}
 	o.pass(settleTime + time.Second)
 	if len(o.ended) > 0 {
-		t.Errorf("%d ends are remembered", len(o.ended))
+		t.Errorf("got %d ended connections, want 0", len(o.ended))
 	}
 }
 
-// TestEventsLost says that lost events are reported, and leave nothing wrong behind.
+// TestEventsLost checks that lost events are reported, and the state is right afterwards.
 func TestEventsLost(t *testing.T) {
 	o := newOutcomesTest(t)
 	o.announce(1024)
@@ -263,7 +263,7 @@ func TestEventsLost(t *testing.T) {
 	o.lost, o.unsure = 1, true
 	o.pass(time.Second)
 	if len(o.events) != 1 || o.events[0].Missed != 1 || o.warnings != 1 || len(o.opened) != 1 {
-		t.Errorf("%+v, %d warnings, %d opened", o.events, o.warnings, len(o.opened))
+		t.Errorf("got %+v, %d warnings, %d opened; want 1 missed, 1, 1", o.events, o.warnings, len(o.opened))
 	}
 	o.events = nil
 	o.connect(1024, "203.0.113.101:5000")
@@ -273,19 +273,19 @@ func TestEventsLost(t *testing.T) {
 		o.pass(time.Second)
 	}
 	if len(o.events) != 59 || o.warnings != 1 {
-		t.Errorf("%d events, %d warnings", len(o.events), o.warnings)
+		t.Errorf("got %d events, %d warnings; want 59, 1", len(o.events), o.warnings)
 	}
 	o.unsure = true
 	o.pass(time.Second)
 	if o.warnings != 2 {
-		t.Errorf("after a minute, %d warnings", o.warnings)
+		t.Errorf("after a minute: got %d warnings, want 2", o.warnings)
 	}
 	if o.losses() != 1 {
-		t.Errorf("%d losses", o.losses())
+		t.Errorf("got %d losses, want 1", o.losses())
 	}
 }
 
-// BenchmarkAnnounced says what an engine does for outcomes.
+// BenchmarkAnnounced checks what an engine does for outcomes.
 func BenchmarkAnnounced(b *testing.B) {
 	o := newOutcomesTest(&testing.T{})
 	o.publish = func(control.Event) {}

@@ -14,42 +14,41 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
-// Reload is how a daemon gets other settings while it runs; with the zero Reload it gets none.
+// Reload delivers new settings to a running daemon; the zero Reload delivers none.
 type Reload struct {
-	// Asked has a value when settings are to be read again. What comes before the daemon is ready
-	// waits; from the stop on, nobody looks.
-	Asked <-chan os.Signal
-	// Read returns the settings as they are to be, or an error that says why they can't be read: those
-	// in force stay then.
+	// Requests receives a value for each request to read the settings again. A request before the daemon
+	// is ready waits; one after the stop is ignored.
+	Requests <-chan os.Signal
+	// Read returns the new settings. After an error, those in force stay.
 	Read func() (Change, error)
 }
 
-// Change is what Reload reads.
+// Change is the result of a Reload's Read.
 type Change struct {
-	// Settings are all of them. Their Engine, LogOpened and the ports of their Wish are put in force; the rest
-	// stays as it was.
+	// Settings are complete. Their Engine, LogOpened and the ports of their Request are applied; the rest is
+	// ignored.
 	Settings Settings
 	// Changed are the settings that differ from those in force, with their new values, for the log.
 	Changed []slog.Attr
-	// NeedRestart are the names of settings that have changed, too, but can't while the daemon runs:
-	// Settings has the values in force.
+	// NeedRestart are the names of changed settings that take effect at a restart only; Settings has the
+	// values in force.
 	NeedRestart []string
-	// InForce is called once they are in force.
+	// InForce is called once the settings are applied.
 	InForce func()
 }
 
-// reloadTimeout is how long the queues may take to get new settings.
+// reloadTimeout is the longest time in which all queues take new settings.
 const reloadTimeout = 5 * time.Second
 
-// reload reads settings and puts them in force, all or none. No packet is lost, and no connection.
+// reload reads settings and applies all of them or none. No packet and no connection is lost.
 func (d *daemon) reload(ctx context.Context, read func() (Change, error)) {
 	c, err := read()
 	if err == nil {
 		err = d.change(ctx, c.Settings)
 	}
 	if err != nil {
-		if ctx.Err() == nil { // or it makes no difference any more
-			d.log.Error("reload refused, the settings stay as they are", "why", err)
+		if ctx.Err() == nil { // the daemon does not stop
+			d.log.Error("reload refused: settings unchanged", "why", err)
 		}
 		return
 	}
@@ -68,7 +67,7 @@ func (d *daemon) reload(ctx context.Context, read func() (Change, error)) {
 func (d *daemon) change(ctx context.Context, s Settings) error {
 	err := d.configure(ctx, s.Engine)
 	if err == nil {
-		err = d.setPorts(s.Wish.Rules.Ports)
+		err = d.setPorts(s.Request.Rules.Ports)
 	}
 	if err != nil {
 		return errors.Join(err, d.configure(context.WithoutCancel(ctx), d.settings.Engine))
@@ -78,15 +77,15 @@ func (d *daemon) change(ctx context.Context, s Settings) error {
 	return nil
 }
 
-// configure has all engines use the settings.
+// configure applies the settings to all engines.
 func (d *daemon) configure(ctx context.Context, c engine.Config) error {
 	ctx, cancel := context.WithTimeout(ctx, reloadTimeout)
 	defer cancel()
 	return d.do(ctx, func(w *worker) { w.engine.Configure(c) })
 }
 
-// setPorts has the rules queue other ports, if they are the daemon's. It applies them again if
-// somebody has removed them, such as with "nft flush ruleset".
+// setPorts changes the ports in the rules, if the daemon manages them. It restores rules that have been
+// removed, such as with "nft flush ruleset".
 func (d *daemon) setPorts(ports []rules.PortRange) error {
 	before := d.choice.Rules
 	after := before
@@ -95,7 +94,7 @@ func (d *daemon) setPorts(ports []rules.PortRange) error {
 	switch missing := errors.Is(rules.Check(before), rules.ErrMissing); {
 	case !d.settings.ApplyRules:
 	case missing:
-		d.log.Warn("the rules had been removed, and are applied again")
+		d.log.Warn("rules restored")
 		if _, err = rules.Apply(after); err == nil {
 			d.ownPorts = ports
 		}
@@ -108,9 +107,9 @@ func (d *daemon) setPorts(ports []rules.PortRange) error {
 	if err != nil {
 		return fmt.Errorf("ports: %w", err)
 	}
-	d.choice.Rules.Ports, d.settings.Wish.Rules.Ports = ports, ports
+	d.choice.Rules.Ports, d.settings.Request.Rules.Ports = ports, ports
 	differs := rules.Check(after)
 	d.warnOfRules(differs)
-	d.desk.filled.Store(&filling{after, d.settings.ApplyRules || differs == nil})
+	d.server.state.Store(&ruleState{after, d.settings.ApplyRules || differs == nil})
 	return nil
 }

@@ -9,10 +9,10 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
-// This does not compile if an engine may render longer packets than a queue takes back.
+// This does not compile if an engine may return longer packets than a queue accepts.
 const _ = uint(nfq.MaxPacket - engine.MaxPacket)
 
-// worker is a queue and what serves it.
+// worker is a queue with the engine that serves it.
 type worker struct {
 	number    uint16
 	conntrack *expect.Client
@@ -29,14 +29,14 @@ func (d *daemon) newWorker(number uint16) (w *worker, err error) {
 	config := d.settings.Engine
 	config.Conntrack = w.conntrack
 	config.Observe = func(ev *engine.Event) {
-		d.eventLog.observe(ev)
-		d.desk.observe(number, ev)
+		d.eventLog.emit(ev)
+		d.server.emit(number, ev)
 	}
-	labels := engine.Labels{Recognised: rules.RecognisedLabel, InLine: rules.InLineLabel, Proxied: rules.ProxiedLabel, Ignore: rules.OpaqueLabel,
-		ReplyDue: rules.AskedLabel, Active: rules.ActiveLabel, Rewritten: rules.EditedLabel}
+	labels := engine.Labels{Recognised: rules.Recognised, InLine: rules.InLine, Proxied: rules.Proxied, Ignore: rules.Ignore,
+		ReplyDue: rules.ReplyDue, Active: rules.Active, Rewritten: rules.Rewritten}
 	lean := choice.Rules.Ruleset == rules.Lean
 	switch {
-	case d.settings.Wish.Monitor:
+	case d.settings.Request.Monitor:
 		config.Mode = engine.Monitor()
 	case lean:
 		config.Mode = engine.Lean(labels)
@@ -46,24 +46,24 @@ func (d *daemon) newWorker(number uint16) (w *worker, err error) {
 	w.engine = engine.New(config)
 	w.queue = nfq.New(number, w.engine, log)
 	if lean {
-		w.queue.Distinguish(rules.AgainPriority, w.engine.HandleRetransmit)
+		w.queue.HandleByPriority(rules.RetransmitPriority, w.engine.HandleRetransmit)
 	}
 	return w, nil
 }
 
 func (w *worker) close() error { return w.conntrack.Close() }
 
-// logStopped says what has been done.
+// logStopped logs the counters at the end.
 func (w *worker) logStopped(log *slog.Logger) {
 	s := w.engine.Stats()
 	for r, n := range s.Refused {
 		if n > 0 {
-			log.Info("endpoints were refused", "queue", w.number, "count", n, "reason", engine.Reason(r))
+			log.Info("endpoints refused", "queue", w.number, "count", n, "reason", engine.Reason(r))
 		}
 	}
 	if n := s.WouldOpen; n > 0 {
-		log.Info("data connections would have been opened", "queue", w.number, "count", n, "monitor", true)
+		log.Info("data connections not opened: monitoring only", "queue", w.number, "count", n, "monitor", true)
 	}
 	log.Info("stopped", "queue", w.number, "packets", s.Packets, "unknown", s.Unknown, "changed", s.Changed, "expected", s.Expectations,
-		"failed", s.Failed, "held", s.Held, "gave_up", s.GaveUp, "overflows", w.queue.Overflows())
+		"failed", s.Failed, "held", s.Held, "hold_timeouts", s.GaveUp, "overflows", w.queue.Overflows())
 }

@@ -6,9 +6,9 @@ import (
 	"strings"
 )
 
-func checkLookup(p *patient) []Finding {
-	if err := p.lookup(); err != nil {
-		return problem(err.Error(), "the daemon looks every control connection up, and can't",
+func checkLookup(x *examination) []Finding {
+	if err := x.lookup(); err != nil {
+		return problem(err.Error(), "the daemon has to look up every control connection",
 			"modprobe nf_conntrack_netlink")
 	}
 	return ok("ctnetlink answers")
@@ -21,25 +21,25 @@ const (
 	expectMax      = "nf_conntrack_expect_max"
 )
 
-func checkConntrackFill(p *patient) []Finding {
-	count, err := p.number(conntrackCount)
+func checkConntrackFill(x *examination) []Finding {
+	count, err := x.number(conntrackCount)
 	if err != nil {
 		return unread("the number of connections", err)
 	}
-	return p.fill(count, "connections", conntrackMax, "the kernel drops new connections when the table is full")
+	return x.fill(count, "connections", conntrackMax, "the kernel drops new connections when the table is full")
 }
 
-func checkExpectationFill(p *patient) []Finding {
-	count, err := p.expectations()
+func checkExpectationFill(x *examination) []Finding {
+	count, err := x.expectations()
 	if err != nil {
 		return unread("the number of expectations", err)
 	}
-	return p.fill(count, "expectations", expectMax, "no data connection is expected any more when the table is full")
+	return x.fill(count, "expectations", expectMax, "when the table is full, no data connection is expected")
 }
 
-// fill judges how full a table is: a full one is a problem, one that is 80 % full a warning.
-func (p *patient) fill(count int, of, setting, why string) []Finding {
-	limit, err := p.number(setting)
+// fill is the finding about the fill of a table: a problem if it is full, a warning from 80 % on.
+func (x *examination) fill(count int, of, setting, why string) []Finding {
+	limit, err := x.number(setting)
 	if err != nil {
 		return unread("the limit of "+of, err)
 	}
@@ -55,8 +55,8 @@ func (p *patient) fill(count int, of, setting, why string) []Finding {
 	return ok("%s", what)
 }
 
-func (p *patient) number(setting string) (int, error) {
-	text, err := p.readFile("/proc/sys/net/netfilter/" + setting)
+func (x *examination) number(setting string) (int, error) {
+	text, err := x.readFile("/proc/sys/net/netfilter/" + setting)
 	if err != nil {
 		return 0, err
 	}

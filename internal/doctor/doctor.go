@@ -1,10 +1,8 @@
-// Package doctor examines a host for everything that keeps FTP connections from being
-// helped: what the kernel lacks, rules that are missing or in the way, a queue that nobody
-// serves. It changes nothing; what it tries, it tries in a network namespace that
-// is thrown away.
+// Package doctor examines a host for causes why FTP is not helped: features that the kernel lacks, rules that
+// are missing or drop data connections, a queue without a program. It changes nothing; experiments run in a
+// network namespace that is removed afterwards.
 //
-// A check asks the host through the interface system and turns the answers into findings,
-// without a look at anything else, so that tests can ask for any host.
+// A check reads the host through the interface system alone, so that tests can present any host.
 package doctor
 
 import (
@@ -13,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nftread"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
@@ -21,9 +20,9 @@ type Level int
 
 // The levels.
 const (
-	OK      Level = iota // as it should be
-	Warning              // may be in the way, or could not be examined
-	Problem              // connections are not helped, or break
+	OK      Level = iota
+	Warning       // FTP may fail, or this could not be examined
+	Problem       // connections are not helped, or break
 )
 
 // String returns "ok", "warning" or "problem".
@@ -42,109 +41,105 @@ func (l Level) String() string {
 // MarshalText implements encoding.TextMarshaler.
 func (l Level) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
 
-// Finding is what one check has to say.
+// Finding is a result of one check.
 type Finding struct {
-	// Check names what was examined.
 	Check string `json:"check"`
 	Level Level  `json:"level"`
-	// What is there.
-	What string `json:"what"`
-	// Why it matters; empty if all is well.
+	What  string `json:"what"`
+	// Why it matters; empty for OK.
 	Why string `json:"why,omitempty"`
-	// Mend is the command, or the line of a file, that mends it, if there is one.
-	Mend string `json:"mend,omitempty"`
-	// AfterReboot says what becomes of the fix when the host starts again, and what keeps it.
+	// Fix is the command, or the line of a file, that fixes it, "" if there is none.
+	Fix string `json:"fix,omitempty"`
+	// AfterReboot says whether the fix survives a reboot, and how to keep it.
 	AfterReboot string `json:"after_reboot,omitempty"`
 
-	rule *rule  // the rule at fault, if there is one
-	base *chain // the base chain that drops connections, if one does
+	rule *nftread.Rule  // that causes it, nil if none does
+	base *nftread.Chain // that drops connections, nil if none does
 }
 
-// Examine examines the network namespace of the calling thread, to which the goroutine must
-// be locked unless all threads are in one. The wish is what the daemon is asked for, and file the
-// configuration file in which it is, if there is one.
-func Examine(w backend.Wish, file string) []Finding {
-	w.Installed = true
-	p := newPatient(host{}, w)
-	p.file = file
-	return examine(p, checks)
+// Examine examines the network namespace of the calling thread, to which the goroutine must be locked unless
+// all threads share one. The request is that of the daemon, file its configuration file, "" if it has none.
+func Examine(r backend.Request, file string) []Finding {
+	r.Installed = true
+	x := newExamination(host{}, r)
+	x.file = file
+	return examine(x, checks)
 }
 
-// Ready returns what the daemon is to do, or an error in the words of the findings if it could
-// help no connection on this host. It looks, and tries nothing.
-func Ready(w backend.Wish) (backend.Choice, error) {
-	p := newPatient(host{}, w)
+// Ready returns the daemon's plan, or an error that joins the findings if the daemon could help no connection on
+// this host. It only reads.
+func Ready(r backend.Request) (backend.Plan, error) {
+	x := newExamination(host{}, r)
 	var errs []error
-	for _, f := range examine(p, needed) {
+	for _, f := range examine(x, needed) {
 		if f.Level == Problem {
 			errs = append(errs, fmt.Errorf("%s: %s (%s)", f.Check, f.What, f.Why))
 		}
 	}
-	return p.choice, errors.Join(errs...)
+	return x.plan, errors.Join(errs...)
 }
 
-// patient is a host under examination.
-type patient struct {
+// examination is the state of examining a host.
+type examination struct {
 	system
-	wish     backend.Wish
-	file     string // where the wish is from, "" for the command line
-	choice   backend.Choice
-	noChoice error
-	config   rules.Config // of the choice, or else of the wish
+	request backend.Request
+	file    string // configuration file of the request, "" for the command line
+	plan    backend.Plan
+	noPlan  error
+	config  rules.Config // of the plan, or else of the request
 
-	asked struct { // for what has been asked already
-		ruleset   *ruleset
+	cache struct {
+		ruleset   *nftread.Ruleset
 		err       error
-		answered  bool
+		read      bool
 		legacy    []string // tables of iptables-legacy
 		legacyErr error
-		added     *[]rules.PortRange // to our set of ports
-		tested    *tested
+		added     *[]rules.PortRange // by hand, to our set of ports; nil if not read yet
+		tested    *testResults
 	}
 }
 
-func newPatient(s system, w backend.Wish) *patient {
-	p := &patient{system: s, wish: w, config: w.Rules}
-	if p.choice, p.noChoice = s.choose(w); p.noChoice == nil {
-		p.config = p.choice.Rules
+func newExamination(s system, r backend.Request) *examination {
+	x := &examination{system: s, request: r, config: r.Rules}
+	if x.plan, x.noPlan = s.choose(r); x.noPlan == nil {
+		x.config = x.plan.Rules
 	}
-	return p
+	return x
 }
 
-// A check is one subject, and what finds out about it.
 type check struct {
 	name       string
-	privileged bool // nothing can be said without CAP_NET_ADMIN
-	find       func(*patient) []Finding
+	privileged bool // needs CAP_NET_ADMIN
+	find       func(*examination) []Finding
 }
 
-// needed are the checks without which nothing can be helped.
+// needed are the checks that Ready does.
 var needed = []check{
 	{"kernel", false, checkKernel},
 	{"privileges", false, checkPrivileges},
-	{"helper", true, checkChoice},
+	{"helper", true, checkPlan},
 	{"conntrack look-up", true, checkLookup},
 }
 
-// checks are all of them.
+// checks are those that Examine does.
 var checks = append(needed[:len(needed):len(needed)],
-	check{"trial", true, checkTrial},
+	check{"probe", true, checkProbe},
 	check{"conntrack table", false, checkConntrackFill},
 	check{"expectation table", true, checkExpectationFill},
 	check{"rules", true, checkRules},
 	check{"queue", false, checkQueues},
-	check{"iptables", true, checkLegacy}, // first: iptables can't change a table that it can't read
+	check{"iptables", true, checkLegacy}, // first: iptables cannot change a table that it cannot read
 	check{"other helpers", true, checkHelpers},
 	check{"notrack", true, checkNotrack},
-	check{"related", true, func(p *patient) []Finding { return p.confirm(checkRelated(p)) }},
+	check{"related", true, func(x *examination) []Finding { return x.confirm(checkRelated(x)) }},
 	check{"transfer", true, checkTransfers},
 	check{"forwarding", false, checkForwarding},
 )
 
 const savedBySysctl = "lost, unless a file in /etc/sysctl.d sets it, or the firewall (ufw: /etc/ufw/sysctl.conf; Shorewall: shorewall.conf)"
 
-func examine(p *patient, checks []check) []Finding {
-	admin, _ := p.netAdmin()
+func examine(x *examination, checks []check) []Finding {
+	admin, _ := x.netAdmin()
 	var found []Finding
 	var skipped []string
 	for _, c := range checks {
@@ -152,11 +147,11 @@ func examine(p *patient, checks []check) []Finding {
 			skipped = append(skipped, c.name)
 			continue
 		}
-		for _, f := range c.find(p) {
+		for _, f := range c.find(x) {
 			if f.Check == "" {
 				f.Check = c.name
 			}
-			if strings.HasPrefix(f.Mend, "sysctl -w ") {
+			if strings.HasPrefix(f.Fix, "sysctl -w ") {
 				f.AfterReboot = savedBySysctl
 			}
 			found = append(found, f)
@@ -164,40 +159,40 @@ func examine(p *patient, checks []check) []Finding {
 	}
 	if len(skipped) > 0 {
 		found = append(found, Finding{Check: "not examined", Level: Warning, What: strings.Join(skipped, ", "),
-			Why: "these can't be read without CAP_NET_ADMIN"})
+			Why: "these checks need CAP_NET_ADMIN: run it as root"})
 	}
 	return found
 }
 
-// rulesetOnce reads the rules of the host's own tables once, those of iptables-legacy among them.
-func (p *patient) rulesetOnce() (*ruleset, error) {
-	if a := &p.asked; !a.answered {
-		a.ruleset, a.err = p.ruleset()
-		a.answered = true
+// cachedRuleset returns the host's ruleset, with that of iptables-legacy.
+func (x *examination) cachedRuleset() (*nftread.Ruleset, error) {
+	if a := &x.cache; !a.read {
+		a.ruleset, a.err = x.ruleset()
+		a.read = true
 		if a.err != nil {
-			_, a.legacyErr = p.addLegacy(&ruleset{})
+			_, a.legacyErr = x.addLegacy(&nftread.Ruleset{})
 		} else {
-			a.legacy, a.legacyErr = p.addLegacy(a.ruleset)
+			a.legacy, a.legacyErr = x.addLegacy(a.ruleset)
 		}
 	}
-	return p.asked.ruleset, p.asked.err
+	return x.cache.ruleset, x.cache.err
 }
 
-// ok, warning and problem make the one finding of a check.
+// ok, warning and problem return the only finding of a check.
 
 func ok(format string, args ...any) []Finding {
 	return []Finding{{What: fmt.Sprintf(format, args...)}}
 }
 
-func warning(what, why, mend string) []Finding {
-	return []Finding{{Level: Warning, What: what, Why: why, Mend: mend}}
+func warning(what, why, fix string) []Finding {
+	return []Finding{{Level: Warning, What: what, Why: why, Fix: fix}}
 }
 
-func problem(what, why, mend string) []Finding {
-	return []Finding{{Level: Problem, What: what, Why: why, Mend: mend}}
+func problem(what, why, fix string) []Finding {
+	return []Finding{{Level: Problem, What: what, Why: why, Fix: fix}}
 }
 
-// unread is for what could not be examined.
+// unread is the finding about something that could not be read.
 func unread(what string, err error) []Finding {
-	return warning(fmt.Sprintf("%s can't be read: %v", what, err), "so nothing can be said about it", "")
+	return warning(fmt.Sprintf("%s cannot be read: %v", what, err), "its faults stay unknown", "")
 }

@@ -2,18 +2,18 @@ package doctor
 
 import (
 	"fmt"
-	"maps"
 	"reflect"
 	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nftread"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
-// A firewall is the program that owns a chain: it wrote the chain, saves it and restores it. A change
-// by another program is lost at its next start, or makes it refuse its own table.
+// firewall is the program that writes, saves and restores a chain. A change by another program is lost when the
+// firewall starts again, or makes it refuse its table.
 type firewall int
 
 const (
@@ -25,7 +25,7 @@ const (
 	shorewall
 )
 
-// What firewalls call what is theirs. ufw's chains for IPv6 begin with ufw6.
+// Names by which firewalls are recognised.
 const (
 	firewalldTable    = "firewalld"
 	firewalldIptables = "INPUT_ZONES" // firewalld with FirewallBackend=iptables
@@ -33,312 +33,206 @@ const (
 	shorewallChain    = "shorewall"
 )
 
-// ufwChains are those to which ufw's base chains lead first.
+// ufwChains are the chains that ufw's base chains call first, after "ufw-" or "ufw6-".
 var ufwChains = map[uint32]string{
 	unix.NF_INET_LOCAL_IN: "before-input", unix.NF_INET_FORWARD: "before-forward", unix.NF_INET_LOCAL_OUT: "before-output",
 }
 
 func ufwChain(family byte, hook uint32) string {
-	if family == familyIPv6 {
+	if family == nftread.FamilyIPv6 {
 		return "ufw6-" + ufwChains[hook]
 	}
 	return "ufw-" + ufwChains[hook]
 }
 
-// owner finds the firewall of a base chain by what is in the ruleset. The rule is the one in the way,
-// nil if there is none but the chain's policy: what stands in a base chain of iptables before the jump to
-// another firewall's chains was written by hand.
-func (rs *ruleset) owner(c chain, by *rule) firewall {
-	if c.table.name == firewalldTable {
+// firewallOf returns the firewall of a rule in a base chain, nil for the chain's policy. Rules of iptables before
+// the jump to another firewall's chains were written by hand.
+func firewallOf(rs *nftread.Ruleset, c nftread.Chain, by *nftread.Rule) firewall {
+	if c.Table.Name == firewalldTable {
 		return firewalld
 	}
-	if !rs.ofIptables(c.table) {
+	if !rs.OwnedByIptables(c.Table) {
 		return plainNft
 	}
-	filter := tableName{family: c.table.family, name: "filter", legacy: c.table.legacy}
-	switch before := ufwChain(c.table.family, c.hook); {
-	case rs.hasChain(filter, shorewallChain):
+	filter := nftread.Table{Family: c.Table.Family, Name: "filter", Legacy: c.Table.Legacy}
+	switch before := ufwChain(c.Table.Family, c.Hook); {
+	case rs.HasChain(filter, shorewallChain):
 		return shorewall
-	case rs.hasChain(filter, firewalldIptables):
+	case rs.HasChain(filter, firewalldIptables):
 		return firewalld
-	case ufwChains[c.hook] != "" && rs.hasChain(c.table, before) && !rs.precedes(c, by, before):
+	case ufwChains[c.Hook] != "" && rs.HasChain(c.Table, before) && !precedes(rs, c, by, before):
 		return ufw
-	case c.hook == unix.NF_INET_FORWARD && rs.hasChain(c.table, dockerChain) && !rs.precedes(c, by, dockerChain):
+	case c.Hook == unix.NF_INET_FORWARD && rs.HasChain(c.Table, dockerChain) && !precedes(rs, c, by, dockerChain):
 		return docker
 	}
 	return iptables
 }
 
-// precedes reports whether a rule stands in a base chain before the jump to another chain, or that jump is
-// not there.
-func (rs *ruleset) precedes(c chain, r *rule, to string) bool {
-	for _, x := range rs.chainRules(objectName{c.table, c.name}) {
+// precedes reports whether a rule of a base chain is before the jump to another chain, or the chain has no such
+// jump.
+func precedes(rs *nftread.Ruleset, c nftread.Chain, r *nftread.Rule, to string) bool {
+	for _, x := range rs.RulesOf(nftread.Object{Table: c.Table, Name: c.Name}) {
 		if x == r {
 			return true
 		}
-		if slices.ContainsFunc(rs.actions(x), func(a action) bool { return a.verdict != nil && a.verdict.chain == to }) {
+		if slices.ContainsFunc(rs.Actions(x), func(a nftread.Action) bool { return a.Verdict != nil && a.Verdict.Chain == to }) {
 			return false
 		}
 	}
 	return true
 }
 
-// iptablesChains are the base chains of iptables' tables, with the hook, the type and the priority that
-// they have in nftables.
-var iptablesChains = map[string]map[string]chain{
-	"filter": {
-		"INPUT":   {kind: "filter", hook: unix.NF_INET_LOCAL_IN},
-		"FORWARD": {kind: "filter", hook: unix.NF_INET_FORWARD},
-		"OUTPUT":  {kind: "filter", hook: unix.NF_INET_LOCAL_OUT},
-	},
-	"raw": {
-		"PREROUTING": {kind: "filter", hook: unix.NF_INET_PRE_ROUTING, priority: -300},
-		"OUTPUT":     {kind: "filter", hook: unix.NF_INET_LOCAL_OUT, priority: -300},
-	},
-	"mangle": {
-		"PREROUTING":  {kind: "filter", hook: unix.NF_INET_PRE_ROUTING, priority: -150},
-		"INPUT":       {kind: "filter", hook: unix.NF_INET_LOCAL_IN, priority: -150},
-		"FORWARD":     {kind: "filter", hook: unix.NF_INET_FORWARD, priority: -150},
-		"OUTPUT":      {kind: "route", hook: unix.NF_INET_LOCAL_OUT, priority: -150},
-		"POSTROUTING": {kind: "filter", hook: unix.NF_INET_POST_ROUTING, priority: -150},
-	},
-	"security": {
-		"INPUT":   {kind: "filter", hook: unix.NF_INET_LOCAL_IN, priority: 50},
-		"FORWARD": {kind: "filter", hook: unix.NF_INET_FORWARD, priority: 50},
-		"OUTPUT":  {kind: "filter", hook: unix.NF_INET_LOCAL_OUT, priority: 50},
-	},
-}
-
-// iptablesExpressions are those that iptables-nft writes and can read back (iptables/nft.c). It gives every
-// rule a counter.
-var iptablesExpressions = []string{"bitwise", "cmp", "counter", "immediate", "limit", "log", "lookup", "match", "meta", "payload", "range", "target"}
-
-// ofIptables reports whether iptables owns a table, though nft may have added rules to it.
-func (rs *ruleset) ofIptables(t tableName) bool {
-	like, strange := rs.iptablesTable(t)
-	return t.legacy || like && (len(strange) == 0 || rs.wroteIptables(t))
-}
-
-// wroteIptables reports whether there are expressions in a table that only iptables-nft writes.
-func (rs *ruleset) wroteIptables(t tableName) bool {
-	return slices.ContainsFunc(rs.rules, func(r rule) bool { return r.table == t && (r.has("match") || r.has("target")) })
-}
-
-// iptablesTable reports whether a table has the base chains that iptables-nft makes, and which rules in it are
-// not iptables'. With one that it can't read, iptables refuses the whole table.
-func (rs *ruleset) iptablesTable(t tableName) (like bool, strange []*rule) {
-	names := iptablesChains[t.name]
-	if t.legacy || t.family == familyInet || names == nil {
-		return false, nil
-	}
-	for _, c := range rs.chains {
-		if c.table != t || !c.base {
-			continue
-		}
-		if is, ok := names[c.name]; !ok || is.kind != c.kind || is.hook != c.hook || is.priority != c.priority {
-			return false, nil
-		}
-	}
-	for i := range rs.rules {
-		r := &rs.rules[i]
-		if r.table == t && (!r.has("counter") || r.unreadable()) {
-			strange = append(strange, r)
-		}
-	}
-	return true, strange
-}
-
-func (r *rule) has(name string) bool {
-	return slices.ContainsFunc(r.exprs, func(e expression) bool { return e.name == name })
-}
-
-// unreadable reports whether iptables-nft can't read the rule.
-func (r *rule) unreadable() bool {
-	return slices.ContainsFunc(r.exprs, func(e expression) bool { return !slices.Contains(iptablesExpressions, e.name) })
-}
-
-// checkIptables looks for rules in tables of iptables-nft that it can't read.
-func checkIptables(p *patient) []Finding {
-	rs, err := p.rulesetOnce()
-	if err != nil {
-		return nil // other checks say so
-	}
-	var found []Finding
-	for _, name := range slices.Sorted(maps.Keys(iptablesChains)) {
-		for _, family := range []byte{familyIPv4, familyIPv6} {
-			t := tableName{family: family, name: name}
-			like, strange := rs.iptablesTable(t)
-			if !like || !rs.wroteIptables(t) {
-				continue
-			}
-			for _, r := range strange {
-				if r.unreadable() {
-					found = append(found, Finding{Level: Warning, rule: r,
-						What:        fmt.Sprintf("table %s is iptables', which can't read the rule with handle %d of chain %s: nft has added it", t, r.handle, r.chain),
-						Why:         "iptables refuses the whole table, and iptables-save leaves it out: what it saves is a host without these rules",
-						Mend:        fmt.Sprintf("nft delete rule %s %s handle %d", t, r.chain, r.handle),
-						AfterReboot: "kept if nothing adds the rule again; write what it is for with " + p.iptablesProgram(t)})
-				}
-			}
-		}
-	}
-	return found
-}
-
-// A fix is a command for a shell, in the language of the firewall that owns the chain, and what becomes of
-// it when the host starts again.
+// fix is a shell command for the firewall of a chain, and what a reboot does to its effect.
 type fix struct {
 	command, afterReboot string
 }
 
 const (
-	savedByNft = "lost, unless you change the file that nft loads at boot in the same way (/etc/nftables.conf, /etc/sysconfig/nftables.conf)"
-	savedByYou = "lost, unless you save the rules (netfilter-persistent save, or service iptables save) or change the file from which they are restored"
-	savedByFwd = "kept, --permanent has saved it"
+	savedByNft       = "lost, unless you change the file that nft loads at boot in the same way (/etc/nftables.conf, /etc/sysconfig/nftables.conf)"
+	savedByAdmin     = "lost, unless you save the rules (netfilter-persistent save, or service iptables save) or change the file from which they are restored"
+	savedByFirewalld = "kept, --permanent has saved it"
 )
 
 func saved(program, file string) string { return fmt.Sprintf("kept, %s loads %s", program, file) }
 
-// accepting is how a base chain is made to accept related connections, in front of what drops them.
-func (p *patient) accepting(c chain, by *rule) fix {
+// acceptFix makes a base chain accept related connections, before the rule that drops them.
+func (x *examination) acceptFix(c nftread.Chain, by *nftread.Rule) fix {
 	const related = "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
-	program := p.iptablesProgram(c.table)
-	if c.table.name != "filter" {
-		program += " -t " + c.table.name
+	program := x.iptablesProgram(c.Table)
+	if c.Table.Name != "filter" {
+		program += " -t " + c.Table.Name
 	}
-	switch p.asked.ruleset.owner(c, by) {
+	switch firewallOf(x.cache.ruleset, c, by) {
 	case firewalld:
-		return fix{"firewall-cmd --reload", "kept, firewalld itself writes a rule that accepts them; another program has removed it, or has put one in front of it"}
+		return fix{"firewall-cmd --reload", "kept, firewalld writes a rule that accepts them; another program has removed it, or added one before it"}
 	case ufw:
-		chain, file := ufwChain(c.table.family, c.hook), ufwFile(c.table.family)
+		chain, file := ufwChain(c.Table.Family, c.Hook), ufwFile(c.Table.Family)
 		return fix{fmt.Sprintf("sed -i '/^:%s /a -A %s %s' %s && ufw reload", chain, chain, related, file), saved("ufw", file)}
 	case docker:
 		insert := fmt.Sprintf("%s -I %s %s", program, dockerChain, related)
 		return fix{insert, "lost, unless Docker's service does it: systemctl edit docker, [Service], ExecStartPost=/usr/sbin/" + insert}
 	case shorewall:
-		program := shorewallProgram(c.table)
+		program := shorewallProgram(c.Table)
 		file := fmt.Sprintf("/etc/%s/%s.conf", program, program)
 		return fix{fmt.Sprintf("sed -i 's/^RELATED_DISPOSITION=.*/RELATED_DISPOSITION=ACCEPT/' %s && %s reload", file, program),
-			saved(program, file) + "; its file rules may drop them, too, in SECTION RELATED"}
+			saved(program, file) + "; SECTION RELATED of its file rules may drop them too"}
 	case iptables:
-		if direct, ok := p.directRule(by); ok {
+		if direct, ok := x.directRule(by); ok {
 			return direct
 		}
-		if rs := p.asked.ruleset; by != nil && by.chain == c.name && (rs.hasUfw(c.table) || rs.hasChain(c.table, dockerChain)) {
-			// To save all rules of the host would be to save those of ufw or Docker a second time.
-			return fix{fmt.Sprintf("%s -D %s %s", program, c.name, p.spec(by)), "kept, unless something sets the rule again: it is neither ufw's nor Docker's"}
+		if rs := x.cache.ruleset; by != nil && by.Chain == c.Name && (hasUfw(rs, c.Table) || rs.HasChain(c.Table, dockerChain)) {
+			// Saving all rules would save those of ufw or Docker a second time.
+			return fix{fmt.Sprintf("%s -D %s %s", program, c.Name, x.spec(by)), "kept, unless a program adds the rule again: it is not a rule of ufw or Docker"}
 		}
-		return fix{fmt.Sprintf("%s -I %s %s", program, c.name, related), savedByYou}
+		return fix{fmt.Sprintf("%s -I %s %s", program, c.Name, related), savedByAdmin}
 	}
-	return fix{fmt.Sprintf("nft insert rule %s %s ct state established,related accept", c.table, c.name), savedByNft}
+	return fix{fmt.Sprintf("nft insert rule %s %s ct state established,related accept", c.Table, c.Name), savedByNft}
 }
 
-// removing is how a rule is removed that attaches a helper to control connections, or hides packets from
-// conntrack.
-func (p *patient) removing(c chain, r *rule, a action) fix {
-	rs := p.asked.ruleset
-	switch rs.owner(c, r) {
+// removalFix removes a rule that assigns a helper to control connections, or hides packets from conntrack.
+func (x *examination) removalFix(c nftread.Chain, r *nftread.Rule, a nftread.Action) fix {
+	rs := x.cache.ruleset
+	switch firewallOf(rs, c, r) {
 	case firewalld:
-		if a.helper != nil {
-			return fix{fmt.Sprintf("firewall-cmd --permanent --service=ftp --remove-helper=%s && firewall-cmd --reload", a.helper.kind),
-				savedByFwd + "; a service of your own that has this helper is changed in the same way"}
+		if a.Helper != nil {
+			return fix{fmt.Sprintf("firewall-cmd --permanent --service=ftp --remove-helper=%s && firewall-cmd --reload", a.Helper.Type),
+				savedByFirewalld + "; change your own services with this helper in the same way"}
 		}
-		return fix{"firewall-cmd --reload", "kept, firewalld itself writes no such rule"}
+		return fix{"firewall-cmd --reload", "kept, firewalld writes no such rule"}
 	case shorewall:
-		program := shorewallProgram(c.table)
+		program := shorewallProgram(c.Table)
 		file := fmt.Sprintf("/etc/%s/conntrack", program)
 		pattern := `^(NOTRACK|CT:notrack)`
-		if a.helper != nil {
-			pattern = "^CT:helper:" + a.helper.kind + "[:[:space:]]"
+		if a.Helper != nil {
+			pattern = "^CT:helper:" + a.Helper.Type + "[:[:space:]]"
 		}
-		if a.match.ports != nil { // a column of its own
-			pattern += `.*[[:space:]]` + iptablesPorts(a.match.ports) + `([[:space:]]|$)`
+		if a.Match.Ports != nil { // in a separate column
+			pattern += `.*[[:space:]]` + iptablesPorts(a.Match.Ports) + `([[:space:]]|$)`
 		}
 		return fix{fmt.Sprintf("sed -i -E '/%s/d' %s && %s reload", pattern, file, program), saved(program, file)}
 	case iptables, ufw, docker:
-		if direct, ok := p.directRule(r); ok {
+		if direct, ok := x.directRule(r); ok {
 			return direct
 		}
-		remove := fmt.Sprintf("%s -t %s -D %s %s", p.iptablesProgram(r.table), r.table.name, r.chain, p.spec(r))
-		if !rs.hasUfw(r.table) {
-			return fix{remove, savedByYou}
+		remove := fmt.Sprintf("%s -t %s -D %s %s", x.iptablesProgram(r.Table), r.Table.Name, r.Chain, x.spec(r))
+		if !hasUfw(rs, r.Table) {
+			return fix{remove, savedByAdmin}
 		}
-		file := ufwFile(r.table.family)
-		if ports := a.match.ports; len(ports) == 1 {
-			pattern := fmt.Sprintf("^-A %s .*--dport %s .*(--notrack|NOTRACK)", r.chain, iptablesPorts(ports))
-			if a.helper != nil {
-				pattern = fmt.Sprintf("^-A %s .*--dport %s .*--helper %s", r.chain, iptablesPorts(ports), a.helper.kind)
+		file := ufwFile(r.Table.Family)
+		if ports := a.Match.Ports; len(ports) == 1 {
+			pattern := fmt.Sprintf("^-A %s .*--dport %s .*(--notrack|NOTRACK)", r.Chain, iptablesPorts(ports))
+			if a.Helper != nil {
+				pattern = fmt.Sprintf("^-A %s .*--dport %s .*--helper %s", r.Chain, iptablesPorts(ports), a.Helper.Type)
 			}
 			remove += fmt.Sprintf(" && sed -i -E '/%s/d' %s", pattern, file)
 		}
-		return fix{remove, "kept, if it was ufw that set the rule: no line of " + file + " must be left that sets it"}
+		return fix{remove, "kept, if ufw added the rule and no line of " + file + " adds it any more"}
 	}
-	return fix{fmt.Sprintf("nft delete rule %s %s handle %d", r.table, r.chain, r.handle), savedByNft}
+	return fix{fmt.Sprintf("nft delete rule %s %s handle %d", r.Table, r.Chain, r.Handle), savedByNft}
 }
 
-// directRule removes a rule of iptables that is one of firewalld's direct rules.
-func (p *patient) directRule(r *rule) (f fix, ok bool) {
-	rs := p.asked.ruleset
-	if r == nil || !slices.ContainsFunc(rs.chains, func(c chain) bool { return c.table.name == firewalldTable }) {
+// directRule removes one of firewalld's direct rules; ok is false for other rules.
+func (x *examination) directRule(r *nftread.Rule) (f fix, ok bool) {
+	rs := x.cache.ruleset
+	if r == nil || !slices.ContainsFunc(rs.Chains, func(c nftread.Chain) bool { return c.Table.Name == firewalldTable }) {
 		return fix{}, false
 	}
-	list, err := p.run("firewall-cmd", "--direct", "--get-all-rules")
+	list, err := x.run("firewall-cmd", "--direct", "--get-all-rules")
 	if err != nil {
 		return fix{}, false // not running
 	}
 	family := "ipv4"
-	if r.table.family == familyIPv6 {
+	if r.Table.Family == nftread.FamilyIPv6 {
 		family = "ipv6"
 	}
-	place := fmt.Sprintf("%s %s %s ", family, r.table.name, strings.TrimSuffix(r.chain, "_direct"))
+	place := fmt.Sprintf("%s %s %s ", family, r.Table.Name, strings.TrimSuffix(r.Chain, "_direct"))
 	for line := range strings.Lines(list) { // family table chain priority rule
 		line = strings.TrimSpace(line)
 		_, spec, _ := strings.Cut(strings.TrimPrefix(line, place), " ")
-		if strings.HasPrefix(line, place) && reflect.DeepEqual(savedActions(spec), rs.actions(r)) {
-			return fix{fmt.Sprintf("firewall-cmd --permanent --direct --remove-rule %s && firewall-cmd --reload", line), savedByFwd}, true
+		if strings.HasPrefix(line, place) && reflect.DeepEqual(nftread.ParseSpec(spec), rs.Actions(r)) {
+			return fix{fmt.Sprintf("firewall-cmd --permanent --direct --remove-rule %s && firewall-cmd --reload", line), savedByFirewalld}, true
 		}
 	}
 	return fix{}, false
 }
 
-// ufwFile is what ufw loads before its own rules.
+// ufwFile is the file that ufw loads before its own rules.
 func ufwFile(family byte) string {
-	if family == familyIPv6 {
+	if family == nftread.FamilyIPv6 {
 		return "/etc/ufw/before6.rules"
 	}
 	return "/etc/ufw/before.rules"
 }
 
-// iptablesPorts writes ports as iptables does: 21,1024:65535.
+// iptablesPorts formats ports as iptables does: 21,1024:65535.
 func iptablesPorts(ports []rules.PortRange) string {
 	return strings.ReplaceAll(rules.FormatPorts(ports, ","), "-", ":")
 }
 
-func (rs *ruleset) hasUfw(of tableName) bool {
-	of.name = "filter"
-	return rs.hasChain(of, ufwChain(of.family, unix.NF_INET_FORWARD))
+func hasUfw(rs *nftread.Ruleset, of nftread.Table) bool {
+	of.Name = "filter"
+	return rs.HasChain(of, ufwChain(of.Family, unix.NF_INET_FORWARD))
 }
 
-func shorewallProgram(t tableName) string {
-	if t.family == familyIPv6 {
+func shorewallProgram(t nftread.Table) string {
+	if t.Family == nftread.FamilyIPv6 {
 		return "shorewall6"
 	}
 	return "shorewall"
 }
 
-// iptablesProgram is the one that writes a table. "iptables" alone is one of two programs, as the host's
-// alternatives say.
-func (p *patient) iptablesProgram(t tableName) string {
+// iptablesProgram returns the program of a table. "iptables" alone is one of two, by the host's alternatives.
+func (x *examination) iptablesProgram(t nftread.Table) string {
 	name := "iptables"
-	if t.family == familyIPv6 {
+	if t.Family == nftread.FamilyIPv6 {
 		name = "ip6tables"
 	}
 	variant := "nft"
-	if t.legacy {
+	if t.Legacy {
 		variant = "legacy"
 	}
-	is := "nft" // where it can't be asked
-	if version, err := p.run(name, "--version"); err == nil && !strings.Contains(version, "nf_tables") {
+	is := "nft" // if the version is unknown
+	if version, err := x.run(name, "--version"); err == nil && !strings.Contains(version, "nf_tables") {
 		is = "legacy" // versions before 1.8 say nothing
 	}
 	if is == variant {
@@ -347,29 +241,29 @@ func (p *patient) iptablesProgram(t tableName) string {
 	return name + "-" + variant
 }
 
-// spec is how iptables writes a rule, or else the rule's number in its chain: -D takes both.
-func (p *patient) spec(r *rule) string {
-	all := p.asked.ruleset.chainRules(objectName{r.table, r.chain})
+// spec returns a rule in the syntax of iptables, or else its number in the chain: -D takes both.
+func (x *examination) spec(r *nftread.Rule) string {
+	all := x.cache.ruleset.RulesOf(nftread.Object{Table: r.Table, Name: r.Chain})
 	number := slices.Index(all, r)
-	spec := r.spec
+	spec := r.Spec
 	if spec == "" {
-		spec = p.savedSpec(r, number, len(all))
+		spec = x.savedSpec(r, number, len(all))
 	}
-	if spec == "" || strings.ContainsAny(spec, "$`") { // a shell would read more than iptables in a comment
+	if spec == "" || strings.ContainsAny(spec, "$`") { // a shell would expand it
 		return fmt.Sprint(number + 1)
 	}
 	return spec
 }
 
-// savedSpec asks iptables-save for one rule of so many in a chain. It is "" if there are not as many.
-func (p *patient) savedSpec(r *rule, number, count int) string {
-	text, err := p.run(p.iptablesProgram(r.table)+"-save", "-t", r.table.name)
+// savedSpec returns a rule of a chain from iptables-save, "" if the chain does not have count rules there.
+func (x *examination) savedSpec(r *nftread.Rule, number, count int) string {
+	text, err := x.run(x.iptablesProgram(r.Table)+"-save", "-t", r.Table.Name)
 	if err != nil {
 		return ""
 	}
 	var specs []string
 	for line := range strings.Lines(text) {
-		if spec, ok := strings.CutPrefix(line, "-A "+r.chain+" "); ok {
+		if spec, ok := strings.CutPrefix(line, "-A "+r.Chain+" "); ok {
 			specs = append(specs, strings.TrimSpace(spec))
 		}
 	}
@@ -379,7 +273,7 @@ func (p *patient) savedSpec(r *rule, number, count int) string {
 	return specs[number]
 }
 
-// portsText lists ports for people.
+// portsText returns "port 21" or "ports 20, 21".
 func portsText(ports []rules.PortRange) string {
 	if len(ports) == 1 && ports[0].First == ports[0].Last {
 		return "port " + rules.FormatPorts(ports, ",")

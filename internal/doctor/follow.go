@@ -16,30 +16,31 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfnetlink"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nftread"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/mangle"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
-// A replica is a snapshot that is rebuilt, and what follows packets through it. All its calls are
-// made on the thread that built it.
+// replica is a rebuilt snapshot, with the sockets that follow packets through it. It is used on the thread that
+// built it.
 type replica struct {
 	*snapshot
-	packets  int // socket in the namespace at the other ends of all interfaces
+	packets  int // packet socket in the namespace of the other ends
 	trace    *netlink.Conn
 	route    *netlink.Conn
 	ct       *expect.Client
-	sockets  []int                   // that listen
-	handles  map[objectName][]uint64 // of the rules of each chain here, in order
-	ports    map[netip.AddrPort]bool // that are listened on
+	sockets  []int                       // listening
+	handles  map[nftread.Object][]uint64 // of the rules of each chain here, in order
+	ports    map[netip.AddrPort]bool     // of sockets
 	nextPort uint16
-	markers  uint32 // sent
+	markers  uint32 // number of markers sent
 }
 
-// inReplica rebuilds a snapshot in a network namespace, with the rules that c is about, and calls do there.
+// inReplica rebuilds a snapshot in a new network namespace, applies the rules of c, and calls do there.
 func inReplica(s *snapshot, c rules.Config, do func(*replica) error) error {
 	return inNewNamespace(func() error {
-		// Packets of one processor are handled in their order.
+		// On one processor, packets keep their order.
 		undo, err := useOneProcessor()
 		if err != nil {
 			return err
@@ -93,7 +94,7 @@ func inReplica(s *snapshot, c rules.Config, do func(*replica) error) error {
 	})
 }
 
-// useOneProcessor binds the calling thread to one processor until it calls undo.
+// useOneProcessor binds the calling thread to one processor until undo is called.
 func useOneProcessor() (undo func(), err error) {
 	var all, one unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &all); err != nil {
@@ -131,7 +132,7 @@ func (r *replica) open() (err error) {
 	if err := r.trace.JoinGroup(unix.NFNLGRP_NFTRACE); err != nil {
 		return err
 	}
-	// Links have their hardware addresses now.
+	// Veths have got their hardware addresses.
 	interfaces, err := net.Interfaces()
 	if err != nil {
 		return err
@@ -160,9 +161,9 @@ func (r *replica) close() {
 	}
 }
 
-// The table that traces packets. Markers are dropped there: when the trace of one has come, all
-// packets that were sent before it have been handled. Resets are dropped, too: the replica sends them
-// where no program listens, and conntrack would forget the connection.
+// The table that traces packets. It drops markers: when the trace of a marker arrives, the kernel has handled all
+// packets before it. It drops resets too, which the replica sends where no program listens, and which would end
+// the connection in conntrack.
 const (
 	traceTable     = "nfq_ftphelper_trace"
 	markerChain    = "prerouting"
@@ -212,26 +213,25 @@ func addTrace() error {
 	return conn.Flush()
 }
 
-// place is where on the host a packet was dropped.
+// place is the rule or policy of the host that dropped a packet.
 type place struct {
-	base objectName // the base chain
-	// chain is the chain of the rule: the base chain, or one to which it leads.
-	chain string
-	// handle is that of nftables' rule, number that of iptables-legacy's, from 1. Both are 0 for the
-	// policy of the base chain.
+	base  nftread.Object // the base chain
+	chain string         // of the rule: the base chain, or one that it leads to
+	// handle identifies a rule of nftables, number one of iptables-legacy, from 1. Both are 0 for the policy of
+	// the base chain.
 	handle uint64
 	number int
 }
 
-// dropEvent is a message about a packet that a rule or a policy has dropped.
+// dropEvent is the trace of a packet that was dropped.
 type dropEvent struct {
 	packet uint32
 	at     place
 }
 
-// settle waits until all packets that were sent have been handled. It returns the id and the sequence
-// number of the first one, and all drops. Other packets are the replica's own answers.
-func (r *replica) settle() (first, seq uint32, drops []dropEvent, err error) {
+// collectTrace waits until the kernel has handled all packets that were sent. It returns the trace id and the
+// sequence number of the first one, and all drops. Later packets are the replica's own answers.
+func (r *replica) collectTrace() (first, seq uint32, drops []dropEvent, err error) {
 	const most, wait = 20, 500 * time.Millisecond // a busy kernel may lose a packet or its trace
 	send := func() error {
 		r.markers++
@@ -241,7 +241,7 @@ func (r *replica) settle() (first, seq uint32, drops []dropEvent, err error) {
 		return 0, 0, nil, err
 	}
 	earliest := r.markers
-	bases := make(map[uint32]objectName) // in which each packet is
+	bases := make(map[uint32]nftread.Object) // base chain of each packet
 	for {
 		messages, err := r.trace.Receive()
 		if errors.Is(err, os.ErrDeadlineExceeded) && r.markers-earliest < most {
@@ -255,12 +255,12 @@ func (r *replica) settle() (first, seq uint32, drops []dropEvent, err error) {
 			if err != nil || m.Header.Type != unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_TRACE {
 				continue
 			}
-			at := objectName{tableName{family: m.Data[0], name: a.Text(unix.NFTA_TRACE_TABLE)}, a.Text(unix.NFTA_TRACE_CHAIN)}
-			dropped := int32(a.Nested(unix.NFTA_TRACE_VERDICT).Uint32(unix.NFTA_VERDICT_CODE)) == verdictDrop
+			at := nftread.Object{Table: nftread.Table{Family: m.Data[0], Name: a.Text(unix.NFTA_TRACE_TABLE)}, Name: a.Text(unix.NFTA_TRACE_CHAIN)}
+			dropped := int32(a.Nested(unix.NFTA_TRACE_VERDICT).Uint32(unix.NFTA_VERDICT_CODE)) == nftread.VerdictDrop
 			var handle uint64
 			switch a.Uint32(unix.NFTA_TRACE_TYPE) {
 			case unix.NFT_TRACETYPE_POLICY:
-				dropped = a.Find(unix.NFTA_TRACE_POLICY) != nil && a.Uint32(unix.NFTA_TRACE_POLICY) == verdictDrop
+				dropped = a.Find(unix.NFTA_TRACE_POLICY) != nil && a.Uint32(unix.NFTA_TRACE_POLICY) == nftread.VerdictDrop
 			case unix.NFT_TRACETYPE_RULE:
 				dropped = dropped && a.Find(unix.NFTA_TRACE_VERDICT) != nil
 				if h := a.Find(unix.NFTA_TRACE_RULE_HANDLE); len(h) == 8 {
@@ -271,25 +271,25 @@ func (r *replica) settle() (first, seq uint32, drops []dropEvent, err error) {
 			}
 			packet, transport := a.Uint32(unix.NFTA_TRACE_ID), a.Find(unix.NFTA_TRACE_TRANSPORT_HEADER)
 			switch {
-			case at.table.name == traceTable && dropped:
+			case at.Table.Name == traceTable && dropped:
 				if len(transport) == lenMarker && binary.BigEndian.Uint32(transport) >= earliest {
 					return first, seq, drops, nil
 				}
-				continue // an earlier call's, which came late
-			case at.table.name == traceTable && first == 0 && len(transport) >= 8:
+				continue // a late one of an earlier call
+			case at.Table.Name == traceTable && first == 0 && len(transport) >= 8:
 				first, seq = packet, binary.BigEndian.Uint32(transport[4:])
 			case r.bases[at]:
 				bases[packet] = at
 			}
 			if dropped {
-				drops = append(drops, dropEvent{packet, place{base: bases[packet], chain: at.name, handle: r.onHost(at, handle)}})
+				drops = append(drops, dropEvent{packet, place{base: bases[packet], chain: at.Name, handle: r.onHost(at, handle)}})
 			}
 		}
 	}
 }
 
-// onHost returns the handle on the host of a rule of the replica.
-func (r *replica) onHost(chain objectName, handle uint64) uint64 {
+// onHost returns the handle that a rule of the replica has on the host.
+func (r *replica) onHost(chain nftread.Object, handle uint64) uint64 {
 	i := slices.Index(r.handles[chain], handle)
 	if onHost := r.snapshot.handles[chain]; 0 <= i && i < len(onHost) {
 		return onHost[i]
@@ -297,7 +297,7 @@ func (r *replica) onHost(chain objectName, handle uint64) uint64 {
 	return handle
 }
 
-// send sends a packet into an interface of the replica.
+// send sends a packet to an interface of the replica.
 func (r *replica) send(l link, protocol uint16, packet []byte) error {
 	target := make(net.HardwareAddr, 6)
 	copy(target, l.hardware)
@@ -305,7 +305,7 @@ func (r *replica) send(l link, protocol uint16, packet []byte) error {
 	return unix.Sendto(r.packets, frame, 0, &unix.SockaddrLinklayer{Ifindex: int(l.index), Protocol: protocol<<8 | protocol>>8})
 }
 
-// marker returns an IPv4 packet of [markerProtocol] from 192.0.2.1 to 192.0.2.2 that carries its number.
+// marker returns an IPv4 packet of [markerProtocol] from 192.0.2.1 to 192.0.2.2 with a number as payload.
 func marker(number uint32) []byte {
 	header := []byte{0x45, 0, 0, 20 + lenMarker, 0, 0, 0, 0, 64, markerProtocol, 0xf5, 0xe5, 192, 0, 2, 1, 192, 0, 2, 2}
 	return binary.BigEndian.AppendUint32(header, number)
@@ -313,7 +313,7 @@ func marker(number uint32) []byte {
 
 const lenMarker = 4 // bytes of payload
 
-// segment returns the first packet of a connection or, if it acknowledges seq, the answer to it.
+// segment returns the SYN of a connection, or the SYN-ACK that acknowledges seq.
 func segment(src, dst netip.AddrPort, acknowledges bool, seq uint32) (protocol uint16, packet []byte) {
 	const lenTCP, flagSYN, flagACK = 20, 0x02, 0x10
 	var ip []byte
@@ -334,14 +334,14 @@ func segment(src, dst netip.AddrPort, acknowledges bool, seq uint32) (protocol u
 	}
 	var p mangle.Packet
 	if err := p.Decode(slices.Concat(ip, src.Addr().AsSlice(), dst.Addr().AsSlice(), tcp)); err != nil {
-		return protocol, nil // addresses of two families, between which there is no connection
+		return protocol, nil // addresses of two families
 	}
-	packet, _ = p.AppendSegment(nil, 1000, nil) // not too long
+	packet, _ = p.AppendSegment(nil, 1000, nil) // fits
 	return protocol, packet
 }
 
-// way returns the interface by which an address is reached; it is local if that is the replica.
-func (r *replica) way(to netip.Addr) (l link, local bool, err error) {
+// interfaceTo returns the interface of the route to an address; local reports an address of the replica.
+func (r *replica) interfaceTo(to netip.Addr) (l link, local bool, err error) {
 	header := make([]byte, lenRoute)
 	header[0], header[1] = unix.AF_INET, byte(to.BitLen())
 	if to.Is6() {
@@ -363,7 +363,7 @@ func (r *replica) way(to netip.Addr) (l link, local bool, err error) {
 		if m.Data[typ] == unix.RTN_LOCAL {
 			return link{}, true, nil
 		}
-		out := attributes(m.Data[lenRoute:]).Native(unix.RTA_OIF)
+		out := nfnetlink.Attributes(m.Data[lenRoute:]).Native(unix.RTA_OIF)
 		if i := slices.IndexFunc(r.links, func(l link) bool { return uint32(l.index) == out }); m.Data[typ] == unix.RTN_UNICAST && i >= 0 {
 			return r.links[i], false, nil
 		}
@@ -371,20 +371,20 @@ func (r *replica) way(to netip.Addr) (l link, local bool, err error) {
 	return link{}, false, unix.ENETUNREACH
 }
 
-// crossing is what became of a segment.
-type crossing struct {
-	master *expect.Master // of the connection, if the segment passed
-	at     *place         // that dropped it, if that is known
-	answer *place         // that dropped the replica's own answer
-	seq    uint32         // the segment's sequence number
+// segmentResult is the result of sending a segment.
+type segmentResult struct {
+	master *expect.Master // connection, nil if the segment was dropped
+	at     *place         // that dropped it, nil if unknown
+	answer *place         // that dropped the replica's answer
+	seq    uint32         // sequence number of the segment
 }
 
-// connect sends the first segment of a connection. It passes if conntrack confirms the connection,
-// which it does after the last rule.
-func (r *replica) connect(src, dst netip.AddrPort) (crossing, error) {
-	in, local, err := r.way(src.Addr())
+// connect sends the SYN of a connection. It has passed if conntrack has confirmed the connection, which it does
+// after the last rule.
+func (r *replica) connect(src, dst netip.AddrPort) (segmentResult, error) {
+	in, local, err := r.interfaceTo(src.Addr())
 	if err != nil {
-		return crossing{}, err
+		return segmentResult{}, err
 	}
 	return r.follow(src, dst, segmentKind{local: local}, func() error {
 		if local {
@@ -395,11 +395,11 @@ func (r *replica) connect(src, dst netip.AddrPort) (crossing, error) {
 	})
 }
 
-// accept sends the answer to the first segment of a connection, which has the number seq.
-func (r *replica) accept(src, dst netip.AddrPort, seq uint32) (crossing, error) {
-	in, local, err := r.way(src.Addr())
-	if err != nil || local { // the replica itself has answered
-		return crossing{}, err
+// accept sends the SYN-ACK for a SYN with sequence number seq.
+func (r *replica) accept(src, dst netip.AddrPort, seq uint32) (segmentResult, error) {
+	in, local, err := r.interfaceTo(src.Addr())
+	if err != nil || local { // the replica has answered
+		return segmentResult{}, err
 	}
 	return r.follow(src, dst, segmentKind{answers: true}, func() error {
 		protocol, packet := segment(src, dst, true, seq)
@@ -407,22 +407,22 @@ func (r *replica) accept(src, dst netip.AddrPort, seq uint32) (crossing, error) 
 	})
 }
 
-// segmentKind says where a segment comes from: the replica itself or an interface, and whether it answers one.
+// segmentKind is whether the replica itself sends a segment, and whether it is a SYN-ACK.
 type segmentKind struct{ local, answers bool }
 
-func (r *replica) follow(src, dst netip.AddrPort, kind segmentKind, send func() error) (crossing, error) {
+func (r *replica) follow(src, dst netip.AddrPort, kind segmentKind, send func() error) (segmentResult, error) {
 	before, err := r.legacyRules()
 	if err != nil {
-		return crossing{}, err
+		return segmentResult{}, err
 	}
 	if err := send(); err != nil {
-		return crossing{}, err
+		return segmentResult{}, err
 	}
-	first, seq, drops, err := r.settle()
+	first, seq, drops, err := r.collectTrace()
 	if err != nil {
-		return crossing{}, err
+		return segmentResult{}, err
 	}
-	o := crossing{seq: seq}
+	o := segmentResult{seq: seq}
 	for _, d := range drops {
 		switch at := d.at; {
 		case d.packet == first && o.at == nil:
@@ -433,17 +433,17 @@ func (r *replica) follow(src, dst netip.AddrPort, kind segmentKind, send func() 
 	}
 	m, _, err := r.ct.Lookup(expect.Tuple{Src: src, Dst: dst})
 	if err != nil && !errors.Is(err, expect.ErrNoEntry) {
-		return crossing{}, err
+		return segmentResult{}, err
 	}
 	if err == nil {
 		o.master = m
 	}
 	if o.at == nil && o.answer == nil {
-		// A segment that has passed was not dropped, so it was the replica's own answer.
+		// If the segment has passed, the replica's answer was dropped.
 		passed := o.master != nil && !kind.answers
 		at, err := r.legacyDrop(before, kind.local || passed)
 		if err != nil {
-			return crossing{}, err
+			return segmentResult{}, err
 		}
 		if passed {
 			o.answer = at
@@ -468,8 +468,8 @@ func (r *replica) legacyRules() ([][]xtRule, error) {
 	return all, nil
 }
 
-// legacyDrop returns where iptables-legacy has dropped a packet since then, one that the replica itself sent
-// or one that came in.
+// legacyDrop returns the place where iptables-legacy has dropped a packet since before was read: one that the
+// replica sent, or one that it received.
 func (r *replica) legacyDrop(before [][]xtRule, sent bool) (*place, error) {
 	for i := range r.legacy {
 		now := xtable{family: r.legacy[i].family}
@@ -484,20 +484,20 @@ func (r *replica) legacyDrop(before [][]xtRule, sent bool) (*place, error) {
 	return nil, nil
 }
 
-// dial sends the first segment of a connection from the replica itself. The socket is closed at once, so
-// that no retransmission of it is taken for a later segment.
+// dial sends the SYN of a connection from the replica itself. The socket is closed at once, so that there is no
+// retransmission.
 func (r *replica) dial(src, dst netip.AddrPort) error {
 	fd, err := boundSocket(src)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	// Where this fails, by a rule or for want of a route, conntrack has no connection afterwards.
+	// On failure, by a rule or without a route, conntrack has no connection.
 	_ = unix.Connect(fd, sockaddr(dst))
 	return nil
 }
 
-// listen has the replica answer connections to a port of its own.
+// listen opens a port of the replica.
 func (r *replica) listen(at netip.AddrPort) error {
 	if r.ports[at] {
 		return nil
@@ -536,7 +536,7 @@ func sockaddr(a netip.AddrPort) unix.Sockaddr {
 	return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
 }
 
-// port returns one that no connection has used yet.
+// port returns a port that no connection has used.
 func (r *replica) port() uint16 {
 	r.nextPort++
 	return r.nextPort

@@ -8,9 +8,9 @@ import (
 	"strings"
 )
 
-// checkForwarding says when a host that looks like a router does not forward.
-func checkForwarding(p *patient) []Finding {
-	interfaces, err := p.addresses()
+// checkForwarding finds a host with addresses on two interfaces that does not forward.
+func checkForwarding(x *examination) []Finding {
+	interfaces, err := x.addresses()
 	if err != nil {
 		return unread("the interfaces", err)
 	}
@@ -33,13 +33,13 @@ func checkForwarding(p *patient) []Finding {
 		if len(names) < 2 {
 			continue // no router in this family
 		}
-		value, err := p.readFile(f.file)
+		value, err := x.readFile(f.file)
 		switch {
 		case err != nil:
 			found = append(found, unread("the setting "+f.setting, err)...)
 		case strings.TrimSpace(string(value)) == "0":
 			found = append(found, warning(fmt.Sprintf("%s is not forwarded between %s", f.family, strings.Join(names, ", ")),
-				"FTP through this host can't work, but FTP of this host can", "sysctl -w "+f.setting+"=1")...)
+				"FTP through this host fails; FTP to and from this host works", "sysctl -w "+f.setting+"=1")...)
 		default:
 			on = append(on, f.family)
 		}

@@ -7,99 +7,100 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nftread"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
-// Where a helper has to be attached: after conntrack, before NAT.
+// A helper has to be assigned after conntrack and before NAT.
 const (
 	conntrackPriority = -200
 	natPriority       = -100
 	helperPriority    = -150
 )
 
-// checkHelpers looks for rules that attach a helper to control connections, besides ours, and
-// for one that is attached too early or too late.
-func checkHelpers(p *patient) []Finding {
-	if p.wish.Monitor {
-		return ok("another one may work beside a daemon that only monitors")
+// checkHelpers finds rules other than ours that assign a helper to control connections, and helpers that are
+// assigned too early or too late.
+func checkHelpers(x *examination) []Finding {
+	if x.request.Monitor {
+		return ok("other helpers do not disturb a daemon that only monitors")
 	}
 	var found []Finding
-	// Kernels before 6.0: helpers attached by port, without a rule.
-	if value, err := p.readFile("/proc/sys/net/netfilter/nf_conntrack_helper"); err == nil && strings.TrimSpace(string(value)) != "0" {
-		found = append(found, problem("the kernel attaches its own helper to port 21", oneHelper,
+	// Kernels before 6.0 assign helpers by port, without a rule.
+	if value, err := x.readFile("/proc/sys/net/netfilter/nf_conntrack_helper"); err == nil && strings.TrimSpace(string(value)) != "0" {
+		found = append(found, problem("the kernel assigns its own helper to port 21", oneHelper,
 			"sysctl -w net.netfilter.nf_conntrack_helper=0")...)
 	}
-	rs, err := p.rulesetOnce()
+	rs, err := x.cachedRuleset()
 	if err != nil {
 		return append(found, unread("the ruleset", err)...)
 	}
-	for _, c := range rs.chains {
-		if !c.base || c.table == (tableName{family: familyInet, name: ownTable}) {
+	for _, c := range rs.Chains {
+		if !c.Base || c.Table == (nftread.Table{Family: nftread.FamilyInet, Name: ownTable}) {
 			continue
 		}
-		rs.walk(c, func(r *rule, a action) {
-			if a.helper == nil || !a.helper.tcp || a.match.notTCP || !overlap(a.match.ports, p.controlPorts()) {
+		rs.Walk(c, func(r *nftread.Rule, a nftread.Action) {
+			if a.Helper == nil || !a.Helper.TCP || a.Match.NotTCP || !overlap(a.Match.Ports, x.controlPorts()) {
 				return
 			}
-			f, bad := p.judgeHelper(c, r, a)
+			f, bad := x.helperFinding(c, r, a)
 			if bad && !slices.Contains(found, f) {
 				found = append(found, f)
 			}
 		})
 	}
 	if len(found) == 0 {
-		return ok("no other rule attaches one to port %s", rules.FormatPorts(p.controlPorts(), ","))
+		return ok("no other rule assigns a conntrack helper to %s", portsText(x.controlPorts()))
 	}
 	return found
 }
 
-const oneHelper = "a connection has one helper; the kernel's own does the daemon's work again, or instead"
+const oneHelper = "a connection has one helper: this one works instead of the daemon, or in addition to it"
 
-// judgeHelper says what is wrong with a rule that attaches a helper to a control connection.
-func (p *patient) judgeHelper(c chain, r *rule, a action) (f Finding, bad bool) {
+// helperFinding is the finding about a rule that assigns a helper to a control connection.
+func (x *examination) helperFinding(c nftread.Chain, r *nftread.Rule, a nftread.Action) (f Finding, bad bool) {
 	ports := "any port"
-	if a.match.ports != nil {
-		ports = "port " + rules.FormatPorts(a.match.ports, ",")
+	if a.Match.Ports != nil {
+		ports = "port " + rules.FormatPorts(a.Match.Ports, ",")
 	}
-	early, late := c.early(), c.late()
-	when := fmt.Sprintf("%s priority %d", hookName(c.hook), c.priority)
+	early, late := beforeConntrack(c), afterNAT(c)
+	when := fmt.Sprintf("%s priority %d", hookName(c.Hook), c.Priority)
 	switch {
 	case late:
 		when += ", after NAT"
 	case early:
 		when += ", before conntrack"
 	}
-	f = Finding{Level: Problem, What: fmt.Sprintf("table %s, chain %s (%s): helper %q for %s", r.table, r.chain, when, a.helper.kind, ports)}
-	fix := p.removing(c, r, a)
-	f.Mend, f.AfterReboot = fix.command, fix.afterReboot
+	f = Finding{Level: Problem, What: fmt.Sprintf("table %s, chain %s (%s): helper %q for %s", r.Table, r.Chain, when, a.Helper.Type, ports)}
+	fix := x.removalFix(c, r, a)
+	f.Fix, f.AfterReboot = fix.command, fix.afterReboot
 	switch {
-	case a.helper.kind != p.config.Helper && !slices.Contains(rules.Carriers, a.helper.kind):
+	case a.Helper.Type != x.config.Helper && !slices.Contains(rules.Carriers, a.Helper.Type):
 		f.Why = oneHelper
 		if late {
-			f.Why += ", and attached after NAT it breaks connections"
+			f.Why += ", and assigned after NAT it breaks connections"
 		}
-		if a.match.ports == nil {
-			f.Level, f.Why = Warning, "if that is for FTP: "+f.Why
+		if a.Match.Ports == nil {
+			f.Level, f.Why = Warning, "if the rule is for FTP: "+f.Why
 		}
 	case late:
 		f.Check = "helper priority"
-		f.Why = "attached after NAT, a connection has no room for sequence adjustment, and breaks at the first rewrite"
-	case early && !a.helper.template:
+		f.Why = "assigned after NAT, the connection has no sequence adjustment and breaks at the first rewrite"
+	case early && !a.Helper.Template:
 		f.Check = "helper priority"
-		f.Why = "before conntrack there is no connection to attach it to"
+		f.Why = "before conntrack there is no connection to assign it to"
 	default:
 		return Finding{}, false
 	}
 	return f, true
 }
 
-// late tells whether a connection's first packet has been through DNAT in the chain.
-func (c chain) late() bool {
-	return c.hook != unix.NF_INET_PRE_ROUTING && c.hook != unix.NF_INET_LOCAL_OUT || c.priority >= natPriority
+// afterNAT reports whether the chain sees a connection's first packet after DNAT.
+func afterNAT(c nftread.Chain) bool {
+	return c.Hook != unix.NF_INET_PRE_ROUTING && c.Hook != unix.NF_INET_LOCAL_OUT || c.Priority >= natPriority
 }
 
-// early reports whether conntrack does not know the connection yet.
-func (c chain) early() bool { return !c.late() && c.priority <= conntrackPriority }
+// beforeConntrack reports whether the chain sees packets before conntrack.
+func beforeConntrack(c nftread.Chain) bool { return !afterNAT(c) && c.Priority <= conntrackPriority }
 
 func hookName(hook uint32) string {
 	names := []string{"prerouting", "input", "forward", "output", "postrouting"}
@@ -109,7 +110,7 @@ func hookName(hook uint32) string {
 	return fmt.Sprintf("hook %d", hook)
 }
 
-// overlap tells whether a port may be in both; nil is any port.
+// overlap reports whether a port may be in both lists; nil is any port.
 func overlap(a, b []rules.PortRange) bool {
 	if a == nil {
 		return true

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strconv"
 	"testing"
-	"time"
 
 	"github.com/ti-mo/conntrack"
 	"golang.org/x/sys/unix"
@@ -22,40 +21,40 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
 
-// TestTrial does on this kernel what the daemon does, and then breaks it.
-func TestTrial(t *testing.T) {
-	trialWith := func(prepare func(t *trial) error) (made trial) {
+// TestProbe does on this kernel what the daemon does, then without a helper, then without NAT.
+func TestProbe(t *testing.T) {
+	probeWith := func(prepare func(t *probe) error) (made probe) {
 		t.Helper()
 		err := inNewNamespace(func() error {
 			if err := prepare(&made); err != nil {
 				return err
 			}
-			conn, peer, err := connectTrial(21)
+			conn, peer, err := connectProbe(21)
 			if err != nil {
 				return err
 			}
 			defer conn.Close()
 			defer peer.Close()
-			return made.run(conn)
+			return made.try(conn)
 		})
 		must.Do(t, err)
 		return made
 	}
 
-	made, err := host{}.try(backend.Choice{Rules: ftp, Helper: backend.Carrier})
-	if err != nil || made.statement == "" || made != (trial{statement: made.statement, helper: "sane", translated: true}) {
-		t.Errorf("%+v, %v", made, err)
+	made, err := host{}.probe(backend.Plan{Rules: ftp, Helper: backend.Carrier})
+	if err != nil || made.statement == "" || made != (probe{statement: made.statement, helper: "sane", translated: true}) {
+		t.Errorf("got %+v, %v, want the helper sane, NAT and no error", made, err)
 	}
 	// NAT alone: the connection has no helper.
-	made = trialWith(func(made *trial) error {
-		made.translate = translateTrial()
+	made = probeWith(func(made *probe) error {
+		made.translate = translateProbe()
 		return made.translate
 	})
 	if !errors.Is(made.expect, expect.ErrNoHelper) || !errors.Is(made.adjust, expect.ErrNoSeqAdj) {
-		t.Errorf("without our rules: %+v", made)
+		t.Errorf("without our rules: got %+v, want ErrNoHelper and ErrNoSeqAdj", made)
 	}
 	f := healthy()
-	f.trial = made
+	f.probed = made
 	var bad []Finding
 	for _, finding := range f.examine(ftp) {
 		if finding.Level == Problem {
@@ -63,74 +62,46 @@ func TestTrial(t *testing.T) {
 		}
 	}
 	if len(bad) != 2 || bad[0].Check != "expectations" || bad[1].Check != "sequence adjustment" {
-		t.Errorf("without our rules:\n%s", text(bad))
+		t.Errorf("without our rules: want two problems, got\n%s", text(bad))
 	}
 	// Our rules alone: the kernel has nothing to adjust.
-	made = trialWith(func(*trial) error {
+	made = probeWith(func(*probe) error {
 		_, err := rules.Apply(ftp)
 		return err
 	})
-	if made != (trial{helper: "sane"}) {
-		t.Errorf("without NAT: %+v", made)
+	if made != (probe{helper: "sane"}) {
+		t.Errorf("without NAT: got %+v, want the helper sane and no NAT", made)
 	}
-	f.trial = made
+	f.probed = made
 	f.wantFinding(t, want{Warning, "sequence adjustment", "not translated", ""})
 }
 
-// TestNothingChanges examines a host with a helper's rules and wants to find it as it was.
-func TestNothingChanges(t *testing.T) {
-	h := netns.NewTestHost(t, "host")
-	applyRules(t, h)
-	state := func() string {
-		var all string
-		for _, command := range [][]string{{"nft", "list", "ruleset"}, {"conntrack", "-L"}, {"conntrack", "-L", "expect"}} {
-			out, err := h.Run(t.Context(), "", command[0], command[1:]...)
-			must.Do(t, err)
-			all += out
-		}
-		return all
-	}
-	before := state()
-	var here, after string
-	do(t, h, func() (err error) {
-		here, err = os.Readlink("/proc/thread-self/ns/net")
-		Examine(backend.Wish{Rules: ftp}, "")
-		after, _ = os.Readlink("/proc/thread-self/ns/net")
-		return err
-	})
-	if now := state(); now != before || here != after {
-		t.Errorf("before\n%s\nafter\n%s\nin %s, then in %s", before, now, here, after)
-	}
-}
-
-// TestReady says that something can be helped here, and why nothing can.
-func TestReady(t *testing.T) {
+func TestReadyNeedsCapNetAdmin(t *testing.T) {
 	ready := func() error {
-		_, err := Ready(backend.Wish{Rules: ftp})
+		_, err := Ready(backend.Request{Rules: ftp})
 		return err
 	}
 	do(t, netns.NewTestHost(t, "host"), ready)
 	unprivileged(t, func() {
-		if err := ready(); err == nil || err.Error() != "privileges: CAP_NET_ADMIN is missing (rules, queues and conntrack can be neither read nor used without it)" {
-			t.Error(err)
+		if err := ready(); err == nil || err.Error() != "privileges: needs CAP_NET_ADMIN: run as root (rules, queues and conntrack cannot be read without it)" {
+			t.Errorf("got %v, want that CAP_NET_ADMIN is needed", err)
 		}
 	})
 }
 
-// TestNotPermitted examines the host as somebody who may not.
-func TestNotPermitted(t *testing.T) {
+func TestPrivilegedChecksAreSkipped(t *testing.T) {
 	unprivileged(t, func() {
 		some := slices.DeleteFunc(slices.Clone(checks), func(c check) bool {
 			return c.name != "privileges" && c.name != "rules" && c.name != "related"
 		})
-		findings := examine(newPatient(host{}, backend.Wish{Rules: ftp}), some)
+		findings := examine(newExamination(host{}, backend.Request{Rules: ftp}), some)
 		if len(findings) != 2 || findings[0].Level != Problem || findings[1].What != "rules, related" {
-			t.Error(text(findings))
+			t.Errorf("want a problem and the skipped checks rules and related, got\n%s", text(findings))
 		}
 	})
 }
 
-// unprivileged runs f on a thread that has not got CAP_NET_ADMIN, and ends with it.
+// unprivileged runs f on a thread without CAP_NET_ADMIN.
 func unprivileged(t *testing.T, f func()) {
 	t.Helper()
 	done := make(chan error)
@@ -151,7 +122,7 @@ func unprivileged(t *testing.T, f func()) {
 	must.Do(t, <-done)
 }
 
-// entries makes connections from successive addresses, without a packet.
+// entries creates connections from successive addresses, without packets.
 func entries(t *testing.T, c *conntrack.Conn, count int, helper string) []conntrack.Tuple {
 	t.Helper()
 	var made []conntrack.Tuple
@@ -200,23 +171,19 @@ func dialConntrack(t *testing.T, h *netns.Host) *conntrack.Conn {
 	return c
 }
 
-// TestFullConntrackTable fills it to four fifths.
 func TestFullConntrackTable(t *testing.T) {
 	t.Parallel()
 	h := netns.NewTestHost(t, "host")
 	limit := sysctl(t, conntrackMax)
-	begin := time.Now()
 	entries(t, dialConntrack(t, h), limit*8/10+1, "")
-	t.Logf("it took %s", time.Since(begin))
 	wantFinding(t, among(t, h, ftp, "conntrack table"), want{Warning, "conntrack table",
 		fmt.Sprintf(" of %d connections", limit), fmt.Sprintf("sysctl -w net.netfilter.nf_conntrack_max=%d", 2*limit)})
 }
 
-// TestFullExpectationTable fills it to four fifths, from as many connections.
 func TestFullExpectationTable(t *testing.T) {
 	t.Parallel()
 	h := netns.NewTestHost(t, "host")
-	applyRules(t, h) // so that the helper is there
+	applyRules(t, h) // loads the helper
 	c := dialConntrack(t, h)
 	limit := sysctl(t, expectMax)
 	count := limit*8/10 + 1
@@ -233,13 +200,12 @@ func TestFullExpectationTable(t *testing.T) {
 		fmt.Sprintf("%d of %d expectations", count, limit), fmt.Sprintf("sysctl -w net.netfilter.nf_conntrack_expect_max=%d", 2*limit)})
 }
 
-// TestAddresses leaves out loopback.
-func TestAddresses(t *testing.T) {
+func TestAddressesOmitLoopback(t *testing.T) {
 	h := netns.NewTestHost(t, "host")
 	do(t, h, func() error {
 		found, err := host{}.addresses()
 		if err != nil || len(found) != 0 {
-			t.Errorf("%v, %v", found, err)
+			t.Errorf("got %v, %v, want none", found, err)
 		}
 		return nil
 	})

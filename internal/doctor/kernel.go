@@ -8,9 +8,9 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
-// checkKernel wants Linux 5.16, the first with "@ih" in nftables.
-func checkKernel(p *patient) []Finding {
-	release, err := p.release()
+// checkKernel requires Linux 5.16, the first with "@ih" in nftables.
+func checkKernel(x *examination) []Finding {
+	release, err := x.release()
 	if err != nil {
 		return unread("the kernel's version", err)
 	}
@@ -25,37 +25,37 @@ func checkKernel(p *patient) []Finding {
 	return ok("Linux %s", release)
 }
 
-func checkPrivileges(p *patient) []Finding {
-	admin, err := p.netAdmin()
+func checkPrivileges(x *examination) []Finding {
+	admin, err := x.netAdmin()
 	switch {
 	case err != nil:
 		return unread("the thread's capabilities", err)
 	case !admin:
-		return problem("CAP_NET_ADMIN is missing", "rules, queues and conntrack can be neither read nor used without it",
+		return problem("needs CAP_NET_ADMIN: run as root", "rules, queues and conntrack cannot be read without it",
 			"run it as root: sudo nfq-ftphelper doctor")
 	}
 	return ok("CAP_NET_ADMIN")
 }
 
-// checkChoice says how connections get a helper.
-func checkChoice(p *patient) []Finding {
-	if p.noChoice != nil {
+// checkPlan finds how connections get a helper.
+func checkPlan(x *examination) []Finding {
+	if x.noPlan != nil {
 		module := "nf_conntrack_" + rules.Carriers[0]
-		if p.wish.Helper == backend.CTHelper {
+		if x.request.Helper == backend.CTHelper {
 			module = "nfnetlink_cthelper"
 		}
-		return problem(strings.ReplaceAll(p.noChoice.Error(), "\n", "; "),
+		return problem(strings.ReplaceAll(x.noPlan.Error(), "\n", "; "),
 			"the kernel accepts expectations only for connections that have a helper",
 			"modprobe "+module)
 	}
-	c := p.choice
-	if p.wish.Monitor {
-		return warning("the daemon only monitors (--monitor): connections get no helper from it",
+	c := x.plan
+	if x.request.Monitor {
+		return warning("the daemon only monitors (--monitor) and assigns no helper",
 			"it logs what it would do, and opens and changes nothing", "")
 	}
 	what := fmt.Sprintf("%s %s, %s", c.Helper, c.Rules.Helper, c.Why)
-	if c.Helper == backend.Carrier && c.Rules.Helper != rules.Carriers[0] && p.wish.Name == "" {
-		return warning(what, "it is for IPv4 only, so FTP over IPv6 is not helped", "modprobe nf_conntrack_"+rules.Carriers[0])
+	if c.Helper == backend.Carrier && c.Rules.Helper != rules.Carriers[0] && x.request.Name == "" {
+		return warning(what, "this helper is for IPv4 only: FTP over IPv6 is not helped", "modprobe nf_conntrack_"+rules.Carriers[0])
 	}
 	return ok("%s", what)
 }

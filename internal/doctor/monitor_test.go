@@ -8,19 +8,19 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
 )
 
-// TestMonitor says of a daemon that only monitors that it opens nothing, and tries what it could open.
+// TestMonitor reports that the daemon only monitors, and whether it could help without --monitor.
 func TestMonitor(t *testing.T) {
 	f := healthy()
-	found := f.examineWish(backend.Wish{Rules: ftp, Monitor: true})
+	found := f.examineRequest(backend.Request{Rules: ftp, Monitor: true})
 	wantFinding(t, found, want{Warning, "helper", "the daemon only monitors (--monitor)", ""})
-	for _, line := range []string{"one was installed and removed", "another one may work beside a daemon that only monitors"} {
+	for _, line := range []string{"test expectation worked", "other helpers do not disturb a daemon that only monitors"} {
 		if !strings.Contains(text(found), line) {
-			t.Errorf("there is no %q in\n%s", line, text(found))
+			t.Errorf("want %q, got\n%s", line, text(found))
 		}
 	}
 	f.carriers, f.noCTHelper = "", errors.New("no nfnetlink_cthelper")
-	found = f.examineWish(backend.Wish{Rules: ftp, Monitor: true})
+	found = f.examineRequest(backend.Request{Rules: ftp, Monitor: true})
 	if n := Count(found, Problem); n != 1 || !strings.Contains(text(found), "without --monitor, the daemon could help no connection") {
-		t.Errorf("%d problems:\n%s", n, text(found))
+		t.Errorf("got %d problems, want 1:\n%s", n, text(found))
 	}
 }

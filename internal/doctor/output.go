@@ -9,7 +9,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/jsonout"
 )
 
-// Count says how many findings are of a level.
+// Count returns the number of findings of a level.
 func Count(findings []Finding, l Level) int {
 	n := 0
 	for _, f := range findings {
@@ -54,8 +54,8 @@ func WriteText(w io.Writer, findings []Finding, colour bool) error {
 		if f.Why != "" {
 			fmt.Fprintf(&b, "%s%s\n", indent, f.Why)
 		}
-		if f.Mend != "" {
-			fmt.Fprintf(&b, "%s=> %s\n", indent, f.Mend)
+		if f.Fix != "" {
+			fmt.Fprintf(&b, "%s=> %s\n", indent, f.Fix)
 		}
 		if f.AfterReboot != "" {
 			fmt.Fprintf(&b, "%safter a reboot: %s\n", indent, f.AfterReboot)

@@ -10,8 +10,8 @@ import (
 
 var sample = []Finding{
 	{Check: "kernel", What: "Linux 6.12"},
-	{Check: "rules", Level: Problem, What: "missing", Why: "nothing is queued", Mend: "nfq-ftphelper rules apply '<>'"},
-	{Check: "queue", Level: Warning, What: "nobody", Why: "packets pass"},
+	{Check: "rules", Level: Problem, What: "missing", Why: "nothing is queued", Fix: "nfq-ftphelper rules apply '<>'"},
+	{Check: "queue", Level: Warning, What: "unbound", Why: "packets pass"},
 }
 
 func TestWriteText(t *testing.T) {
@@ -19,7 +19,7 @@ func TestWriteText(t *testing.T) {
 problem  rules   missing
                  nothing is queued
                  => nfq-ftphelper rules apply '<>'
-warning  queue   nobody
+warning  queue   unbound
                  packets pass
 `
 	if got := text(sample); got != want {
@@ -30,12 +30,12 @@ warning  queue   nobody
 	got := coloured.String()
 	for _, colour := range colours {
 		if !strings.Contains(got, colour) {
-			t.Errorf("%q is not in %q", colour, got)
+			t.Errorf("got %q, want colour %q", got, colour)
 		}
 		got = strings.ReplaceAll(got, colour, "")
 	}
 	if got = strings.ReplaceAll(got, plain, ""); got != want {
-		t.Errorf("without colours it is\n%s", got)
+		t.Errorf("without colours: got\n%s\nwant\n%s", got, want)
 	}
 }
 
@@ -48,10 +48,10 @@ func TestWriteJSON(t *testing.T) {
 	}
 	must.Do(t, json.Unmarshal([]byte(b.String()), &got))
 	if got.Problems != 1 || got.Warnings != 1 || len(got.Findings) != 3 || got.Findings[1]["level"] != "problem" ||
-		got.Findings[1]["mend"] != "nfq-ftphelper rules apply '<>'" {
-		t.Errorf("%+v of\n%s", got, b.String())
+		got.Findings[1]["fix"] != "nfq-ftphelper rules apply '<>'" {
+		t.Errorf("got %+v, want the sample, of\n%s", got, b.String())
 	}
 	if strings.Contains(b.String(), `"why": ""`) {
-		t.Errorf("it has empty texts:\n%s", b.String())
+		t.Errorf("want no empty texts, got\n%s", b.String())
 	}
 }

@@ -6,75 +6,91 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nftread"
+	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
-// mostInterfaces is up to how many interfaces rules are read for each pair; with more, conditions on
-// interfaces are taken for conditions that can't be judged.
+// mostInterfaces is the number of interfaces up to which rules are read for each pair of them; beyond it, a
+// condition on an interface counts as one that cannot be interpreted.
 const mostInterfaces = 16
 
-// checkRelated looks for chains that drop related connections, as the data connections are that a helper
-// makes conntrack expect.
-func checkRelated(p *patient) []Finding {
-	rs, err := p.rulesetOnce()
+// checkRelated finds chains that drop related connections: the data connections that the helper opens.
+func checkRelated(x *examination) []Finding {
+	rs, err := x.cachedRuleset()
 	if err != nil {
 		return unread("the ruleset", err)
 	}
 	interfaces := []string{""}
-	if found, err := p.addresses(); err == nil && len(found) > 0 && len(found) <= mostInterfaces {
+	if found, err := x.addresses(); err == nil && len(found) > 0 && len(found) <= mostInterfaces {
 		interfaces = slices.Sorted(maps.Keys(found))
 	}
-	filters := &filters{patient: p, rs: rs, interfaces: interfaces, passes: make(map[way]bool)}
-	for _, c := range rs.chains {
-		if c.base && (c.kind == "filter" || c.kind == "route") && filtersTCP[c.hook] && c.table.name != ownTable {
+	filters := &filters{examination: x, rs: rs, interfaces: interfaces, passes: make(map[hookPath]bool)}
+	for _, c := range rs.Chains {
+		if c.Base && (c.Type == "filter" || c.Type == "route") && filtersTCP[c.Hook] && c.Table.Name != ownTable {
 			filters.chains = append(filters.chains, c)
 		}
 	}
 	var found []Finding
-	var fine []string
+	var accepting []string
 	for _, c := range filters.chains {
 		f, dropping := filters.examine(c)
 		switch {
 		case f.Level != OK:
 			found = append(found, f)
 		case dropping:
-			fine = append(fine, c.name)
+			accepting = append(accepting, fmt.Sprintf("%s/%s", c.Table, c.Name))
 		}
 	}
 	switch {
 	case len(found) > 0:
 		return found
-	case len(fine) == 0:
+	case len(accepting) == 0:
 		return ok("no chain drops data connections")
 	}
-	return ok("accepted where all else is dropped: %s", strings.Join(fine, ", "))
+	return ok("related connections are accepted in %s", strings.Join(accepting, ", "))
+}
+
+// highPorts are the ports of data connections.
+var highPorts = []rules.PortRange{{First: 1024, Last: 65535}}
+
+// dataPacket returns the first packet of a data connection.
+func dataPacket(helper, in, out string) nftread.Packet {
+	return nftread.Packet{State: expr.CtStateBitRELATED, Ports: highPorts, Helper: helper, In: in, Out: out}
+}
+
+// controlPacket returns the first packet of a control connection.
+func controlPacket(ports []rules.PortRange, in, out string) nftread.Packet {
+	return nftread.Packet{State: expr.CtStateBitNEW, Ports: ports, In: in, Out: out}
 }
 
 var filtersTCP = map[uint32]bool{unix.NF_INET_LOCAL_IN: true, unix.NF_INET_FORWARD: true, unix.NF_INET_LOCAL_OUT: true}
 
-// noState is a bit of no state that a rule can name.
+// noState is a bit that no rule matches.
 const noState = 1 << 31
 
-// filters are the base chains that may drop packets of FTP.
+// filters are the base chains that filter TCP.
 type filters struct {
-	*patient
-	rs         *ruleset
-	chains     []chain
-	interfaces []string // "" if unknown
-	passes     map[way]bool
+	*examination
+	rs         *nftread.Ruleset
+	chains     []nftread.Chain
+	interfaces []string          // "" if unknown
+	passes     map[hookPath]bool // of controlPasses
 }
 
-// way is a path of a family through a hook.
-type way struct {
+// hookPath is a path of a family through a hook.
+type hookPath struct {
 	hook   uint32
 	family byte
 	path   path
 }
 
-// A path is a way through a hook, from an interface to another one; "" is none, or unknown.
+// path is the interfaces of a packet; "" is none, or unknown.
 type path struct{ in, out string }
 
-// String is empty if the interfaces are unknown.
+// String returns "eth0 to eth1", say, "" if the interfaces are unknown.
 func (w path) String() string {
 	switch {
 	case w.in != "" && w.out != "":
@@ -103,117 +119,116 @@ func (f *filters) paths(hook uint32) []path {
 			}
 		}
 	}
-	if len(all) == 0 { // forwarded, but through one interface
+	if len(all) == 0 { // forwarded by the only interface
 		all = append(all, path{f.interfaces[0], f.interfaces[0]})
 	}
 	return all
 }
 
-// lets reports whether control connections may pass all chains of a hook, over IPv4 or IPv6 where the family
-// is both.
-func (f *filters) lets(hook uint32, family byte, w path) bool {
-	if family == familyInet {
-		return f.lets(hook, familyIPv4, w) || f.lets(hook, familyIPv6, w)
+// controlPasses reports whether control connections may pass all chains of a hook, for FamilyInet over IPv4 or
+// IPv6.
+func (f *filters) controlPasses(hook uint32, family byte, w path) bool {
+	if family == nftread.FamilyInet {
+		return f.controlPasses(hook, nftread.FamilyIPv4, w) || f.controlPasses(hook, nftread.FamilyIPv6, w)
 	}
-	at := way{hook, family, w}
+	at := hookPath{hook, family, w}
 	passes, known := f.passes[at]
 	if !known {
-		passes = !slices.ContainsFunc(f.chains, func(c chain) bool {
-			return c.hook == hook && (c.table.family == family || c.table.family == familyInet) &&
-				!f.rs.fate(c, controlPacket(f.controlPorts(), w.in, w.out)).passes()
+		passes = !slices.ContainsFunc(f.chains, func(c nftread.Chain) bool {
+			return c.Hook == hook && (c.Table.Family == family || c.Table.Family == nftread.FamilyInet) &&
+				!f.rs.Follow(c, controlPacket(f.controlPorts(), w.in, w.out)).Passes()
 		})
 		f.passes[at] = passes
 	}
 	return passes
 }
 
-// closed reports whether control connections pass nowhere: neither to this host nor through it.
+// closed reports whether control connections pass neither to this host nor through it.
 func (f *filters) closed(family byte) bool {
 	for _, hook := range []uint32{unix.NF_INET_LOCAL_IN, unix.NF_INET_FORWARD} {
-		if slices.ContainsFunc(f.paths(hook), func(w path) bool { return f.lets(hook, family, w) }) {
+		if slices.ContainsFunc(f.paths(hook), func(w path) bool { return f.controlPasses(hook, family, w) }) {
 			return false
 		}
 	}
 	return true
 }
 
-// examine says how a chain drops data connections, if it does. It is dropping if it drops anything
-// that no rule accepts.
-func (f *filters) examine(c chain) (found Finding, dropping bool) {
+// examine returns the finding about a chain that drops data connections. It is dropping if it drops what no rule
+// accepts.
+func (f *filters) examine(c nftread.Chain) (found Finding, dropping bool) {
 	var lost, maybe, passive []path // on which control connections pass
-	var worst, perhaps, shut, active fate
-	for _, w := range f.paths(c.hook) {
-		data := f.rs.fate(c, dataPacket(f.config.Helper, w.in, w.out))
-		dropping = dropping || f.rs.fate(c, packet{state: noState, ports: highPorts, in: w.in, out: w.out}).dropped
-		if !data.dropped && data.perhaps == nil {
+	var worst, perhaps, closed, active nftread.Fate
+	for _, w := range f.paths(c.Hook) {
+		data := f.rs.Follow(c, dataPacket(f.config.Helper, w.in, w.out))
+		dropping = dropping || f.rs.Follow(c, nftread.Packet{State: noState, Ports: highPorts, In: w.in, Out: w.out}).Dropped
+		if !data.Dropped && data.Perhaps == nil {
 			continue
 		}
-		// A passive data connection goes the way of the control connection, an active one the other way.
+		// A passive data connection has the direction of the control connection, an active one the opposite.
 		back := path{w.out, w.in}
-		lets := f.lets(c.hook, c.table.family, w) || c.hook == unix.NF_INET_FORWARD && f.lets(c.hook, c.table.family, back) ||
-			c.hook == unix.NF_INET_LOCAL_OUT && f.lets(unix.NF_INET_LOCAL_IN, c.table.family, path{in: w.out})
+		controlMayPass := f.controlPasses(c.Hook, c.Table.Family, w) || c.Hook == unix.NF_INET_FORWARD && f.controlPasses(c.Hook, c.Table.Family, back) ||
+			c.Hook == unix.NF_INET_LOCAL_OUT && f.controlPasses(unix.NF_INET_LOCAL_IN, c.Table.Family, path{in: w.out})
 		switch {
-		case data.dropped && f.rs.fate(c, controlPacket(f.controlPorts(), w.in, w.out)).asWell(data):
-			if other := f.rs.fate(c, dataPacket(f.config.Helper, back.in, back.out)); c.hook == unix.NF_INET_FORWARD && other.dropped {
+		case data.Dropped && f.rs.Follow(c, controlPacket(f.controlPorts(), w.in, w.out)).CoversData(data):
+			if other := f.rs.Follow(c, dataPacket(f.config.Helper, back.in, back.out)); c.Hook == unix.NF_INET_FORWARD && other.Dropped {
 				passive, active = append(passive, w), other
 			}
-		case data.dropped && lets:
+		case data.Dropped && controlMayPass:
 			lost, worst = append(lost, w), data
-		case data.dropped:
-			shut.dropped, shut.by, shut.otherHelper = true, data.by, data.otherHelper
-		case lets:
+		case data.Dropped:
+			closed.Dropped, closed.By, closed.OtherHelper = true, data.By, data.OtherHelper
+		case controlMayPass:
 			maybe, perhaps = append(maybe, w), data
 		}
 	}
 	switch {
 	case len(lost) > 0:
-		return f.dropsRelated(c, worst, lost), dropping
+		return f.relatedFinding(c, worst, lost), dropping
 	case len(passive) > 0:
-		found := f.dropsRelated(c, active, passive)
+		found := f.relatedFinding(c, active, passive)
 		found.Level = Warning
 		found.Why = "active FTP fails: the chain accepts connections from some addresses, but not the data connections in the other direction"
 		return found, dropping
 	case len(maybe) > 0:
-		fix := f.accepting(c, perhaps.perhaps)
+		fix := f.acceptFix(c, perhaps.Perhaps)
 		return Finding{Level: Warning,
-			What: fmt.Sprintf("table %s, chain %s drops related connections under a condition that can't be judged: %s", c.table, c.name, f.text(perhaps.perhaps)),
-			Why:  "a data connection that meets the condition is dropped, even though the helper has made conntrack expect it",
-			Mend: fix.command, AfterReboot: fix.afterReboot, rule: perhaps.perhaps, base: &c}, dropping
-	case shut.dropped:
-		found := f.dropsRelated(c, shut, nil)
-		if !f.closed(c.table.family) {
+			What: fmt.Sprintf("table %s, chain %s may drop related connections, by a condition that cannot be interpreted: %s", c.Table, c.Name, f.text(perhaps.Perhaps)),
+			Why:  "FTP transfers that meet the condition fail",
+			Fix:  fix.command, AfterReboot: fix.afterReboot, rule: perhaps.Perhaps, base: &c}, dropping
+	case closed.Dropped:
+		found := f.relatedFinding(c, closed, nil)
+		if !f.closed(c.Table.Family) {
 			found.Level = Warning
 		}
-		found.Why = fmt.Sprintf("FTP can't go through this chain: it drops new connections to %s as well. If it is to go there, accept both", portsText(f.controlPorts()))
+		found.Why = fmt.Sprintf("no FTP passes this chain: it drops new connections to %s as well. If FTP is to pass, accept both", portsText(f.controlPorts()))
 		return found, dropping
 	}
 	return Finding{}, dropping
 }
 
-// dropsRelated is the finding about a chain that drops the data connections of some paths, of all if there
-// is none.
-func (f *filters) dropsRelated(c chain, by fate, lost []path) Finding {
-	what := fmt.Sprintf("table %s, chain %s drops", c.table, c.name)
+// relatedFinding is the finding about a chain that drops the data connections of the lost paths, nil for all.
+func (f *filters) relatedFinding(c nftread.Chain, by nftread.Fate, lost []path) Finding {
+	what := fmt.Sprintf("table %s, chain %s drops", c.Table, c.Name)
 	const most = 3
-	if names := pathNames(lost); len(names) > 0 && len(lost) < len(f.paths(c.hook)) {
+	if names := pathNames(lost); len(names) > 0 && len(lost) < len(f.paths(c.Hook)) {
 		more := ""
 		if len(names) > most {
 			names, more = names[:most], fmt.Sprintf(" and %d more", len(names)-most)
 		}
-		what = fmt.Sprintf("table %s, chain %s (%s%s) drops", c.table, c.name, strings.Join(names, ", "), more)
+		what = fmt.Sprintf("table %s, chain %s (%s%s) drops", c.Table, c.Name, strings.Join(names, ", "), more)
 	}
 	switch {
-	case by.otherHelper != "":
-		what = fmt.Sprintf("table %s, chain %s accepts related connections of the helper %q only; ours is %q", c.table, c.name, by.otherHelper, f.config.Helper)
-	case by.by != nil && f.names(by.by):
-		what += " related connections: " + f.text(by.by)
+	case by.OtherHelper != "":
+		what = fmt.Sprintf("table %s, chain %s accepts related connections of the helper %q only; ours is %q", c.Table, c.Name, by.OtherHelper, f.config.Helper)
+	case by.By != nil && f.matchesState(by.By):
+		what += " related connections: " + f.text(by.By)
 	default:
 		what += ", and has no rule that accepts related connections"
 	}
-	fix := f.accepting(c, by.by)
+	fix := f.acceptFix(c, by.By)
 	return Finding{Level: Problem, What: what,
-		Why:  "FTP transfers fail: the chain drops the data connections that the helper makes conntrack expect",
-		Mend: fix.command, AfterReboot: fix.afterReboot, rule: by.by, base: &c}
+		Why: "FTP transfers will fail: this chain drops the data connections that the helper opens",
+		Fix: fix.command, AfterReboot: fix.afterReboot, rule: by.By, base: &c}
 }
 
 func pathNames(paths []path) []string {
@@ -226,19 +241,19 @@ func pathNames(paths []path) []string {
 	return names
 }
 
-// names reports whether a rule names states, and so drops related connections on purpose.
-func (f *filters) names(r *rule) bool {
-	return slices.ContainsFunc(f.rs.actions(r), func(a action) bool { return a.match.stated })
+// matchesState reports whether a rule matches states, and so drops related connections on purpose.
+func (f *filters) matchesState(r *nftread.Rule) bool {
+	return slices.ContainsFunc(f.rs.Actions(r), func(a nftread.Action) bool { return a.Match.Stated })
 }
 
-// text names a rule so that its firewall's program finds it.
-func (f *filters) text(r *rule) string {
-	if f.rs.ofIptables(r.table) {
+// text identifies a rule in the syntax of its firewall.
+func (f *filters) text(r *nftread.Rule) string {
+	if f.rs.OwnedByIptables(r.Table) {
 		spec := f.spec(r)
 		if strings.HasPrefix(spec, "-") || strings.HasPrefix(spec, "!") {
-			return fmt.Sprintf("-A %s %s", r.chain, spec)
+			return fmt.Sprintf("-A %s %s", r.Chain, spec)
 		}
-		return fmt.Sprintf("rule %s of chain %s", spec, r.chain)
+		return fmt.Sprintf("rule %s of chain %s", spec, r.Chain)
 	}
-	return fmt.Sprintf("the rule with handle %d of chain %s", r.handle, r.chain)
+	return fmt.Sprintf("the rule with handle %d of chain %s", r.Handle, r.Chain)
 }

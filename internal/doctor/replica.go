@@ -16,26 +16,25 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfnetlink"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nftread"
 )
 
-// A snapshot is what decides which packets pass a network namespace: its interfaces,
-// addresses, routes, settings and rules. It is read from one namespace and rebuilt in
-// another one, with the kernel's own messages, so that nothing has to be understood.
+// snapshot is the state of a network namespace that decides which packets pass: interfaces, addresses, routes,
+// settings and rules. It is kept and rebuilt as the kernel's messages, so that none has to be interpreted.
 type snapshot struct {
 	links     []link
 	addresses []routeMessage
 	routes    []routeMessage
-	policies  []routeMessage          // of routing (ip rule)
-	settings  []setting               // below /proc/sys/net, in the order in which they are to be written
-	nft       []nftMessage            // in the order in which they are to be sent
-	handles   map[objectName][]uint64 // of the rules of each chain, in order
-	bases     map[objectName]bool     // base chains
+	policies  []routeMessage              // ip rule
+	settings  []setting                   // below /proc/sys/net, in the order of writing
+	nft       []nftMessage                // in the order of sending
+	handles   map[nftread.Object][]uint64 // of the rules of each chain, in order
+	bases     map[nftread.Object]bool     // base chains
 	legacy    []xtable
-	// left lists what the host has and the test does not.
-	left []string
+	omitted   []string // what is not rebuilt
 }
 
-// link is an interface that is up and no port of another one.
+// link is an interface that is up and has no master.
 type link struct {
 	index    int32
 	name     string
@@ -47,21 +46,21 @@ type link struct {
 // routeMessage is a message of rtnetlink, with its header.
 type routeMessage struct {
 	header     []byte
-	attributes attributes
+	attributes nfnetlink.Attributes
 }
 
 type setting struct{ name, value string }
 
-// maxLinks is the number of interfaces up to which a namespace is rebuilt.
+// maxLinks limits the number of interfaces of a namespace that is rebuilt.
 const maxLinks = 64
 
-// maxMTU is that of a veth (ETH_MAX_MTU, include/uapi/linux/if_ether.h).
+// maxMTU is the limit of a veth (ETH_MAX_MTU, include/uapi/linux/if_ether.h).
 const maxMTU = 65535
 
-// loopbackIndex is the index of the interface lo in each namespace.
+// loopbackIndex is the index of lo in every namespace (LOOPBACK_IFINDEX).
 const loopbackIndex = 1
 
-// Lengths of the headers of rtnetlink's messages.
+// Lengths of rtnetlink's headers.
 const (
 	lenIfinfo = unix.SizeofIfInfomsg
 	lenIfaddr = unix.SizeofIfAddrmsg
@@ -166,7 +165,7 @@ func (s *snapshot) readLinks(nl *netlink.Conn) error {
 	return nil
 }
 
-// index is that of the interface of a link or an address: both headers have it at 4.
+// index returns the interface of a link or an address: both headers have it at 4.
 func (m routeMessage) index() uint32 { return binary.NativeEndian.Uint32(m.header[4:]) }
 
 // readSettings reads the settings that decide whether a packet is forwarded.
@@ -199,9 +198,9 @@ func (s setting) write() error {
 	return os.WriteFile(filepath.Join("/proc/sys/net", s.name), []byte(s.value), 0)
 }
 
-// rebuildNetwork makes the interfaces of the snapshot in the calling thread's namespace. Each is
-// one end of a pair, whose other end has the same index in the namespace far,
-// of which farRoute is an rtnetlink socket. Nothing answers there.
+// rebuildNetwork rebuilds interfaces, settings, addresses and routes in the calling thread's namespace. Each
+// interface is one end of a veth pair. The other end has the same index in the namespace far, to which farRoute is
+// an rtnetlink socket; no program answers there.
 func (s *snapshot) rebuildNetwork(far int, farRoute *netlink.Conn) error {
 	nl, err := netlink.Dial(unix.NETLINK_ROUTE, nil)
 	if err != nil {
@@ -248,8 +247,8 @@ func (s *snapshot) has(index uint32) bool {
 	return index == loopbackIndex || slices.ContainsFunc(s.links, func(l link) bool { return uint32(l.index) == index })
 }
 
-// rebuildRoutes adds the routes. A gateway may be reachable by another route only, so what is
-// refused is tried again while others are accepted.
+// rebuildRoutes adds the routes. A gateway may be reachable by another route only, so refused routes are tried
+// again while others are accepted.
 func (s *snapshot) rebuildRoutes(nl *netlink.Conn) {
 	var todo []routeMessage
 	for _, r := range s.routes {
@@ -265,11 +264,11 @@ func (s *snapshot) rebuildRoutes(nl *netlink.Conn) {
 		})
 	}
 	for _, r := range todo {
-		s.left = append(s.left, fmt.Sprintf("the route to %s/%d", r.text(unix.RTA_DST), r.header[1]))
+		s.omitted = append(s.omitted, fmt.Sprintf("the route to %s/%d", r.text(unix.RTA_DST), r.header[1]))
 	}
 }
 
-// rebuildable leaves out what the kernel makes of the addresses, and routes that are down.
+// rebuildable reports whether a route is neither down nor one that the kernel adds for an address.
 func (s *snapshot) rebuildable(r routeMessage) bool {
 	const protocol, flags = 5, 8
 	f := binary.NativeEndian.Uint32(r.header[flags:])
@@ -278,7 +277,7 @@ func (s *snapshot) rebuildable(r routeMessage) bool {
 		(oif == 0 || s.has(oif))
 }
 
-// text is an address among the attributes.
+// text returns an address attribute as text, "default" if it is missing.
 func (m routeMessage) text(typ uint16) string {
 	a, ok := netip.AddrFromSlice(m.attributes.Find(typ))
 	if !ok {
@@ -287,25 +286,25 @@ func (m routeMessage) text(typ uint16) string {
 	return a.String()
 }
 
-// address returns the message that adds a dumped address, valid for ever and at once.
+// address returns the message that adds a dumped address, with no lifetime and no duplicate detection.
 func (m routeMessage) address() routeMessage {
 	header := slices.Clone(m.header)
 	header[2] = 0 // the flags are an attribute
 	flags := m.attributes.Native(unix.IFA_FLAGS)&unix.IFA_F_NOPREFIXROUTE | unix.IFA_F_NODAD
 	attrs := m.attributes.Without(unix.IFA_CACHEINFO, unix.IFA_FLAGS)
 	attrs.Native(unix.IFA_FLAGS, flags)
-	return routeMessage{header, attributes(attrs)}
+	return routeMessage{header, nfnetlink.Attributes(attrs)}
 }
 
 // route returns the message that adds a dumped route.
 func (m routeMessage) route() routeMessage {
 	header := slices.Clone(m.header)
 	binary.NativeEndian.PutUint32(header[8:], binary.NativeEndian.Uint32(header[8:])&unix.RTNH_F_ONLINK)
-	// A route by a nexthop object has that object's gateway and interface as well.
-	return routeMessage{header, attributes(m.attributes.Without(unix.RTA_CACHEINFO, rtaNexthop))}
+	// A dumped route with a nexthop object has the object's gateway and interface too.
+	return routeMessage{header, nfnetlink.Attributes(m.attributes.Without(unix.RTA_CACHEINFO, rtaNexthop))}
 }
 
-// request makes one change and waits for the kernel's answer.
+// request sends one change and returns the kernel's error.
 func request(nl *netlink.Conn, typ netlink.HeaderType, m routeMessage) error {
 	_, err := nl.Execute(netlink.Message{
 		Header: netlink.Header{Type: typ, Flags: netlink.Request | netlink.Acknowledge | netlink.Create | netlink.Excl},
@@ -316,17 +315,17 @@ func request(nl *netlink.Conn, typ netlink.HeaderType, m routeMessage) error {
 
 // policy returns the message that adds a dumped routing policy rule.
 func (m routeMessage) policy() routeMessage {
-	const priority = 6 // FRA_PRIORITY, which is not listed if it is 0
+	const priority = 6 // FRA_PRIORITY, not dumped if it is 0
 	attrs := m.attributes.Without()
 	if m.attributes.Find(priority) == nil {
 		attrs.Native(priority, 0)
 	}
-	return routeMessage{m.header, attributes(attrs)}
+	return routeMessage{m.header, nfnetlink.Attributes(attrs)}
 }
 
 const rtaNexthop = 30 // RTA_NH_ID, include/uapi/linux/rtnetlink.h
 
-// add makes the link, as a pair. Neither end resolves addresses.
+// add creates the veth pair. Neither end resolves addresses.
 func (l link) add(nl *netlink.Conn, far int) error {
 	const peer = 1 // VETH_INFO_PEER, include/uapi/linux/veth.h
 	header := make([]byte, lenIfinfo)
@@ -351,10 +350,10 @@ func (l link) add(nl *netlink.Conn, far int) error {
 	b.End(other)
 	b.End(data)
 	b.End(info)
-	return request(nl, unix.RTM_NEWLINK, routeMessage{header, attributes(b)})
+	return request(nl, unix.RTM_NEWLINK, routeMessage{header, nfnetlink.Attributes(b)})
 }
 
-// up brings the link up.
+// up brings the end of the namespace of nl up.
 func (l link) up(nl *netlink.Conn) error {
 	header := make([]byte, lenIfinfo)
 	binary.NativeEndian.PutUint32(header[4:], uint32(l.index))
@@ -366,7 +365,7 @@ func (l link) up(nl *netlink.Conn) error {
 	return err
 }
 
-// make makes the pair and brings both ends up.
+// make creates the pair and brings both ends up.
 func (l link) make(nl *netlink.Conn, far int, farRoute *netlink.Conn) error {
 	if err := l.add(nl, far); err != nil {
 		return err

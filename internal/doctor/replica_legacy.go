@@ -12,12 +12,12 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nftread"
 )
 
-// The tables of iptables-legacy are one block of memory each, which the kernel returns and takes in
-// the same form (include/uapi/linux/netfilter_ipv4/ip_tables.h and netfilter_ipv6/ip6_tables.h).
-
-// xtable is a table of iptables-legacy or ip6tables-legacy.
+// xtable is a table of iptables-legacy or ip6tables-legacy: one block of memory, which the kernel returns and takes
+// in the same form (include/uapi/linux/netfilter_ipv4/ip_tables.h and netfilter_ipv6/ip6_tables.h).
 type xtable struct {
 	family  byte // unix.AF_INET or unix.AF_INET6
 	info    xtInfo
@@ -71,7 +71,7 @@ func (t xtable) String() string {
 	return program + ", table " + t.name()
 }
 
-// readLegacy reads the tables that exist. To ask for another one would make the kernel load it.
+// readLegacy reads the tables that exist. Reading another one would make the kernel load it.
 func (s *snapshot) readLegacy() error {
 	for _, f := range []struct {
 		family byte
@@ -127,7 +127,7 @@ func getsockopt(fd, level, name int, value []byte) error {
 	return nil
 }
 
-// rebuild makes the table in the calling thread's namespace. Its counters begin at 0.
+// rebuild creates the table in the calling thread's namespace, with counters at 0.
 func (t xtable) rebuild() error {
 	now := xtable{family: t.family}
 	now.info.name = t.info.name
@@ -139,10 +139,10 @@ func (t xtable) rebuild() error {
 		return err
 	}
 	defer unix.Close(fd)
-	old := make([]byte, 16*max(now.info.count, 1)) // struct xt_counters of what is replaced
+	old := make([]byte, 16*max(now.info.count, 1)) // struct xt_counters of the replaced rules
 	r := xtReplace{name: t.info.name, validHooks: t.info.validHooks, count: t.info.count, size: t.info.size,
 		hookEntry: t.info.hookEntry, underflow: t.info.underflow, numCounters: now.info.count, counters: unsafe.Pointer(&old[0])}
-	var pin runtime.Pinner // the kernel writes there by an address that the collector does not see
+	var pin runtime.Pinner // the collector does not see this address
 	pin.Pin(&old[0])
 	defer pin.Unpin()
 	for _, e := range t.list() {
@@ -152,18 +152,18 @@ func (t xtable) rebuild() error {
 	return unix.SetsockoptString(fd, t.level(), xtSetReplace, string(request))
 }
 
-// xtRule is a rule of a table, as iptables -L --line-numbers counts. Number 0 is the chain's policy.
+// xtRule is a rule, with its number of iptables -L --line-numbers, 0 for the chain's policy.
 type xtRule struct {
 	chain   string
 	number  int
-	builtIn bool // the chain is
+	builtIn bool // chain
 	drops   bool
 	packets uint64
 }
 
 // xtEntry is struct ipt_entry or ip6t_entry, with the parts that vary in size.
 type xtEntry struct {
-	at       int // its offset in the table
+	at       int // offset in the table
 	bytes    []byte
 	target   int // offset of the target
 	counters int
@@ -188,8 +188,7 @@ func (t xtable) list() []xtEntry {
 	return all
 }
 
-// passQueued has a rule that hands packets to a program accept them, as no program reads queues in
-// a replica (struct xt_NFQ_info_v3).
+// passQueued sets the bypass flag of NFQUEUE, as no program reads queues in a replica (struct xt_NFQ_info_v3).
 func (e xtEntry) passQueued() {
 	const revision, flags = 31, 32 + 4
 	name := unix.ByteSliceToString(e.bytes[e.target+2 : e.target+revision])
@@ -198,7 +197,7 @@ func (e xtEntry) passQueued() {
 	}
 }
 
-// rules lists the rules in the order of memory.
+// rules returns the rules in the order of the table.
 func (t xtable) rules() []xtRule {
 	builtIn := []string{"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"}
 	var all []xtRule
@@ -217,14 +216,14 @@ func (t xtable) rules() []xtRule {
 		}
 		// struct xt_entry_target: the size, the name, the revision; then what the target has.
 		name := unix.ByteSliceToString(e.bytes[e.target+2 : e.target+31])
-		if name == "ERROR" { // where a chain begins
+		if name == "ERROR" { // start of a chain
 			chain, number, isBuiltIn = unix.ByteSliceToString(e.bytes[e.target+32:]), 0, false
 			continue
 		}
 		number++
 		r := xtRule{chain: chain, number: number, builtIn: isBuiltIn, packets: binary.NativeEndian.Uint64(e.bytes[e.counters:])}
 		if name == "" { // a verdict: -NF_DROP - 1 is a drop
-			r.drops = int32(binary.NativeEndian.Uint32(e.bytes[e.target+32:])) == -verdictDrop-1
+			r.drops = int32(binary.NativeEndian.Uint32(e.bytes[e.target+32:])) == -nftread.VerdictDrop-1
 		}
 		r.drops = r.drops || name == "REJECT"
 		if policy {
@@ -235,19 +234,19 @@ func (t xtable) rules() []xtRule {
 	return all
 }
 
-// dropped returns where a packet was dropped since before was read, if it was in this table. A packet that
-// was sent here meets the chain OUTPUT; one that came in does not, but an answer to it may.
+// dropped returns the place where this table has dropped a packet since before was read. A packet that was sent
+// here passes the chain OUTPUT; one that was received does not, but an answer to it may.
 func (t xtable) dropped(before []xtRule, sent bool) (at place, ok bool) {
-	table := tableName{family: familyIPv4, name: t.name(), legacy: true}
+	table := nftread.Table{Family: nftread.FamilyIPv4, Name: t.name(), Legacy: true}
 	if t.family == unix.AF_INET6 {
-		table.family = familyIPv6
+		table.Family = nftread.FamilyIPv6
 	}
 	for i, r := range t.rules() {
 		if i >= len(before) || r.packets == before[i].packets {
 			continue
 		}
-		if r.builtIn && (r.chain == "POSTROUTING" || sent == (r.chain == "OUTPUT")) { // in the order in which packets meet them
-			at.base = objectName{table, r.chain}
+		if r.builtIn && (r.chain == "POSTROUTING" || sent == (r.chain == "OUTPUT")) { // in the order of the hooks
+			at.base = nftread.Object{Table: table, Name: r.chain}
 		}
 		if r.drops && !ok {
 			at.chain, at.number, ok = r.chain, r.number, true
@@ -256,7 +255,7 @@ func (t xtable) dropped(before []xtRule, sent bool) (at place, ok bool) {
 	return at, ok
 }
 
-// addresses returns the addresses that rules compare those of packets to.
+// addresses returns the source and destination addresses of all rules.
 func (t xtable) addresses() [][]byte {
 	length := 4
 	if t.family == unix.AF_INET6 {

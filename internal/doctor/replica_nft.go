@@ -1,7 +1,6 @@
 package doctor
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -11,18 +10,17 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfnetlink"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nftread"
 )
 
-// The kernel lists its tables in nearly the form in which it takes them. What is different is
-// here: counters of uses and handles are left out, sets get an id, and no packet waits for a program.
-//
-// It mirrors net/netfilter/nf_tables_api.c.
+// The kernel dumps tables nearly in the form in which it takes them (net/netfilter/nf_tables_api.c). The differences:
+// use counters and handles are omitted, sets get an id, and queues get the bypass flag.
 
 // nftMessage is one request of a batch.
 type nftMessage struct {
 	typ    uint16
 	family byte
-	attrs  attributes
+	attrs  nfnetlink.Attributes
 	what   string // for errors
 }
 
@@ -45,18 +43,18 @@ const (
 	queueBypass  = 1 // NFT_QUEUE_FLAG_BYPASS, NFQ_FLAG_BYPASS
 )
 
-// readNFT reads the tables that see forwarded packets and those of this host.
+// readNFT reads the tables of families that filter TCP.
 func (s *snapshot) readNFT() error {
-	l, err := dialNFT()
+	l, err := nftread.Dial()
 	if err != nil {
 		return err
 	}
 	defer l.Close()
-	r := &nftReader{snapshot: s, ingress: make(map[objectName]bool)}
-	s.handles, s.bases = make(map[objectName][]uint64), make(map[objectName]bool)
+	r := &nftReader{snapshot: s, ingress: make(map[nftread.Object]bool)}
+	s.handles, s.bases = make(map[nftread.Object][]uint64), make(map[nftread.Object]bool)
 	for _, part := range []struct {
 		message netlink.HeaderType
-		add     func(family byte, a attributes)
+		add     func(family byte, a nfnetlink.Attributes)
 	}{
 		{unix.NFT_MSG_GETTABLE, r.addTable},
 		{unix.NFT_MSG_GETOBJ, r.addObject},
@@ -69,170 +67,153 @@ func (s *snapshot) readNFT() error {
 				return err
 			}
 		}
-		if err := l.each(part.message, part.add); err != nil {
+		if err := l.Each(part.message, part.add); err != nil {
 			return err
 		}
 	}
-	for _, t := range l.left {
-		s.left = append(s.left, "table "+t)
+	for _, t := range l.Skipped {
+		s.omitted = append(s.omitted, "table "+t)
 	}
 	return nil
 }
 
-func familyName(family byte) string {
-	switch family {
-	case unix.NFPROTO_BRIDGE:
-		return "bridge"
-	case unix.NFPROTO_NETDEV:
-		return "netdev"
-	}
-	return fmt.Sprintf("family %d", family)
-}
-
 type nftReader struct {
 	*snapshot
-	ingress map[objectName]bool // chains that are left out
-	sets    []objectName
+	ingress map[nftread.Object]bool // chains that are omitted
+	sets    []nftread.Object
 }
 
 func (r *nftReader) add(typ uint16, family byte, a nfnetlink.Buffer, format string, args ...any) {
-	r.nft = append(r.nft, nftMessage{typ, family, attributes(a), fmt.Sprintf(format, args...)})
+	r.nft = append(r.nft, nftMessage{typ, family, nfnetlink.Attributes(a), fmt.Sprintf(format, args...)})
 }
 
-func (r *nftReader) addTable(family byte, a attributes) {
-	name := tableName{family: family, name: a.Text(unix.NFTA_TABLE_NAME)}
-	// The flags left, persist and owner, are about the program that made it.
+func (r *nftReader) addTable(family byte, a nfnetlink.Attributes) {
+	name := nftread.Table{Family: family, Name: a.Text(unix.NFTA_TABLE_NAME)}
+	// The flags persist and owner concern the program that created the table.
 	r.add(unix.NFT_MSG_NEWTABLE, family, a.Without(unix.NFTA_TABLE_FLAGS, unix.NFTA_TABLE_USE, nftaTableHandle, nftaTableOwner), "table %s", name)
 }
 
-func (r *nftReader) addObject(family byte, a attributes) {
+func (r *nftReader) addObject(family byte, a nfnetlink.Attributes) {
 	r.add(unix.NFT_MSG_NEWOBJ, family, a.Without(unix.NFTA_OBJ_USE, nftaObjHandle),
-		"table %s, object %s", tableName{family: family, name: a.Text(unix.NFTA_OBJ_TABLE)}, a.Text(unix.NFTA_OBJ_NAME))
+		"table %s, object %s", nftread.Table{Family: family, Name: a.Text(unix.NFTA_OBJ_TABLE)}, a.Text(unix.NFTA_OBJ_NAME))
 }
 
-func (r *nftReader) addChain(family byte, a attributes) {
-	c := newChain(family, a)
-	if c.base && c.table.family == familyInet && c.hook == hookIngress {
-		r.ingress[objectName{c.table, c.name}] = true
-		r.left = append(r.left, fmt.Sprintf("table %s, chain %s", c.table, c.name))
+func (r *nftReader) addChain(family byte, a nfnetlink.Attributes) {
+	c := nftread.ParseChain(family, a)
+	if c.Base && c.Table.Family == nftread.FamilyInet && c.Hook == hookIngress {
+		r.ingress[nftread.Object{Table: c.Table, Name: c.Name}] = true
+		r.omitted = append(r.omitted, fmt.Sprintf("table %s, chain %s", c.Table, c.Name))
 		return
 	}
-	if c.base {
-		r.bases[objectName{c.table, c.name}] = true
+	if c.Base {
+		r.bases[nftread.Object{Table: c.Table, Name: c.Name}] = true
 	}
-	// A chain within a rule is as good as one with a name.
+	// A chain that is bound to a rule becomes an ordinary one.
 	flags := a.Uint32(nftaChainFlags) &^ chainBinding
 	b := a.Without(unix.NFTA_CHAIN_HANDLE, unix.NFTA_CHAIN_USE, unix.NFTA_CHAIN_COUNTERS, nftaChainID, nftaChainFlags)
 	if flags != 0 {
 		b.Uint32(nftaChainFlags, flags)
 	}
-	r.add(unix.NFT_MSG_NEWCHAIN, family, b, "table %s, chain %s", c.table, c.name)
+	r.add(unix.NFT_MSG_NEWCHAIN, family, b, "table %s, chain %s", c.Table, c.Name)
 }
 
-func (r *nftReader) addSet(family byte, a attributes) {
-	name := objectName{tableName{family: family, name: a.Text(unix.NFTA_SET_TABLE)}, a.Text(unix.NFTA_SET_NAME)}
+func (r *nftReader) addSet(family byte, a nfnetlink.Attributes) {
+	name := nftread.Object{Table: nftread.Table{Family: family, Name: a.Text(unix.NFTA_SET_TABLE)}, Name: a.Text(unix.NFTA_SET_NAME)}
 	r.sets = append(r.sets, name)
 	b := a.Without(nftaSetHandle, nftaSetType, nftaSetCount, unix.NFTA_SET_ID)
 	b.Uint32(unix.NFTA_SET_ID, uint32(len(r.sets)))
-	r.add(unix.NFT_MSG_NEWSET, family, b, "table %s, set %s", name.table, name.name)
+	r.add(unix.NFT_MSG_NEWSET, family, b, "table %s, set %s", name.Table, name.Name)
 }
 
-// addElements adds those of all sets, each in the order in which the kernel wants intervals.
-func (r *nftReader) addElements(l *lister) error {
+// addElements adds the elements of all sets, sorted as the kernel takes intervals.
+func (r *nftReader) addElements(l *nftread.Lister) error {
 	for _, set := range r.sets {
-		elements, err := l.elements(set.table, set.name)
+		elements, err := l.Elements(set.Table, set.Name)
 		if err != nil {
 			return err
 		}
-		slices.SortStableFunc(elements, func(x, y attributes) int {
-			a, b := newElement(x), newElement(y)
-			if c := bytes.Compare(a.key, b.key); c != 0 || a.end == b.end {
-				return c
-			}
-			if a.end { // one interval ends where the next one begins
-				return -1
-			}
-			return 1
+		slices.SortStableFunc(elements, func(x, y nfnetlink.Attributes) int {
+			return nftread.CompareElements(nftread.ParseElement(x), nftread.ParseElement(y))
 		})
 		for chunk := range slices.Chunk(elements, 200) { // the length of an attribute has 16 bits
 			var b nfnetlink.Buffer
-			b.Text(unix.NFTA_SET_ELEM_LIST_TABLE, set.table.name)
-			b.Text(unix.NFTA_SET_ELEM_LIST_SET, set.name)
+			b.Text(unix.NFTA_SET_ELEM_LIST_TABLE, set.Table.Name)
+			b.Text(unix.NFTA_SET_ELEM_LIST_SET, set.Name)
 			list := b.Nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS)
 			for _, x := range chunk {
 				b.Bytes(unix.NLA_F_NESTED|nftaListElem, x...)
 			}
 			b.End(list)
-			r.add(unix.NFT_MSG_NEWSETELEM, set.table.family, b, "table %s, elements of set %s", set.table, set.name)
+			r.add(unix.NFT_MSG_NEWSETELEM, set.Table.Family, b, "table %s, elements of set %s", set.Table, set.Name)
 		}
 	}
 	return nil
 }
 
-func (r *nftReader) addRule(family byte, a attributes) {
-	rule := newRule(family, a)
-	in := objectName{rule.table, rule.chain}
+func (r *nftReader) addRule(family byte, a nfnetlink.Attributes) {
+	rule := nftread.ParseRule(family, a)
+	in := nftread.Object{Table: rule.Table, Name: rule.Chain}
 	if r.ingress[in] {
 		return
 	}
-	r.handles[in] = append(r.handles[in], rule.handle)
+	r.handles[in] = append(r.handles[in], rule.Handle)
 	b := a.Without(unix.NFTA_RULE_HANDLE, unix.NFTA_RULE_POSITION, unix.NFTA_RULE_EXPRESSIONS)
 	exprs := b.Nest(unix.NFTA_RULE_EXPRESSIONS)
-	protocol := addExpressions(&b, rule.exprs)
+	protocol := addExpressions(&b, rule.Exprs)
 	b.End(exprs)
-	if protocol != 0 { // matches and targets of iptables want to know it, and it is not listed
+	if protocol != 0 { // matches and targets of iptables need it, and it is not dumped
 		compat := b.Nest(unix.NFTA_RULE_COMPAT)
 		b.Uint32(unix.NFTA_RULE_COMPAT_PROTO, protocol)
 		b.Uint32(unix.NFTA_RULE_COMPAT_FLAGS, 0)
 		b.End(compat)
 	}
-	r.add(unix.NFT_MSG_NEWRULE, family, b, "table %s, chain %s, rule with handle %d", rule.table, rule.chain, rule.handle)
+	r.add(unix.NFT_MSG_NEWRULE, family, b, "table %s, chain %s, rule with handle %d", rule.Table, rule.Chain, rule.Handle)
 }
 
-// addExpressions adds the expressions of a rule as the kernel takes them, and returns its protocol if it has a
-// match or target of iptables.
-func addExpressions(b *nfnetlink.Buffer, exprs []expression) (protocol uint32) {
-	var load expression
+// addExpressions adds the expressions of a rule as the kernel takes them. It returns the rule's protocol, 0 if it
+// has no match or target of iptables.
+func addExpressions(b *nfnetlink.Buffer, exprs []nftread.Expression) (protocol uint32) {
+	var load nftread.Expression
 	var compat bool
 	for _, e := range exprs {
-		data := nfnetlink.Buffer(e.attrs)
-		switch e.name {
+		data := nfnetlink.Buffer(e.Attrs)
+		switch e.Name {
 		case "flow_offload": // changes no verdict, and needs devices
 			continue
-		case "queue": // of packets that no program reads here
-			flags := binary.BigEndian.Uint16(append(e.attrs.Find(unix.NFTA_QUEUE_FLAGS), 0, 0)) | queueBypass
-			data = e.attrs.Without(unix.NFTA_QUEUE_FLAGS)
+		case "queue": // no program reads it here
+			flags := binary.BigEndian.Uint16(append(e.Attrs.Find(unix.NFTA_QUEUE_FLAGS), 0, 0)) | queueBypass
+			data = e.Attrs.Without(unix.NFTA_QUEUE_FLAGS)
 			data.Uint16(unix.NFTA_QUEUE_FLAGS, flags)
 		case "target":
 			compat = true
-			if info := e.attrs.Find(unix.NFTA_TARGET_INFO); e.attrs.Text(unix.NFTA_TARGET_NAME) == "NFQUEUE" && len(info) >= 6 &&
-				e.attrs.Uint32(unix.NFTA_TARGET_REV) == 3 {
+			if info := e.Attrs.Find(unix.NFTA_TARGET_INFO); e.Attrs.Text(unix.NFTA_TARGET_NAME) == "NFQUEUE" && len(info) >= 6 &&
+				e.Attrs.Uint32(unix.NFTA_TARGET_REV) == 3 {
 				binary.NativeEndian.PutUint16(info[4:], binary.NativeEndian.Uint16(info[4:])|queueBypass)
 			}
 		case "match":
 			compat = true
-		case "osf": // without flags, the kernel lists them and does not take them
+		case "osf": // flags 0 are dumped and not taken
 			const flags = 3 // NFTA_OSF_FLAGS
-			if e.attrs.Uint32(flags) == 0 {
-				data = e.attrs.Without(flags)
+			if e.Attrs.Uint32(flags) == 0 {
+				data = e.Attrs.Without(flags)
 			}
-		case "exthdr": // the kernel lists attributes that it does not take of rules that change an option
+		case "exthdr": // some attributes of rules that change an option are dumped and not taken
 			const sreg, dreg, offset, length, flags = 7, 1, 3, 4, 5 // NFTA_EXTHDR_*
 			switch {
-			case e.attrs.Find(sreg) != nil:
-				data = e.attrs.Without(flags)
-			case e.attrs.Find(dreg) == nil:
-				data = e.attrs.Without(flags, offset, length)
+			case e.Attrs.Find(sreg) != nil:
+				data = e.Attrs.Without(flags)
+			case e.Attrs.Find(dreg) == nil:
+				data = e.Attrs.Without(flags, offset, length)
 			}
 		case "cmp":
-			data := e.attrs.Nested(unix.NFTA_CMP_DATA).Find(unix.NFTA_DATA_VALUE)
-			if load.protocol() && e.attrs.Uint32(unix.NFTA_CMP_OP) == unix.NFT_CMP_EQ && len(data) == 1 {
+			data := e.Attrs.Nested(unix.NFTA_CMP_DATA).Find(unix.NFTA_DATA_VALUE)
+			if loadsProtocol(load) && e.Attrs.Uint32(unix.NFTA_CMP_OP) == unix.NFT_CMP_EQ && len(data) == 1 {
 				protocol = uint32(data[0])
 			}
 		}
 		load = e
 		element := b.Nest(nftaListElem)
-		b.Text(unix.NFTA_EXPR_NAME, e.name)
+		b.Text(unix.NFTA_EXPR_NAME, e.Name)
 		b.Bytes(unix.NLA_F_NESTED|unix.NFTA_EXPR_DATA, data...)
 		b.End(element)
 	}
@@ -242,19 +223,19 @@ func addExpressions(b *nfnetlink.Buffer, exprs []expression) (protocol uint32) {
 	return protocol
 }
 
-// protocol reports whether an expression loads the packet's transport protocol.
-func (e expression) protocol() bool {
-	switch e.name {
+// loadsProtocol reports whether an expression loads the transport protocol.
+func loadsProtocol(e nftread.Expression) bool {
+	switch e.Name {
 	case "meta":
-		return e.attrs.Uint32(unix.NFTA_META_KEY) == unix.NFT_META_L4PROTO
+		return e.Attrs.Uint32(unix.NFTA_META_KEY) == unix.NFT_META_L4PROTO
 	case "payload": // of the IPv4 header
-		return e.attrs.Uint32(unix.NFTA_PAYLOAD_BASE) == unix.NFT_PAYLOAD_NETWORK_HEADER && e.attrs.Uint32(unix.NFTA_PAYLOAD_OFFSET) == 9 &&
-			e.attrs.Uint32(unix.NFTA_PAYLOAD_LEN) == 1
+		return e.Attrs.Uint32(unix.NFTA_PAYLOAD_BASE) == unix.NFT_PAYLOAD_NETWORK_HEADER && e.Attrs.Uint32(unix.NFTA_PAYLOAD_OFFSET) == 9 &&
+			e.Attrs.Uint32(unix.NFTA_PAYLOAD_LEN) == 1
 	}
 	return false
 }
 
-// rebuildNFT makes the tables in the calling thread's namespace, in one batch.
+// rebuildNFT creates the tables in the calling thread's namespace, in one batch.
 func (s *snapshot) rebuildNFT() error {
 	if len(s.nft) == 0 {
 		return nil
@@ -277,8 +258,8 @@ func (s *snapshot) rebuildNFT() error {
 	return s.sendBatch(batch)
 }
 
-// sendBatch sends a batch whose last request is acknowledged. The first error that the kernel
-// reports is that of the first request that it refuses.
+// sendBatch sends a batch whose last request is acknowledged. The kernel's first answer is the error of the first
+// request that it refuses.
 func (s *snapshot) sendBatch(batch []byte) error {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nftread"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
@@ -31,17 +32,17 @@ func applyRules(t *testing.T, h *netns.Host) {
 	})
 }
 
-// among are the findings of some checks on this host.
+// among returns the findings of some checks on a host.
 func among(t *testing.T, h *netns.Host, c rules.Config, names ...string) []Finding {
 	t.Helper()
 	some := slices.Clone(checks)
 	some = slices.DeleteFunc(some, func(c check) bool { return !slices.Contains(names, c.name) })
 	if len(some) != len(names) {
-		t.Fatalf("of %q only %d are checks", names, len(some))
+		t.Fatalf("got %d checks, want %q", len(some), names)
 	}
 	var found []Finding
 	do(t, h, func() error {
-		found = examine(newPatient(host{}, backend.Wish{Rules: c}), some)
+		found = examine(newExamination(host{}, backend.Request{Rules: c}), some)
 		return nil
 	})
 	return found
@@ -52,14 +53,13 @@ const (
 	saneObject = `ct helper mine { type "sane" protocol tcp; }; `
 )
 
-// TestUserRules loads rulesets such as users have, and reads what is said of them. No want is
-// that all is ok.
+// TestUserRules loads rulesets of users. Without a want, every finding is ok.
 func TestUserRules(t *testing.T) {
-	kernelHelper := func(what, mend string) *want { return &want{Problem, "other helpers", what, mend} }
-	late := func(what, mend string) *want { return &want{Problem, "helper priority", what, mend} }
-	related := func(what, mend string) *want { return &want{Problem, "related", what, mend} }
-	shut := func(what, mend string) *want { return &want{Warning, "related", what, mend} } // control connections don't pass either
-	notrack := func(what, mend string) *want { return &want{Problem, "notrack", what, mend} }
+	kernelHelper := func(what, fix string) *want { return &want{Problem, "other helpers", what, fix} }
+	late := func(what, fix string) *want { return &want{Problem, "helper priority", what, fix} }
+	related := func(what, fix string) *want { return &want{Problem, "related", what, fix} }
+	shut := func(what, fix string) *want { return &want{Warning, "related", what, fix} } // control connections don't pass either
+	notrack := func(what, fix string) *want { return &want{Problem, "notrack", what, fix} }
 	const forward = "table inet filter { chain forward { type filter hook forward priority 0; policy drop; "
 	const open = "table inet filter { chain forward { type filter hook forward priority 0; "
 	const names = "table inet filter, chain forward drops related connections: the rule with handle "
@@ -103,7 +103,7 @@ func TestUserRules(t *testing.T) {
 			`table inet f { ` + ftpObject + `chain out { type filter hook output priority -150; ct helper set tcp dport map { 21 : "ftp" }; }; }`,
 			kernelHelper(`helper "ftp" for port 21`, "nft delete rule inet f out"),
 		},
-		"behind jumps": {
+		"after jumps": {
 			`table inet f { ` + ftpObject + `chain b { ct helper set "ftp"; }; chain a { ct state new goto b; }; chain pre { type filter hook prerouting priority 10; tcp dport vmap { 21 : jump a, 22 : accept }; }; }`,
 			kernelHelper(`table inet f, chain b (prerouting priority 10, after NAT): helper "ftp" for port 21`, "nft delete rule inet f b"),
 		},
@@ -123,13 +123,13 @@ func TestUserRules(t *testing.T) {
 			`table inet f { ` + saneObject + `chain pre { type filter hook prerouting priority raw; tcp dport 21 ct helper set "mine"; }; }`,
 			late(`(prerouting priority -300, before conntrack)`, "nft delete rule inet f pre handle "),
 		},
-		"own carrier":          {`table inet f { ` + saneObject + `chain pre { type filter hook prerouting priority -150; tcp dport 21 ct helper set "mine"; }; }`, nil},
-		"another port":         {`table inet f { ` + ftpObject + `chain pre { type filter hook prerouting priority 0; tcp dport 2121 ct helper set "ftp"; }; }`, nil},
-		"other ports":          {`table inet f { ` + ftpObject + `chain pre { type filter hook prerouting priority 0; tcp dport { 22-2121, 1-20 } ct helper set "ftp"; }; }`, nil},
-		"no way there":         {`table inet f { ` + ftpObject + `chain a { tcp dport 21 ct helper set "ftp"; }; }`, nil},
-		"helper's name read":   {`table inet f { chain pre { type filter hook prerouting priority 0; ct helper "ftp" accept; }; }`, nil},
-		"a dormant table":      {`table inet f { flags dormant; ` + ftpObject + `chain pre { type filter hook prerouting priority 0; tcp dport 21 ct helper set "ftp"; }; }`, nil},
-		"an object of its own": {`table inet f { counter c { }; chain pre { type filter hook prerouting priority 0; tcp dport 21 counter name "c"; }; }`, nil},
+		"own carrier":        {`table inet f { ` + saneObject + `chain pre { type filter hook prerouting priority -150; tcp dport 21 ct helper set "mine"; }; }`, nil},
+		"another port":       {`table inet f { ` + ftpObject + `chain pre { type filter hook prerouting priority 0; tcp dport 2121 ct helper set "ftp"; }; }`, nil},
+		"other ports":        {`table inet f { ` + ftpObject + `chain pre { type filter hook prerouting priority 0; tcp dport { 22-2121, 1-20 } ct helper set "ftp"; }; }`, nil},
+		"no way there":       {`table inet f { ` + ftpObject + `chain a { tcp dport 21 ct helper set "ftp"; }; }`, nil},
+		"helper's name read": {`table inet f { chain pre { type filter hook prerouting priority 0; ct helper "ftp" accept; }; }`, nil},
+		"a dormant table":    {`table inet f { flags dormant; ` + ftpObject + `chain pre { type filter hook prerouting priority 0; tcp dport 21 ct helper set "ftp"; }; }`, nil},
+		"another object":     {`table inet f { counter c { }; chain pre { type filter hook prerouting priority 0; tcp dport 21 counter name "c"; }; }`, nil},
 
 		// Related.
 		"related":               {forward + "ct state established,related accept; }; }", nil},
@@ -141,7 +141,7 @@ func TestUserRules(t *testing.T) {
 		"related of our helper": {forward + `ct state related ct helper "sane" accept; }; }`, nil},
 		"related on a device":   {forward + `iifname "eth0" ct state related counter accept; }; }`, nil},
 		"everything":            {forward + "accept; }; }", nil},
-		"in a chain of its own": {"table inet filter { chain x { ct state established,related accept; }; chain forward { type filter hook forward priority 0; policy drop; jump x; }; }", nil},
+		"in another chain":      {"table inet filter { chain x { ct state established,related accept; }; chain forward { type filter hook forward priority 0; policy drop; jump x; }; }", nil},
 		"a state and a jump":    {"table inet filter { chain x { tcp dport > 1023 accept; }; chain forward { type filter hook forward priority 0; policy drop; ct state vmap { established : accept, related : goto x }; }; }", nil},
 		"nothing is dropped":    {"table inet filter { chain forward { type filter hook forward priority 0; tcp dport 22 drop; }; }", nil},
 		"nothing at all":        {"", nil},
@@ -174,7 +174,7 @@ func TestUserRules(t *testing.T) {
 		"perhaps returned":     {"table inet filter { chain x { fib daddr type local return; drop; }; chain forward { type filter hook forward priority 0; jump x; ct state established,related accept; drop; }; }", nil},
 		"perhaps not accepted": {"table inet filter { chain x { fib daddr type local return; accept; }; chain forward { type filter hook forward priority 0; policy drop; jump x; }; }", nil},
 		"perhaps elsewhere":    {"table inet filter { chain x { ct state related accept; }; chain forward { type filter hook forward priority 0; policy drop; ip saddr 192.0.2.1 goto x; drop; }; }", nil},
-		"perhaps":              {open + "ip saddr 192.0.2.0/24 ct state related drop; }; }", shut("under a condition that can't be judged: the rule with handle", insert)},
+		"perhaps":              {open + "ip saddr 192.0.2.0/24 ct state related drop; }; }", shut("may drop related connections, by a condition that cannot be interpreted: the rule with handle", insert)},
 		"ICMP is dropped":      {open + "ip protocol icmp ct state related drop; ip6 nexthdr icmpv6 ct state related drop; meta l4proto { icmp, udp } drop; }; }", nil},
 		"by address only":      {forward + "ct state established accept; ip saddr 192.0.2.0/24 accept; }; }", shut(missing, insert)},
 		"by address, input":    {"table inet filter { chain in { type filter hook input priority 0; policy drop; ct state established accept; ip saddr 192.0.2.0/24 accept; }; }", nil},
@@ -224,12 +224,11 @@ func TestUserRules(t *testing.T) {
 	}
 }
 
-// TestOwnRules says that our own rules are nobody else's.
-func TestOwnRules(t *testing.T) {
+func TestOwnRulesAreOK(t *testing.T) {
 	h := netns.NewTestHost(t, "host")
 	applyRules(t, h)
 	if findings := among(t, h, ftp, "rules", "other helpers", "related"); Count(findings, OK) != len(findings) {
-		t.Error(text(findings))
+		t.Errorf("want all ok, got\n%s", text(findings))
 	}
 }
 
@@ -241,13 +240,12 @@ func TestAddedPorts(t *testing.T) {
 	must.Do(t, h.Nft(t.Context(), add+`; table inet f { chain pre { type filter hook prerouting priority raw; tcp dport 2100 notrack; }; }`))
 	findings := among(t, h, ftp, "rules", "notrack")
 	wantFinding(t, findings, want{Problem, "notrack", "hides connections to port 2100 from", "nft delete rule inet f pre handle"})
-	const line = "table inet nfq_ftphelper is in place, with port 21, and with ports 2100, 2200-2210 that the settings don't have"
+	const line = "table inet nfq_ftphelper is installed for port 21, and for ports 2100, 2200-2210 that the settings do not list"
 	if !strings.Contains(text(findings), line) {
-		t.Errorf("want %s in\n%s", line, text(findings))
+		t.Errorf("want %s, got\n%s", line, text(findings))
 	}
 }
 
-// TestBrokenRules empties the set of ports, and breaks more.
 func TestBrokenRules(t *testing.T) {
 	h := netns.NewTestHost(t, "host")
 	applyRules(t, h)
@@ -265,22 +263,22 @@ func TestBrokenRules(t *testing.T) {
 	}
 }
 
-// wire is a rule as it would be read, of expressions that need not be on this kernel.
-func wire(t *testing.T, c chain, exprs ...expr.Any) rule {
+// wire returns a rule of expressions that this kernel need not have.
+func wire(t *testing.T, c nftread.Chain, exprs ...expr.Any) nftread.Rule {
 	t.Helper()
-	r := rule{table: c.table, chain: c.name, handle: 1}
+	r := nftread.Rule{Table: c.Table, Chain: c.Name, Handle: 1}
 	for _, e := range exprs {
-		data, err := expr.Marshal(c.table.family, e)
+		data, err := expr.Marshal(c.Table.Family, e)
 		must.Do(t, err)
-		r.exprs = append(r.exprs, newExpression(data))
+		r.Exprs = append(r.Exprs, nftread.ParseExpression(data))
 	}
 	return r
 }
 
-// TestIptables reads what iptables-nft writes.
+// TestIptables interprets rules of iptables-nft.
 func TestIptables(t *testing.T) {
-	forward := chain{table: tableName{family: familyIPv4, name: "filter"}, name: "FORWARD", base: true, kind: "filter", hook: unix.NF_INET_FORWARD, drops: true}
-	raw := chain{table: tableName{family: familyIPv4, name: "raw"}, name: "PREROUTING", base: true, kind: "filter", hook: unix.NF_INET_PRE_ROUTING, priority: -300}
+	forward := nftread.Chain{Table: nftread.Table{Family: nftread.FamilyIPv4, Name: "filter"}, Name: "FORWARD", Base: true, Type: "filter", Hook: unix.NF_INET_FORWARD, Drops: true}
+	raw := nftread.Chain{Table: nftread.Table{Family: nftread.FamilyIPv4, Name: "raw"}, Name: "PREROUTING", Base: true, Type: "filter", Hook: unix.NF_INET_PRE_ROUTING, Priority: -300}
 	accept := &expr.Verdict{Kind: expr.VerdictAccept}
 	conntrack := make(xt.Unknown, 160) // --ctstate RELATED,ESTABLISHED
 	binary.NativeEndian.PutUint16(conntrack[146:], 1)
@@ -303,7 +301,7 @@ func TestIptables(t *testing.T) {
 	counter := &expr.Counter{}
 
 	for name, c := range map[string]struct {
-		chain chain
+		chain nftread.Chain
 		exprs []expr.Any
 		want  *want
 	}{
@@ -317,23 +315,23 @@ func TestIptables(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := healthy()
-			f.rs = &ruleset{chains: []chain{c.chain}, rules: []rule{wire(t, c.chain, c.exprs...)}, elements: noElements}
+			f.rs = &nftread.Ruleset{Chains: []nftread.Chain{c.chain}, Rules: []nftread.Rule{wire(t, c.chain, c.exprs...)}}
 			if c.want != nil {
 				f.wantFinding(t, *c.want)
 			} else if findings := f.examine(ftp); Count(findings, OK) != len(findings) {
-				t.Error(text(findings))
+				t.Errorf("want all ok, got\n%s", text(findings))
 			}
 		})
 	}
 }
 
-// TestMalformed reads rules that nobody would load.
+// TestMalformed interprets expressions without attributes.
 func TestMalformed(t *testing.T) {
-	c := chain{table: tableName{family: familyInet, name: "f"}, name: "c", base: true, kind: "filter", hook: unix.NF_INET_FORWARD, drops: true}
+	c := nftread.Chain{Table: nftread.Table{Family: nftread.FamilyInet, Name: "f"}, Name: "c", Base: true, Type: "filter", Hook: unix.NF_INET_FORWARD, Drops: true}
 	f := healthy()
-	f.rs = &ruleset{chains: []chain{c}, elements: noElements}
+	f.rs = &nftread.Ruleset{Chains: []nftread.Chain{c}}
 	for _, name := range []string{"ct", "payload", "meta", "bitwise", "cmp", "lookup", "match", "immediate", "objref", "target", "reject", "future"} {
-		f.rs.rules = append(f.rs.rules, rule{table: c.table, chain: "c", exprs: []expression{{name: name}}})
+		f.rs.Rules = append(f.rs.Rules, nftread.Rule{Table: c.Table, Chain: "c", Exprs: []nftread.Expression{{Name: name}}})
 	}
 	f.wantFinding(t, want{Warning, "related", "chain c drops", "accept"})
 }

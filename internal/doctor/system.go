@@ -20,40 +20,41 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/cthelper"
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfq"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nftread"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
-// system is what the checks ask of a host.
+// system is the host, as the checks need it.
 type system interface {
-	// release is the kernel's, such as "6.1.0-50-amd64".
+	// release returns the kernel's, such as "6.1.0-50-amd64".
 	release() (string, error)
 	netAdmin() (bool, error)
 	// readFile reads a file of /proc, whose "net" is that of the calling thread.
 	readFile(name string) ([]byte, error)
-	// owner finds the program behind a netlink socket of the netfilter protocol.
+	// owner returns the program that owns a netlink socket of the netfilter protocol.
 	owner(portid uint32) (nfq.Owner, error)
-	// addresses are those of each interface that is up, but for loopback.
+	// addresses returns those of each interface that is up, without loopback.
 	addresses() (map[string][]netip.Addr, error)
 
-	choose(backend.Wish) (backend.Choice, error)
-	cthelper(name string) (h cthelper.Helper, there bool, err error)
-	// lookup looks up a connection that is not there.
+	choose(backend.Request) (backend.Plan, error)
+	cthelper(name string) (h cthelper.Helper, registered bool, err error)
+	// lookup looks up a connection that does not exist.
 	lookup() error
-	// expectations is how many there are.
+	// expectations returns the number of expectations.
 	expectations() (int, error)
-	// try does what the daemon does, in a network namespace of its own. The error is why that
-	// can't be had.
-	try(backend.Choice) (trial, error)
+	// probe does what the daemon does to a connection, in a new network namespace. The error is why there is no
+	// such namespace.
+	probe(backend.Plan) (probe, error)
 
-	// transfers has test transfers in a copy of this network namespace. The error is why there is no copy,
-	// errNoInterface if there is nothing to copy.
-	transfers(backend.Choice) (transfers, error)
+	// transfers runs test transfers in a copy of this network namespace. The error is why there is no copy,
+	// errNoInterface if no interface is up.
+	transfers(backend.Plan) (transfers, error)
 
 	checkRules(rules.Config) error
-	ruleset() (*ruleset, error)
-	// run runs a program that changes nothing, in the network namespace of the calling thread, and returns
-	// what it prints. The error is fs.ErrNotExist if the program is missing.
+	ruleset() (*nftread.Ruleset, error)
+	// run returns the output of a program that changes nothing, in the network namespace of the calling thread.
+	// The error is fs.ErrNotExist if the program is missing.
 	run(program string, args ...string) (string, error)
 }
 
@@ -127,7 +128,7 @@ func (host) addresses() (map[string][]netip.Addr, error) {
 
 func (host) owner(portid uint32) (nfq.Owner, error) { return nfq.FindOwner(portid) }
 
-func (host) choose(w backend.Wish) (backend.Choice, error) { return backend.Choose(w, backend.Host{}) }
+func (host) choose(r backend.Request) (backend.Plan, error) { return backend.Choose(r, backend.Host{}) }
 
 func (host) cthelper(name string) (cthelper.Helper, bool, error) { return cthelper.Lookup(name) }
 
@@ -136,8 +137,8 @@ func (host) lookup() error {
 	if err != nil {
 		return err
 	}
-	nobody := netip.MustParseAddrPort("192.0.2.1:1") // TEST-NET-1, RFC 5737
-	_, _, err = c.Lookup(expect.Tuple{Src: nobody, Dst: nobody})
+	unused := netip.MustParseAddrPort("192.0.2.1:1") // TEST-NET-1, RFC 5737
+	_, _, err = c.Lookup(expect.Tuple{Src: unused, Dst: unused})
 	if errors.Is(err, expect.ErrNoEntry) {
 		err = nil
 	}
@@ -154,3 +155,5 @@ func (host) expectations() (int, error) {
 }
 
 func (host) checkRules(c rules.Config) error { return rules.Check(c) }
+
+func (host) ruleset() (*nftread.Ruleset, error) { return nftread.Read() }

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nftread"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
@@ -16,79 +17,75 @@ const (
 	ownPorts = "ports"
 )
 
-func checkRules(p *patient) []Finding {
-	const why = "packets of control connections don't reach the daemon"
-	err := p.checkRules(p.config)
+func checkRules(x *examination) []Finding {
+	const why = "packets of control connections do not reach the daemon"
+	err := x.checkRules(x.config)
 	if err == nil {
-		if added := p.addedPorts(); len(added) > 0 {
-			return ok("table inet %s is in place, with %s, and with %s that the settings don't have", ownTable, portsText(p.config.Ports), portsText(added))
+		if added := x.addedPorts(); len(added) > 0 {
+			return ok("table inet %s is installed for %s, and for %s that the settings do not list", ownTable, portsText(x.config.Ports), portsText(added))
 		}
-		return ok("table inet %s is in place, with %s", ownTable, portsText(p.config.Ports))
+		return ok("table inet %s is installed for %s", ownTable, portsText(x.config.Ports))
 	}
 	if errors.Is(err, rules.ErrMissing) {
-		return problem(err.Error(), why, fmt.Sprintf("%s, or %s --rules", p.command("rules apply"), p.command("run")))
+		return problem(err.Error(), why, fmt.Sprintf("%s, or %s --rules", x.command("rules apply"), x.command("run")))
 	}
-	if monitor := p.monitorRules(); !p.wish.Monitor && p.checkRules(monitor) == nil {
+	if monitor := x.monitorRules(); !x.request.Monitor && x.checkRules(monitor) == nil {
 		return problem(fmt.Sprintf("table inet %s is that of --monitor", ownTable),
-			"connections get no helper, so no data connection can be opened", p.command("rules apply"))
+			"connections get no helper, so no data connection can be opened", x.command("rules apply"))
 	}
-	if p.noPorts() {
+	if x.portSetEmpty() {
 		return problem(fmt.Sprintf("set %s of table inet %s is empty", ownPorts, ownTable), "no connection is a control connection",
-			fmt.Sprintf("nft add element inet %s %s '{ %s }'", ownTable, ownPorts, strings.ReplaceAll(rules.FormatPorts(p.config.Ports, ","), ",", ", ")))
+			fmt.Sprintf("nft add element inet %s %s '{ %s }'", ownTable, ownPorts, strings.ReplaceAll(rules.FormatPorts(x.config.Ports, ","), ",", ", ")))
 	}
-	return problem(err.Error(), why, p.command("rules apply"))
+	return problem(err.Error(), why, x.command("rules apply"))
 }
 
-// monitorRules are those of a daemon that only monitors, with the same ports and queues.
-func (p *patient) monitorRules() rules.Config {
-	c := p.config
+// monitorRules are the rules of --monitor for the same ports and queues.
+func (x *examination) monitorRules() rules.Config {
+	c := x.config
 	c.Ruleset, c.Helper = rules.Monitor, ""
 	return c
 }
 
-// noPorts tells whether our set of ports is there and empty.
-func (p *patient) noPorts() bool {
-	ports, ok := p.portsInSet()
+// portSetEmpty reports whether our set of ports exists and is empty.
+func (x *examination) portSetEmpty() bool {
+	ports, ok := x.portsInSet()
 	return ok && len(ports) == 0
 }
 
-// portsInSet reads our set of ports.
-func (p *patient) portsInSet() (ports []rules.PortRange, ok bool) {
-	rs, err := p.rulesetOnce()
+// portsInSet returns our set of ports.
+func (x *examination) portsInSet() (ports []rules.PortRange, ok bool) {
+	rs, err := x.cachedRuleset()
 	if err != nil {
 		return nil, false
 	}
-	elements, err := rs.elements(tableName{family: familyInet, name: ownTable}, ownPorts)
-	if err != nil || !allHave(elements, 2) {
-		return nil, false
-	}
-	return portRanges(elements), true
+	return rs.PortsInSet(nftread.Table{Family: nftread.FamilyInet, Name: ownTable}, ownPorts)
 }
 
-// addedPorts are those in our set that the settings don't have: they were added by hand.
-func (p *patient) addedPorts() []rules.PortRange {
-	if p.asked.added == nil {
-		ports, _ := p.portsInSet()
+// addedPorts are those in our set that the settings do not list: they were added by hand.
+func (x *examination) addedPorts() []rules.PortRange {
+	if x.cache.added == nil {
+		ports, _ := x.portsInSet()
 		ports = slices.DeleteFunc(ports, func(r rules.PortRange) bool {
-			return slices.ContainsFunc(p.config.Ports, func(s rules.PortRange) bool { return s.First <= r.First && r.Last <= s.Last })
+			return slices.ContainsFunc(x.config.Ports, func(s rules.PortRange) bool { return s.First <= r.First && r.Last <= s.Last })
 		})
-		p.asked.added = &ports
+		x.cache.added = &ports
 	}
-	return *p.asked.added
+	return *x.cache.added
 }
 
-// controlPorts are those of control connections: of the settings, and added to our set.
-func (p *patient) controlPorts() []rules.PortRange {
-	return slices.Concat(p.config.Ports, p.addedPorts())
+// controlPorts are those of the settings and those added by hand.
+func (x *examination) controlPorts() []rules.PortRange {
+	return slices.Concat(x.config.Ports, x.addedPorts())
 }
 
-// command is a command line of this program with the flags that say what rules are meant.
-func (p *patient) command(words string) string {
-	c := p.config
+// command returns a command line of this program, with the flags of the rules.
+func (x *examination) command(words string) string {
+	c := x.config
 	line := program + " " + words
-	if p.file != "" {
-		line += " --config " + p.file
-		if c.Queues != p.wish.Rules.Queues {
+	if x.file != "" {
+		line += " --config " + x.file
+		if c.Queues != x.request.Rules.Queues {
 			line += fmt.Sprintf(" --queues %d", c.Queues)
 		}
 		return line
@@ -102,16 +99,16 @@ func (p *patient) command(words string) string {
 	if c.Queues > 1 {
 		line += fmt.Sprintf(" --queues %d", c.Queues)
 	}
-	if r := p.wish.Ruleset; r != "" && r != rules.Full {
+	if r := x.request.Ruleset; r != "" && r != rules.Full {
 		line += " --ruleset " + string(r)
 	}
-	if w := p.wish; w.Helper != "" && w.Helper != backend.Auto {
-		line += " --helper " + string(w.Helper)
+	if r := x.request; r.Helper != "" && r.Helper != backend.Auto {
+		line += " --helper " + string(r.Helper)
 	}
-	if p.wish.Name != "" {
-		line += " --helper-name " + p.wish.Name
+	if x.request.Name != "" {
+		line += " --helper-name " + x.request.Name
 	}
-	if p.wish.Monitor {
+	if x.request.Monitor {
 		line += " --monitor"
 	}
 	return line

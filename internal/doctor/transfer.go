@@ -13,35 +13,31 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/backend"
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nftread"
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
 // transfers are the test transfers in a replica of the host.
 type transfers struct {
-	paths []transferPath
-	// refused is where control connections were dropped, on the ways where none passed.
-	refused []place
-	// left lists what was not tried, and what the replica does not have.
-	left []string
+	paths   []transferPath
+	refused []place  // that dropped control connections where none passed
+	omitted []string // what was not tried, and what the replica does not have
 }
 
-// transferPath is a way through the host on which a control connection passes.
+// transferPath is a path through the host on which a control connection passes.
 type transferPath struct {
 	from, to string // interfaces, or thisHost
 	ipv6     bool
-	// reply is where the server's answer on the control connection was dropped.
-	reply *place
-	// helper is why no expectation could be installed.
-	helper error
-	// passive and active are where the data connection was dropped.
+	reply    *place // that dropped the server's SYN-ACK of the control connection
+	helper   error  // why no expectation could be installed
+	// passive and active are the data connections that did not pass.
 	passive, active *loss
-	// chosen says that the filter accepts FTP to this host, and not connections to any port.
-	chosen bool
+	explicit        bool // the filter accepts FTP to this host, and not every port
 }
 
-// loss says that a data connection did not pass, and where it was dropped if that is known.
-type loss struct{ at *place }
+// loss is a data connection that did not pass.
+type loss struct{ at *place } // that dropped it, nil if unknown
 
 const thisHost = "this host"
 
@@ -65,13 +61,13 @@ func (p transferPath) rank() int {
 	return 0
 }
 
-// maxAttempts is how many control connections are tried.
+// maxAttempts limits the number of control connections.
 const maxAttempts = 1000
 
 var errNoInterface = errors.New("no interface is up but loopback")
 
 // transfers implements system.
-func (host) transfers(c backend.Choice) (t transfers, err error) {
+func (host) transfers(c backend.Plan) (t transfers, err error) {
 	s, err := takeSnapshot()
 	if err != nil {
 		return transfers{}, err
@@ -83,8 +79,8 @@ func (host) transfers(c backend.Choice) (t transfers, err error) {
 		if s.matchesHelper() {
 			return transfers{}, fmt.Errorf("its rules match the helper %s, which a copy cannot have", c.Rules.Helper)
 		}
-		var standIn trial
-		if err := standIn.substitute(&c); err != nil {
+		var standIn probe
+		if err := standIn.standInCarrier(&c); err != nil {
 			return transfers{}, err
 		}
 		if standIn.noHelper != "" {
@@ -92,23 +88,23 @@ func (host) transfers(c backend.Choice) (t transfers, err error) {
 		}
 	}
 	err = inReplica(s, c.Rules, func(r *replica) error { return r.transfers(c.Rules.Ports, &t) })
-	t.left = s.left
+	t.omitted = s.omitted
 	return t, err
 }
 
-// transfers finds the ways on which a control connection passes, and tries the data connections of
-// one control connection on each.
+// transfers finds the paths on which a control connection passes, and tries the data connections of one control
+// connection on each.
 func (r *replica) transfers(ports []rules.PortRange, t *transfers) error {
-	ends := r.ends()
+	ends := r.endpoints()
 	attempts := 0
 	for _, client := range ends {
 		for _, server := range ends {
-			if client.addr.Is6() != server.addr.Is6() || client.way == server.way {
+			if client.addr.Is6() != server.addr.Is6() || client.via == server.via {
 				continue
 			}
 			for _, p := range ports {
-				// An address of this host may lead elsewhere by NAT.
-				if server.way != thisHost && t.has(client.way, server.way, client.addr.Is6()) {
+				// NAT may translate an address of this host.
+				if server.via != thisHost && t.has(client.via, server.via, client.addr.Is6()) {
 					break
 				}
 				if attempts++; attempts > maxAttempts {
@@ -129,8 +125,8 @@ func (t *transfers) has(from, to string, ipv6 bool) bool {
 }
 
 // transfer tries one control connection and, if it passes on a new path, its data connections.
-func (r *replica) transfer(client end, server netip.AddrPort, t *transfers) error {
-	if _, local, err := r.way(server.Addr()); err == nil && local {
+func (r *replica) transfer(client endpoint, server netip.AddrPort, t *transfers) error {
+	if _, local, err := r.interfaceTo(server.Addr()); err == nil && local {
 		if err := r.listen(server); err != nil {
 			return err
 		}
@@ -146,8 +142,8 @@ func (r *replica) transfer(client end, server netip.AddrPort, t *transfers) erro
 		}
 		return nil
 	}
-	p := transferPath{from: client.way, to: thisHost, ipv6: client.addr.Is6()}
-	out, serverHere, err := r.way(m.Server().Addr())
+	p := transferPath{from: client.via, to: thisHost, ipv6: client.addr.Is6()}
+	out, serverHere, err := r.interfaceTo(m.Server().Addr())
 	if err != nil {
 		return nil // NAT to an address that has no route
 	}
@@ -165,15 +161,15 @@ func (r *replica) transfer(client end, server netip.AddrPort, t *transfers) erro
 		if err != nil {
 			return err
 		}
-		p.chosen = other.master == nil
+		p.explicit = other.master == nil
 	}
 	t.paths = append(t.paths, p)
 	return nil
 }
 
-// data does what server and daemon do after the client's first segment: the answer, an expectation for a
-// passive transfer and its data connection, and the same for an active one.
-func (r *replica) data(m *expect.Master, control crossing, p *transferPath) error {
+// data does what server and daemon do after the client's SYN: the SYN-ACK, then for a passive and for an active
+// transfer an expectation and its data connection.
+func (r *replica) data(m *expect.Master, control segmentResult, p *transferPath) error {
 	reply := m.Tuples[expect.Reply]
 	answer, err := r.accept(reply.Src, reply.Dst, control.seq)
 	if err != nil {
@@ -207,47 +203,47 @@ func (r *replica) data(m *expect.Master, control crossing, p *transferPath) erro
 	return nil
 }
 
-// outside are addresses of the Internet for the ways by a default route: root name server a. Lists of
-// addresses that no packet may come from do not have them. No packet leaves the replica.
+// outside are addresses for paths by a default route: root name server a, which no list of bogus addresses has.
+// No packet leaves the replica.
 var outside = []netip.Addr{netip.MustParseAddr("198.41.0.4"), netip.MustParseAddr("2001:503:ba3e::2:30")}
 
-// end is an address of a client or a server.
-type end struct {
+// endpoint is an address of a client or a server.
+type endpoint struct {
 	addr netip.Addr
-	way  string // the interface by which it is reached, or thisHost
+	via  string // interface to it, or thisHost
 }
 
-// maxEnds is how many addresses of a family are tried of each kind.
-const maxEnds = 16
+// maxEndpoints limits the number of addresses of each kind and family.
+const maxEndpoints = 16
 
-// ends returns addresses that are reached: first those of rules, as a filter may accept FTP for one server
+// endpoints returns addresses that have a route: first those in rules, as a filter may accept FTP for one server
 // only, then a neighbour in each network, one outside, and the replica's own.
-func (r *replica) ends() []end {
+func (r *replica) endpoints() []endpoint {
 	own, near := r.addrs()
-	var all []end
+	var all []endpoint
 	untried := 0
 	for _, kind := range [][]netip.Addr{r.constants(), near, outside, own} {
 		tried := make(map[bool]int)
 		for _, a := range kind {
-			if slices.ContainsFunc(all, func(e end) bool { return e.addr == a }) {
+			if slices.ContainsFunc(all, func(e endpoint) bool { return e.addr == a }) {
 				continue
 			}
-			if tried[a.Is6()]++; tried[a.Is6()] > maxEnds {
+			if tried[a.Is6()]++; tried[a.Is6()] > maxEndpoints {
 				untried++
 				continue
 			}
-			l, local, err := r.way(a)
+			l, local, err := r.interfaceTo(a)
 			switch {
-			case err != nil: // without a route
+			case err != nil: // no route
 			case local:
-				all = append(all, end{a, thisHost})
+				all = append(all, endpoint{a, thisHost})
 			default:
-				all = append(all, end{a, l.name})
+				all = append(all, endpoint{a, l.name})
 			}
 		}
 	}
 	if untried > 0 {
-		r.left = append(r.left, fmt.Sprintf("%d addresses", untried))
+		r.omitted = append(r.omitted, fmt.Sprintf("%d addresses", untried))
 	}
 	return all
 }
@@ -285,7 +281,7 @@ func neighbour(p netip.Prefix) netip.Addr {
 	return p.Addr()
 }
 
-// constants returns addresses to which rules compare those of packets, some of each set.
+// constants returns addresses in rules, some of each set.
 func (r *replica) constants() []netip.Addr {
 	const perSet = 4
 	var compared, inSets []netip.Addr
@@ -294,14 +290,14 @@ func (r *replica) constants() []netip.Addr {
 			continue
 		}
 		length, masked := 0, false // of the address in the register
-		for _, e := range newRule(m.family, m.attrs).exprs {
-			switch e.name {
+		for _, e := range nftread.ParseRule(m.family, m.attrs).Exprs {
+			switch e.Name {
 			case "payload":
-				length, masked = e.addressLength(), false
+				length, masked = addressLength(e), false
 			case "bitwise":
 				masked = true
 			case "cmp":
-				data := e.attrs.Nested(unix.NFTA_CMP_DATA).Find(unix.NFTA_DATA_VALUE)
+				data := e.Attrs.Nested(unix.NFTA_CMP_DATA).Find(unix.NFTA_DATA_VALUE)
 				if length > 0 && len(data) <= length {
 					compared = appendAddr(compared, within(data, length, masked))
 				}
@@ -309,8 +305,8 @@ func (r *replica) constants() []netip.Addr {
 				if length == 0 {
 					continue
 				}
-				set := e.attrs.Text(unix.NFTA_LOOKUP_SET)
-				for _, key := range r.keys(tableName{family: m.family, name: m.attrs.Text(unix.NFTA_RULE_TABLE)}, set, perSet) {
+				set := e.Attrs.Text(unix.NFTA_LOOKUP_SET)
+				for _, key := range r.keys(nftread.Table{Family: m.family, Name: m.attrs.Text(unix.NFTA_RULE_TABLE)}, set, perSet) {
 					if len(key) == length {
 						inSets = appendAddr(inSets, key)
 					}
@@ -326,7 +322,7 @@ func (r *replica) constants() []netip.Addr {
 	return slices.Concat(compared, inSets)
 }
 
-// appendAddr appends an address that a client or server can have, up to maxEnds of each family.
+// appendAddr appends an address that a client or server can have, up to maxEndpoints of each family.
 func appendAddr(all []netip.Addr, data []byte) []netip.Addr {
 	a, ok := netip.AddrFromSlice(data)
 	if !ok || a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast() {
@@ -341,20 +337,20 @@ func appendAddr(all []netip.Addr, data []byte) []netip.Addr {
 			count++
 		}
 	}
-	if count == maxEnds {
+	if count == maxEndpoints {
 		return all
 	}
 	return append(all, a)
 }
 
-// addressLength returns 4 or 16 if a payload expression loads an address of IPv4 or IPv6, or its
-// first bytes, and 0 otherwise.
-func (e expression) addressLength() int {
-	if e.attrs.Uint32(unix.NFTA_PAYLOAD_BASE) != unix.NFT_PAYLOAD_NETWORK_HEADER {
+// addressLength returns 4 or 16 if a payload expression loads an address of IPv4 or IPv6, or a prefix of one, and
+// 0 otherwise.
+func addressLength(e nftread.Expression) int {
+	if e.Attrs.Uint32(unix.NFTA_PAYLOAD_BASE) != unix.NFT_PAYLOAD_NETWORK_HEADER {
 		return 0
 	}
-	length := e.attrs.Uint32(unix.NFTA_PAYLOAD_LEN)
-	switch e.attrs.Uint32(unix.NFTA_PAYLOAD_OFFSET) {
+	length := e.Attrs.Uint32(unix.NFTA_PAYLOAD_LEN)
+	switch e.Attrs.Uint32(unix.NFTA_PAYLOAD_OFFSET) {
 	case 12, 16:
 		if length <= 4 {
 			return 4
@@ -367,7 +363,7 @@ func (e expression) addressLength() int {
 	return 0
 }
 
-// within returns an address of the network that begins with prefix.
+// within returns an address of the network with this prefix.
 func within(prefix []byte, length int, masked bool) []byte {
 	a := make([]byte, length)
 	copy(a, prefix)
@@ -377,17 +373,17 @@ func within(prefix []byte, length int, masked bool) []byte {
 	return a
 }
 
-// keys returns the first keys of a set, but not where an interval ends.
-func (s *snapshot) keys(table tableName, set string, most int) [][]byte {
+// keys returns the first keys of a set, without ends of intervals.
+func (s *snapshot) keys(table nftread.Table, set string, most int) [][]byte {
 	var all [][]byte
 	for _, m := range s.nft {
-		if m.typ != unix.NFT_MSG_NEWSETELEM || m.family != table.family ||
-			m.attrs.Text(unix.NFTA_SET_ELEM_LIST_TABLE) != table.name || m.attrs.Text(unix.NFTA_SET_ELEM_LIST_SET) != set {
+		if m.typ != unix.NFT_MSG_NEWSETELEM || m.family != table.Family ||
+			m.attrs.Text(unix.NFTA_SET_ELEM_LIST_TABLE) != table.Name || m.attrs.Text(unix.NFTA_SET_ELEM_LIST_SET) != set {
 			continue
 		}
 		for _, x := range m.attrs.Nested(unix.NFTA_SET_ELEM_LIST_ELEMENTS).All() {
-			if e := newElement(x); !e.end && len(all) < most {
-				all = append(all, e.key)
+			if e := nftread.ParseElement(x); !e.End && len(all) < most {
+				all = append(all, e.Key)
 			}
 		}
 	}
@@ -400,9 +396,9 @@ func (s *snapshot) matchesHelper() bool {
 		if m.typ != unix.NFT_MSG_NEWRULE {
 			continue
 		}
-		for _, e := range newRule(m.family, m.attrs).exprs {
-			if e.name == "ct" && expr.CtKey(e.attrs.Uint32(unix.NFTA_CT_KEY)) == expr.CtKeyHELPER ||
-				e.name == "match" && e.attrs.Text(unix.NFTA_MATCH_NAME) == "helper" {
+		for _, e := range nftread.ParseRule(m.family, m.attrs).Exprs {
+			if e.Name == "ct" && expr.CtKey(e.Attrs.Uint32(unix.NFTA_CT_KEY)) == expr.CtKeyHELPER ||
+				e.Name == "match" && e.Attrs.Text(unix.NFTA_MATCH_NAME) == "helper" {
 				return true
 			}
 		}
@@ -410,80 +406,80 @@ func (s *snapshot) matchesHelper() bool {
 	return slices.ContainsFunc(s.legacy, func(t xtable) bool { return t.matches("helper") })
 }
 
-// tested is what came of the test transfers.
-type tested struct {
+// testResults are the results of the test transfers.
+type testResults struct {
 	transfers
-	err   error // why there are none
+	err   error // why there were none
 	drops []*dropped
 }
 
-// testedOnce has test transfers in a copy of this host.
-func (p *patient) testedOnce() *tested {
-	if p.asked.tested != nil {
-		return p.asked.tested
+// cachedTests runs test transfers in a copy of this host, once.
+func (x *examination) cachedTests() *testResults {
+	if x.cache.tested != nil {
+		return x.cache.tested
 	}
-	t := &tested{err: p.noChoice}
-	p.asked.tested = t
+	t := &testResults{err: x.noPlan}
+	x.cache.tested = t
 	if t.err != nil {
 		return t
 	}
-	c := p.choice
-	if c.Rules.Ports, t.err = rules.ParsePorts(rules.FormatPorts(p.controlPorts(), ",")); t.err != nil {
+	c := x.plan
+	if c.Rules.Ports, t.err = rules.ParsePorts(rules.FormatPorts(x.controlPorts(), ",")); t.err != nil {
 		return t
 	}
-	t.transfers, t.err = p.transfers(c)
+	t.transfers, t.err = x.transfers(c)
 	slices.SortStableFunc(t.paths, func(a, b transferPath) int {
 		if a.ipv6 != b.ipv6 && a.rank() == b.rank() {
 			return map[bool]int{false: -1, true: 1}[a.ipv6]
 		}
 		return cmp.Compare(a.rank(), b.rank())
 	})
-	t.drops = p.findDrops(t.transfers)
+	t.drops = x.findDrops(t.transfers)
 	return t
 }
 
-// checkTransfers reports the test transfers, but for what confirm has reported.
-func checkTransfers(p *patient) []Finding {
-	const onlyRead = "the rules have only been read"
-	t := p.testedOnce()
+// checkTransfers reports the test transfers, without what confirm has reported.
+func checkTransfers(x *examination) []Finding {
+	const onlyRead = "the rules were only read"
+	t := x.cachedTests()
 	switch {
-	case p.noChoice != nil:
-		return nil // checkChoice has reported it
+	case x.noPlan != nil:
+		return nil // checkPlan reports it
 	case errors.Is(t.err, errNoInterface):
 		return ok("no test transfer, %s: %v", onlyRead, t.err)
 	case t.err != nil:
 		return warning(fmt.Sprintf("no test transfer, %s: this host cannot be copied: %v", onlyRead, t.err),
-			"a filter may treat a data connection in another way than reading its rules suggests", "")
+			"a filter may drop data connections although its rules seem to accept them", "")
 	case len(t.paths) == 0:
 		what := "no test transfer, " + onlyRead + ": no control connection passed"
 		if len(t.refused) > 0 {
-			what += fmt.Sprintf("; table %s, chain %s drops it", t.refused[0].base.table, t.refused[0].base.name)
+			what += fmt.Sprintf("; table %s, chain %s drops it", t.refused[0].base.Table, t.refused[0].base.Name)
 		}
-		return warning(what, "the filter accepts FTP from no address that was tried, or from none at all", "")
+		return warning(what, "the filter accepts FTP from none of the addresses that were tried", "")
 	}
 	var found []Finding
-	for _, way := range t.paths {
-		if way.helper != nil {
-			found = append(found, warning(fmt.Sprintf("no test transfer from %s: %v", way, way.helper),
-				"whether a filter drops its data connections is not known", "")...)
+	for _, p := range t.paths {
+		if p.helper != nil {
+			found = append(found, warning(fmt.Sprintf("no test transfer from %s: %v", p, p.helper),
+				"whether a filter drops these data connections is not known", "")...)
 		}
 	}
 	for _, d := range t.drops {
 		if !d.reported {
-			found = append(found, p.judgeDropped(d))
+			found = append(found, x.droppedFinding(d))
 		}
 	}
 	if len(found) > 0 || len(t.drops) > 0 {
 		return found
 	}
 	what := "test transfers passed in a copy of this host: " + pathList(t.paths)
-	if len(t.left) > 0 {
-		what += "; not in the test: " + strings.Join(t.left, ", ")
+	if len(t.omitted) > 0 {
+		what += "; not in the test: " + strings.Join(t.omitted, ", ")
 	}
 	return ok("%s", what)
 }
 
-// pathList names paths, each with the families for which it was tested.
+// pathList lists paths, each with the families of its tests.
 func pathList(paths []transferPath) string {
 	const most = 4
 	var names []string
@@ -504,22 +500,22 @@ func pathList(paths []transferPath) string {
 	return strings.Join(names, ", ")
 }
 
-// dropped are the test connections that one rule or policy has dropped.
+// dropped are the test connections that one rule or policy dropped.
 type dropped struct {
 	at              *place // nil if unknown
-	reply           bool   // these are answers on control connections
-	passive, active bool   // these are data connections
-	ways            []transferPath
+	reply           bool   // of SYN-ACKs of control connections
+	passive, active bool   // of data connections
+	paths           []transferPath
 	level           Level
-	base            *chain // of the place, nil if unknown
-	by              *rule  // nil for its policy
-	reported        bool   // by confirm
+	base            *nftread.Chain // of the place, nil if unknown
+	by              *nftread.Rule  // nil for its policy
+	reported        bool           // by confirm
 }
 
-// findDrops collects the test connections by the place where they were dropped.
-func (p *patient) findDrops(t transfers) []*dropped {
+// findDrops groups the dropped test connections by place.
+func (x *examination) findDrops(t transfers) []*dropped {
 	var all []*dropped
-	add := func(way transferPath, at *place, reply bool) *dropped {
+	add := func(p transferPath, at *place, reply bool) *dropped {
 		i := slices.IndexFunc(all, func(d *dropped) bool {
 			return d.reply == reply && (d.at == nil && at == nil || d.at != nil && at != nil && *d.at == *at)
 		})
@@ -528,26 +524,26 @@ func (p *patient) findDrops(t transfers) []*dropped {
 			all = append(all, &dropped{at: at, reply: reply, level: Warning})
 		}
 		d := all[i]
-		if !slices.Contains(d.ways, way) {
-			d.ways = append(d.ways, way)
+		if !slices.Contains(d.paths, p) {
+			d.paths = append(d.paths, p)
 		}
-		if p.matters(t, way) {
+		if x.matters(t, p) {
 			d.level = Problem
 		}
 		return d
 	}
-	for _, way := range t.paths {
-		if way.reply != nil {
-			add(way, way.reply, true)
+	for _, p := range t.paths {
+		if p.reply != nil {
+			add(p, p.reply, true)
 		}
-		if way.passive != nil {
-			add(way, way.passive.at, false).passive = true
+		if p.passive != nil {
+			add(p, p.passive.at, false).passive = true
 		}
-		if way.active != nil {
-			add(way, way.active.at, false).active = true
+		if p.active != nil {
+			add(p, p.active.at, false).active = true
 		}
 	}
-	rs, err := p.rulesetOnce()
+	rs, err := x.cachedRuleset()
 	if err != nil {
 		return all
 	}
@@ -555,18 +551,18 @@ func (p *patient) findDrops(t transfers) []*dropped {
 		if d.at == nil {
 			continue
 		}
-		if i := slices.IndexFunc(rs.chains, func(c chain) bool { return objectName{c.table, c.name} == d.at.base }); i >= 0 {
-			d.base, d.by = &rs.chains[i], rs.at(*d.at)
+		if i := slices.IndexFunc(rs.Chains, func(c nftread.Chain) bool { return nftread.Object{Table: c.Table, Name: c.Name} == d.at.base }); i >= 0 {
+			d.base, d.by = &rs.Chains[i], ruleAt(rs, *d.at)
 		}
 	}
 	return all
 }
 
-// what names the connections.
+// what describes the connections.
 func (d *dropped) what() string {
 	switch {
 	case d.reply:
-		return "the servers' answers on control connections"
+		return "the servers' SYN-ACKs of control connections"
 	case !d.active:
 		return "passive data connections"
 	case !d.passive:
@@ -575,66 +571,66 @@ func (d *dropped) what() string {
 	return "data connections"
 }
 
-// why says what follows for FTP.
+// why returns the consequence for FTP.
 func (d *dropped) why() string {
 	if d.reply {
-		return "no FTP session can begin: in a copy of this host a test connection was dropped there"
+		return "no FTP session can start: a test connection was dropped there, in a copy of this host"
 	}
-	return "FTP transfers fail: in a copy of this host a test connection was dropped there, although conntrack expected it"
+	return "FTP transfers will fail: an expected test connection was dropped there, in a copy of this host"
 }
 
-// judgeDropped is the finding about one place.
-func (p *patient) judgeDropped(d *dropped) Finding {
+// droppedFinding is the finding about one place.
+func (x *examination) droppedFinding(d *dropped) Finding {
 	f := Finding{Level: d.level, Why: d.why()}
 	if d.at == nil {
-		f.What = fmt.Sprintf("%s of test transfers did not pass: %s", d.what(), pathList(d.ways))
-		f.Why = "FTP transfers fail in a copy of this host; no rule drops them, so it is routing, rp_filter, or a part of the firewall that was not copied"
+		f.What = fmt.Sprintf("%s of test transfers did not pass: %s", d.what(), pathList(d.paths))
+		f.Why = "FTP transfers will fail: no rule drops them, so the cause is routing, rp_filter, or a part of the firewall that was not copied"
 		return f
 	}
-	f.What = fmt.Sprintf("table %s, chain %s drops %s: test transfer from %s", d.at.base.table, d.at.base.name, d.what(), pathList(d.ways))
+	f.What = fmt.Sprintf("table %s, chain %s drops %s: test transfer from %s", d.at.base.Table, d.at.base.Name, d.what(), pathList(d.paths))
 	if d.base == nil {
 		return f
 	}
 	by := "its policy"
 	if d.by != nil {
-		by = (&filters{patient: p, rs: p.asked.ruleset}).text(d.by)
+		by = (&filters{examination: x, rs: x.cache.ruleset}).text(d.by)
 	}
 	f.What += "; " + by
-	fix := p.accepting(*d.base, d.by)
-	f.Mend, f.AfterReboot = fix.command, fix.afterReboot
+	fix := x.acceptFix(*d.base, d.by)
+	f.Fix, f.AfterReboot = fix.command, fix.afterReboot
 	return f
 }
 
-// at returns the rule of a place, nil for a policy.
-func (rs *ruleset) at(where place) *rule {
-	in := rs.chainRules(objectName{where.base.table, where.chain})
+// ruleAt returns the rule of a place, nil for a policy.
+func ruleAt(rs *nftread.Ruleset, where place) *nftread.Rule {
+	in := rs.RulesOf(nftread.Object{Table: where.base.Table, Name: where.chain})
 	if where.number > 0 && where.number <= len(in) {
 		return in[where.number-1]
 	}
 	for _, r := range in {
-		if where.handle != 0 && r.handle == where.handle {
+		if where.handle != 0 && r.Handle == where.handle {
 			return r
 		}
 	}
 	return nil
 }
 
-// matters reports whether this host is for transfers on a path: through it always, to it if a server
-// listens here or the filter has been opened for FTP, from it if there is nothing else.
-func (p *patient) matters(t transfers, way transferPath) bool {
-	switch way.rank() {
+// matters reports whether FTP is likely on a path: through this host always, to it if a server listens or the
+// filter accepts FTP explicitly, from it if nothing else is likely.
+func (x *examination) matters(t transfers, p transferPath) bool {
+	switch p.rank() {
 	case 0:
 		return true
 	case 1:
-		return way.chosen || p.listens()
+		return p.explicit || x.listens()
 	}
-	return !p.listens() && !slices.ContainsFunc(t.paths, func(w transferPath) bool { return w.rank() == 0 })
+	return !x.listens() && !slices.ContainsFunc(t.paths, func(w transferPath) bool { return w.rank() == 0 })
 }
 
 // listens reports whether a program on this host listens on a control port.
-func (p *patient) listens() bool {
+func (x *examination) listens() bool {
 	for _, file := range []string{"/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"} {
-		text, err := p.readFile(file)
+		text, err := x.readFile(file)
 		if err != nil {
 			continue
 		}
@@ -646,7 +642,7 @@ func (p *patient) listens() bool {
 			}
 			_, hex, _ := strings.Cut(f[local], ":")
 			port, err := strconv.ParseUint(hex, 16, 16)
-			if err == nil && overlap([]rules.PortRange{{First: uint16(port), Last: uint16(port)}}, p.controlPorts()) {
+			if err == nil && overlap([]rules.PortRange{{First: uint16(port), Last: uint16(port)}}, x.controlPorts()) {
 				return true
 			}
 		}
@@ -654,9 +650,9 @@ func (p *patient) listens() bool {
 	return false
 }
 
-// confirm compares what reading the rules has found with the test transfers, which know better.
-func (p *patient) confirm(read []Finding) []Finding {
-	t := p.testedOnce()
+// confirm corrects findings from reading the rules by the test transfers.
+func (x *examination) confirm(read []Finding) []Finding {
+	t := x.cachedTests()
 	var found []Finding
 	for _, f := range read {
 		if f.base == nil {
@@ -667,7 +663,7 @@ func (p *patient) confirm(read []Finding) []Finding {
 		}
 		here, same := 0, (*dropped)(nil)
 		for _, d := range t.drops {
-			if d.base == nil || d.base.table != f.base.table || d.base.name != f.base.name || d.reply {
+			if d.base == nil || d.base.Table != f.base.Table || d.base.Name != f.base.Name || d.reply {
 				continue
 			}
 			here++
@@ -678,21 +674,21 @@ func (p *patient) confirm(read []Finding) []Finding {
 		switch {
 		case same != nil:
 			same.reported = true
-			f.Level, f.Why = same.level, fmt.Sprintf("%s: %s of FTP from %s", same.why(), same.what(), pathList(same.ways))
+			f.Level, f.Why = same.level, fmt.Sprintf("%s: %s of FTP from %s", same.why(), same.what(), pathList(same.paths))
 		case here > 0:
-			continue // checkTransfers reports the rule that has dropped them
+			continue // checkTransfers reports the rule that dropped them
 		case f.Level == Problem && t.passed(*f.base):
-			f.Level, f.Why = Warning, "the test transfers passed, those of other addresses may not: "+f.Why
+			f.Level, f.Why = Warning, "the test transfers passed, those between other addresses may fail: "+f.Why
 		}
 		found = append(found, f)
 	}
 	return found
 }
 
-// passed reports whether test transfers went through the hook of a base chain, in its family.
-func (t transfers) passed(c chain) bool {
-	return slices.ContainsFunc(t.paths, func(way transferPath) bool {
-		return (way.rank() == 0) == (c.hook == unix.NF_INET_FORWARD) && way.helper == nil &&
-			(c.table.family == familyInet || way.ipv6 == (c.table.family == familyIPv6))
+// passed reports whether test transfers passed the hook of a base chain, in its family.
+func (t transfers) passed(c nftread.Chain) bool {
+	return slices.ContainsFunc(t.paths, func(p transferPath) bool {
+		return (p.rank() == 0) == (c.Hook == unix.NF_INET_FORWARD) && p.helper == nil &&
+			(c.Table.Family == nftread.FamilyInet || p.ipv6 == (c.Table.Family == nftread.FamilyIPv6))
 	})
 }

@@ -19,7 +19,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
 
-// testRouter is a router between two hosts, of which the one at eth0 is its way to the Internet.
+// testRouter is a router between two hosts, with a default route to the one at eth0.
 type testRouter struct {
 	*netns.Host
 	left, right *netns.Host
@@ -49,8 +49,7 @@ func (r testRouter) sh(t *testing.T, script string) string {
 	return out
 }
 
-// TestTransfers has test transfers on routers whose filters users have. What is wanted are parts of the
-// finding; only an empty level is no line at all.
+// TestTransfers runs test transfers on routers with filters of users. A want has substrings of the finding.
 func TestTransfers(t *testing.T) {
 	t.Parallel()
 	const (
@@ -116,7 +115,7 @@ func TestTransfers(t *testing.T) {
 		},
 		"no answers": {
 			forward + "ct state related accept; ct direction original " + port + end,
-			want{Problem, "chain forward drops the servers' answers on control connections", bothWays, "", ""},
+			want{Problem, "chain forward drops the servers' SYN-ACKs of control connections", bothWays, "", ""},
 		},
 		"one server": {
 			forward + "ct state established,related accept; ip daddr 192.168.1.77 " + port + end,
@@ -148,7 +147,7 @@ func TestTransfers(t *testing.T) {
 		"nothing accepted": {
 			forward + "ct state established,related accept; " + end + "\n" + input + end + "\n" +
 				"nft 'table inet filter { chain output { type filter hook output priority 0; policy drop; }; }'",
-			want{Warning, "no test transfer, the rules have only been read: no control connection passed", "table inet filter, chain forward drops it", "", ""},
+			want{Warning, "no test transfer, the rules were only read: no control connection passed", "table inet filter, chain forward drops it", "", ""},
 		},
 		"netdev": {
 			"nft 'table netdev early { chain in { type filter hook ingress device eth0 priority 0; }; }'",
@@ -190,7 +189,7 @@ func TestTransfers(t *testing.T) {
 			want{Problem, chain, "eth0 to eth1 (IPv4)", fix, ""}}
 		cases[name+", reject in a chain"] = transferCase{iptables(variant, estab, control, "-N other", "-A other -j REJECT", "-A FORWARD -g other"), want{Problem, chain, "eth0 to eth1 (IPv4)", fix, ""}}
 		cases[name+", no answers"] = transferCase{iptables(variant, "-P FORWARD DROP", control, "-A FORWARD -m conntrack --ctstate RELATED -j ACCEPT"),
-			want{Problem, chain + " the servers' answers on control connections", "eth0 to eth1 (IPv4)", fix, ""}}
+			want{Problem, chain + " the servers' SYN-ACKs of control connections", "eth0 to eth1 (IPv4)", fix, ""}}
 		cases[name+", to this host"] = transferCase{iptables(variant, "-P INPUT DROP", strings.ReplaceAll(estab, "FORWARD", "INPUT"), strings.ReplaceAll(control, "FORWARD", "INPUT")),
 			want{Problem, strings.ReplaceAll(chain, "FORWARD", "INPUT"), "eth0 to this host", fix, ""}}
 	}
@@ -208,13 +207,13 @@ func TestTransfers(t *testing.T) {
 			}
 			f := findings[i]
 			line := f.What + " " + f.Why
-			if f.Level != c.want.level || !strings.Contains(line, c.want.rule) || !strings.Contains(f.Mend, c.want.fix) ||
+			if f.Level != c.want.level || !strings.Contains(line, c.want.rule) || !strings.Contains(f.Fix, c.want.fix) ||
 				c.want.absent != "" && strings.Contains(line, c.want.absent) {
 				t.Errorf("want %+v, got\n%s", c.want, text(findings))
 			}
 			for _, f := range findings {
 				if c.want.level == Problem && f.Level == OK {
-					t.Errorf("something is fine in\n%s", text(findings))
+					t.Errorf("want no ok finding, got\n%s", text(findings))
 				}
 				if f.Level == Problem && c.want.level != Problem && name != "nothing accepted" {
 					t.Errorf("want %+v and no problem, got\n%s", c.want, text(findings))
@@ -224,7 +223,7 @@ func TestTransfers(t *testing.T) {
 	}
 }
 
-// TestTransferToListener makes the host itself a server.
+// TestTransferToListener has a server on the host itself.
 func TestTransferToListener(t *testing.T) {
 	t.Parallel()
 	r := newTestRouter(t)
@@ -234,7 +233,7 @@ func TestTransferToListener(t *testing.T) {
 	defer listener.Close()
 	findings := among(t, r.Host, ftp, "transfer", "related")
 	if findings[0].Level != Problem || !strings.Contains(findings[0].What, "chain input drops") {
-		t.Error(text(findings))
+		t.Errorf("want a problem with chain input, got\n%s", text(findings))
 	}
 }
 
@@ -352,7 +351,7 @@ ip -4 route show table all; ip -6 route show table all | grep -v 'anycast\|fe80\
 		})
 	})
 	if d := differences(lines(got), lines(want)); len(d) > 0 || got == "" {
-		t.Errorf("differences: %q\nthe replica:\n%s\nthe host:\n%s", d, got, want)
+		t.Errorf("got\n%s\nin the replica, want as on the host\n%s\ndifferences: %q", got, want, d)
 	}
 }
 
@@ -369,7 +368,7 @@ func differences(a, b []string) []string {
 	return all
 }
 
-// lines replaces spaces by one, and leaves out chains within rules, which have a name in the replica.
+// lines returns the lines with single spaces, without chains within rules, which have a name in the replica.
 func lines(s string) []string {
 	var all []string
 	for line := range strings.Lines(s) {
@@ -381,8 +380,8 @@ func lines(s string) []string {
 	return all
 }
 
-// TestReplicaRetransmitsNothing waits for as long as a slow machine takes between two test connections. What the
-// replica sends again for an earlier one would be taken for the segment of the next.
+// TestReplicaRetransmitsNothing waits longer than the retransmission time-out between two test connections: a
+// retransmission for the first would be taken for the segment of the second.
 func TestReplicaRetransmitsNothing(t *testing.T) {
 	t.Parallel()
 	r := newTestRouter(t)
@@ -399,12 +398,12 @@ func TestReplicaRetransmitsNothing(t *testing.T) {
 			}
 			for _, ends := range [][2]netip.AddrPort{{left, own}, {netip.AddrPortFrom(own.Addr(), 1112), right}} {
 				if c, err := replica.connect(ends[0], ends[1]); err != nil || c.master == nil {
-					t.Errorf("%s to %s: %+v, %v", ends[0], ends[1], c, err)
+					t.Errorf("%s to %s: got %+v, %v, want a connection", ends[0], ends[1], c, err)
 				}
 				time.Sleep(1500 * time.Millisecond) // TCP_TIMEOUT_INIT is 1 s, include/net/tcp.h
 				c, err := replica.connect(netip.AddrPortFrom(left.Addr(), replica.port()), right)
 				if err != nil || c.seq != 1000 || c.answer != nil {
-					t.Errorf("the next segment has the number %d, want 1000, of segment: %+v, %v", c.seq, c, err)
+					t.Errorf("got %+v, %v, want sequence number 1000, of segment, and no answer", c, err)
 				}
 			}
 			return nil
@@ -412,7 +411,7 @@ func TestReplicaRetransmitsNothing(t *testing.T) {
 	})
 }
 
-// TestLostMarker loses the first marker, as a busy kernel may.
+// TestLostMarker drops the first marker, as a busy kernel may.
 func TestLostMarker(t *testing.T) {
 	t.Parallel()
 	r := newTestRouter(t)
@@ -430,45 +429,43 @@ func TestLostMarker(t *testing.T) {
 			}
 			c, err := replica.connect(netip.MustParseAddrPort("203.0.113.101:1111"), netip.MustParseAddrPort("192.168.1.2:21"))
 			if err != nil || c.master == nil || replica.markers != 2 {
-				t.Errorf("%+v, %v, after %d markers, want a connection after 2", c, err, replica.markers)
+				t.Errorf("got %+v, %v, after %d markers, want a connection after 2", c, err, replica.markers)
 			}
 			return nil
 		})
 	})
 }
 
-// TestNothingLeaves examines a router in the middle of connections: no packet leaves it, and what is
-// in its tables stays.
-func TestNothingLeaves(t *testing.T) {
+// TestExamineChangesNothing examines a router that has rules: its state stays, and no packet leaves it.
+func TestExamineChangesNothing(t *testing.T) {
 	t.Parallel()
 	r := newTestRouter(t)
 	applyRules(t, r.Host)
 	r.sh(t, `nft 'table inet filter { counter c { }; chain out { type filter hook output priority -400; counter name c; }; chain in { type filter hook prerouting priority -400; counter name c; }; }'
 iptables-legacy -A FORWARD -p tcp -m conntrack --ctstate RELATED -j DROP`)
 	const state = "nft -s list ruleset; iptables-legacy-save | grep -v '^#'; ip6tables-legacy-save; conntrack -L; conntrack -L expect; ip link; ip route show table all; sysctl -a 2>/dev/null | grep '^net.ipv4.conf\\|forward'"
-	// Neighbour discovery and the like do go on, so only TCP is counted.
+	// Only TCP, without neighbour discovery and the like.
 	sent := "cat /proc/net/snmp | grep ^Tcp; cat /proc/net/snmp6 2>/dev/null | grep -i tcp || true"
 	before, beforeSent := r.sh(t, state), r.sh(t, sent)
 	var here, after string
 	do(t, r.Host, func() (err error) {
 		here, err = os.Readlink("/proc/thread-self/ns/net")
-		findings := Examine(backend.Wish{Rules: ftp}, "")
+		findings := Examine(backend.Request{Rules: ftp}, "")
 		after, _ = os.Readlink("/proc/thread-self/ns/net")
-		if s := text(findings); !strings.Contains(s, "chain FORWARD drops related connections") || !strings.Contains(s, "a test connection was dropped there") {
-			t.Error(s)
+		if s := text(findings); !strings.Contains(s, "chain FORWARD drops related connections") || !strings.Contains(s, "an expected test connection was dropped there") {
+			t.Errorf("want a problem with chain FORWARD, got\n%s", s)
 		}
 		return err
 	})
 	if now := r.sh(t, state); now != before || here != after {
-		t.Errorf("before\n%s\nafter\n%s\nin %s, then in %s", before, now, here, after)
+		t.Errorf("got\n%s\nin %s, want as before\n%s\nin %s", now, after, before, here)
 	}
 	if now := r.sh(t, sent); now != beforeSent {
-		t.Errorf("before\n%s\nafter\n%s", beforeSent, now)
+		t.Errorf("got\n%s\nwant as before\n%s", now, beforeSent)
 	}
 }
 
-// TestNotCopied has hosts that cannot be copied, and says so.
-func TestNotCopied(t *testing.T) {
+func TestHostThatCannotBeCopied(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		script string
@@ -512,10 +509,10 @@ func TestNotCopied(t *testing.T) {
 	}
 }
 
-// TestTransfersOfCTHelper has a carrier stand in for a helper of the daemon's own, unless a rule wants that one.
+// TestTransfersOfCTHelper uses a carrier instead of the cthelper, unless a rule matches the cthelper.
 func TestTransfersOfCTHelper(t *testing.T) {
 	t.Parallel()
-	c := backend.Choice{Rules: ftp, Helper: backend.CTHelper}
+	c := backend.Plan{Rules: ftp, Helper: backend.CTHelper}
 	c.Rules.Helper, c.Rules.Ruleset = "ftp", rules.CTHelper
 	for name, script := range map[string]string{
 		"none":   ":",
@@ -531,10 +528,10 @@ func TestTransfersOfCTHelper(t *testing.T) {
 				got, err := host{}.transfers(c)
 				if name == "none" {
 					if err != nil || !got.has("eth0", "eth1", false) || !got.has("eth0", "eth1", true) {
-						t.Errorf("%+v, %v", got, err)
+						t.Errorf("got %+v, %v, want transfers over IPv4 and IPv6", got, err)
 					}
 				} else if err == nil || err.Error() != "its rules match the helper ftp, which a copy cannot have" {
-					t.Errorf("%+v, %v", got, err)
+					t.Errorf("got %+v, %v, want that a copy cannot have the helper", got, err)
 				}
 				return nil
 			})

@@ -47,7 +47,7 @@ func (e *Engine) handleAnnouncement(c *connection, a announcement, err error) {
 	}
 	x := expect.For(&c.master, a.dir, a.at.Port())
 	if !e.isOwnAddress(c, a.dir, a.at.Addr()) {
-		x = expect.Elsewhere(&c.master, a.dir, a.at)
+		x = expect.ForAddress(&c.master, a.dir, a.at)
 	}
 	install := e.install
 	if e.mode().monitor {

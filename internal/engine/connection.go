@@ -151,7 +151,7 @@ func (e *Engine) readjusted(c *connection, m *expect.Master, dir expect.Directio
 		resume(before)
 		return false
 	}
-	c.master.Adjustable = m.Adjustable
+	c.master.SeqAdjWorks = m.SeqAdjWorks
 	return true
 }
 

@@ -68,7 +68,7 @@ func (e *Engine) checkPolicy(c *connection, a announcement) Reason {
 // isOwnAddress reports whether addr is one that the side sending in direction dir may announce as its
 // own.
 func (e *Engine) isOwnAddress(c *connection, dir expect.Direction, addr netip.Addr) bool {
-	return c.master.Vouches(dir, addr) || dir == expect.Reply && addr == e.config.Advertise.addr(&c.master)
+	return c.master.IsOwnAddress(dir, addr) || dir == expect.Reply && addr == e.config.Advertise.addr(&c.master)
 }
 
 // rate counts, for the second that is under way.

@@ -85,7 +85,7 @@ func (e *Engine) render(p *mangle.Packet, c *connection, dir expect.Direction) [
 	first, payload, changed := s.Render(e.payload[:0], p)
 	// The receiver has to see this number, and the kernel is about to adjust it. It knows the
 	// last change only; for a retransmission from before that, this makes up for it.
-	seq := mangle.Seq(kernel.Undo(uint32(first)))
+	seq := mangle.Seq(kernel.ToSender(uint32(first)))
 	if !changed && seq == p.Seq() {
 		return nil
 	}

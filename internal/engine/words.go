@@ -29,9 +29,9 @@ func Vocabulary() []Term {
 		{"reason", "why an announced endpoint was not opened, or, of an expired event, why the data connection did not come", slices.Concat(Refusals(), Expiries())},
 		{"state", "what happens to the text of a control connection", states[:]},
 		{"sequence", "what adjusts the sequence numbers after a line whose length has changed", sequences[:]},
-		{"result", "of expectations: what became of an endpoint that the policy allows", list(Results(), func(k Kind) Word { return kinds[k].Word })},
+		{"result", "of expectations: the outcome for an endpoint that the policy allows; of packets: the outcome for a queued packet",
+			slices.Concat(list(Results(), func(k Kind) Word { return kinds[k].Word }), outcomes[:])},
 		{"source", "where the rules come from that queue packets to the daemon", sources},
-		{"verdict", "of packets: what became of one that was queued", outcomes[:]},
 	}
 }
 

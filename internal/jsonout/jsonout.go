@@ -1,5 +1,5 @@
 // Package jsonout writes JSON that is safe to show on a terminal. encoding/json escapes the control characters below
-// 0x20 and replaces what is not UTF-8; it leaves DEL and C1 (0x80 to 0x9f), of which terminals obey some.
+// 0x20 and replaces invalid UTF-8, but leaves DEL and C1 (0x80 to 0x9f), some of which terminals interpret.
 package jsonout
 
 import (
@@ -16,8 +16,8 @@ func NewEncoder(w io.Writer) *json.Encoder {
 	return e
 }
 
-// Writer returns what escapes the control characters in JSON on its way to w. Each Write must end between two
-// characters, as those of encoding/json and log/slog do.
+// Writer returns a writer that escapes the control characters in JSON and writes it to w. Each Write must end
+// between two characters, as those of encoding/json and log/slog do.
 func Writer(w io.Writer) io.Writer { return writer{w} }
 
 type writer struct{ to io.Writer }
@@ -29,7 +29,7 @@ func (w writer) Write(text []byte) (int, error) {
 	return len(text), nil
 }
 
-// escape returns the JSON with its control characters escaped. They stand within strings only.
+// escape returns the JSON with its control characters escaped, which occur in strings only.
 func escape(text []byte) []byte {
 	if bytes.IndexFunc(text, isControl) < 0 {
 		return text

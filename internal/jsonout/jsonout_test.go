@@ -25,7 +25,7 @@ func TestControl(t *testing.T) {
 		write(&b)
 		for _, r := range b.String() {
 			if r < ' ' && r != '\n' || 0x7f <= r && r <= 0x9f {
-				t.Errorf("%s: %q has %q", name, &b, r)
+				t.Errorf("%s: got %q, want no %q in it", name, &b, r)
 			}
 		}
 		var got struct{ Line string }

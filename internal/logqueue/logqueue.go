@@ -1,5 +1,5 @@
-// Package logqueue is a log for which nobody waits: lines are handed to a goroutine that writes them,
-// so that a reader of standard error who has stopped reading stops no packets.
+// Package logqueue writes log lines in a separate goroutine, so that a blocked standard error does not block
+// packets.
 package logqueue
 
 import (
@@ -10,13 +10,13 @@ import (
 )
 
 const (
-	// capacity is how many records wait to be written at most; those that find no room are lost, and counted.
+	// capacity is the number of records that wait to be written; further ones are lost, and counted.
 	capacity = 1024
-	// patience is for how long the end of the log is waited for.
+	// patience is the longest time for which the end of the log waits.
 	patience = time.Second
 )
 
-// queue is what all handlers of a log share.
+// queue is shared by all handlers of a log.
 type queue struct {
 	records chan record
 	stop    chan struct{}
@@ -28,10 +28,9 @@ type record struct {
 	to slog.Handler
 }
 
-// New returns a log whose records another goroutine hands to the handler, in their order, and a
-// function that ends it: what has been logged before is written then, unless that takes longer than
-// a second; what is logged later is not. How many records have been lost is logged as soon as there is
-// somebody who reads. What a record refers to must not change any more.
+// New returns a log whose records another goroutine hands to the handler in order, and a function that ends it:
+// that writes the records logged before, for patience at the longest; later ones are discarded. The number of
+// lost records is logged with the next record that is written. Values in a record must not change any more.
 func New(to slog.Handler) (log *slog.Logger, end func()) {
 	q := &queue{records: make(chan record, capacity), stop: make(chan struct{})}
 	done := make(chan struct{})
@@ -48,7 +47,7 @@ func New(to slog.Handler) (log *slog.Logger, end func()) {
 	}
 }
 
-// write hands records on until it is to stop, and none is left.
+// write hands records on until the log has ended and no record is left.
 func (q *queue) write(to slog.Handler) {
 	for {
 		select {
@@ -62,12 +61,12 @@ func (q *queue) write(to slog.Handler) {
 	}
 }
 
-// hand hands one record on. What its handler returns as an error has nowhere to go.
+// hand hands one record on. An error of its handler cannot be reported.
 func (q *queue) hand(r record, to slog.Handler) {
 	ctx := context.Background()
 	_ = r.to.Handle(ctx, r.Record)
 	if n := q.lost.Swap(0); n > 0 {
-		lost := slog.NewRecord(time.Now(), slog.LevelWarn, "the log was not read as fast as it was written: lines are missing", 0)
+		lost := slog.NewRecord(time.Now(), slog.LevelWarn, "log lines lost: they were not read as fast as they were written", 0)
 		lost.Add("lines", n)
 		_ = to.Handle(ctx, lost)
 	}

@@ -32,7 +32,7 @@ func TestHandler(t *testing.T) {
 	}
 }
 
-// TestStalledReader logs more than anybody reads: nobody waits, what there was room for comes in its order,
+// TestStalledReader logs to a blocked reader: logging does not block, what there was room for comes in its order,
 // and what is missing is counted.
 func TestStalledReader(t *testing.T) {
 	const lines = 3 * capacity
@@ -45,7 +45,7 @@ func TestStalledReader(t *testing.T) {
 	last := -1
 	for scanner := bufio.NewScanner(r); written+missing < lines; {
 		if !scanner.Scan() {
-			t.Fatalf("%d lines came, and %d were said to be missing: %v", written, missing, scanner.Err())
+			t.Fatalf("got %d lines, and %d reported as lost: %v", written, missing, scanner.Err())
 		}
 		i := strings.LastIndexByte(scanner.Text(), '=')
 		n, err := strconv.Atoi(scanner.Text()[i+1:])
@@ -55,25 +55,25 @@ func TestStalledReader(t *testing.T) {
 		case strings.HasSuffix(scanner.Text()[:i], " lines"):
 			missing += n
 		case n <= last:
-			t.Fatalf("behind line %d comes %q", last, scanner.Text())
+			t.Fatalf("after line %d: got %q", last, scanner.Text())
 		default:
 			last = n
 			written++
 		}
 	}
 	if written < capacity || missing == 0 {
-		t.Errorf("%d lines came, and %d were missing", written, missing)
+		t.Errorf("got %d lines, %d lost", written, missing)
 	}
 
 	log.Info("last")
 	start := time.Now()
-	end() // with nobody there
+	end() // with a blocked reader
 	if took := time.Since(start); took > 10*patience {
-		t.Errorf("the end took %s", took)
+		t.Errorf("got an end after %s", took)
 	}
 }
 
-// TestEnd wants what has been logged to be written at the end, and what comes later to harm nobody.
+// TestEnd checks that earlier records are written at the end, and that later ones are discarded.
 func TestEnd(t *testing.T) {
 	var out bytes.Buffer
 	log, end := New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelInfo}))
@@ -84,12 +84,12 @@ func TestEnd(t *testing.T) {
 	end()
 	written := out.Len()
 	if n := strings.Count(out.String(), "msg=line\n"); n != capacity/2 || strings.Count(out.String(), "\n") != n {
-		t.Errorf("%d lines were written: %.200s", n, out.String())
+		t.Errorf("got %d lines: %.200s", n, out.String())
 	}
 	for range 2 * capacity {
 		log.Info("late")
 	}
 	if out.Len() != written {
-		t.Error("something was written after the end")
+		t.Error("got output after the end, want none")
 	}
 }

@@ -1,5 +1,5 @@
-// Package metrics tells Prometheus what a daemon has counted. Nothing is counted here: the daemon
-// is asked when somebody asks.
+// Package metrics serves a daemon's counters to Prometheus. It counts nothing: each request reads the
+// daemon's counters.
 package metrics
 
 import (
@@ -20,26 +20,26 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
 )
 
-// Queue is what there is to tell of one queue.
+// Queue has the counters of one queue.
 type Queue struct {
 	engine.Stats
 	Number    uint16
-	Tracked   int           // control connections
-	Handling  nfq.Durations // of its packets
+	Tracked   int           // control connections in its table
+	Handling  nfq.Durations // see nfq.Queue.Handling
 	Overflows uint64        // see nfq.Queue.Overflows
-	Kernel    *nfq.Status   // nil where it is not known
+	Kernel    *nfq.Status   // nil if unknown
 }
 
-// Daemon is what is asked of the daemon.
+// Daemon is the daemon as this package uses it.
 type Daemon interface {
-	// Queues returns what there is to tell of every queue, by its number, or an error if a queue is
-	// not served or does not answer in time.
+	// Queues returns the counters of every queue in the order of their numbers, or an error if a queue is not
+	// served or does not answer in time.
 	Queues(ctx context.Context) ([]Queue, error)
 	// Ready returns an error if FTP is not helped.
 	Ready(ctx context.Context) error
 }
 
-// timeout is how long the daemon has to answer.
+// timeout is the daemon's time for an answer.
 const timeout = 5 * time.Second
 
 const prefix = "nfq_ftphelper_"
@@ -49,25 +49,25 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 }
 
 var (
-	packets      = desc("packets_total", "Packets that were read and let go: accepted as they came, changed, or unread, since conntrack did not know their connection or they were no whole TCP packets.", "queue", "verdict")
-	endpoints    = desc("endpoints_total", "Addresses and ports for data connections that were announced, by the command (PORT, EPRT) or the answer (227, 229) that did.", "verb")
-	expectations = desc("expectations_total", "Data connections that were allowed: expected by conntrack, failed, or, with --monitor, not opened.", "result")
-	refusals     = desc("refusals_total", "Announced addresses and ports that were not allowed, by the reason.", "reason")
-	edits        = desc("edits_total", "Control lines in which an address or port was rewritten.")
-	holds        = desc("holds_total", "Packets that had to wait for others, such as for the rest of a line.")
-	gaveUp       = desc("holds_gave_up_total", "Times that packets waited in vain, and were let go as they were.")
-	waiting      = desc("queue_waiting", "Packets in the queue that have no verdict yet.", "queue")
-	dropped      = desc("queue_dropped_total", "Packets that the kernel dropped because the queue or its socket was full: none, unless something else than the daemon has set the queue up.", "queue")
+	packets      = desc("packets_total", "Packets released: accepted unchanged, changed, or unread, because conntrack does not know their connection or they are not complete TCP packets.", "queue", "result")
+	endpoints    = desc("endpoints_total", "Announced addresses and ports for data connections, by the command (PORT, EPRT) or reply (227, 229).", "verb")
+	expectations = desc("expectations_total", "Data connections that the policy allows: expected by conntrack, failed, or, with --monitor, not opened.", "result")
+	refusals     = desc("refusals_total", "Announced addresses and ports that the policy refused, by reason.", "reason")
+	rewrites     = desc("rewrites_total", "Control lines in which an address or port was rewritten.")
+	holds        = desc("holds_total", "Packets that were held, such as for the rest of a line.")
+	holdTimeouts = desc("hold_timeouts_total", "Times that held packets were released unchanged because --hold-time had passed.")
+	waiting      = desc("queue_packets", "Packets in the queue without a verdict.", "queue")
+	dropped      = desc("queue_dropped_total", "Packets that the kernel dropped because the queue or its socket was full: 0, unless another program has configured the queue.", "queue")
 	overflows    = desc("queue_overflows_total", "Times that the queue's socket was full, and the kernel let packets pass unread.", "queue")
-	handling     = desc("packet_handling_seconds", "How long packets took from their receipt to their verdict, or until they had to wait.", "queue")
-	tracked      = desc("tracked_connections", "Control connections in the table. Some of them may be over, or unknown to conntrack.", "queue")
-	ready        = desc("ready", "1 if all queues are served, and the rules, if they were as expected at the start, still are.")
+	handling     = desc("packet_handling_seconds", "Time from the receipt of a packet to its verdict, or until it was held.", "queue")
+	tracked      = desc("tracked_connections", "Control connections in the table. Some may be over, or unknown to conntrack.", "queue")
+	ready        = desc("ready", "1 if all queues are served, and rules that were right at the start still are.")
 	monitor      = desc("monitor", "1 if the daemon only monitors (--monitor): it opens and changes nothing.")
-	buildInfo    = desc("build_info", "Always 1. The labels say what was built.", "version", "goversion")
+	buildInfo    = desc("build_info", "Always 1. The labels are the versions of the program and of Go.", "version", "goversion")
 )
 
-// Handler returns what serves the metrics of a daemon, in the format that the client asks for. A
-// daemon that does not answer in time fails the request. Monitors says that it opens and changes nothing.
+// Handler serves the metrics of a daemon in the format that the client requests. A daemon that does not
+// answer in time fails the request. monitors is true for a daemon that opens and changes nothing.
 func Handler(d Daemon, version string, monitors bool) http.Handler {
 	process := prometheus.NewRegistry()
 	process.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -76,17 +76,17 @@ func Handler(d Daemon, version string, monitors bool) http.Handler {
 		defer cancel()
 		queues, err := d.Queues(ctx)
 		if err != nil {
-			control.WriteError(w, http.StatusServiceUnavailable, fmt.Errorf("nothing can be told: %w", err))
+			control.WriteError(w, http.StatusServiceUnavailable, fmt.Errorf("metrics not available: %w", err))
 			return
 		}
 		now := prometheus.NewRegistry()
 		now.MustRegister(snapshot{queues, d.Ready(ctx) == nil, monitors, version})
-		// Compression would take more memory than all the rest of the daemon.
+		// Compression would need more memory than the rest of the daemon.
 		promhttp.HandlerFor(prometheus.Gatherers{now, process}, promhttp.HandlerOpts{DisableCompression: true}).ServeHTTP(w, r)
 	})
 }
 
-// snapshot is what a daemon has said of itself.
+// snapshot has the state of a daemon at one time.
 type snapshot struct {
 	queues   []Queue
 	ready    bool
@@ -97,7 +97,7 @@ type snapshot struct {
 // Describe implements prometheus.Collector.
 func (s snapshot) Describe(to chan<- *prometheus.Desc) { prometheus.DescribeByCollect(s, to) }
 
-// Collect implements prometheus.Collector. Every series exists from the start, or never.
+// Collect implements prometheus.Collector. A series that exists has existed from the start.
 func (s snapshot) Collect(to chan<- prometheus.Metric) {
 	metric := func(d *prometheus.Desc, typ prometheus.ValueType, value float64, labels ...string) {
 		to <- prometheus.MustNewConstMetric(d, typ, value, labels...)
@@ -128,18 +128,18 @@ func (s snapshot) Collect(to chan<- prometheus.Metric) {
 	count(expectations, all.Expectations, engine.Expected.String())
 	count(expectations, all.WouldOpen, engine.WouldOpen.String())
 	count(expectations, all.Failed, engine.Failed.String())
-	count(edits, all.Edits)
+	count(rewrites, all.Edits)
 	count(holds, all.Held)
-	count(gaveUp, all.GaveUp)
+	count(holdTimeouts, all.GaveUp)
 	metric(ready, prometheus.GaugeValue, truth[s.ready])
 	metric(monitor, prometheus.GaugeValue, truth[s.monitors])
 	metric(buildInfo, prometheus.GaugeValue, 1, s.version, runtime.Version())
 }
 
-// truth is how a gauge says yes.
+// truth is the value of a boolean gauge.
 var truth = map[bool]float64{true: 1}
 
-// sum adds up what is told of all queues together.
+// sum adds up the counters of all queues.
 func sum(queues []Queue) (all engine.Stats) {
 	for _, q := range queues {
 		for v := range all.Endpoints {
@@ -158,8 +158,7 @@ func sum(queues []Queue) (all engine.Stats) {
 	return all
 }
 
-// histogram turns durations into a histogram: what took longer than the last bound is in its total
-// only.
+// histogram converts durations into a histogram. Durations beyond the last bound are in its total only.
 func histogram(d nfq.Durations, labels ...string) prometheus.Metric {
 	last := len(d.Counts) - 1
 	buckets, total := make(map[float64]uint64, last), uint64(0)

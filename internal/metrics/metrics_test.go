@@ -49,10 +49,10 @@ func TestHandler(t *testing.T) {
 	second.Endpoints[parse.Reply229], second.Refused[engine.NotPeer] = 1, 1
 	text := ask(t, fake{queues: []Queue{first, second}}).Body.String()
 	for _, line := range []string{
-		`packets_total{queue="7",verdict="accepted"} 80`, `packets_total{queue="7",verdict="changed"} 10`, `packets_total{queue="7",verdict="unread"} 3`,
-		`packets_total{queue="8",verdict="accepted"} 1`, `tracked_connections{queue="7"} 3`, `queue_overflows_total{queue="7"} 4`,
-		`queue_waiting{queue="7"} 5`, `queue_dropped_total{queue="7"} 7`,
-		`expectations_total{result="expected"} 12`, `expectations_total{result="failed"} 13`, `expectations_total{result="would-open"} 19`, `edits_total 14`, `holds_total 15`, `holds_gave_up_total 16`,
+		`packets_total{queue="7",result="accepted"} 80`, `packets_total{queue="7",result="changed"} 10`, `packets_total{queue="7",result="unread"} 3`,
+		`packets_total{queue="8",result="accepted"} 1`, `tracked_connections{queue="7"} 3`, `queue_overflows_total{queue="7"} 4`,
+		`queue_packets{queue="7"} 5`, `queue_dropped_total{queue="7"} 7`,
+		`expectations_total{result="expected"} 12`, `expectations_total{result="failed"} 13`, `expectations_total{result="would-open"} 19`, `rewrites_total 14`, `holds_total 15`, `hold_timeouts_total 16`,
 		`endpoints_total{verb="229"} 17`, `endpoints_total{verb="PORT"} 0`, `refusals_total{reason="not_peer"} 18`, `refusals_total{reason="unasked"} 0`,
 		// Less than 1024 ns, less than 2048 ns, less than 1024 ns << 15, and all.
 		`packet_handling_seconds_bucket{queue="7",le="1.024e-06"} 1`, `packet_handling_seconds_bucket{queue="7",le="2.048e-06"} 3`,
@@ -61,14 +61,14 @@ func TestHandler(t *testing.T) {
 		`ready 1`, `monitor 1`,
 	} {
 		if !strings.Contains(text, "\n"+prefix+line+"\n") {
-			t.Errorf("there is no %s in\n%s", line, text)
+			t.Errorf("want %s, got\n%s", line, text)
 		}
 	}
-	if strings.Contains(text, `queue_waiting{queue="8"}`) || strings.Contains(text, `queue_dropped_total{queue="8"}`) {
-		t.Error("what is not known of a queue is told")
+	if strings.Contains(text, `queue_packets{queue="8"}`) || strings.Contains(text, `queue_dropped_total{queue="8"}`) {
+		t.Error("got metrics of a queue without kernel status, want none")
 	}
 	if !strings.Contains(text, `",version="v1.2.3"} 1`+"\n") {
-		t.Error("there is no version")
+		t.Error("got no build_info")
 	}
 	for _, label := range regexp.MustCompile(`(\w+)="([^"]*)"`).FindAllStringSubmatch(text, -1) {
 		if err := engine.IsWord(label[1], label[2]); err != nil {
@@ -77,17 +77,17 @@ func TestHandler(t *testing.T) {
 	}
 	problems, err := promlint.New(strings.NewReader(text)).Lint()
 	if err != nil || len(problems) > 0 {
-		t.Errorf("%v, lint says %v", err, problems)
+		t.Errorf("got %v, lint %v; want none", err, problems)
 	}
-	if text := ask(t, fake{sleeps: errors.New("the rules have gone")}).Body.String(); !strings.Contains(text, "\n"+prefix+"ready 0\n") {
-		t.Errorf("one that helps nobody tells\n%s", text)
+	if text := ask(t, fake{sleeps: errors.New("the rules are missing")}).Body.String(); !strings.Contains(text, "\n"+prefix+"ready 0\n") {
+		t.Errorf("a daemon that is not ready serves\n%s", text)
 	}
 }
 
 // TestFail has a daemon that does not answer.
 func TestFail(t *testing.T) {
 	w := ask(t, fake{err: errors.New("queue 7 has not been served for 5s")})
-	if got := w.Body.String(); w.Code != http.StatusServiceUnavailable || got != `{"error":"nothing can be told: queue 7 has not been served for 5s"}`+"\n" {
-		t.Errorf("it answers %d %s", w.Code, got)
+	if got := w.Body.String(); w.Code != http.StatusServiceUnavailable || got != `{"error":"metrics not available: queue 7 has not been served for 5s"}`+"\n" {
+		t.Errorf("got %d %s", w.Code, got)
 	}
 }

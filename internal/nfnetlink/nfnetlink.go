@@ -1,6 +1,6 @@
 // Package nfnetlink encodes and decodes the messages of the kernel's netfilter subsystems: struct nlmsghdr,
 // struct nfgenmsg and attributes, which may be nested (include/uapi/linux/netlink.h and
-// netfilter/nfnetlink.h). It has no sockets, and allocates nothing but the memory of a Buffer that grows.
+// netfilter/nfnetlink.h). It has no sockets, and allocates only the memory of a growing Buffer.
 package nfnetlink
 
 import (
@@ -14,12 +14,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrMalformed is returned for a message or an attribute whose length does not fit.
+// ErrMalformed is returned for a message or an attribute with a wrong length.
 var ErrMalformed = errors.New("malformed message from the kernel")
 
 // Lengths of structures in bytes.
 const (
-	// HeaderLen is that of a struct nlmsghdr and a struct nfgenmsg: where the attributes of a message begin.
+	// HeaderLen is that of a struct nlmsghdr and a struct nfgenmsg: the offset of a message's attributes.
 	HeaderLen = unix.SizeofNlMsghdr + genmsgLen
 
 	genmsgLen = 4 // struct nfgenmsg: family, version, resource
@@ -29,7 +29,7 @@ const (
 // typeMask is NLA_TYPE_MASK: an attribute's type without the flags NLA_F_NESTED and NLA_F_NET_BYTEORDER.
 const typeMask = 0x3fff
 
-// Buffer is a sequence of messages or of attributes to be sent. Each of its methods appends.
+// Buffer is a sequence of messages or of attributes. Each method appends.
 type Buffer []byte
 
 // Message begins a request with the number seq; EndMessage ends it, after its attributes. typ has the
@@ -102,11 +102,11 @@ func (b *Buffer) Native(typ uint16, n uint32) {
 // Message is one message from the kernel.
 type Message struct {
 	Type uint16
-	Seq  uint32 // of the request that it answers
+	Seq  uint32 // sequence number of the request that it answers
 	Port uint32 // netlink port of the process that it is about or for
 	// Errno is that of an NLMSG_ERROR, 0 for an acknowledgement.
 	Errno unix.Errno
-	// Body is what follows the struct nlmsghdr, nil for an NLMSG_ERROR.
+	// Body follows the struct nlmsghdr; nil for an NLMSG_ERROR.
 	Body []byte
 }
 
@@ -140,10 +140,10 @@ func Next(b []byte) (m Message, rest []byte, err error) {
 	return m, rest, nil
 }
 
-// Attributes are those of a message, or nested in another one.
+// Attributes are the attributes of a message, or nested ones.
 type Attributes []byte
 
-// Data returns a struct nfgenmsg and attributes: what follows the struct nlmsghdr that package netlink makes.
+// Data returns a struct nfgenmsg and attributes, without the struct nlmsghdr, which package netlink adds.
 func Data(family byte, attrs Buffer) []byte {
 	return append([]byte{family, unix.NFNETLINK_V0, 0, 0}, attrs...)
 }
@@ -171,7 +171,7 @@ func (a *Attributes) Next() (typ uint16, value []byte, err error) {
 	return binary.NativeEndian.Uint16(b[2:]) & typeMask, b[unix.SizeofNlAttr:size:size], nil
 }
 
-// All yields the type without flags and the value of each attribute, up to the first one that is malformed.
+// All yields the type without flags and the value of each attribute, up to the first malformed one.
 func (a Attributes) All() iter.Seq2[uint16, []byte] {
 	return func(yield func(uint16, []byte) bool) {
 		for rest := a; len(rest) > 0; {
@@ -194,11 +194,11 @@ func (a Attributes) Find(typ uint16) []byte {
 	return nil
 }
 
-// Nested returns the attributes that the first attribute of a type consists of, none if there is none.
+// Nested returns the attributes within the first attribute of a type, none if there is none.
 func (a Attributes) Nested(typ uint16) Attributes { return a.Find(typ) }
 
-// IsNested reports whether the first attribute of a type has the flag NLA_F_NESTED. The kernel does not set it
-// everywhere.
+// IsNested reports whether the first attribute of a type has the flag NLA_F_NESTED, which the kernel does not
+// always set.
 func (a Attributes) IsNested(typ uint16) bool {
 	for len(a) > 0 {
 		first := a

@@ -56,15 +56,15 @@ func TestBuffer(t *testing.T) {
 	}
 	m, rest, err := Next(b)
 	if err != nil || len(rest) != 0 || m.Type != unix.NFNL_SUBSYS_QUEUE<<8|2 || m.Seq != 7 || !bytes.Equal(m.Body, data) {
-		t.Fatalf("%+v, %d bytes are left, %v", m, len(rest), err)
+		t.Fatalf("got %+v, %d bytes left, %v", m, len(rest), err)
 	}
 	a, err := Body(m.Body)
 	if err != nil || a.Text(1) != "name" || a.Uint32(3) != 0x12345678 || a.Native(4) != 0x12345678 || a.IsNested(1) || !a.IsNested(2) ||
 		!bytes.Equal(a.Nested(2).Find(2), []byte{5}) || a.Find(5) != nil || a.Uint32(1) != 0 {
-		t.Errorf("% x, %v", []byte(a), err)
+		t.Errorf("got % x, %v", []byte(a), err)
 	}
 	if less := Attributes(a.Without(1, 3)); less.Find(1) != nil || less.Find(3) != nil || less.Native(4) != 0x12345678 || !less.IsNested(2) {
-		t.Errorf("without two attributes: % x", []byte(less))
+		t.Errorf("without two attributes: got % x", []byte(less))
 	}
 	if n := testing.AllocsPerRun(100, func() {
 		build()
@@ -73,7 +73,7 @@ func TestBuffer(t *testing.T) {
 			_, _, _ = a.Next()
 		}
 	}); n != 0 {
-		t.Errorf("%v allocations", n)
+		t.Errorf("got %v allocations, want 0", n)
 	}
 }
 
@@ -85,23 +85,23 @@ func TestMalformed(t *testing.T) {
 	b.EndMessage(start)
 	for n := range len(b) {
 		if _, _, err := Next(b[:n]); !errors.Is(err, ErrMalformed) {
-			t.Errorf("%d bytes: %v", n, err)
+			t.Errorf("%d bytes: got %v, want ErrMalformed", n, err)
 		}
 		if n <= HeaderLen {
 			continue
 		}
 		a := Attributes(b[HeaderLen:n])
 		if v := a.Find(1); v != nil {
-			t.Errorf("%d bytes: % x", n, v)
+			t.Errorf("%d bytes: got % x, want none", n, v)
 		}
 		if _, _, err := a.Next(); !errors.Is(err, ErrMalformed) {
-			t.Errorf("%d bytes: %v", n, err)
+			t.Errorf("%d bytes: got %v, want ErrMalformed", n, err)
 		}
 	}
 	for errno, want := range map[int32]error{0: nil, -2: nil, -4095: nil, 1: ErrMalformed, -4096: ErrMalformed} {
 		binary.NativeEndian.PutUint32(b[unix.SizeofNlMsghdr:], uint32(errno))
 		if m, _, err := Next(b); !errors.Is(err, want) || err == nil && m.Errno != unix.Errno(-errno) {
-			t.Errorf("error %d: %v, %v", errno, m.Errno, err)
+			t.Errorf("error %d: got %v, %v", errno, m.Errno, err)
 		}
 	}
 }

@@ -87,7 +87,7 @@ func (*acceptAll) Flush(verdicts []nfq.Verdict) []nfq.Verdict  { return verdicts
 // contestant is a program that serves the queue, and how it did.
 type contestant struct {
 	name  string
-	start func() *exec.Cmd // nil: nobody listens
+	start func() *exec.Cmd // nil: no program
 	rates []float64        // round trips per second, of each round
 	cpu   []float64        // microseconds of processor time per packet, of each round
 	alloc float64          // objects allocated per packet

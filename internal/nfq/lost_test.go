@@ -14,7 +14,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
 
-// idle is a Handler that is never asked.
+// idle is a Handler that is never called.
 type idle struct{}
 
 func (idle) Handle(_ uint32, _ []byte, verdicts []Verdict) []Verdict { return verdicts }
@@ -22,7 +22,7 @@ func (idle) Deadline() (time.Time, bool)                             { return ti
 func (idle) Expire(verdicts []Verdict) []Verdict                     { return verdicts }
 func (idle) Flush(verdicts []Verdict) []Verdict                      { return verdicts }
 
-// TestLost says that Run ends with an error when the queue's socket is gone.
+// TestLost checks that Run ends with an error when the queue's socket is closed.
 func TestLost(t *testing.T) {
 	host := netns.NewTestHost(t, "host")
 	q := New(7, idle{}, slog.New(slog.DiscardHandler))
@@ -39,6 +39,6 @@ func TestLost(t *testing.T) {
 	must.Do(t, unix.Dup3(int(null.Fd()), q.fd, unix.O_CLOEXEC))
 	must.Do(t, unix.Send(same, noop(), 0))
 	if err := <-ended; err == nil || !strings.Contains(err.Error(), "queue 7 is lost") {
-		t.Errorf("Run ended with %v", err)
+		t.Errorf("got %v from Run, want an error", err)
 	}
 }

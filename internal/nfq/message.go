@@ -25,8 +25,8 @@ const (
 	attrPriority   = 21 // NFQA_PRIORITY
 )
 
-// recv is recv(2). That of x/sys allocates memory for the sender's address, and read(2) is
-// slower on a socket.
+// recv is recv(2). That of x/sys allocates memory for the sender's address, and read(2) is slower on a
+// socket.
 func recv(fd int, b []byte, flags int) (int, error) {
 	n, _, errno := unix.Syscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), uintptr(flags), 0, 0)
 	if errno != 0 {
@@ -35,23 +35,23 @@ func recv(fd int, b []byte, flags int) (int, error) {
 	return int(n), nil
 }
 
-// packet is one that the kernel has queued.
+// packet is a queued packet.
 type packet struct {
 	id       uint32
 	hook     byte
-	in       uint32 // number of the interface that it came in by, 0 for none
+	in       uint32 // index of the input interface, 0 for none
 	priority uint32 // of the socket buffer, 0 for none
-	bytes    []byte // from the IP header on; may be missing
+	bytes    []byte // from the IP header on; may be nil
 }
 
-// looped tells whether this host sent the packet to itself, and it was here a moment ago, on its
-// way out: the kernel queues for a cthelper in both places.
+// looped reports whether this host sent the packet to itself, so that the kernel, which queues for a cthelper in
+// output and input, has queued it before.
 func (p packet) looped() bool {
 	const loopback = 1 // LOOPBACK_IFINDEX
 	return p.hook == unix.NF_INET_LOCAL_IN && p.in == loopback
 }
 
-// parsePacket reads the body of an NFQNL_MSG_PACKET; false if it has no number.
+// parsePacket parses the body of an NFQNL_MSG_PACKET; false if it has no packet number.
 func parsePacket(body []byte) (p packet, ok bool) {
 	attrs, err := nfnetlink.Body(body)
 	for err == nil && len(attrs) > 0 {

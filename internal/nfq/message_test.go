@@ -8,7 +8,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfnetlink"
 )
 
-// TestLooped says which packets have been here before: those that come in by the loopback
+// TestLooped checks which packets have been here before: those that come in by the loopback
 // interface for this host.
 func TestLooped(t *testing.T) {
 	message := func(hook byte, in uint32) []byte {
@@ -30,7 +30,7 @@ func TestLooped(t *testing.T) {
 	} {
 		p, ok := parsePacket(message(c.hook, c.in))
 		if !ok || p.id != 9 || string(p.bytes) != "packet" || p.looped() != c.want {
-			t.Errorf("hook %d, interface %d: %+v, looped %v", c.hook, c.in, p, p.looped())
+			t.Errorf("hook %d, interface %d: got %+v, looped %v", c.hook, c.in, p, p.looped())
 		}
 	}
 }

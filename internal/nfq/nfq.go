@@ -1,13 +1,11 @@
 // Package nfq binds a handler of packets to a queue of the kernel (NFQUEUE,
 // net/netfilter/nfnetlink_queue.c), over a socket of go-nfqueue.
 //
-// Every packet that the kernel queues gets exactly one verdict. Where there is no time for
-// one, the kernel lets packets go by itself (NFQA_CFG_F_FAIL_OPEN), and when the queue is
-// closed, it is emptied first, so that no packet is lost either way.
+// Every packet that the kernel queues gets exactly one verdict, and no packet is lost. When the queue is full,
+// the kernel passes packets unread (NFQA_CFG_F_FAIL_OPEN); before the queue is closed, it is emptied.
 //
-// All but the socket is done here. go-nfqueue binds in several steps, each of which takes the
-// next message for its answer, be it a packet that came in between; and it allocates much memory per
-// packet.
+// Only the socket is go-nfqueue's. Its bind takes several steps, each of which mistakes a packet that arrives
+// meanwhile for its answer; and it allocates much memory per packet.
 package nfq
 
 import (
@@ -26,8 +24,8 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfnetlink"
 )
 
-// MaxPacket is the length in bytes of the longest packet that a queue delivers or a Verdict may hold: what has
-// room in a netlink attribute.
+// MaxPacket is the length in bytes of the longest packet that a queue delivers or a Verdict may hold: that of the
+// longest netlink attribute.
 const MaxPacket = 0xffff - unix.SizeofNlAttr
 
 // Verdict accepts a packet; no packet is ever dropped. It is an alias of a plain struct, so that a Handler need
@@ -39,70 +37,69 @@ type Verdict = struct {
 	Packet []byte
 }
 
-// Handler decides about packets; engine.Engine is one. All methods are called from one goroutine.
+// Handler decides about packets; engine.Engine implements it. All methods are called from one goroutine.
 type Handler interface {
-	// Handle takes the packet with the number id, from its IP header on, and appends to
-	// verdicts those that are due.
+	// Handle takes the packet with the number id, from its IP header on, and appends the verdicts that are
+	// due.
 	Handle(id uint32, packet []byte, verdicts []Verdict) []Verdict
-	// Deadline returns when Expire has to be called; false if there is no need.
+	// Deadline returns when Expire has to be called; false for never.
 	Deadline() (time.Time, bool)
-	// Expire appends the verdicts whose time has come.
+	// Expire appends the verdicts whose deadline has passed.
 	Expire(verdicts []Verdict) []Verdict
-	// Flush appends all verdicts that are still owed.
+	// Flush appends the verdicts on all packets that are held.
 	Flush(verdicts []Verdict) []Verdict
 }
 
 const (
-	// maxQueueLen is how many packets may wait for a verdict; beyond that the kernel lets
-	// them go unread.
+	// maxQueueLen is the number of packets that may wait for a verdict; the kernel passes more unread.
 	maxQueueLen = 4096
-	// maxMessageLen is longer than any message: a packet and some small attributes.
+	// maxMessageLen is the length of the longest message: a packet and some small attributes.
 	maxMessageLen = MaxPacket + 4096
-	// maxGather is how many packets may be handled before verdicts are sent; the first one has
-	// to wait for the last one.
-	maxGather = 16
-	// maxUnsent is from which length on verdicts are sent at once. With one more packet it is
-	// far from what a socket may send (net.core.wmem_default).
+	// maxBatch is the number of packets whose verdicts may be sent together; the first packet waits for the
+	// last.
+	maxBatch = 16
+	// maxUnsent is the length of unsent verdicts in bytes from which they are sent at once. One more packet
+	// stays far below the socket's limit (net.core.wmem_default).
 	maxUnsent = 32 << 10
-	// lookEvery is how many packets come until one is taken for a look whether there are more.
+	// lookEvery is the number of packets from one check for a further message to the next, unless busy.
 	lookEvery = 16
-	// bindSequence marks the answer to bind.
+	// bindSequence is the sequence number of the bind request.
 	bindSequence = 1
-	// readBuffer is the socket's receive buffer in bytes: room for a full queue of packets
-	// of usual size.
+	// readBuffer is the size of the socket's receive buffer in bytes: room for a full queue of packets of
+	// usual size.
 	readBuffer = 8 << 20
 )
 
 // Queue is one queue and its handler.
 type Queue struct {
-	num       uint16
-	handler   Handler
-	log       *slog.Logger
-	ready     chan struct{}
-	ended     chan struct{}
-	jobs      chan *job // room for one
-	overflows atomic.Uint64
-	priority  uint32 // of the packets that are for special
-	special   func(id uint32, packet []byte, verdicts []Verdict) []Verdict
+	num        uint16
+	handler    Handler
+	log        *slog.Logger
+	ready      chan struct{}
+	ended      chan struct{}
+	jobs       chan *job // capacity 1
+	overflows  atomic.Uint64
+	priority   uint32 // of the packets for byPriority
+	byPriority func(id uint32, packet []byte, verdicts []Verdict) []Verdict
 
-	waking sync.Mutex // held while wake uses the socket
-	open   bool       // so that it may
+	socketMu sync.Mutex // held while interrupt uses the socket
+	open     bool       // the socket is
 
-	// Of the goroutine that receives.
-	fd       int              // of the socket
-	buffer   []byte           // for what is received
-	verdicts []Verdict        // the handler's
-	unsent   nfnetlink.Buffer // verdicts as messages
-	gathered int              // messages received since unsent was empty
-	crowded  bool             // the last time that we looked, another message was there
-	received uint64           // packets
-	handling Durations
-	stop     <-chan struct{}
-	deadline time.Time   // of the handler; zero for none
-	timer    *time.Timer // wakes at the deadline
-	small    error       // why the socket's receive buffer is not as large as it should be
-	bound    bool
-	stopping bool
+	// Used only by the goroutine of Run.
+	fd        int              // the socket
+	buffer    []byte           // receives messages
+	verdicts  []Verdict        // reused for each call of the handler
+	unsent    nfnetlink.Buffer // encoded verdicts
+	batched   int              // messages received since unsent was empty
+	busy      bool             // the last check found another message
+	received  uint64           // packets
+	handling  Durations
+	stop      <-chan struct{}
+	deadline  time.Time   // the handler's; zero for none
+	timer     *time.Timer // interrupts at the deadline
+	rcvbufErr error       // why the receive buffer is smaller than readBuffer
+	bound     bool
+	stopping  bool
 }
 
 // New makes a Queue with the number num, which Run binds.
@@ -110,10 +107,10 @@ func New(num uint16, h Handler, log *slog.Logger) *Queue {
 	return &Queue{num: num, handler: h, log: log, ready: make(chan struct{}), ended: make(chan struct{}), jobs: make(chan *job, 1)}
 }
 
-// Distinguish hands packets with the priority (meta priority in nftables) to another function,
-// which does what the Handler's Handle does. It has to be called before Run.
-func (q *Queue) Distinguish(priority uint32, handle func(id uint32, packet []byte, verdicts []Verdict) []Verdict) {
-	q.priority, q.special = priority, handle
+// HandleByPriority has packets with that priority (meta priority in nftables) handled by handle in place of
+// the Handler's Handle. It has to be called before Run.
+func (q *Queue) HandleByPriority(priority uint32, handle func(id uint32, packet []byte, verdicts []Verdict) []Verdict) {
+	q.priority, q.byPriority = priority, handle
 }
 
 // String names the queue.
@@ -122,26 +119,25 @@ func (q *Queue) String() string { return fmt.Sprintf("queue %d", q.num) }
 // Ready is closed as soon as the queue is bound.
 func (q *Queue) Ready() <-chan struct{} { return q.ready }
 
-// Overflows returns how often the kernel reported that messages did not fit into the socket. An
-// unknown number of packets passed unread each time.
+// Overflows returns the number of times that messages did not fit into the socket. Each time, the kernel
+// passed an unknown number of packets unread.
 func (q *Queue) Overflows() uint64 { return q.overflows.Load() }
 
-// Run binds the queue in the network namespace of the calling thread and hands its packets to
-// the handler until ctx is done; then it lets the kernel queue nothing more, handles what is
-// still there, and returns nil. It returns an error if the queue cannot be bound, or is lost.
-// It can be called once.
+// Run binds the queue in the network namespace of the calling thread and hands its packets to the handler
+// until ctx is done; then it stops the kernel from queueing, handles the packets in the queue, and returns
+// nil. It returns an error if the queue cannot be bound, or is lost. It can be called once.
 func (q *Queue) Run(ctx context.Context) error {
 	defer close(q.ended)
 	if err := q.socket(); err != nil {
 		return fmt.Errorf("open netlink socket for %s: %w", q, err)
 	}
 	q.buffer, q.stop = make([]byte, maxMessageLen), ctx.Done()
-	q.timer = time.AfterFunc(time.Hour, q.wake)
+	q.timer = time.AfterFunc(time.Hour, q.interrupt)
 	defer q.timer.Stop()
-	defer context.AfterFunc(ctx, q.wake)()
+	defer context.AfterFunc(ctx, q.interrupt)()
 
-	// This goes beyond net.core.rmem_max, which CAP_NET_ADMIN allows.
-	q.small = unix.SetsockoptInt(q.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, readBuffer)
+	// With CAP_NET_ADMIN the size may exceed net.core.rmem_max.
+	q.rcvbufErr = unix.SetsockoptInt(q.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, readBuffer)
 	err := q.bind()
 	if err == nil {
 		err = q.receive()
@@ -153,8 +149,8 @@ func (q *Queue) Run(ctx context.Context) error {
 	return err
 }
 
-// socket makes the socket: go-nfqueue's under another descriptor, which blocks. The runtime's
-// poller does not know that one, and is not woken up for every packet.
+// socket opens the socket: a blocking duplicate of go-nfqueue's, which the runtime's poller does not handle
+// for every packet.
 func (q *Queue) socket() error {
 	nf, err := nfqueue.Open(&nfqueue.Config{NfQueue: q.num})
 	if err != nil {
@@ -165,8 +161,8 @@ func (q *Queue) socket() error {
 	if err != nil {
 		return err
 	}
-	q.waking.Lock()
-	defer q.waking.Unlock()
+	q.socketMu.Lock()
+	defer q.socketMu.Unlock()
 	cerr := raw.Control(func(fd uintptr) {
 		if err = unix.SetNonblock(int(fd), false); err != nil {
 			return
@@ -178,16 +174,16 @@ func (q *Queue) socket() error {
 	return err
 }
 
-// close closes the socket, and with it the queue: nothing else uses it when that returns.
+// close closes the socket, which unbinds the queue.
 func (q *Queue) close() error {
-	q.waking.Lock()
-	defer q.waking.Unlock()
+	q.socketMu.Lock()
+	defer q.socketMu.Unlock()
 	q.open = false
 	return unix.Close(q.fd)
 }
 
-// bind asks the kernel for the queue, in one message: from its first packet on it is to be as
-// it should. The answer comes among the packets.
+// bind requests the queue with all its parameters in one message, so that they hold from the first packet on.
+// The answer arrives among the packets.
 func (q *Queue) bind() error {
 	const (
 		cfgCmd, cfgParams, cfgQueueMaxLen, cfgMask, cfgFlags = 1, 2, 3, 4, 5 // NFQA_CFG_*
@@ -207,8 +203,8 @@ func (q *Queue) bind() error {
 	return nil
 }
 
-// closeIntake makes the kernel let every further packet go: with room for none, the queue is
-// always full, and a full queue fails open. Unbinding would drop what is in it.
+// closeIntake has the kernel pass every further packet unread: a queue of length 0 is always full, and a full
+// queue fails open. Unbinding would drop the packets in the queue.
 func (q *Queue) closeIntake() error {
 	const cfgQueueMaxLen = 3
 	var m nfnetlink.Buffer
@@ -218,38 +214,37 @@ func (q *Queue) closeIntake() error {
 	return unix.Send(q.fd, m, 0)
 }
 
-// noop returns a request that does nothing, and that the kernel acknowledges.
+// noop returns a request that does nothing and is acknowledged.
 func noop() (m nfnetlink.Buffer) {
 	m.EndMessage(m.Message(unix.NLMSG_NOOP, unix.NLM_F_ACK, 0, unix.AF_UNSPEC, 0))
 	return m
 }
 
-// wake interrupts receiving, from any goroutine: the kernel acknowledges a request for nothing. If
-// the socket has no room for that, there is a packet to receive; if there is no socket, nothing to
-// interrupt.
-func (q *Queue) wake() {
-	q.waking.Lock()
-	defer q.waking.Unlock()
+// interrupt makes a blocked recv return, from any goroutine: the kernel acknowledges a noop. If the receive
+// buffer has no room for that, recv does not block.
+func (q *Queue) interrupt() {
+	q.socketMu.Lock()
+	defer q.socketMu.Unlock()
 	if !q.open {
 		return
 	}
 	if err := unix.Send(q.fd, noop(), 0); err != nil {
-		q.log.Error("receiving cannot be interrupted", "queue", q.num, "why", err)
+		q.log.Error("recv not interrupted", "queue", q.num, "why", err)
 	}
 }
 
-// errDone is how the queue ends when it is to.
+// errDone is returned when the queue has been emptied at the end.
 var errDone = errors.New("done")
 
-// receive handles messages until there is an error, or errDone. A message that comes alone costs
-// one system call, and its verdict one more. In a crowd, verdicts are sent together.
+// receive handles messages until an error or errDone. A message costs one system call and its verdict one
+// more. Under load, verdicts are batched.
 func (q *Queue) receive() error {
 	for {
 		err := q.next()
 		if err == nil {
-			err = q.due()
+			err = q.runTimers()
 		}
-		if err != nil || len(q.unsent) > 0 && !q.gather() {
+		if err != nil || len(q.unsent) > 0 && !q.batch() {
 			err = errors.Join(err, q.send())
 		}
 		switch {
@@ -264,30 +259,28 @@ func (q *Queue) receive() error {
 	}
 }
 
-// next receives and handles one datagram. It waits for it unless there are verdicts to be sent.
+// next receives and handles one datagram. It blocks only if no verdict is unsent.
+//
+//	recv     verdicts unsent  stopping  next
+//	data     any              any       handles the messages
+//	ENOBUFS  any              any       counts an overflow: the kernel has passed packets unread
+//	EINTR    any              any       does nothing
+//	EAGAIN   yes              any       sends the verdicts: no further packet is there
+//	EAGAIN   no               yes       flushes the handler and ends with errDone: the queue is empty
 func (q *Queue) next() error {
 	flags := unix.MSG_DONTWAIT
 	if len(q.unsent) == 0 {
-		flags, q.gathered = 0, 0
+		flags, q.batched = 0, 0
 	}
 	n, err := recv(q.fd, q.buffer, flags)
 	if flags != 0 {
-		q.crowded = err == nil
+		q.busy = err == nil
 	}
 	switch {
 	case err == nil:
-		q.gathered++
-		for rest := q.buffer[:n]; len(rest) > 0; {
-			var m nfnetlink.Message
-			if m, rest, err = nfnetlink.Next(rest); err == nil {
-				err = q.handle(m)
-			}
-			if err != nil {
-				return err
-			}
-		}
-		return nil
-	case errors.Is(err, unix.ENOBUFS): // reported once; the packets without a message have passed
+		q.batched++
+		return q.handleAll(q.buffer[:n])
+	case errors.Is(err, unix.ENOBUFS):
 		q.overflows.Add(1)
 		return nil
 	case errors.Is(err, unix.EINTR):
@@ -295,7 +288,7 @@ func (q *Queue) next() error {
 	case errors.Is(err, unix.EAGAIN) && flags != 0:
 		return q.send()
 	case errors.Is(err, unix.EAGAIN) && q.stopping:
-		if err := q.give(q.handler.Flush(q.verdicts[:0])); err != nil {
+		if err := q.queueVerdicts(q.handler.Flush(q.verdicts[:0])); err != nil {
 			return err
 		}
 		if err := q.send(); err != nil {
@@ -306,13 +299,28 @@ func (q *Queue) next() error {
 	return err
 }
 
-// gather tells whether to look for another message before verdicts are sent. That costs a system
-// call if there is none, so without a crowd only a packet now and then is worth it.
-func (q *Queue) gather() bool {
-	return q.gathered < maxGather && (q.crowded || q.received%lookEvery == 0)
+// handleAll handles the messages of a datagram.
+func (q *Queue) handleAll(b []byte) error {
+	for len(b) > 0 {
+		m, rest, err := nfnetlink.Next(b)
+		if err == nil {
+			err = q.handle(m)
+		}
+		if err != nil {
+			return err
+		}
+		b = rest
+	}
+	return nil
 }
 
-// send sends the verdicts that there are.
+// batch reports whether to look for another message before verdicts are sent. That costs a system call if
+// there is none, so without load it is done for one packet in lookEvery.
+func (q *Queue) batch() bool {
+	return q.batched < maxBatch && (q.busy || q.received%lookEvery == 0)
+}
+
+// send sends the unsent verdicts.
 func (q *Queue) send() error {
 	if len(q.unsent) == 0 {
 		return nil
@@ -322,7 +330,7 @@ func (q *Queue) send() error {
 	return err
 }
 
-// handle deals with a message of the kernel's.
+// handle handles a message from the kernel.
 func (q *Queue) handle(m nfnetlink.Message) error {
 	switch m.Type {
 	case msgPacket:
@@ -335,17 +343,17 @@ func (q *Queue) handle(m nfnetlink.Message) error {
 	return nil
 }
 
-// answer deals with the kernel's answer to a request.
+// answer handles the kernel's answer to a request.
 func (q *Queue) answer(m nfnetlink.Message) error {
 	switch {
 	case m.Errno == unix.ENOENT && q.bound:
-		// A verdict came too late: the packet is gone, its device perhaps.
+		// The kernel has dropped the packet before its verdict, for instance with its device.
 	case m.Errno != 0:
 		return m.Errno
 	case m.Seq == bindSequence:
 		q.bound = true
-		if q.small != nil {
-			q.log.Warn("receive buffer of the queue stays at the system's default", "queue", q.num, "why", q.small)
+		if q.rcvbufErr != nil {
+			q.log.Warn("receive buffer of the queue has the system's default size", "queue", q.num, "why", q.rcvbufErr)
 		}
 		close(q.ready)
 	}
@@ -359,17 +367,16 @@ func (q *Queue) packet(p packet) error {
 	}
 	start := time.Now()
 	handle := q.handler.Handle
-	if q.special != nil && p.priority == q.priority {
-		handle = q.special
+	if q.byPriority != nil && p.priority == q.priority {
+		handle = q.byPriority
 	}
-	err := q.give(handle(p.id, p.bytes, q.verdicts[:0]))
+	err := q.queueVerdicts(handle(p.id, p.bytes, q.verdicts[:0]))
 	q.handling.add(time.Since(start))
 	return err
 }
 
-// give takes the handler's verdicts, and sees to it that the next ones that are due by time are
-// not missed.
-func (q *Queue) give(verdicts []Verdict) error {
+// queueVerdicts queues the handler's verdicts, and sets the timer to its deadline.
+func (q *Queue) queueVerdicts(verdicts []Verdict) error {
 	q.verdicts = verdicts
 	for _, v := range verdicts {
 		if err := q.verdict(v); err != nil {
@@ -387,7 +394,7 @@ func (q *Queue) give(verdicts []Verdict) error {
 	return nil
 }
 
-// verdict has a verdict sent, now or soon.
+// verdict queues a verdict, and sends all if they are long.
 func (q *Queue) verdict(v Verdict) error {
 	appendVerdict(&q.unsent, q.num, v)
 	if len(q.unsent) < maxUnsent {
@@ -396,18 +403,18 @@ func (q *Queue) verdict(v Verdict) error {
 	return q.send()
 }
 
-// due does what is not up to the next message: verdicts by time, and the end.
-func (q *Queue) due() error {
+// runTimers runs what the clock or another goroutine has requested: expired verdicts, one job, or the end.
+func (q *Queue) runTimers() error {
 	if !q.deadline.IsZero() && !time.Now().Before(q.deadline) {
-		q.deadline = time.Time{} // if it stays, it is due again
-		if err := q.give(q.handler.Expire(q.verdicts[:0])); err != nil {
+		q.deadline = time.Time{} // set again by queueVerdicts
+		if err := q.queueVerdicts(q.handler.Expire(q.verdicts[:0])); err != nil {
 			return err
 		}
 	}
 	select {
 	case <-q.stop:
 	default:
-		return q.work()
+		return q.runJob()
 	}
 	if q.stopping {
 		return nil
@@ -416,11 +423,11 @@ func (q *Queue) due() error {
 	if err := q.closeIntake(); err != nil {
 		return err
 	}
-	// A message is in the socket as soon as its packet is queued: when there is none, that was all.
+	// A message is in the socket as soon as its packet is queued, so an empty socket is an empty queue.
 	return unix.SetNonblock(q.fd, true)
 }
 
-// bindError says why the queue could not be had. The kernel says EPERM for two reasons.
+// bindError returns why the queue could not be bound. EPERM has two reasons.
 func (q *Queue) bindError(err error) error {
 	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EBUSY) {
 		return fmt.Errorf("bind %s: %w", q, err)
@@ -429,13 +436,13 @@ func (q *Queue) bindError(err error) error {
 		return taken
 	}
 	if _, err := ReadStatus(); err != nil {
-		return fmt.Errorf("bind %s: not permitted: another program is bound to it, which cannot be seen from here, or CAP_NET_ADMIN is missing: see the first two columns of /proc/net/netfilter/nfnetlink_queue as root", q)
+		return fmt.Errorf("bind %s: not permitted: another program that cannot be seen from here is bound to it, or CAP_NET_ADMIN is missing: see the first two columns of /proc/net/netfilter/nfnetlink_queue as root", q)
 	}
 	return fmt.Errorf("bind %s: not permitted: run as root or with CAP_NET_ADMIN", q)
 }
 
-// Free returns an error that names the program which has bound the queue, as far as it can be seen. It
-// returns nil if no program has, or if that cannot be seen either.
+// Free returns an error that names the program which has bound the queue. It returns nil if no program has, or
+// if that is not known.
 func Free(number uint16) error {
 	bound, err := ReadStatus()
 	status, taken := bound[number]
@@ -446,5 +453,5 @@ func Free(number uint16) error {
 	if o, err := FindOwner(status.Portid); err == nil {
 		who = fmt.Sprintf("%s (process %d)", o.Name, o.PID)
 	}
-	return fmt.Errorf("bind queue %d: another program is bound to it, %s: stop that, or choose another number with --queue", number, who)
+	return fmt.Errorf("bind queue %d: another program is bound to it, %s: stop it, or choose another number with --queue", number, who)
 }

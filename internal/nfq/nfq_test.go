@@ -29,7 +29,7 @@ import (
 
 const port = 2121
 
-// handler is a Handler whose parts a test can set. It lets everything go unless told
+// handler is a Handler whose parts a test can set. It accepts everything unless set
 // otherwise, and a SYN-ACK in any case.
 type handler struct {
 	mu      sync.Mutex
@@ -144,7 +144,7 @@ func (l *lab) pass(from, to *net.TCPConn, text string) string {
 	return string(got)
 }
 
-// TestQueue says that packets of both families and directions are handed over and let go, or
+// TestQueue checks that packets of both families and directions are handed over and accepted, or
 // replaced.
 func TestQueue(t *testing.T) {
 	for _, address := range []string{"127.0.0.1", "::1"} {
@@ -163,18 +163,18 @@ func TestQueue(t *testing.T) {
 		stop, q := l.serve(h)
 		client, server := l.connect(address)
 		if got := l.pass(client, server, "hello"); got != "hello" {
-			t.Errorf("%s: received %q", address, got)
+			t.Errorf("%s: got %q at the other end", address, got)
 		}
 		if got := l.pass(server, client, "old text"); got != "new text" {
-			t.Errorf("%s: received %q", address, got)
+			t.Errorf("%s: got %q at the other end", address, got)
 		}
 		must.Do(t, stop())
 		if got := h.seen(); got != "helloold text" || q.Overflows() != 0 {
-			t.Errorf("%s: handled %q, %d overflows", address, got, q.Overflows())
+			t.Errorf("%s: got %q handled, %d overflows", address, got, q.Overflows())
 		}
 		// Without the daemon packets pass.
 		if got := l.pass(server, client, "old text"); got != "old text" {
-			t.Errorf("%s: received %q", address, got)
+			t.Errorf("%s: got %q at the other end", address, got)
 		}
 	}
 }
@@ -220,7 +220,7 @@ func (l *lab) count() (lost func() int) {
 	}
 }
 
-// TestDrain says that stopping loses nothing, however much is in the queue.
+// TestDrain checks that stopping loses nothing, however much is in the queue.
 func TestDrain(t *testing.T) {
 	l := newLab(t)
 	h := &handler{}
@@ -238,10 +238,10 @@ func TestDrain(t *testing.T) {
 	time.Sleep(100 * time.Millisecond)
 	hush()
 	if handled == 0 || handled >= sent.Load() {
-		t.Errorf("%d of %d bytes were handled before the stop: it did not come in the middle", handled, sent.Load())
+		t.Errorf("got %d of %d bytes handled before the stop, want some but not all", handled, sent.Load())
 	}
 	if n := lost(); n != 0 {
-		t.Errorf("%d packets were lost", n)
+		t.Errorf("got %d packets lost, want 0", n)
 	}
 }
 
@@ -261,7 +261,7 @@ func TestStartInTraffic(t *testing.T) {
 	// With several processors, a packet may come between the kernel's making of the queue and its
 	// setting of the mode, which is NONE before (nfqnl_recv_config), and be dropped.
 	if n := lost(); n > 3 {
-		t.Errorf("%d packets were lost", n)
+		t.Errorf("got %d packets lost, want 0", n)
 	}
 }
 
@@ -291,16 +291,16 @@ func TestStopAfterOverflow(t *testing.T) {
 	time.AfterFunc(netns.Scale(200*time.Millisecond), func() { close(goOn) })
 	must.Do(t, stop())
 	if q.Overflows() == 0 || len(h.packets) < 100 {
-		t.Errorf("%d overflows, %d packets handled: the test shows nothing", q.Overflows(), len(h.packets))
+		t.Errorf("got %d overflows, %d packets handled; want an overflow", q.Overflows(), len(h.packets))
 	}
 }
 
-// countPackets has the kernel count the packets in front of the queue and behind it.
+// countPackets has the kernel count the packets before the queue and after it.
 const countPackets = `table inet count {
 	counter front { }
-	counter behind { }
+	counter after { }
 	chain front { type filter hook output priority -160; tcp dport 2121 counter name front; }
-	chain behind { type filter hook input priority 0; tcp dport 2121 counter name behind; }
+	chain after { type filter hook input priority 0; tcp dport 2121 counter name after; }
 }
 `
 
@@ -315,12 +315,12 @@ func (l *lab) dropped() int {
 		n = append(n, packets)
 	}
 	if len(n) != 2 || n[0] == 0 {
-		l.t.Fatalf("counters are %v", n)
+		l.t.Fatalf("got counters %v", n)
 	}
 	return n[0] - n[1]
 }
 
-// TestLater says that verdicts that are not given at once come at their time, and at the
+// TestLater checks that verdicts that are not given at once come at their time, and at the
 // latest when the queue stops.
 func TestLater(t *testing.T) {
 	for name, wait := range map[string]time.Duration{"in time": 50 * time.Millisecond, "at the stop": time.Hour} {
@@ -338,7 +338,7 @@ func TestLater(t *testing.T) {
 				time.AfterFunc(100*time.Millisecond, func() { _ = stop() })
 			}
 			if got := l.pass(client, server, "hello"); got != "hello" {
-				t.Errorf("received %q", got)
+				t.Errorf("got %q received", got)
 			}
 			if wait != time.Hour {
 				must.Do(t, stop())
@@ -347,7 +347,7 @@ func TestLater(t *testing.T) {
 	}
 }
 
-// TestOwner finds this process behind sockets, of which the first may have its number.
+// TestOwner finds this process by its sockets, of which the first may have its number.
 func TestOwner(t *testing.T) {
 	err := newLab(t).host.Do(func() error {
 		for range 2 {
@@ -366,7 +366,7 @@ func TestOwner(t *testing.T) {
 			portid := at.(*unix.SockaddrNetlink).Pid
 			o, err := nfq.FindOwner(portid)
 			if err != nil || o.PID != os.Getpid() || o.Name != "nfq.test" || o.Stopped || o.Lost != 0 {
-				t.Errorf("port id %d: %+v, %v", portid, o, err)
+				t.Errorf("port id %d: got %+v, %v", portid, o, err)
 			}
 		}
 		if o, err := nfq.FindOwner(1); !errors.Is(err, nfq.ErrNoSocket) {
@@ -377,21 +377,21 @@ func TestOwner(t *testing.T) {
 	must.Do(t, err)
 }
 
-// TestTaken says what a second program on the same queue is told.
+// TestTaken checks the error of a second program on the same queue.
 func TestTaken(t *testing.T) {
 	l := newLab(t)
 	stop, _ := l.serve(&handler{})
 	second := nfq.New(7, &handler{}, slog.New(slog.DiscardHandler))
 	err := l.host.Do(func() error { return second.Run(t.Context()) })
-	want := fmt.Sprintf("bind queue 7: another program is bound to it, nfq.test (process %d): stop that, or choose another number with --queue", os.Getpid())
+	want := fmt.Sprintf("bind queue 7: another program is bound to it, nfq.test (process %d): stop it, or choose another number with --queue", os.Getpid())
 	if err == nil || err.Error() != want {
-		t.Errorf("the second one got %v", err)
+		t.Errorf("second bind: got %v", err)
 	}
 	if err := l.host.Do(func() error { return nfq.Free(7) }); err == nil || err.Error() != want {
-		t.Errorf("it is not free: %v", err)
+		t.Errorf("Free of a bound queue: got %v", err)
 	}
 	if err := l.host.Do(func() error { return nfq.Free(8) }); err != nil {
-		t.Errorf("another one is free: %v", err)
+		t.Errorf("Free of another queue: got %v, want nil", err)
 	}
 	// The first one is unharmed.
 	client, server := l.connect("127.0.0.1")
@@ -448,19 +448,19 @@ func TestDoDeadline(t *testing.T) {
 	}()
 	l.pass(client, server, "line\r\n")
 	if got := h.seen(); got != "line\r\n" {
-		t.Errorf("there were the packets %q: the client had to send one again", got)
+		t.Errorf("got packets %q, want no retransmission", got)
 	}
 	must.Do(t, stop())
 }
 
-// TestDo says when a function is called on the queue's goroutine, and when it never is.
+// TestDo checks when a function is called on the queue's goroutine, and when it never is.
 func TestDo(t *testing.T) {
 	l, h := newLab(t), &handler{}
 	q := nfq.New(7, h, slog.New(slog.DiscardHandler))
 	short, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
 	if err := q.Do(short, func() { t.Error("called without a goroutine that serves the queue") }); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("before the queue is served: %v", err)
+		t.Errorf("before the queue is served: got %v", err)
 	}
 
 	stop, q := l.serve(h)
@@ -475,10 +475,10 @@ func TestDo(t *testing.T) {
 	}
 	callers.Wait()
 	if n := calls.Load(); n != 100 {
-		t.Errorf("%d calls of 100", n)
+		t.Errorf("got %d calls, want 100", n)
 	}
 
-	// A function that is being called ends; one behind it that nobody waits for is not called.
+	// A function that has started is completed; a later one whose ctx is done is not called.
 	busy, release := make(chan struct{}), make(chan struct{})
 	callers.Go(func() {
 		if err := q.Do(t.Context(), func() { close(busy); <-release }); err != nil {
@@ -488,14 +488,14 @@ func TestDo(t *testing.T) {
 	<-busy
 	late, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
-	if err := q.Do(late, func() { t.Error("called for nobody") }); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("behind one that takes long: %v", err)
+	if err := q.Do(late, func() { t.Error("got a call after the deadline, want none") }); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("after a slow function: got %v", err)
 	}
 	close(release)
 	callers.Wait()
 
 	must.Do(t, stop())
 	if err := q.Do(t.Context(), func() { t.Error("called after the end") }); !errors.Is(err, nfq.ErrNotServed) {
-		t.Errorf("after the end: %v", err)
+		t.Errorf("after the end: got %v", err)
 	}
 }

@@ -20,14 +20,14 @@ type Owner struct {
 
 // Errors of FindOwner.
 var (
-	ErrNoSocket = errors.New("there is no such socket")
+	ErrNoSocket = errors.New("no such socket")
 	ErrNoOwner  = errors.New("no program that can be seen from here has it")
 )
 
-// FindOwner returns the process that has the netlink socket with that port id (Status.Portid), in the
-// network namespace of the calling thread. It returns ErrNoSocket, ErrNoOwner if no process whose files
-// may be read has it, or an error of /proc. The port id is the process id only for a process's first
-// netlink socket, so the way is: port id, inode, file descriptor, process.
+// FindOwner returns the process with the netlink socket of that port id (Status.Portid), in the network
+// namespace of the calling thread. It returns ErrNoSocket, ErrNoOwner if no process whose files may be read has
+// the socket, or an error of /proc. The port id equals the process id only for a process's first netlink
+// socket, so the lookup is: port id, inode, file descriptor, process.
 func FindOwner(portid uint32) (Owner, error) {
 	text, err := os.ReadFile("/proc/thread-self/net/netlink")
 	if err != nil {
@@ -57,7 +57,7 @@ func FindOwner(portid uint32) (Owner, error) {
 	return Owner{}, ErrNoOwner
 }
 
-// holds tells whether a process has a file open. Processes end, and others may not be looked into.
+// holds reports whether a process has a file open. Processes that ended or cannot be read do not.
 func holds(dir, link string) bool {
 	files, err := os.ReadDir(filepath.Join(dir, "fd"))
 	if err != nil {
@@ -71,8 +71,8 @@ func holds(dir, link string) bool {
 	return false
 }
 
-// describe returns the name of the process's program, without its folder, and whether it is
-// stopped. The file of a program that was upgraded is "... (deleted)".
+// describe returns the name of the process's program without its folder, and whether it is stopped. The file
+// of an upgraded program is "... (deleted)".
 func describe(dir string) (name string, stopped bool) {
 	if path, err := os.Readlink(filepath.Join(dir, "exe")); err == nil {
 		name = filepath.Base(strings.TrimSuffix(path, " (deleted)"))

@@ -13,7 +13,7 @@ func TestFindSocket(t *testing.T) {
 `
 	for portid, want := range map[uint32]netlinkSocket{4711: {"1584", 6}, 4294963201: {"1585", 0}} {
 		if got, err := findSocket(file, portid); err != nil || got != want {
-			t.Errorf("%d: %+v, %v", portid, got, err)
+			t.Errorf("%d: got %+v, %v", portid, got, err)
 		}
 	}
 	if _, err := findSocket(file, 1); !errors.Is(err, ErrNoSocket) {

@@ -61,27 +61,27 @@ func sent(t *testing.T, kernel int) (ids []uint32) {
 			want[4], want[5], want[6], want[7] = 0, 12, 0, attrVerdictHdr
 		}
 		if m.Type != msgVerdict || len(m.Body) < 16 || !bytes.Equal(m.Body[:12], want) {
-			t.Fatalf("message %+v", m)
+			t.Fatalf("got message %+v, want a verdict", m)
 		}
 		id := binary.BigEndian.Uint32(m.Body[12:])
 		if changed := id%4 == 2; changed != bytes.HasSuffix(m.Body, []byte("qacket\x00\x00")) || !changed && len(m.Body) != 16 {
-			t.Errorf("verdict for %d: %q", id, m.Body[16:])
+			t.Errorf("verdict for %d: got %q", id, m.Body[16:])
 		}
 		ids = append(ids, id)
 	}
 	return ids
 }
 
-// TestVerdicts says which verdicts a series of messages gets, and which of them are sent together.
+// TestVerdicts checks which verdicts a series of messages gets, and which of them are sent together.
 func TestVerdicts(t *testing.T) {
 	for name, c := range map[string]struct {
-		ids     []uint32
-		crowded bool
-		want    [][]uint32
+		ids  []uint32
+		busy bool
+		want [][]uint32
 	}{
 		"alone":      {[]uint32{1, 2}, false, [][]uint32{{1}, {2}}},
 		"with a gap": {[]uint32{3, 6}, false, [][]uint32{{3}, {6}}}, // the kernel has let 4 and 5 go by itself
-		"in a crowd": {[]uint32{1, 2, 3, 4, 5}, true, [][]uint32{{1, 2, 3, 4, 5}}},
+		"under load": {[]uint32{1, 2, 3, 4, 5}, true, [][]uint32{{1, 2, 3, 4, 5}}},
 		"many": {
 			[]uint32{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18}, true,
 			[][]uint32{{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}, {17, 18}},
@@ -89,7 +89,7 @@ func TestVerdicts(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			q, kernel := newPair(t)
-			q.crowded = c.crowded
+			q.busy = c.busy
 			for _, id := range c.ids {
 				must.Do(t, unix.Send(kernel, packetMessage(id, 0, "packet"), 0))
 			}
@@ -104,7 +104,7 @@ func TestVerdicts(t *testing.T) {
 	}
 }
 
-// TestAllocations says that nothing is allocated for a packet.
+// TestAllocations checks that nothing is allocated for a packet.
 func TestAllocations(t *testing.T) {
 	q, kernel := newPair(t)
 	q.bound = true
@@ -118,20 +118,20 @@ func TestAllocations(t *testing.T) {
 		must.Do(t, q.next())
 		must.Do(t, q.send())
 		if n, err := unix.Read(kernel, b); err != nil || n < 32 {
-			t.Fatalf("verdict for %d: %d bytes, %v", id, n, err)
+			t.Fatalf("verdict for %d: got %d bytes, %v", id, n, err)
 		}
 	})
 	if n != 0 {
-		t.Errorf("%v allocations", n)
+		t.Errorf("got %v allocations, want 0", n)
 	}
 }
 
-// TestDistinguish hands packets with one priority to another function.
-func TestDistinguish(t *testing.T) {
+// TestHandleByPriority hands packets with one priority to another function.
+func TestHandleByPriority(t *testing.T) {
 	q, kernel := newPair(t)
-	var special []uint32
-	q.Distinguish(0x21270119, func(id uint32, _ []byte, verdicts []Verdict) []Verdict {
-		special = append(special, id)
+	var byPriority []uint32
+	q.HandleByPriority(0x21270119, func(id uint32, _ []byte, verdicts []Verdict) []Verdict {
+		byPriority = append(byPriority, id)
 		return append(verdicts, Verdict{ID: id})
 	})
 	for id, priority := range []uint32{1: 0, 2: 0x21270119, 3: 0x01192721, 4: 0x21270119} {
@@ -142,7 +142,7 @@ func TestDistinguish(t *testing.T) {
 	}
 	q.stopping = true
 	must.Do(t, q.receive())
-	if !slices.Equal(special, []uint32{2, 4}) {
-		t.Errorf("packets %v came to the function, want 2 and 4", special)
+	if !slices.Equal(byPriority, []uint32{2, 4}) {
+		t.Errorf("packets of the priority: got %v, want 2 and 4", byPriority)
 	}
 }

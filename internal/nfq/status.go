@@ -8,21 +8,21 @@ import (
 	"strings"
 )
 
-// StatusFile has a line for every queue that is bound. It exists where the kernel has NFQUEUE, from
-// the first queue on. (/proc/net would be that of the main thread.)
+// StatusFile has a line for every bound queue. It exists where the kernel has NFQUEUE, from the first queue
+// on. (/proc/net would be that of the main thread.)
 const StatusFile = "/proc/thread-self/net/netfilter/nfnetlink_queue"
 
-// Status is what the kernel says of a queue (seq_show of net/netfilter/nfnetlink_queue.c).
+// Status is the kernel's state of a queue (seq_show of net/netfilter/nfnetlink_queue.c).
 type Status struct {
 	Number  uint16
 	Portid  uint32 // of the netlink socket that is bound to the queue
 	Waiting int    // packets without a verdict
-	Full    int    // packets that were dropped because the queue was full; none where it fails open
-	Lost    int    // packets that were dropped because they did not fit into the socket; none where it fails open
-	Last    uint32 // number of the packet that was queued last, from 1 on, modulo 1<<32
+	Full    int    // packets dropped because the queue was full; 0 where it fails open
+	Lost    int    // packets dropped because they did not fit into the socket; 0 where it fails open
+	Last    uint32 // number of the last queued packet, from 1 on, modulo 1<<32
 }
 
-// ReadStatus returns the queues that are bound in the network namespace of the calling thread.
+// ReadStatus returns the queues bound in the network namespace of the calling thread, by their numbers.
 func ReadStatus() (map[uint16]Status, error) {
 	text, err := os.ReadFile(StatusFile)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -31,7 +31,7 @@ func ReadStatus() (map[uint16]Status, error) {
 	return ParseStatus(string(text))
 }
 
-// ParseStatus reads the text of StatusFile. It returns an error for a line that it can't read.
+// ParseStatus parses the text of StatusFile. It returns an error for a malformed line.
 func ParseStatus(text string) (map[uint16]Status, error) {
 	queues := make(map[uint16]Status)
 	for row := range strings.Lines(text) {

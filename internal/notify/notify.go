@@ -1,5 +1,5 @@
-// Package notify tells the service manager how the daemon fares: sd_notify(3). Without a service
-// manager it does nothing.
+// Package notify reports the daemon's state to the service manager: sd_notify(3). Without a service manager it
+// does nothing.
 package notify
 
 import (
@@ -15,15 +15,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Manager is the service manager that has started the process. The zero Manager is none, and its methods do
-// nothing.
+// Manager is the service manager that has started the process. The methods of the zero Manager do nothing.
 type Manager struct {
 	socket   *sdnotify.Notifier
-	watchdog time.Duration // without a sign of life for that long, it ends the process; 0: never
+	watchdog time.Duration // the manager ends a process that does not notify it for so long; 0: never
 }
 
-// FromEnvironment returns the manager that NOTIFY_SOCKET names, or none. It returns an error
-// if the manager can't be reached, or asks in WATCHDOG_USEC for what is no time.
+// FromEnvironment returns the manager that NOTIFY_SOCKET names, or the zero Manager. It returns an error if the
+// manager cannot be reached, or if WATCHDOG_USEC is malformed.
 func FromEnvironment() (*Manager, error) {
 	name := os.Getenv(sdnotify.Socket)
 	if name == "" {
@@ -40,8 +39,7 @@ func FromEnvironment() (*Manager, error) {
 	return &Manager{socket, watchdog}, nil
 }
 
-// watchdogTime reads WATCHDOG_USEC, unless WATCHDOG_PID says that it is for another process:
-// sd_watchdog_enabled(3).
+// watchdogTime returns WATCHDOG_USEC, or 0 if WATCHDOG_PID names another process: sd_watchdog_enabled(3).
 func watchdogTime() (time.Duration, error) {
 	if pid := os.Getenv("WATCHDOG_PID"); pid != "" && pid != strconv.Itoa(os.Getpid()) {
 		return 0, nil
@@ -59,11 +57,11 @@ func watchdogTime() (time.Duration, error) {
 
 const maxWatchdog time.Duration = 1<<63 - 1
 
-// Ready says that the daemon does its work, from the start on or after Reloading. The status is a short
-// line for people, as "systemctl status" shows it.
+// Ready reports that the daemon is ready, at the start or after Reloading. The status is a short line that
+// "systemctl status" shows.
 func (m *Manager) Ready(status string) error { return m.send(sdnotify.Ready, statusLine(status)) }
 
-// Reloading says that new settings are being put in force, until Ready.
+// Reloading reports that new settings are being applied, until Ready.
 func (m *Manager) Reloading() error {
 	var now unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
@@ -72,7 +70,7 @@ func (m *Manager) Reloading() error {
 	return m.send(sdnotify.Reloading, fmt.Sprintf("MONOTONIC_USEC=%d", now.Nano()/1000))
 }
 
-// Stopping says that the daemon is about to end.
+// Stopping reports that the daemon is stopping.
 func (m *Manager) Stopping() error { return m.send(sdnotify.Stopping, statusLine("stopping")) }
 
 func statusLine(status string) string {
@@ -81,14 +79,14 @@ func statusLine(status string) string {
 
 func (m *Manager) send(assignments ...string) error {
 	if err := m.socket.Notify(assignments...); err != nil {
-		return fmt.Errorf("telling the service manager %s: %w", assignments[0], err)
+		return fmt.Errorf("notify the service manager of %s: %w", assignments[0], err)
 	}
 	return nil
 }
 
-// Watch calls answer twice in the time after which the manager wants a sign of life, and gives one
-// whenever it returns nil, until ctx is done. The context of answer ends in time for that.
-func (m *Manager) Watch(ctx context.Context, answer func(context.Context) error, log *slog.Logger) {
+// Watch calls alive twice in each watchdog period, and notifies the manager whenever alive returns nil, until ctx
+// is done. The context of alive has a timeout of a quarter of the period.
+func (m *Manager) Watch(ctx context.Context, alive func(context.Context) error, log *slog.Logger) {
 	if m.watchdog == 0 {
 		return
 	}
@@ -96,8 +94,8 @@ func (m *Manager) Watch(ctx context.Context, answer func(context.Context) error,
 	tick := time.NewTicker(max(period, 1))
 	defer tick.Stop()
 	for {
-		if err := m.watch(ctx, answer, period/2); err != nil && ctx.Err() == nil {
-			log.Error("no sign of life is given to the service manager, which will soon end the daemon", "why", err)
+		if err := m.watch(ctx, alive, period/2); err != nil && ctx.Err() == nil {
+			log.Error("watchdog not notified: the service manager will soon end the daemon", "why", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -107,10 +105,10 @@ func (m *Manager) Watch(ctx context.Context, answer func(context.Context) error,
 	}
 }
 
-func (m *Manager) watch(ctx context.Context, answer func(context.Context) error, timeout time.Duration) error {
+func (m *Manager) watch(ctx context.Context, alive func(context.Context) error, timeout time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	if err := answer(ctx); err != nil {
+	if err := alive(ctx); err != nil {
 		return err
 	}
 	return m.send("WATCHDOG=1")

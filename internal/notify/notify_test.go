@@ -19,7 +19,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
-// listen is a service manager: it sets the environment, and returns what it is told.
+// listen is a service manager: it sets the environment, and returns the messages it gets.
 func listen(t *testing.T, watchdog time.Duration) *net.UnixConn {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "notify")
@@ -34,7 +34,7 @@ func listen(t *testing.T, watchdog time.Duration) *net.UnixConn {
 	return conn
 }
 
-func told(t *testing.T, conn *net.UnixConn, timeout time.Duration) (string, error) {
+func received(t *testing.T, conn *net.UnixConn, timeout time.Duration) (string, error) {
 	t.Helper()
 	must.Do(t, conn.SetReadDeadline(time.Now().Add(timeout)))
 	b := make([]byte, 4096)
@@ -57,7 +57,7 @@ func monotonic(t *testing.T) int64 {
 	return now.Nano() / 1000
 }
 
-// TestLife goes through the life of a daemon. What belongs together has to be one message.
+// TestLife sends all notifications of a daemon's life, each as one message.
 func TestLife(t *testing.T) {
 	conn := listen(t, 0)
 	m := manager(t)
@@ -70,21 +70,21 @@ func TestLife(t *testing.T) {
 		"READY=1\nSTATUS=serves queue 7",
 		"STOPPING=1\nSTATUS=stopping",
 	} {
-		got, err := told(t, conn, 10*time.Second)
+		got, err := received(t, conn, 10*time.Second)
 		must.Do(t, err)
 		if i == 1 {
 			number, _ := strings.CutPrefix(got, want)
 			at, err := strconv.ParseInt(number, 10, 64)
 			if err != nil || at < before || at > monotonic(t) {
-				t.Errorf("it was told %q, after %d", got, before)
+				t.Errorf("got %q after %d", got, before)
 			}
 			continue
 		}
 		if got != want {
-			t.Errorf("it was told %q, want %q", got, want)
+			t.Errorf("got %q, want %q", got, want)
 		}
 	}
-	m.Watch(t.Context(), func(context.Context) error { return errors.New("nobody has asked") }, slog.New(slog.DiscardHandler))
+	m.Watch(t.Context(), func(context.Context) error { return errors.New("no watchdog is set") }, slog.New(slog.DiscardHandler))
 }
 
 // queue calls functions on one goroutine, as the one that serves a queue does.
@@ -101,7 +101,7 @@ func (q queue) Do(ctx context.Context, f func()) error {
 	return nil
 }
 
-// TestWatchdog has a queue hang, and answer again: signs of life come, in time, only while it answers.
+// TestWatchdog has a queue hang: the manager is notified in time, and only while the queue is served.
 func TestWatchdog(t *testing.T) {
 	const watchdog = 400 * time.Millisecond
 	conn := listen(t, watchdog)
@@ -116,10 +116,10 @@ func TestWatchdog(t *testing.T) {
 		}()
 		defer close(q)
 	}
-	var asked atomic.Uint32
+	var answers atomic.Uint32
 	answer := func(ctx context.Context) error {
 		for i, q := range queues {
-			if err := q.Do(ctx, func() { asked.Add(1) }); err != nil {
+			if err := q.Do(ctx, func() { answers.Add(1) }); err != nil {
 				return fmt.Errorf("queue %d: %w", i, err)
 			}
 		}
@@ -134,49 +134,49 @@ func TestWatchdog(t *testing.T) {
 	alive := func() {
 		t.Helper()
 		for range 3 {
-			if got, err := told(t, conn, watchdog); err != nil || got != "WATCHDOG=1" {
-				t.Fatalf("it was told %q within the time of the watchdog (%v)", got, err)
+			if got, err := received(t, conn, watchdog); err != nil || got != "WATCHDOG=1" {
+				t.Fatalf("got %q within the watchdog's time (%v), want WATCHDOG=1", got, err)
 			}
 		}
 	}
 	alive()
-	if n := asked.Load(); n < 6 {
-		t.Errorf("signs of life after the queues have answered %d times", n)
+	if n := answers.Load(); n < 6 {
+		t.Errorf("got notifications after %d answers of the queues, want at least 6", n)
 	}
 
 	hang, hangs := make(chan struct{}), make(chan struct{})
 	queues[1] <- func() { close(hangs); <-hang }
 	<-hangs
 	// One more may have been on its way.
-	if got, err := told(t, conn, watchdog/4); err == nil && got != "WATCHDOG=1" {
-		t.Errorf("it was told %q", got)
+	if got, err := received(t, conn, watchdog/4); err == nil && got != "WATCHDOG=1" {
+		t.Errorf("got %q, want WATCHDOG=1", got)
 	}
-	if got, err := told(t, conn, 2*watchdog); !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("with a queue that hangs it was told %q (%v)", got, err)
+	if got, err := received(t, conn, 2*watchdog); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("with a queue that hangs: got %q (%v), want nothing", got, err)
 	}
 	close(hang)
 	alive()
 	cancel()
 	<-done
 	if !strings.Contains(log.String(), "queue 1: context deadline exceeded") {
-		t.Errorf("the log says\n%s", &log)
+		t.Errorf("got the log\n%s", &log)
 	}
 }
 
-// TestEnvironment says what FromEnvironment makes of the environment.
+// TestEnvironment calls FromEnvironment with several environments.
 func TestEnvironment(t *testing.T) {
 	t.Run("no manager", func(t *testing.T) {
 		t.Setenv("NOTIFY_SOCKET", "")
 		t.Setenv("WATCHDOG_USEC", "1000")
 		m := manager(t)
 		must.Do(t, errors.Join(m.Ready("ready"), m.Reloading(), m.Stopping()))
-		m.Watch(t.Context(), func(context.Context) error { t.Error("asked"); return nil }, slog.New(slog.DiscardHandler))
+		m.Watch(t.Context(), func(context.Context) error { t.Error("got a call without a watchdog"); return nil }, slog.New(slog.DiscardHandler))
 	})
-	t.Run("somebody else's watchdog", func(t *testing.T) {
+	t.Run("watchdog of another process", func(t *testing.T) {
 		listen(t, time.Second)
 		t.Setenv("WATCHDOG_PID", "1")
 		if m := manager(t); m.watchdog != 0 {
-			t.Errorf("the watchdog's time is %v", m.watchdog)
+			t.Errorf("got watchdog time %v, want 0", m.watchdog)
 		}
 	})
 	t.Run("wrong time", func(t *testing.T) {
@@ -184,11 +184,11 @@ func TestEnvironment(t *testing.T) {
 		for _, text := range []string{"0", "-1", "soon", "9223372036854775807"} {
 			t.Setenv("WATCHDOG_USEC", text)
 			if _, err := FromEnvironment(); err == nil || !strings.Contains(err.Error(), text) {
-				t.Errorf("WATCHDOG_USEC=%s: %v", text, err)
+				t.Errorf("WATCHDOG_USEC=%s: got %v", text, err)
 			}
 		}
 	})
-	t.Run("nobody there", func(t *testing.T) {
+	t.Run("no socket", func(t *testing.T) {
 		t.Setenv("NOTIFY_SOCKET", filepath.Join(t.TempDir(), "none"))
 		if _, err := FromEnvironment(); !errors.Is(err, os.ErrNotExist) {
 			t.Error(err)
@@ -201,8 +201,8 @@ func TestEnvironment(t *testing.T) {
 		defer conn.Close()
 		t.Setenv("NOTIFY_SOCKET", name)
 		must.Do(t, manager(t).Ready("ready"))
-		if got, err := told(t, conn, 10*time.Second); err != nil || got != "READY=1\nSTATUS=ready" {
-			t.Errorf("it was told %q (%v)", got, err)
+		if got, err := received(t, conn, 10*time.Second); err != nil || got != "READY=1\nSTATUS=ready" {
+			t.Errorf("got %q (%v)", got, err)
 		}
 	})
 }

@@ -67,7 +67,7 @@ func (s *Stream) ToSender(ack mangle.Seq) mangle.Seq {
 	if s.pending == nil {
 		return ack.Add(int(-s.offset))
 	}
-	return s.pending.edits.Undo(ack)
+	return s.pending.edits.ToSender(ack)
 }
 
 // Render returns the payload of a packet as the receiver is to see it, appended to dst, and the number that the receiver is to see

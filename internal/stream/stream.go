@@ -99,7 +99,7 @@ func (s *Stream) Acknowledge(ack mangle.Seq) {
 	acked := s.ToSender(ack)
 	if s.pending != nil {
 		s.pending.edits.Forget(ack)
-		acked = s.pending.edits.Undo(ack)
+		acked = s.pending.edits.ToSender(ack)
 		s.tidy()
 	}
 	if s.acked.Before(acked) {

@@ -13,19 +13,19 @@ import (
 	prometheus "github.com/prometheus/common/model"
 )
 
-// counters are what of the daemon's metrics is shown, of all queues together.
+// counters are the daemon's metrics that are shown, summed over all queues.
 type counters struct {
 	ready                               bool
 	packets, transfers, refused, failed float64
 	overflows                           float64
-	// inKernel says that waiting and dropped are known: the kernel tells them to root only.
-	inKernel         bool
+	// hasKernel is true if waiting and dropped are known, which need root.
+	hasKernel        bool
 	waiting, dropped float64
-	// handling has how many packets took no longer than each bound, in seconds.
+	// handling is the number of packets that took no longer than each bound, in seconds.
 	handling map[float64]float64
 }
 
-// readCounters reads the text of package metrics.
+// readCounters parses the text of package metrics.
 func readCounters(text io.Reader) (counters, error) {
 	parser := expfmt.NewTextParser(prometheus.LegacyValidation)
 	families, err := parser.TextToMetricFamilies(text)
@@ -43,7 +43,7 @@ func readCounters(text io.Reader) (counters, error) {
 	c := counters{
 		ready: sum("ready") == 1, packets: sum("packets_total"), transfers: sum("expectations_total", "expected"),
 		refused: sum("refusals_total"), failed: sum("expectations_total", "failed"),
-		inKernel: families["nfq_ftphelper_queue_waiting"] != nil, waiting: sum("queue_waiting"), dropped: sum("queue_dropped_total"), overflows: sum("queue_overflows_total"),
+		hasKernel: families["nfq_ftphelper_queue_packets"] != nil, waiting: sum("queue_packets"), dropped: sum("queue_dropped_total"), overflows: sum("queue_overflows_total"),
 		handling: make(map[float64]float64),
 	}
 	for _, m := range families["nfq_ftphelper_packet_handling_seconds"].GetMetric() {
@@ -54,9 +54,8 @@ func readCounters(text io.Reader) (counters, error) {
 	return c, nil
 }
 
-// quantile writes within which time the part q of the packets were handled between two looks at the
-// counters, as in "<1.0 µs", or ">34 ms" where that is the longest that is told apart; false if there
-// were none.
+// quantile returns the time within which the share q of the packets between two states of the counters was
+// handled, as "<1.0 µs", or ">34 ms" beyond the last bound; false if there were no packets.
 func quantile(q float64, from, to counters) (string, bool) {
 	var bounds []float64
 	for b := range to.handling {
@@ -80,7 +79,7 @@ func quantile(q float64, from, to counters) (string, bool) {
 	return ">" + short(longest), true
 }
 
-// rate writes how often something happens in a second, in five columns at most.
+// rate formats a number per second in five columns at most.
 func rate(perSecond float64) string {
 	switch {
 	case perSecond <= 0:
@@ -95,7 +94,7 @@ func rate(perSecond float64) string {
 	return fmt.Sprintf("%.0fM", perSecond/1e6)
 }
 
-// number writes a count, in five columns at most.
+// number formats a count in five columns at most.
 func number(n uint32) string {
 	switch {
 	case n < 100_000:
@@ -106,7 +105,7 @@ func number(n uint32) string {
 	return fmt.Sprintf("%dM", n/1_000_000)
 }
 
-// short writes a duration with two digits that matter.
+// short formats a duration with two significant digits.
 func short(d time.Duration) string {
 	switch {
 	case d < 10*time.Microsecond:
@@ -117,7 +116,7 @@ func short(d time.Duration) string {
 	return strings.Replace(fmt.Sprintf("%.1f ms", d.Seconds()*1e3), ".0 ", " ", 1)
 }
 
-// ago writes for how long something has not happened, in three columns.
+// ago formats the time since an event in three columns.
 func ago(d time.Duration) string {
 	switch {
 	case d < 2*time.Second:

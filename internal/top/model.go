@@ -12,63 +12,63 @@ import (
 )
 
 const (
-	// window is over how many answers rates are taken.
+	// window is the number of answers over which rates are computed.
 	window = 10
-	// maxEvents is how many events of a connection are kept.
+	// maxEvents is the number of events that are kept of a connection.
 	maxEvents = 100
-	// keepGone is for how long events of a connection that the daemon does not list are kept.
-	keepGone = 10 * time.Second
+	// keepTime is the time for which a connection is kept that the daemon does not list.
+	keepTime = 10 * time.Second
 )
 
-// ends are by what a connection is known.
-type ends struct{ client, server netip.AddrPort }
+// endpoints identify a connection.
+type endpoints struct{ client, server netip.AddrPort }
 
-// connection is a control connection, and what is known of its past.
+// connection is a control connection with its history.
 type connection struct {
 	control.Flow
-	ends      ends
-	seen      time.Time // listed
-	active    time.Time // when something happened last; zero if not since top looks
-	transfers []uint32  // by answer, the last window of them
-	rate      float64   // of transfers, in a second
+	endpoints endpoints
+	seen      time.Time // when the daemon listed it last
+	active    time.Time // time of the last event; zero for none since top runs
+	transfers []uint32  // in each of the last window answers
+	rate      float64   // transfers per second
 	events    []control.Event
 }
 
-// byActivity is the order of top alone: by the data connections in a second, and what happened last.
+// byActivity orders by data connections per second, then by the last event; only top has it.
 const byActivity control.Order = "activity"
 
-// orders are those that the key s goes through.
+// orders are the orders that the key s cycles through.
 var orders = append([]control.Order{byActivity}, control.Orders...)
 
-// model is what is shown. It changes by messages only: answer, happened, keys, and sizes.
+// model is the state of the screen. It changes by messages only: answer, happened, keys, and sizes.
 type model struct {
 	version       string
 	width, height int
 
-	answers     []answer // the last window of them, without their flows
-	connections map[ends]*connection
+	answers     []answer // the last window answers, without their flows
+	connections map[endpoints]*connection
 	shown       []*connection // sorted and filtered
-	closing     int           // how many are not shown because of that
+	closing     int           // number of closing connections that are not shown
 	unchecked   int
-	err         error     // of the last time that the daemon was asked
+	err         error     // of the last query
 	now         time.Time // of the last answer
-	clock       time.Time // of that or the last event
+	clock       time.Time // of the last answer or event
 
 	order     control.Order
-	filter    string // as it is typed
+	filter    string // as typed
 	selects   control.Filter
-	filterErr error // of the filter as it is typed; selects stays the one before
+	filterErr error // of filter; selects stays the last valid one
 	filtering bool  // the filter is being typed
 	all       bool  // closing connections are shown
 	help      bool  // keys are
 	paused    bool
-	selected  ends
+	selected  endpoints
 	top       int  // the first line of the list on the screen
-	detail    bool // the selected one fills the screen
+	detail    bool // the selected connection fills the screen
 }
 
 func newModel(version string) *model {
-	return &model{version: version, width: 80, height: 24, order: byActivity, connections: make(map[ends]*connection)}
+	return &model{version: version, width: 80, height: 24, order: byActivity, connections: make(map[endpoints]*connection)}
 }
 
 // Init implements tea.Model.
@@ -94,7 +94,7 @@ func (m *model) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 	return m, nil
 }
 
-// take takes what the daemon says of itself.
+// take handles an answer.
 func (m *model) take(a answer) {
 	m.clock, m.err = a.at, a.err
 	if a.err != nil {
@@ -102,14 +102,14 @@ func (m *model) take(a answer) {
 	}
 	m.now = a.at
 	if n := len(m.answers); n > 0 && a.counters.packets < m.answers[n-1].counters.packets {
-		m.answers = nil // another daemon
+		m.answers = nil // the daemon was restarted
 	}
 	m.unchecked = a.flows.Unchecked
 	for i := range a.flows.Flows {
 		m.list(&a.flows.Flows[i], a.at)
 	}
 	for k, c := range m.connections {
-		if !c.seen.Equal(a.at) && a.at.Sub(c.active) > keepGone && k != m.selected {
+		if !c.seen.Equal(a.at) && a.at.Sub(c.active) > keepTime && k != m.selected {
 			delete(m.connections, k)
 		}
 	}
@@ -119,14 +119,14 @@ func (m *model) take(a answer) {
 	m.sort()
 }
 
-// list takes one of the connections that the daemon lists.
+// list handles a listed connection.
 func (m *model) list(f *control.Flow, at time.Time) {
-	c := m.connection(ends{f.Client, f.Server})
-	if !c.seen.IsZero() && (f.Expected != c.Expected || f.Refused != c.Refused) && at.Sub(c.active) > every {
+	c := m.connection(endpoints{f.Client, f.Server})
+	if !c.seen.IsZero() && (f.Expected != c.Expected || f.Refused != c.Refused) && at.Sub(c.active) > minPeriod {
 		c.active = at
 	}
 	if f.Expected < c.Expected {
-		c.transfers = nil // another one between the same ends
+		c.transfers = nil // a new connection between the same endpoints
 	}
 	c.Flow, c.seen = *f, at
 	c.transfers = append(c.transfers, f.Expected)
@@ -139,22 +139,22 @@ func (m *model) list(f *control.Flow, at time.Time) {
 	}
 }
 
-func (m *model) connection(of ends) *connection {
+func (m *model) connection(of endpoints) *connection {
 	c := m.connections[of]
 	if c == nil {
-		c = &connection{ends: of}
+		c = &connection{endpoints: of}
 		m.connections[of] = c
 	}
 	return c
 }
 
-// note takes events.
+// note handles events.
 func (m *model) note(events happened) {
 	for _, ev := range events {
 		if !ev.Client.IsValid() || ev.Kind == "unknown" {
 			continue
 		}
-		c := m.connection(ends{ev.Client, ev.Server})
+		c := m.connection(endpoints{ev.Client, ev.Server})
 		c.active = ev.Time
 		if ev.Time.After(m.clock) {
 			m.clock = ev.Time.Local()
@@ -164,7 +164,7 @@ func (m *model) note(events happened) {
 	}
 }
 
-// sort puts those connections that are listed in their order.
+// sort filters and sorts the listed connections.
 func (m *model) sort() {
 	m.shown, m.closing = m.shown[:0], 0
 	for _, c := range m.connections {
@@ -185,7 +185,7 @@ func (m *model) sort() {
 	})
 }
 
-// setFilter has connections filtered by a text, if it is a filter.
+// setFilter applies a filter, if the text is valid.
 func (m *model) setFilter(text string) {
 	m.filter = text
 	selects, err := control.ParseFilter(text)
@@ -195,7 +195,7 @@ func (m *model) setFilter(text string) {
 	m.sort()
 }
 
-// key does what a key is for.
+// key handles a key.
 func (m *model) key(press tea.KeyPressMsg) tea.Cmd {
 	name := press.String()
 	if name == "ctrl+c" {
@@ -219,7 +219,7 @@ func (m *model) key(press tea.KeyPressMsg) tea.Cmd {
 	return nil
 }
 
-// typed changes the filter.
+// typed handles a key while the filter is typed.
 func (m *model) typed(name, text string) {
 	switch name {
 	case "enter":
@@ -236,7 +236,7 @@ func (m *model) typed(name, text string) {
 	}
 }
 
-// command does what a key is for in the list.
+// command handles a key in the list.
 func (m *model) command(name string) {
 	switch name {
 	case "up", "k":
@@ -268,20 +268,20 @@ func (m *model) command(name string) {
 	}
 }
 
-// place is where the selected connection is in the list, -1 if it is not.
+// place returns the index of the selected connection in the list, -1 if it is not listed.
 func (m *model) place() int {
-	return slices.IndexFunc(m.shown, func(c *connection) bool { return c.ends == m.selected })
+	return slices.IndexFunc(m.shown, func(c *connection) bool { return c.endpoints == m.selected })
 }
 
-// move selects another connection.
+// move moves the selection.
 func (m *model) move(by int) {
 	if len(m.shown) == 0 {
 		return
 	}
-	m.selected = m.shown[min(max(0, m.place()+by), len(m.shown)-1)].ends
+	m.selected = m.shown[min(max(0, m.place()+by), len(m.shown)-1)].endpoints
 }
 
-// scroll keeps the selected connection on the screen. Until one is selected, the first ones are.
+// scroll keeps the selected connection on the screen.
 func (m *model) scroll() {
 	at, rows := m.place(), m.rows()
 	if at >= 0 {

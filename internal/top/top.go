@@ -1,5 +1,5 @@
-// Package top shows what a daemon does while it does it: a screen of its control connections, the
-// busiest first, with rates, and what has happened to one of them.
+// Package top is a live screen of a daemon's control connections, the busiest first, with rates, and with the events
+// of a selected one.
 package top
 
 import (
@@ -16,21 +16,20 @@ import (
 )
 
 const (
-	// every is how often the daemon is asked, seldom how often at least. In between, the daemon may
-	// spend one part in share of the time on answering.
-	every  = time.Second
-	seldom = 10 * time.Second
-	share  = 10
-	// patience is how long it may take to answer.
+	// minPeriod and maxPeriod limit the time from one query of the daemon to the next, of which answering may
+	// take 1/share.
+	minPeriod = time.Second
+	maxPeriod = 10 * time.Second
+	share     = 10
+	// patience is the longest time for an answer.
 	patience = 5 * time.Second
-	// gather is for how long events are collected before they are shown.
-	gather = 100 * time.Millisecond
-	// maxGather is how many are collected at most.
-	maxGather = 4096
+	// batchTime is the time for which events are collected before they are shown, maxBatch their number.
+	batchTime = 100 * time.Millisecond
+	maxBatch  = 4096
 )
 
-// Run shows the daemon that client asks on a terminal, until the user or ctx ends it. It
-// returns an error if there is no daemon at first; one that goes away is waited for.
+// Run shows the daemon of client on a terminal, until the user or ctx ends it. It returns an error if no daemon
+// answers at first; later it waits for one that has stopped.
 func Run(ctx context.Context, client *control.Client, in io.Reader, out io.Writer) error {
 	client.Timeout = patience
 	version, err := client.Version(ctx)
@@ -48,7 +47,7 @@ func Run(ctx context.Context, client *control.Client, in io.Reader, out io.Write
 	return nil
 }
 
-// answer is what the daemon says of itself at a time.
+// answer is the state of the daemon at one time.
 type answer struct {
 	at       time.Time
 	counters counters
@@ -56,7 +55,7 @@ type answer struct {
 	err      error
 }
 
-// poll asks the daemon again and again.
+// poll queries the daemon until ctx is done.
 func poll(ctx context.Context, client *control.Client, send func(tea.Msg)) {
 	for ctx.Err() == nil {
 		begin := time.Now()
@@ -69,9 +68,9 @@ func poll(ctx context.Context, client *control.Client, send func(tea.Msg)) {
 			a.flows, a.err = client.Flows(ctx)
 		}
 		send(a)
-		pause := every
+		pause := minPeriod
 		if a.err == nil {
-			pause = min(max(every, (share-1)*time.Since(begin)), seldom)
+			pause = min(max(minPeriod, (share-1)*time.Since(begin)), maxPeriod)
 		}
 		wait(ctx, pause)
 	}
@@ -87,13 +86,13 @@ func wait(ctx context.Context, d time.Duration) {
 // happened are events, oldest first.
 type happened []control.Event
 
-// follow follows the daemon's events, with those that it has kept, and begins anew when it has stopped.
+// follow sends the daemon's events, kept ones included, and reconnects when the daemon has stopped.
 func follow(ctx context.Context, client *control.Client, send func(tea.Msg)) {
-	events := make(chan control.Event, maxGather)
+	events := make(chan control.Event, maxBatch)
 	go func() {
 		since := time.Unix(0, 0)
 		for ctx.Err() == nil {
-			// The reason why there are none is poll's to show.
+			// poll shows the error.
 			_ = client.Events(ctx, control.EventsQuery{Since: since}, func() {}, func(line []byte) error {
 				var ev control.Event
 				if err := json.Unmarshal(line, &ev); err != nil {
@@ -109,13 +108,13 @@ func follow(ctx context.Context, client *control.Client, send func(tea.Msg)) {
 					return ctx.Err()
 				}
 			})
-			wait(ctx, every)
+			wait(ctx, minPeriod)
 		}
 		close(events)
 	}()
 	for ev := range events {
 		batch := happened{ev}
-		wait(ctx, gather)
+		wait(ctx, batchTime)
 		for range len(events) {
 			if ev, ok := <-events; ok {
 				batch = append(batch, ev)
@@ -125,5 +124,5 @@ func follow(ctx context.Context, client *control.Client, send func(tea.Msg)) {
 	}
 }
 
-// ErrNoTerminal is returned where there is none to show anything on.
+// ErrNoTerminal is returned where input or output is not a terminal.
 var ErrNoTerminal = errors.New("top needs a terminal: use \"nfq-ftphelper flows\" or \"nfq-ftphelper flows --watch\" here")

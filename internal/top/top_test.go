@@ -20,7 +20,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew")
+var update = flag.Bool("update", false, "write the golden files")
 
 var begin = time.Date(2024, 5, 4, 12, 0, 0, 0, time.Local)
 
@@ -31,18 +31,18 @@ func metricsAt(second int) string {
 # TYPE nfq_ftphelper_ready gauge
 nfq_ftphelper_ready 1
 # TYPE nfq_ftphelper_packets_total counter
-nfq_ftphelper_packets_total{queue="100",verdict="accepted"} %d
-nfq_ftphelper_packets_total{queue="101",verdict="changed"} %d
-nfq_ftphelper_packets_total{queue="101",verdict="unread"} 0
+nfq_ftphelper_packets_total{queue="100",result="accepted"} %d
+nfq_ftphelper_packets_total{queue="101",result="changed"} %d
+nfq_ftphelper_packets_total{queue="101",result="unread"} 0
 # TYPE nfq_ftphelper_expectations_total counter
 nfq_ftphelper_expectations_total{result="expected"} %d
 nfq_ftphelper_expectations_total{result="failed"} 3
 # TYPE nfq_ftphelper_refusals_total counter
 nfq_ftphelper_refusals_total{reason="low_port"} %d
 nfq_ftphelper_refusals_total{reason="not_peer"} %d
-# TYPE nfq_ftphelper_queue_waiting gauge
-nfq_ftphelper_queue_waiting{queue="100"} 2
-nfq_ftphelper_queue_waiting{queue="101"} 1
+# TYPE nfq_ftphelper_queue_packets gauge
+nfq_ftphelper_queue_packets{queue="100"} 2
+nfq_ftphelper_queue_packets{queue="101"} 1
 # TYPE nfq_ftphelper_queue_dropped_total counter
 nfq_ftphelper_queue_dropped_total{queue="100"} 0
 # TYPE nfq_ftphelper_queue_overflows_total counter
@@ -61,9 +61,9 @@ func flowsAt(second int) []control.Flow {
 	at := netip.MustParseAddrPort
 	flows := []control.Flow{
 		{Queue: 100, Client: at("203.0.113.101:40000"), Server: at("192.168.1.2:21"), ServerReachedAt: at("192.0.2.2:21"), State: "read", Sequence: "kernel",
-			Expected: uint32(12 * second), Refused: 2, Last: &control.Endpoint{Verb: "227", Announced: 30000, Told: 30000}},
+			Expected: uint32(12 * second), Refused: 2, Last: &control.Endpoint{Verb: "227", Announced: 30000, Advertised: 30000}},
 		{Queue: 101, Client: at("[2001:db8:113::101]:40001"), Server: at("[fd00:1::2]:21"), State: "read", Sequence: "same-length",
-			Expected: 150_000, Last: &control.Endpoint{Verb: "EPRT", Announced: 41000, Told: 41000}},
+			Expected: 150_000, Last: &control.Endpoint{Verb: "EPRT", Announced: 41000, Advertised: 41000}},
 		{Queue: 100, Client: at("10.11.12.13:65535"), Server: at("198.51.100.2:2121"), ClientSeenAs: at("192.0.2.2:65535"), State: "encrypted", Sequence: "kernel"},
 		{Queue: 100, Client: at("203.0.113.7:1024"), Server: at("192.168.1.2:21"), ServerReachedAt: at("192.0.2.2:21"), State: "read", Sequence: "kernel",
 			Expected: 1, Refused: uint32(second), Last: &control.Endpoint{Verb: "PORT", Announced: 20, Reason: "low_port", Why: "the port is below the lowest one allowed"}},
@@ -91,7 +91,7 @@ func watched(t *testing.T) *model {
 		f := flowsAt(s)[0]
 		event := control.Event{Time: now, Queue: 100, Client: f.Client, Server: f.Server}
 		ok, low := event, event
-		ok.Kind, ok.Verb, ok.Announced, ok.Told = "expected", "227", netip.MustParseAddrPort("192.168.1.2:30000"), netip.MustParseAddrPort("192.0.2.2:30000")
+		ok.Kind, ok.Verb, ok.Announced, ok.Advertised = "expected", "227", netip.MustParseAddrPort("192.168.1.2:30000"), netip.MustParseAddrPort("192.0.2.2:30000")
 		low.Kind, low.Verb, low.Announced, low.Why = "refused", "PORT", netip.MustParseAddrPort("203.0.113.101:20"), "the port is below the lowest one allowed"
 		m.Update(happened{ok, low})
 	}
@@ -117,11 +117,11 @@ func screen(t *testing.T, m *model, width, height int) string {
 	text := ansi.Strip(m.View().Content)
 	lines := strings.Split(text, "\n")
 	if len(lines) != height {
-		t.Errorf("%d by %d: there are %d lines", width, height, len(lines))
+		t.Errorf("%d by %d: got %d lines", width, height, len(lines))
 	}
 	for i, line := range lines {
 		if w := ansi.StringWidth(line); w > width {
-			t.Errorf("%d by %d: line %d is %d wide", width, height, i, w)
+			t.Errorf("%d by %d: line %d: got width %d", width, height, i, w)
 		}
 		lines[i] = strings.TrimRight(line, " ")
 	}
@@ -162,7 +162,7 @@ func TestScreen(t *testing.T) {
 	}
 }
 
-// TestSizes has screens of all sizes, while keys are pressed at random: no line is too long.
+// TestSizes presses random keys on screens of all sizes: no line is too long.
 func TestSizes(t *testing.T) {
 	m := watched(t)
 	random := rand.New(rand.NewPCG(1, 2))
@@ -175,30 +175,30 @@ func TestSizes(t *testing.T) {
 	}
 }
 
-// TestStops says what is shown when the daemon stops answering, and when another one answers.
+// TestStops shows a daemon that stops answering, and then another one.
 func TestStops(t *testing.T) {
 	m := watched(t)
 	m.Update(answer{at: begin.Add(13 * time.Second), err: errors.New("no daemon runs")})
 	if got := screen(t, m, 80, 24); !strings.Contains(got, "NO ANSWER") || !strings.HasSuffix(got, "\nno daemon runs\n") || !strings.Contains(got, "203.0.113.101:40000") {
-		t.Errorf("when it has stopped:\n%s", got)
+		t.Errorf("stopped daemon: got\n%s", got)
 	}
 	c, err := readCounters(strings.NewReader(strings.Replace(metricsAt(1), "ready 1", "ready 0", 1)))
 	must.Do(t, err)
 	m.Update(answer{at: begin.Add(14 * time.Second), counters: c})
 	if got := screen(t, m, 80, 24); !strings.Contains(got, "NOT READY") || strings.Contains(got, "203.0.113.101:40000") || !strings.Contains(got, "packets     0/s") || !strings.Contains(got, "no FTP control connections") {
-		t.Errorf("when there is another:\n%s", got)
+		t.Errorf("another daemon: got\n%s", got)
 	}
 	m.Update(answer{at: begin.Add(40 * time.Second), counters: c})
 	if len(m.connections) > 0 {
-		t.Errorf("%d connections are not forgotten", len(m.connections))
+		t.Errorf("got %d connections, want 0", len(m.connections))
 	}
 }
 
-// TestUnknown says what is shown of what the daemon may not know.
+// TestUnknown checks what is shown of what the daemon may not know.
 func TestUnknown(t *testing.T) {
 	var lines []string
 	for line := range strings.Lines(metricsAt(1)) {
-		if !strings.Contains(line, "queue_waiting") && !strings.Contains(line, "queue_dropped_total") {
+		if !strings.Contains(line, "queue_packets") && !strings.Contains(line, "queue_dropped_total") {
 			lines = append(lines, line)
 		}
 	}
@@ -211,7 +211,7 @@ func TestUnknown(t *testing.T) {
 	}
 }
 
-// TestShort says how numbers are written.
+// TestShort checks how numbers are written.
 func TestShort(t *testing.T) {
 	for got, want := range map[string]string{
 		rate(0.04): "0.0", rate(9.99): "10", rate(1234): "1234", rate(99_999): "100k", rate(2_500_000): "2M",

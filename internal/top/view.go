@@ -14,7 +14,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/control"
 )
 
-// Colours are the terminal's own, so that they suit its background.
+// The colours are those of the terminal's palette, so that they suit its background.
 var (
 	plain    = lipgloss.NewStyle()
 	bold     = plain.Bold(true)
@@ -31,7 +31,7 @@ const (
 	footLines = 1 // below it
 )
 
-// rows is how many connections the screen has room for.
+// rows returns the number of connections on the screen.
 func (m *model) rows() int { return max(1, m.height-headLines-footLines) }
 
 // View implements tea.Model.
@@ -58,7 +58,7 @@ func (m *model) View() tea.View {
 	return v
 }
 
-// head says how the daemon is.
+// head returns the lines above the list: the daemon's state and counters.
 func (m *model) head() []string {
 	state := faint.Render("waiting for the daemon")
 	var c, before counters
@@ -81,7 +81,7 @@ func (m *model) head() []string {
 	if m.paused {
 		right = warning.Render("PAUSED") + "  " + right
 	}
-	per := func(name string, to, from float64, style lipgloss.Style) string {
+	perSecond := func(name string, to, from float64, style lipgloss.Style) string {
 		value := rate(0)
 		if seconds > 0 {
 			value = rate((to - from) / seconds)
@@ -91,7 +91,7 @@ func (m *model) head() []string {
 		}
 		return fmt.Sprintf("%s %s%s", faint.Render(name), style.Render(fmt.Sprintf("%5s", value)), faint.Render("/s"))
 	}
-	much := func(name string, n float64, known bool, style lipgloss.Style) string {
+	counter := func(name string, n float64, known bool, style lipgloss.Style) string {
 		value := "–"
 		if known {
 			value = fmt.Sprintf("%.0f", n)
@@ -110,24 +110,24 @@ func (m *model) head() []string {
 		}
 	}
 	return []string{
-		m.apart(left, right),
+		m.justify(left, right),
 		strings.Join([]string{
-			per("packets", c.packets, before.packets, bold), per("transfers", c.transfers, before.transfers, bold),
-			per("refused", c.refused, before.refused, warning), per("failed", c.failed, before.failed, bad),
+			perSecond("packets", c.packets, before.packets, bold), perSecond("transfers", c.transfers, before.transfers, bold),
+			perSecond("refused", c.refused, before.refused, warning), perSecond("failed", c.failed, before.failed, bad),
 		}, "   "),
 		strings.Join([]string{
-			much("waiting", c.waiting, c.inKernel, warning), much("dropped", c.dropped, c.inKernel, bad),
-			much("overflows", c.overflows, len(m.answers) > 0, bad), faint.Render("time per packet ") + handling,
+			counter("waiting", c.waiting, c.hasKernel, warning), counter("dropped", c.dropped, c.hasKernel, bad),
+			counter("overflows", c.overflows, len(m.answers) > 0, bad), faint.Render("time per packet ") + handling,
 		}, " · "),
 	}
 }
 
-// apart puts two texts at the two ends of a line.
-func (m *model) apart(left, right string) string {
+// justify puts two texts at the two ends of a line.
+func (m *model) justify(left, right string) string {
 	return left + strings.Repeat(" ", max(1, m.width-lipgloss.Width(left)-lipgloss.Width(right))) + right
 }
 
-// foot says what keys do, and what went wrong.
+// foot returns the last line: keys, or an error.
 func (m *model) foot() string {
 	keys := func(pairs ...string) string {
 		var b strings.Builder
@@ -154,7 +154,7 @@ func (m *model) foot() string {
 	return keys("q", "quit", "↑↓", "select", "⏎", "details", "s", "sort: "+string(m.order), "/", "filter", "p", "pause", "?", "help")
 }
 
-// count says how many connections there are.
+// count returns the numbers of connections as text.
 func (m *model) count() string {
 	if len(m.answers) == 0 {
 		return ""
@@ -170,22 +170,22 @@ func (m *model) count() string {
 	case m.filter != "":
 		text += fmt.Sprintf(" with %q", m.filter)
 	case m.unchecked > 0:
-		text += fmt.Sprintf(", %d of them perhaps over", m.unchecked)
+		text += fmt.Sprintf(", %d may be over", m.unchecked)
 	}
 	return text
 }
 
-// column is one of the list's.
+// column is a column of the list.
 type column struct {
 	title string
-	order control.Order // that sorts by it
+	order control.Order // the order by this column
 	right bool          // aligned
-	tail  bool          // of a text that is too long the end is shown
+	tail  bool          // a long text is cut at its start
 	text  func(c *connection) string
 	width int
 }
 
-// columns are those that the screen has room for, as wide as what is to be shown in them.
+// columns returns the columns that the screen has room for, with widths for the connections shown.
 func (m *model) columns(shown []*connection) []column {
 	var columns []column
 	room := m.width + 1
@@ -217,14 +217,14 @@ func (m *model) columns(shown []*connection) []column {
 		room += columns[ago].width + 1
 		columns = columns[:ago]
 	}
-	if room < 0 { // the longer address gives
+	if room < 0 { // cut the longer address
 		client, server := &columns[0].width, &columns[1].width
 		both := max(2, *client+*server+room)
 		longest := max((both+1)/2, both-min(*client, *server))
 		*client, *server = min(*client, longest), min(*server, longest)
 		return columns
 	}
-	// What NAT makes of the addresses stands behind them, if there is any and room for it.
+	// Translated addresses follow, if there are any and room for them.
 	nat := [...]column{
 		{title: "CLIENT SEEN AS", text: func(c *connection) string { return address(c.ClientSeenAs) }},
 		{title: "SERVER REACHED AT", text: func(c *connection) string { return address(c.ServerReachedAt) }},
@@ -252,7 +252,7 @@ func (m *model) columns(shown []*connection) []column {
 	widest = min(widest, last.width+room)
 	room -= widest - last.width
 	last.width = widest
-	for i := range at { // some air
+	for i := range at { // distribute the rest
 		more := min(2, room/(at-i))
 		columns[i].width += more
 		room -= more
@@ -260,7 +260,7 @@ func (m *model) columns(shown []*connection) []column {
 	return columns
 }
 
-// address is an address without its port, nothing for none.
+// address returns an address without its port, "" for none.
 func address(a netip.AddrPort) string {
 	if !a.IsValid() {
 		return ""
@@ -268,12 +268,12 @@ func address(a netip.AddrPort) string {
 	return a.Addr().String()
 }
 
-// last is what was announced last, and a mark and the reason instead of the port if it was not opened.
+// last describes the last announcement: verb and port, or the reason if it was not opened.
 func (c *connection) last() string {
 	switch {
 	case c.Last == nil:
 		return ""
-	case c.Last.Told == 0:
+	case c.Last.Advertised == 0:
 		return strings.TrimRight(c.Last.Verb+" ✗ "+c.Last.Reason, " ")
 	}
 	return fmt.Sprintf("%s %d", c.Last.Verb, c.Last.Announced)
@@ -286,7 +286,7 @@ func (c *connection) ago(now time.Time) string {
 	return ago(now.Sub(c.active))
 }
 
-// blank leaves out what is nothing.
+// blank returns "" for "0".
 func blank(text string) string {
 	if text == "0" {
 		return ""
@@ -294,7 +294,7 @@ func blank(text string) string {
 	return text
 }
 
-// listLines is the list's heading and its lines.
+// listLines returns the list with its heading.
 func (m *model) listLines() []string {
 	shown := m.shown[m.top:min(m.top+m.rows(), len(m.shown))]
 	columns := m.columns(shown)
@@ -310,7 +310,7 @@ func (m *model) listLines() []string {
 		}
 		line := fit(strings.Join(cells, " "), m.width, false)
 		switch {
-		case c.ends == m.selected:
+		case c.endpoints == m.selected:
 			line = selected.Render(line)
 		case c.State != "read": // a closing one as well
 			line = faint.Render(line)
@@ -327,7 +327,7 @@ func (m *model) listLines() []string {
 	return lines
 }
 
-// cell is what the column has to say of a connection.
+// cell returns the text of a column for a connection.
 func (c *column) cell(of *connection) string {
 	text := c.text(of)
 	if n := lipgloss.Width(text) - c.width; c.tail && n > 0 {
@@ -336,7 +336,7 @@ func (c *column) cell(of *connection) string {
 	return fit(text, c.width, c.right)
 }
 
-// fit makes a text as wide as a column.
+// fit pads or truncates a text to a width.
 func fit(text string, width int, right bool) string {
 	text = ansi.Truncate(text, width, "…")
 	padding := strings.Repeat(" ", max(0, width-lipgloss.Width(text)))
@@ -346,7 +346,7 @@ func fit(text string, width int, right bool) string {
 	return text + padding
 }
 
-// detailLines say all there is to say of the selected connection, the newest events at the end.
+// detailLines describe the selected connection, with the newest events at the end.
 func (m *model) detailLines() []string {
 	c := m.connections[m.selected]
 	if c == nil {
@@ -373,7 +373,7 @@ func (m *model) detailLines() []string {
 		}
 	}
 	line("Data connections", "%d expected (%s/s), %d refused or failed", c.Expected, rate(c.rate), c.Refused)
-	if c.Last != nil && c.Last.Why != "" { // both together are too long for one line
+	if c.Last != nil && c.Last.Why != "" { // too long for one line
 		line("Last announced", "%s port %d", c.Last.Verb, c.Last.Announced)
 		line("Not opened", "%s: %s", c.Last.Reason, c.Last.Why)
 	} else {
@@ -396,34 +396,34 @@ func (m *model) detailLines() []string {
 		case "failed":
 			kind = bad.Render(kind)
 		}
-		lines = append(lines, fmt.Sprintf("%s  %s  %s", faint.Render(local(ev).Format("15:04:05.000")), kind, ev.Words()))
+		lines = append(lines, fmt.Sprintf("%s  %s  %s", faint.Render(local(ev).Format("15:04:05.000")), kind, ev.Describe()))
 	}
 	return lines
 }
 
-// helpLines say what the keys do, and what can be filtered.
+// helpLines describe the keys and the filter.
 func (m *model) helpLines() []string {
 	lines := []string{heading.Render(fit("Keys", m.width, false))}
 	for _, k := range [...][2]string{
 		{"↑ ↓ k j", "select a connection; PgUp, PgDn, Home and End go further"},
 		{"⏎ →", "show its details and events; Esc goes back"},
 		{"s", "sort by the next column; the arrow marks it"},
-		{"/", "filter: TEXT anywhere, or FIELD=TEXT; several have to be true together"},
+		{"/", "filter: TEXT in any field, or FIELD=TEXT; all conditions must be true"},
 		{"", "fields: " + strings.Join(control.FilterFields(), ", ")},
 		{"", "client and server also take a network: client=203.0.113.0/24"},
 		{"Esc", "remove the filter"},
-		{"c", "show closing connections too, or hide them"},
-		{"p", "pause, or go on"},
+		{"c", "show or hide closing connections"},
+		{"p", "pause or resume"},
 		{"q", "quit"},
 	} {
 		lines = append(lines, bold.Render(fmt.Sprintf("%-9s", k[0]))+k[1])
 	}
 	lines = append(lines, "", bold.Render("Columns"))
 	for _, k := range [...][2]string{
-		{"LAST", "the last announcement: PORT, EPRT, 227 or 229; ✗ if it was not opened"},
-		{"XFERS", "data connections that were expected; /s in a second, over the last ten"},
-		{"REFUSED", "announcements that were refused or failed"},
-		{"LAST SEEN", "since the last event"},
+		{"LAST", "the last announcement: PORT, EPRT, 227 or 229; ✗: not opened"},
+		{"XFERS", "data connections expected; /s: per second, over the last 10 s"},
+		{"REFUSED", "announcements refused or failed"},
+		{"LAST SEEN", "time since the last event"},
 	} {
 		lines = append(lines, faint.Render(fmt.Sprintf("%-10s", k[0]))+k[1])
 	}

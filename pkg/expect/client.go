@@ -9,30 +9,29 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Errors of Client, for what a caller decides on.
+// Errors of Client.
 var (
-	// ErrNoEntry is returned where conntrack does not know the control connection.
+	// ErrNoEntry is returned where conntrack has no entry of the control connection.
 	ErrNoEntry = errors.New("conntrack has no such connection")
-	// ErrNoHelper is returned where the control connection has no helper attached, so that
-	// the kernel takes no expectation for it. A helper can only be attached to a
-	// connection's first packet.
+	// ErrNoHelper is returned where the control connection has no helper, so that the kernel refuses
+	// expectations. Rules can attach a helper only with a connection's first packet.
 	ErrNoHelper = errors.New("no conntrack helper is attached to the control connection")
-	// ErrPortTaken is returned where another control connection expects a data connection
-	// at the same place.
-	ErrPortTaken = errors.New("another control connection expects a data connection there")
+	// ErrPortTaken is returned where another control connection expects a data connection to the same
+	// address and port.
+	ErrPortTaken = errors.New("another control connection expects a data connection to this address and port")
 	// ErrFull is returned where the kernel's table of expectations is full.
 	ErrFull = errors.New("the table of expectations is full: raise the sysctl net.netfilter.nf_conntrack_expect_max")
-	// ErrNoSeqAdj is returned where the kernel does not adjust the sequence numbers of the
-	// control connection: its conntrack entry got no room for that when it was made,
-	// because it is not translated, or the helper was attached after NAT.
+	// ErrNoSeqAdj is returned where the kernel does not adjust the sequence numbers of the control connection:
+	// its conntrack entry was made without that extension, because it is not translated, or the helper was
+	// attached after NAT.
 	ErrNoSeqAdj = errors.New("the kernel does not adjust the sequence numbers of the control connection")
 )
 
-// Client talks to conntrack over ctnetlink, in the network namespace in which it was opened.
-// It needs CAP_NET_ADMIN there. It is not safe for concurrent use.
+// Client is a client of ctnetlink in the network namespace in which it was opened, where it needs CAP_NET_ADMIN.
+// It is not safe for concurrent use.
 type Client struct {
 	*socket
-	helper string // the name that was seen last: most connections have the same
+	helper string // last name seen; most connections have the same
 }
 
 // Dial opens a Client.
@@ -44,11 +43,11 @@ func Dial() (*Client, error) {
 	return &Client{socket: s}, nil
 }
 
-// Close closes the Client. What it has installed stays in the kernel.
+// Close closes the Client. Its expectations stay in the kernel.
 func (c *Client) Close() error { return c.close() }
 
-// Lookup finds the connection to which packets with the tuple t belong, and says in which
-// direction they go. It returns ErrNoEntry if there is none.
+// Lookup returns the connection of packets with the tuple t, and their direction. It returns ErrNoEntry if there
+// is none.
 func (c *Client) Lookup(t Tuple) (*Master, Direction, error) {
 	m := &Master{Helper: c.helper}
 	if err := c.get(m, t); err != nil {
@@ -92,19 +91,18 @@ func (c *Client) addGet(t Tuple) {
 	c.end()
 }
 
-// Update is what is to change in a connection's entry. Its zero value changes nothing.
+// Update is a change of a connection's entry. Its zero value changes nothing.
 type Update struct {
-	// Adjust is how the kernel is to adjust the sequence numbers of direction Dir, and the
-	// acknowledgements of the other one, from the next packet that it lets go; nil leaves
-	// that alone.
+	// Adjust is the adjustment of the sequence numbers of direction Dir, and of the acknowledgements of the
+	// other one, from the next packet that the kernel releases; nil for no change.
 	Dir    Direction
 	Adjust *SeqAdj
-	// SetLabel and ClearLabel are bits of the label (ct label in nftables) to set and to clear,
-	// 1 to 127; 0 is none.
+	// SetLabel and ClearLabel are bits of the label (ct label in nftables) to set and to clear, 1 to 127; 0 for
+	// none.
 	SetLabel, ClearLabel int
 }
 
-// labels returns which bits of the label u is about, and what they are to be.
+// labels returns the bits of the label that u changes, and their new values.
 func (u Update) labels() (mask, bits label) {
 	if u.ClearLabel != 0 {
 		mask.set(u.ClearLabel)
@@ -116,7 +114,7 @@ func (u Update) labels() (mask, bits label) {
 	return mask, bits
 }
 
-// label is struct nf_conn_labels: words in the kernel's order.
+// label is struct nf_conn_labels: 32-bit words in host byte order.
 type label [16]byte
 
 func (l *label) set(bit int) {
@@ -124,7 +122,7 @@ func (l *label) set(bit int) {
 	binary.NativeEndian.PutUint32(word, binary.NativeEndian.Uint32(word)|1<<(bit%32))
 }
 
-// replaced returns l with the bits of mask as they are in bits (nf_connlabels_replace of
+// replaced returns l with the bits of mask taken from bits (nf_connlabels_replace of
 // net/netfilter/nf_conntrack_labels.c).
 func (l label) replaced(mask, bits label) label {
 	for i := range l {
@@ -133,13 +131,12 @@ func (l label) replaced(mask, bits label) label {
 	return l
 }
 
-// Update changes the entry of m: all of u or, if it returns an error, nothing. Then m has the
-// new values, or still the old ones; these are what is put back where the kernel had done a
-// part, so m must be what the entry has, where u is about it.
+// Update changes the entry of m and m itself: all of u or, if it returns an error, nothing. If the kernel has done
+// only a part, Update restores the values in m, so m must agree with the entry where u changes it.
 //
-// It returns ErrNoEntry; ErrNoSeqAdj, where the kernel answers success and adjusts nothing,
-// which the entry is read for until it has been seen to adjust; or what the kernel said:
-// ENOSPC where no rule sets labels, as it has room for them only then.
+// It returns ErrNoEntry; ErrNoSeqAdj, where the kernel answers success and adjusts nothing, which Update detects by
+// reading the entry until an adjustment has been accepted; or the kernel's error, such as ENOSPC where no rule sets
+// labels, so that entries have no room for them.
 func (c *Client) Update(m *Master, u Update) error {
 	c.begin()
 	if !c.addUpdate(m, u) {
@@ -156,15 +153,15 @@ func (c *Client) Update(m *Master, u Update) error {
 	return nil
 }
 
-// addUpdate adds the requests for u, and reports whether there are any: the change and, until m
-// has been seen to be adjustable, a look at what the kernel made of it.
+// addUpdate adds the requests for u, and reports whether there are any: the change and, until an adjustment of m has
+// been accepted, a read of the entry.
 func (c *Client) addUpdate(m *Master, u Update) bool {
 	mask, bits := u.labels()
 	if u.Adjust == nil && mask == (label{}) {
 		return false
 	}
 	c.addChange(m, u.Dir, u.Adjust, mask, bits)
-	if u.Adjust != nil && !m.Adjustable {
+	if u.Adjust != nil && !m.SeqAdjWorks {
 		c.addGet(m.Tuples[Original])
 	}
 	return true
@@ -184,28 +181,28 @@ func (c *Client) addChange(m *Master, dir Direction, a *SeqAdj, mask, bits label
 	c.end()
 }
 
-// updated returns why u is not done after all, if it isn't: errno is what the kernel said to the
-// change, and body what it has now, if it was asked.
+// updated returns why u was not done, nil if it was. errno is the kernel's answer to the change, and body the entry,
+// if it was read.
 func updated(m *Master, u Update, errno unix.Errno, body []byte) error {
 	switch {
 	case errno != 0:
 		return errno
-	case u.Adjust == nil || m.Adjustable || body == nil:
-		// It did answer success. That it can't be read back, of all times, changes nothing.
+	case u.Adjust == nil || m.SeqAdjWorks || body == nil:
+		// The change was acknowledged; a failed read-back is not an error.
 		return nil
 	}
 	now := Master{Helper: m.Helper}
 	if err := now.decode(body); err != nil {
 		return err
 	}
-	if !now.Adjustable || now.SeqAdj[u.Dir] != *u.Adjust {
+	if !now.SeqAdjWorks || now.SeqAdj[u.Dir] != *u.Adjust {
 		return ErrNoSeqAdj
 	}
-	m.Adjustable = true
+	m.SeqAdjWorks = true
 	return nil
 }
 
-// Apply makes m what its entry is after u.
+// Apply changes m by u.
 func (m *Master) Apply(u Update) {
 	if u.Adjust != nil {
 		m.SeqAdj[u.Dir] = *u.Adjust
@@ -213,12 +210,11 @@ func (m *Master) Apply(u Update) {
 	m.Labels = label(m.Labels).replaced(u.labels())
 }
 
-// restore makes the entry of m again, in what u is about, what m says that it is. The kernel
-// sets the sequence adjustment first and the label then, so that where it refuses the label
-// the adjustment is done already.
+// restore undoes u: it sets the entry to the values in m. It is needed where the kernel refused a label, since it sets
+// the sequence adjustment first.
 //
-// No adjustment is one of 0 at 0 from then on, which changes no packet. If the kernel refuses
-// this, it has refused u as well: there is no entry, or no room.
+// An entry that had no adjustment gets one of 0 at 0, which changes no packet. The kernel's refusal of restore is
+// ignored: it has refused u for the same reason, such as a missing entry.
 func (c *Client) restore(m *Master, u Update) error {
 	old := u.Adjust
 	if old != nil {
@@ -231,7 +227,7 @@ func (c *Client) restore(m *Master, u Update) error {
 	c.begin()
 	c.addChange(m, u.Dir, old, mask, label{}.replaced(mask, m.Labels))
 	if _, err := c.exchange(); err != nil {
-		return fmt.Errorf("take back the change of %s to %s: %w", m.Client(), m.Server(), err)
+		return fmt.Errorf("undo the change of %s to %s: %w", m.Client(), m.Server(), err)
 	}
 	return nil
 }
@@ -246,13 +242,22 @@ func updateError(m *Master, err error) error {
 	return fmt.Errorf("change the conntrack entry of %s to %s: %w", m.Client(), m.Server(), err)
 }
 
-// Announce installs the expectation e of m and makes the update u of m's entry: both or, if it
-// returns an error, neither, in one exchange with the kernel. An expectation of the same master
-// for the same place is replaced. Where the helper allows no more, the kernel drops the oldest
-// one of m for e; that one does not come back if the update is refused.
+// Announce installs the expectation e of m and makes the update u of m's entry in one exchange: both or, if it
+// returns an error, neither. Where the helper allows no more expectations, the kernel evicts the oldest one of m,
+// even if the update is then refused.
 //
-// It returns ErrPortTaken, for which another port may help, ErrNoEntry, ErrNoHelper, ErrFull,
-// the errors of Update, or what the kernel said.
+//	kernel's answers to
+//	the expectation      the update   Announce then                  and returns
+//	done                 done                                        nil
+//	done                 refused      removes the expectation        the error of Update
+//	EEXIST, own          done         replaces the expectation       nil
+//	EEXIST/EBUSY, other  done         undoes the update              ErrPortTaken: try another port
+//	EEXIST/EBUSY         refused                                     the error of Update
+//	ENOENT               any          undoes the update              ErrNoEntry
+//	EOPNOTSUPP           any          undoes the update              ErrNoHelper
+//	EMFILE               any          undoes the update              ErrFull
+//	another error        any          undoes the update              that error
+//	none (socket error)  none         undoes what may have been done the socket's error
 func (c *Client) Announce(m *Master, e Expectation, u Update) error {
 	c.begin()
 	c.addExpectation(e)
@@ -261,7 +266,7 @@ func (c *Client) Announce(m *Master, e Expectation, u Update) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("announce %s to %s: %w", e.Src, e.Dst, err), c.withdraw(m, e, u))
 	}
-	// The kernel goes on after what fails, so what it has done beside that is taken back.
+	// The kernel continues after a failed request.
 	errno, updateErr := r.errno[0], updated(m, u, r.errno[1], r.body)
 	if errno == unix.EEXIST && updateErr == nil && c.owns(e) {
 		if errno, err = c.replace(e); err != nil {
@@ -274,7 +279,7 @@ func (c *Client) Announce(m *Master, e Expectation, u Update) error {
 		return nil
 	case errno == 0:
 		err = errors.Join(updateError(m, updateErr), c.Unexpect(e))
-	case taken(errno) && updateErr != nil: // another port would not help
+	case taken(errno) && updateErr != nil: // another port would fail as well
 		err = updateError(m, updateErr)
 	default:
 		err = expectError(e, errno)
@@ -291,7 +296,7 @@ func (c *Client) addExpectation(e Expectation) {
 	c.end()
 }
 
-// replace puts e in the place of the expectation that is there.
+// replace removes the expectation in the place of e, and installs e.
 func (c *Client) replace(e Expectation) (unix.Errno, error) {
 	if err := c.Unexpect(e); err != nil {
 		return 0, err
@@ -302,7 +307,7 @@ func (c *Client) replace(e Expectation) (unix.Errno, error) {
 	return r.errno[0], err
 }
 
-// withdraw takes back whatever was done of announcing e with u.
+// withdraw undoes an Announce of which it is unknown what was done.
 func (c *Client) withdraw(m *Master, e Expectation, u Update) (err error) {
 	if c.owns(e) {
 		err = c.Unexpect(e)
@@ -324,14 +329,14 @@ func expectError(e Expectation, errno unix.Errno) error {
 	return fmt.Errorf("install expectation %s to %s: %w", e.Src, e.Dst, errno)
 }
 
-// owns reports whether the expectation that is in the place of e belongs to e's master.
+// owns reports whether the expectation in the place of e belongs to e's master.
 func (c *Client) owns(e Expectation) bool {
 	there, ok, err := c.installed(e)
 	return ok && err == nil && there.Master == e.Master
 }
 
-// Expected returns for how long e is still good: 0 if conntrack does not have it (any more), or
-// has another master's in its place. It is exact to a second.
+// Expected returns the remaining time of e, in whole seconds: 0 if conntrack does not have e, or has an expectation
+// of another master in its place.
 func (c *Client) Expected(e Expectation) (time.Duration, error) {
 	there, ok, err := c.installed(e)
 	if err != nil {
@@ -343,7 +348,7 @@ func (c *Client) Expected(e Expectation) (time.Duration, error) {
 	return time.Duration(there.Left) * time.Second, nil
 }
 
-// installed returns the expectation that is in the place of e, if there is one.
+// installed returns the expectation in the place of e, if there is one.
 func (c *Client) installed(e Expectation) (there Event, ok bool, err error) {
 	r, err := c.exchangeAbout(e, msgExpGet)
 	switch {
@@ -358,7 +363,7 @@ func (c *Client) installed(e Expectation) (there Event, ok bool, err error) {
 	return there, err == nil, err
 }
 
-// exchangeAbout sends a request that names only the place of e.
+// exchangeAbout sends a request for the expectation in the place of e.
 func (c *Client) exchangeAbout(e Expectation, typ uint16) (result, error) {
 	c.begin()
 	c.request(typ, 0, e.Src)
@@ -368,7 +373,7 @@ func (c *Client) exchangeAbout(e Expectation, typ uint16) (result, error) {
 	return c.exchange()
 }
 
-// Unexpect removes an expectation. That there is none is not an error.
+// Unexpect removes an expectation. A missing one is not an error.
 func (c *Client) Unexpect(e Expectation) error {
 	r, err := c.exchangeAbout(e, msgExpDelete)
 	if errno := r.errno[0]; err == nil && errno != 0 && errno != unix.ENOENT {

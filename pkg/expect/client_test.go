@@ -26,7 +26,7 @@ type lab struct {
 	t      testing.TB
 	host   *netns.Host
 	client *expect.Client
-	reader *conntrack.Conn // another implementation, to read what is there
+	reader *conntrack.Conn // another implementation, to read the kernel's state
 }
 
 const nat = `table inet nat {
@@ -228,7 +228,7 @@ func TestAnnounce(t *testing.T) {
 		l.wantExpectations(next)
 		l.wantEntry(m)
 
-		for range 2 { // that it is gone already is no error
+		for range 2 { // removing it twice is not an error
 			must.Do(t, l.client.Unexpect(next))
 		}
 		l.wantExpectations()
@@ -287,7 +287,7 @@ type refused struct {
 	e    expect.Expectation
 	u    expect.Update
 	want error
-	left []expect.Expectation // what is there before and after
+	left []expect.Expectation // before and after
 }
 
 // wantRefused announces and updates in vain.
@@ -447,13 +447,13 @@ func TestNoEntry(t *testing.T) {
 	l := newLab(t, ours)
 	for _, f := range families {
 		m := l.connect(f.local, f.public, f.own)
-		gone := *m
-		gone.Tuples[expect.Original].Src = netip.AddrPortFrom(m.Client().Addr(), 1)
+		removed := *m
+		removed.Tuples[expect.Original].Src = netip.AddrPortFrom(m.Client().Addr(), 1)
 		for i, u := range updates(expect.Reply) {
-			if err := l.client.Announce(&gone, expect.For(&gone, expect.Reply, 40000), u); !errors.Is(err, expect.ErrNoEntry) {
+			if err := l.client.Announce(&removed, expect.For(&removed, expect.Reply, 40000), u); !errors.Is(err, expect.ErrNoEntry) {
 				t.Errorf("announce %d: %v", i, err)
 			}
-			if err := l.client.Update(&gone, u); u != (expect.Update{}) && !errors.Is(err, expect.ErrNoEntry) {
+			if err := l.client.Update(&removed, u); u != (expect.Update{}) && !errors.Is(err, expect.ErrNoEntry) {
 				t.Errorf("update %d: %v", i, err)
 			}
 		}

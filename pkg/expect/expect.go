@@ -1,7 +1,6 @@
-// Package expect announces data connections to conntrack: what to expect of a control
-// connection and an endpoint in it (For, pure), and the ctnetlink client that looks
-// control connections up, installs expectations and sets the kernel's sequence
-// adjustment (Client).
+// Package expect announces data connections to conntrack: For computes the expectation for an announced endpoint
+// of a control connection, and Client is the ctnetlink client that looks up control connections, installs
+// expectations and sets the kernel's sequence adjustment.
 //
 // It mirrors help() of net/netfilter/nf_conntrack_ftp.c and nf_nat_ftp() of
 // net/netfilter/nf_nat_ftp.c.
@@ -13,8 +12,8 @@ import (
 	"net/netip"
 )
 
-// Tuple is the source and the destination of the packets of one direction, as they look
-// where that direction enters this host: before NAT changes them.
+// Tuple is the source and the destination of the packets of one direction as they enter this host, before
+// NAT.
 type Tuple struct {
 	Src, Dst netip.AddrPort
 }
@@ -24,8 +23,8 @@ type Tuple struct {
 type Direction uint8
 
 const (
-	Original Direction = iota // from the one who opened the connection
-	Reply                     // back to them
+	Original Direction = iota // from the side that opened the connection
+	Reply                     // to that side
 )
 
 // Other returns the opposite direction.
@@ -39,16 +38,16 @@ func (d Direction) String() string {
 	return "reply"
 }
 
-// SeqAdj is the kernel's record of by how much the sequence numbers of one direction are
-// off (struct nf_ct_seqadj): numbers up to and including Position by Before, later ones by
-// After. Position is the sender's own number, host order.
+// SeqAdj is the kernel's adjustment of the sequence numbers of one direction (struct nf_ct_seqadj): Before is
+// added to numbers up to and including Position, After to later ones. Position is the sender's number, in host
+// byte order.
 type SeqAdj struct {
 	Position      uint32
 	Before, After int32
 }
 
-// Offset returns by how much the kernel changes the sequence number seq
-// (nf_ct_seq_offset of net/netfilter/nf_conntrack_seqadj.c).
+// Offset returns what the kernel adds to the sequence number seq (nf_ct_seq_offset of
+// net/netfilter/nf_conntrack_seqadj.c).
 func (a SeqAdj) Offset(seq uint32) int32 {
 	if int32(a.Position-seq) < 0 {
 		return a.After
@@ -56,41 +55,38 @@ func (a SeqAdj) Offset(seq uint32) int32 {
 	return a.Before
 }
 
-// Undo returns the sequence number that the kernel turns into seq: the inverse of adding
-// Offset.
-func (a SeqAdj) Undo(seq uint32) uint32 {
+// ToSender returns the sender's number that the kernel adjusts to seq: the inverse of adding Offset.
+func (a SeqAdj) ToSender(seq uint32) uint32 {
 	if before := seq - uint32(a.Before); int32(a.Position-before) >= 0 {
 		return before
 	}
 	return seq - uint32(a.After)
 }
 
-// Master is a control connection as conntrack has it.
+// Master is the conntrack entry of a control connection.
 type Master struct {
-	// Tuples are the tuples of the original and the reply direction. Without NAT, one is
-	// the other reversed.
+	// Tuples are those of the original and the reply direction. Without NAT, one is the other reversed.
 	Tuples [2]Tuple
-	// Helper is the name of the conntrack helper that is attached; the kernel refuses
-	// expectations where it is empty.
+	// Helper is the name of the conntrack helper; without one the kernel refuses expectations.
 	Helper string
-	// SeqAdj are the adjustments that the kernel makes already in each direction.
+	// SeqAdj are the kernel's adjustments in each direction.
 	SeqAdj [2]SeqAdj
-	// Labels are the bits of its label (ct label in nftables), in the kernel's order.
+	// Labels are the bits of the conntrack label (ct label in nftables), in the kernel's order.
 	Labels [16]byte
 
-	// Opening says that the TCP handshake is under way: the server has accepted the connection, and
-	// the client has not answered yet.
+	// Opening is true in the TCP state SYN_RECV: the server has sent its SYN-ACK, the client has not acknowledged
+	// it.
 	Opening bool
-	// Adjustable says that the kernel has been seen to take an adjustment.
-	Adjustable bool
-	// Closing says that one end has closed or reset the connection: its TCP state is FIN_WAIT or a later one.
+	// SeqAdjWorks is true once the kernel has accepted an adjustment.
+	SeqAdjWorks bool
+	// Closing is true if a side has closed or reset the connection: its TCP state is FIN_WAIT or a later one.
 	Closing bool
 }
 
-// Client returns the client's address and port as they are on its own side.
+// Client returns the client's address and port on its own side of this host.
 func (m *Master) Client() netip.AddrPort { return m.Tuples[Original].Src }
 
-// Server returns the server's address and port as they are on its own side.
+// Server returns the server's address and port on its own side of this host.
 func (m *Master) Server() netip.AddrPort { return m.Tuples[Reply].Src }
 
 // Label reports whether a bit of the label is set, 0 to 127.
@@ -104,41 +100,37 @@ func (m *Master) NAT() bool {
 	return o.Src != r.Dst || o.Dst != r.Src
 }
 
-// Vouches reports whether addr may be announced by the side that sends in direction dir:
-// its own address, or the one that the other side knows it by. Everything else is
-// somebody else's, and a data connection to it an FTP bounce (RFC 2577 section 3).
-func (m *Master) Vouches(dir Direction, addr netip.Addr) bool {
+// IsOwnAddress reports whether addr is an address of the side that sends in direction dir: on its own side of
+// this host, or as the peer sees it. A data connection to any other address is an FTP bounce (RFC 2577
+// section 3).
+func (m *Master) IsOwnAddress(dir Direction, addr netip.Addr) bool {
 	return addr == m.Tuples[dir].Src.Addr() || addr == m.Tuples[dir.Other()].Dst.Addr()
 }
 
-// Expectation is one data connection that is to be accepted as belonging to a control
-// connection.
+// Expectation is a data connection that conntrack is to accept as related to a control connection.
 type Expectation struct {
 	// Master is the original tuple of the control connection.
 	Master Tuple
-	// Src is the address that it comes from, as seen where it enters this host; from any
-	// port.
+	// Src is its source address as it enters this host; any port.
 	Src netip.Addr
-	// Dst is where it goes, as seen there: what the other side has to be told.
+	// Dst is its destination as it enters this host: the endpoint to advertise to the peer.
 	Dst netip.AddrPort
-	// NAT says that the connection is to be translated as its master is, and its
-	// destination port to Port.
+	// NAT translates the connection as its master is, and its destination port to Port.
 	NAT bool
-	// Port is the port on which the one who announced it really listens.
+	// Port is the port on which the announcing side listens.
 	Port uint16
-	// Dir is the direction in which the data connection is opened, relative to the
-	// master's: Original for a passive transfer.
+	// Dir is the direction of the data connection's SYN, relative to the master: Original for a passive
+	// transfer.
 	Dir Direction
 }
 
-// MaxTries is how many ports may be tried for one expectation: nf_nat_exp_find_port of
+// MaxTries is the number of ports to try for one expectation, as in nf_nat_exp_find_port of
 // net/netfilter/nf_nat_helper.c.
 const MaxTries = 128
 
-// For returns what to expect when the side that sends in direction dir announces that it
-// listens on port: the other side opens a connection from where its own packets of the
-// control connection come from, to the address to which it sends them. So it is that
-// direction's tuple that has both addresses, whatever NAT is at work.
+// For returns the expectation for a side, sending in direction dir, that announces port. The peer opens a
+// connection between the same addresses as its packets of the control connection, so its tuple has both,
+// with any NAT.
 func For(m *Master, dir Direction, port uint16) Expectation {
 	peer := m.Tuples[dir.Other()]
 	return Expectation{
@@ -151,10 +143,9 @@ func For(m *Master, dir Direction, port uint16) Expectation {
 	}
 }
 
-// Elsewhere returns what to expect when that side announces an address that is not its own, and
-// may: a data connection from the other side to there, which is translated as any other
-// connection is.
-func Elsewhere(m *Master, dir Direction, announced netip.AddrPort) Expectation {
+// ForAddress returns the expectation for that side if it announces an address that is not its own, where the
+// policy allows it: a data connection from the peer to announced, which NAT treats as any other connection.
+func ForAddress(m *Master, dir Direction, announced netip.AddrPort) Expectation {
 	return Expectation{
 		Master: m.Tuples[Original],
 		Src:    m.Tuples[dir.Other()].Src.Addr(),
@@ -164,13 +155,13 @@ func Elsewhere(m *Master, dir Direction, announced netip.AddrPort) Expectation {
 	}
 }
 
-// WithPort returns e for another destination port; what is listened on stays the same.
+// WithPort returns e with another destination port; Port stays the same.
 func (e Expectation) WithPort(port uint16) Expectation {
 	e.Dst = netip.AddrPortFrom(e.Dst.Addr(), port)
 	return e
 }
 
-// WithAnyPort is WithPort with a port from 1024 on, picked at random.
+// WithAnyPort returns e with a random destination port from 1024 on.
 func (e Expectation) WithAnyPort() Expectation {
 	return e.WithPort(uint16(1024 + rand.IntN(1<<16-1024)))
 }

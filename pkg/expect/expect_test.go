@@ -19,9 +19,9 @@ var masters = []struct {
 	nat             bool
 	client, server  string
 	passiveSrc      string
-	passiveDst      string // what the client must be told
+	passiveDst      string // endpoint to advertise to the client
 	activeSrc       string
-	activeDst       string // what the server must be told
+	activeDst       string // endpoint to advertise to the server
 }{
 	{
 		name:       "no NAT",
@@ -33,7 +33,7 @@ var masters = []struct {
 		activeSrc: "192.0.2.2", activeDst: "203.0.113.101:1025",
 	},
 	{
-		name:       "DNAT: the server is behind this host",
+		name:       "DNAT: this host translates the server",
 		original:   tupleOf("203.0.113.101:50774", "192.0.2.2:21"),
 		reply:      tupleOf("192.168.1.2:21", "203.0.113.101:50774"),
 		nat:        true,
@@ -63,7 +63,7 @@ var masters = []struct {
 		activeSrc: "192.0.2.2", activeDst: "203.0.113.101:1025",
 	},
 	{
-		name:       "SNAT: the client is behind this host",
+		name:       "SNAT: this host translates the client",
 		original:   tupleOf("10.0.0.2:50774", "198.51.100.9:21"),
 		reply:      tupleOf("198.51.100.9:21", "192.0.2.2:50774"),
 		nat:        true,
@@ -160,7 +160,7 @@ func TestFor(t *testing.T) {
 				if got != want.Expectation {
 					t.Errorf("announced in the %v direction: %+v\nwant %+v", want.announced, got, want.Expectation)
 				}
-				// Another port to be told; what is listened on stays.
+				// Another port to advertise; the port listened on stays.
 				other := want.Expectation
 				other.Dst = netip.AddrPortFrom(other.Dst.Addr(), 40000)
 				if moved := got.WithPort(40000); moved != other {
@@ -176,7 +176,7 @@ func TestFor(t *testing.T) {
 
 // An address that is neither side's own: the one who connects to it is still the other side,
 // and nothing ties the connection to the translation of the master.
-func TestElsewhere(t *testing.T) {
+func TestForAddress(t *testing.T) {
 	for _, tt := range masters {
 		t.Run(tt.name, func(t *testing.T) {
 			m := &Master{Tuples: [2]Tuple{tt.original, tt.reply}}
@@ -184,7 +184,7 @@ func TestElsewhere(t *testing.T) {
 			for dir, src := range []string{Original: tt.activeSrc, Reply: tt.passiveSrc} {
 				dir := Direction(dir)
 				want := Expectation{Master: tt.original, Src: netip.MustParseAddr(src), Dst: at, Port: 2000, Dir: dir.Other()}
-				if got := Elsewhere(m, dir, at); got != want {
+				if got := ForAddress(m, dir, at); got != want {
 					t.Errorf("announced in the %v direction: %+v\nwant %+v", dir, got, want)
 				}
 			}
@@ -192,7 +192,7 @@ func TestElsewhere(t *testing.T) {
 	}
 }
 
-func TestVouches(t *testing.T) {
+func TestIsOwnAddress(t *testing.T) {
 	for _, tt := range masters {
 		t.Run(tt.name, func(t *testing.T) {
 			m := &Master{Tuples: [2]Tuple{tt.original, tt.reply}}
@@ -206,10 +206,10 @@ func TestVouches(t *testing.T) {
 				netip.MustParseAddr("::1"), netip.MustParseAddr("2001:db8:bad::1"), {},
 				netip.AddrFrom16(client.As16()), // IPv4 written as IPv6 is another address
 			} {
-				if got, want := m.Vouches(Original, a), a == client || a == clientOutside; got != want {
+				if got, want := m.IsOwnAddress(Original, a), a == client || a == clientOutside; got != want {
 					t.Errorf("%v from the client: %v, want %v", a, got, want)
 				}
-				if got, want := m.Vouches(Reply, a), a == server || a == serverOutside; got != want {
+				if got, want := m.IsOwnAddress(Reply, a), a == server || a == serverOutside; got != want {
 					t.Errorf("%v from the server: %v, want %v", a, got, want)
 				}
 			}
@@ -232,7 +232,7 @@ func TestSeqAdjOffset(t *testing.T) {
 		seq      uint32
 		after    bool
 	}{
-		{1000, 1000, false}, // the position itself is not behind it
+		{1000, 1000, false}, // the position itself is not after it
 		{1000, 1001, true},
 		{1000, 999, false},
 		{1000, 1000 + 1<<31 - 1, true},
@@ -252,9 +252,9 @@ func TestSeqAdjOffset(t *testing.T) {
 	}
 }
 
-// What leaves as a number is given by Undo again, or another number that leaves as that one:
+// What leaves as a number is given by ToSender again, or another number that leaves as that one:
 // where the stream gets shorter there are two.
-func TestSeqAdjUndo(t *testing.T) {
+func TestSeqAdjToSender(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for range 1000 {
 		a := SeqAdj{Position: rnd.Uint32(), Before: rnd.Int32N(41) - 20, After: rnd.Int32N(41) - 20}
@@ -264,7 +264,7 @@ func TestSeqAdjUndo(t *testing.T) {
 		for d := range uint32(201) {
 			seq := a.Position + d - 100
 			leaves := seq + uint32(a.Offset(seq))
-			back := a.Undo(leaves)
+			back := a.ToSender(leaves)
 			if got := back + uint32(a.Offset(back)); got != leaves {
 				t.Fatalf("%+v: %d leaves as %d, which is undone to %d, which leaves as %d", a, seq, leaves, back, got)
 			}

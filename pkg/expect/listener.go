@@ -12,12 +12,12 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfnetlink"
 )
 
-// EventKind is what an Event is about.
+// EventKind is the kind of an Event.
 type EventKind uint8
 
 // The kinds of events.
 const (
-	// Related: conntrack has let an expected connection in. Tuples are its own.
+	// Related: conntrack has accepted an expected connection. Tuples are its own.
 	Related EventKind = iota + 1
 	// Destroyed: conntrack has removed a connection with a helper. Tuples are its own.
 	Destroyed
@@ -36,26 +36,26 @@ type Event struct {
 	Master Tuple
 	// Expected is the tuple of an expectation. Its source port is 0.
 	Expected Tuple
-	// Left is for how many seconds an expectation would still be good.
+	// Left is the remaining time of an expectation, in seconds.
 	Left uint32
-	// Port is the netlink port of the process that made the change, 0 where the kernel did.
+	// Port is the netlink port of the process that made the change, 0 for the kernel.
 	Port uint32
 }
 
-// ErrEventsLost is returned where the kernel had to drop events: they came faster than they were received.
+// ErrEventsLost is returned where the kernel dropped events that came faster than they were received.
 var ErrEventsLost = errors.New("conntrack's events came faster than they were read")
 
-// listenerBuffer is how many bytes of events may wait in the socket.
+// listenerBuffer is the size of the socket's receive buffer in bytes.
 const listenerBuffer = 4 << 20
 
-// Listener receives the events of those connections in zone 0 that have a helper or are expected by one,
-// and of expectations, in the network namespace in which it was opened. The kernel does not name the zone
-// of an expectation, so those of all zones are among them: Client.Expected tells. Connections that began before have
-// none (net.netfilter.nf_conntrack_events is 2). The kernel never waits for a Listener: it
-// drops what finds no room.
+// Listener receives the events of connections in zone 0 that have a helper or are expected by one, and of
+// expectations, in the network namespace in which it was opened. The kernel does not send the zone of an
+// expectation, so events of all zones arrive; Client.Expected distinguishes them. There are no events of
+// connections older than the Listener (net.netfilter.nf_conntrack_events is 2). The kernel never waits for a
+// Listener: it drops events when the buffer is full.
 //
-// A Listener costs: while there is one, the kernel builds a message when any connection begins or
-// ends, about 4 µs for both. Changes of state would be 8 µs more, so they are left out.
+// While a Listener is open, the kernel builds a message whenever any connection begins or ends, about 4 µs for
+// both. Events of the TCP state would cost 8 µs more, so they are not subscribed to.
 type Listener struct {
 	file *os.File
 	in   []byte
@@ -82,7 +82,7 @@ func subscribe(fd int) error {
 	for i, f := range filter {
 		program[i] = unix.SockFilter{Code: f.Op, Jt: f.Jt, Jf: f.Jf, K: f.K}
 	}
-	// Filter first: nothing else is to get in.
+	// The filter comes first, so that nothing unfiltered is received.
 	err = unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
 	if err != nil {
 		return err
@@ -108,8 +108,8 @@ func subscribe(fd int) error {
 	return nil
 }
 
-// eventFilter accepts events of expectations, and of connections that have a master or a helper that
-// rules have attached. The rest is discarded before it reaches the socket's buffer.
+// eventFilter accepts events of expectations, and of connections with a master or a helper attached by rules.
+// Other events do not reach the socket's buffer.
 func eventFilter() []bpf.Instruction {
 	const (
 		firstAttribute = nfnetlink.HeaderLen
@@ -137,11 +137,11 @@ func eventFilter() []bpf.Instruction {
 	}
 }
 
-// Close closes the Listener; a Receive that waits returns os.ErrClosed.
+// Close closes the Listener; a blocked Receive returns os.ErrClosed.
 func (l *Listener) Close() error { return l.file.Close() }
 
-// Receive waits for the next event. It returns ErrEventsLost where some are missing before the next
-// one, and os.ErrClosed when the Listener is closed.
+// Receive waits for the next event. It returns ErrEventsLost where events are missing before the next one, and
+// os.ErrClosed when the Listener is closed.
 func (l *Listener) Receive() (Event, error) {
 	for {
 		n, err := l.file.Read(l.in)
@@ -158,7 +158,7 @@ func (l *Listener) Receive() (Event, error) {
 	}
 }
 
-// decodeEvent decodes a message. Its Kind is 0 for one that is about nothing of interest.
+// decodeEvent decodes a message. The Kind is 0 for one to be ignored.
 func decodeEvent(b []byte) (ev Event, err error) {
 	a, _, err := nfnetlink.Next(b)
 	if err != nil {
@@ -184,7 +184,7 @@ func decodeEvent(b []byte) (ev Event, err error) {
 	return ev, err
 }
 
-// decodeConnection decodes the body of an IPCTNL_MSG_CT_NEW: as Related where it names a master.
+// decodeConnection decodes the body of an IPCTNL_MSG_CT_NEW, as Related if it names a master.
 func decodeConnection(body []byte) (ev Event, err error) {
 	attrs, err := nfnetlink.Body(body)
 	if err == nil && attrs.Find(ctaZone) != nil {

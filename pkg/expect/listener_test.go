@@ -209,7 +209,7 @@ func TestClosing(t *testing.T) {
 	}
 }
 
-// TestListenUnread says that the kernel drops events which are not read, and says so.
+// TestListenUnread checks that the kernel drops events which are not read, and says so.
 func TestListenUnread(t *testing.T) {
 	l := newLab(t, ours)
 	var listener *expect.Listener

@@ -10,24 +10,23 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfnetlink"
 )
 
-// socket speaks with nfnetlink. The kernel works on a request within the system call that
-// sends it (netlink_unicast_kernel of net/netlink/af_netlink.c), so the answers are there when
-// that returns: nothing ever waits for them, and the runtime's poller has no part in it.
+// socket is a connection to nfnetlink. The kernel handles a request within the system call that sends it
+// (netlink_unicast_kernel of net/netlink/af_netlink.c), so the answers can be read when that returns, without
+// waiting and without the runtime's poller.
 type socket struct {
 	fd    int
-	seq   uint32   // of the last request
-	out   requests // what exchange sends
-	count int      // of the requests in out
-	last  int      // where in out the last one begins
+	seq   uint32   // sequence number of the last request
+	out   requests // to be sent by exchange
+	count int      // number of requests in out
+	last  int      // offset of the last request in out
 	in    []byte
 }
 
-// maxRequests is how many requests are sent at once: an expectation, an update, and a look
-// whether that was done.
+// maxRequests is the number of requests in one exchange: an expectation, an update, and a read of its result.
 const maxRequests = 3
 
-// maxAnswer is more than the kernel puts into one answer, NLMSG_DEFAULT_SIZE: a page at most,
-// and at most 8 KiB.
+// maxAnswer is the length in bytes of the kernel's longest answer, NLMSG_DEFAULT_SIZE: a page, but no more than
+// 8 KiB.
 const maxAnswer = 8192
 
 func dialSocket() (*socket, error) {
@@ -35,9 +34,9 @@ func dialSocket() (*socket, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Errors don't repeat the request.
+	// An error does not repeat the request.
 	if err = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1); err == nil {
-		// Now nobody but the kernel can send to it.
+		// A connected socket receives from the kernel only.
 		err = unix.Connect(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
 	}
 	if err != nil {
@@ -52,11 +51,11 @@ func (s *socket) close() error {
 	return err
 }
 
-// begin forgets the requests of the last exchange.
+// begin starts an exchange without requests.
 func (s *socket) begin() { s.out.Buffer, s.count = s.out.Buffer[:0], 0 }
 
-// request begins a request about something of the family of an address. The caller puts its
-// attributes into s.out, and calls end.
+// request starts a request for the family of an address. The caller appends its attributes to s.out, and calls
+// end.
 func (s *socket) request(typ, flags uint16, of netip.Addr) {
 	s.seq++
 	s.count++
@@ -65,16 +64,15 @@ func (s *socket) request(typ, flags uint16, of netip.Addr) {
 
 func (s *socket) end() { s.out.EndMessage(s.last) }
 
-// result is what the kernel said.
+// result is the kernel's answer.
 type result struct {
 	errno [maxRequests]unix.Errno // by request, 0 for success
-	body  []byte                  // what the last request asked for; good until the next exchange
+	body  []byte                  // answer to the last request; valid until the next exchange
 }
 
-// exchange sends all requests in one message and returns what became of each: the kernel does
-// them in order, and goes on after one that fails. Only what asks for something is answered when
-// it is done; an error comes without asking, and that none has come is success. An error of
-// exchange itself leaves open what was done.
+// exchange sends all requests in one message and returns the result of each. The kernel handles them in order,
+// and continues after one that fails. It answers a read or a failed request; no answer to another request is
+// success. After an error of exchange itself it is unknown which requests were done.
 func (s *socket) exchange() (result, error) {
 	r, err := s.send()
 	if err != nil {
@@ -86,7 +84,7 @@ func (s *socket) exchange() (result, error) {
 
 func (s *socket) send() (r result, err error) {
 	typ := binary.NativeEndian.Uint16(s.out.Buffer[s.last+4:])
-	asks := typ == msgCtGet || typ == msgExpGet
+	reads := typ == msgCtGet || typ == msgExpGet
 	if _, err := retried(send, s.fd, s.out.Buffer); err != nil {
 		return r, err
 	}
@@ -95,14 +93,14 @@ func (s *socket) send() (r result, err error) {
 		n, err := retried(unix.Read, s.fd, s.in)
 		switch {
 		case err == unix.EAGAIN && r.errno[0] == unix.EPERM:
-			// Without CAP_NET_ADMIN nfnetlink_rcv answers the first one alone.
+			// Without CAP_NET_ADMIN nfnetlink_rcv answers the first request only.
 			return result{errno: [maxRequests]unix.Errno{unix.EPERM, unix.EPERM, unix.EPERM}}, nil
-		case err == unix.EAGAIN && !asks:
+		case err == unix.EAGAIN && !reads:
 			return r, nil
 		case err == unix.EAGAIN:
 			return r, errNoAnswer
 		case err != nil:
-			return r, err // ENOBUFS: an answer got lost
+			return r, err // ENOBUFS: an answer was lost
 		}
 		if answered, err = r.take(s.in[:n], first, s.count); err != nil {
 			return r, err
@@ -113,11 +111,11 @@ func (s *socket) send() (r result, err error) {
 
 var (
 	errNoAnswer = errors.New("the kernel did not answer")
-	errStray    = errors.New("the kernel answered what was not asked")
+	errStray    = errors.New("the kernel answered another request")
 )
 
-// take reads the answers b to count requests, whose numbers begin with first. It says whether
-// the last one is answered.
+// take decodes the answers b to count requests with sequence numbers from first on. It returns true if the last
+// request is answered.
 func (r *result) take(b []byte, first uint32, count int) (answered bool, err error) {
 	for len(b) > 0 {
 		var a nfnetlink.Message
@@ -141,7 +139,7 @@ func (r *result) take(b []byte, first uint32, count int) (answered bool, err err
 	return answered, nil
 }
 
-// drain throws away what is left of the answers, so that the next exchange reads its own.
+// drain discards the remaining answers, so that the next exchange reads its own.
 func (s *socket) drain() {
 	for {
 		if _, err := retried(unix.Read, s.fd, s.in); err != nil && err != unix.ENOBUFS {
@@ -153,7 +151,7 @@ func (s *socket) drain() {
 // send is send(2), which costs less than write(2) on a socket.
 func send(fd int, b []byte) (int, error) { return len(b), unix.Send(fd, b, 0) }
 
-// retried calls read(2) or send again while a signal interrupts it.
+// retried repeats read(2) or send while a signal interrupts it.
 func retried(call func(int, []byte) (int, error), fd int, b []byte) (n int, err error) {
 	for {
 		if n, err = call(fd, b); err != unix.EINTR {

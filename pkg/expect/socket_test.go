@@ -16,7 +16,7 @@ func ask(c *Client) error {
 	return err
 }
 
-// put sends a request whose answer nobody reads.
+// put sends a request whose answer is not read.
 func put(t testing.TB, c *Client) {
 	t.Helper()
 	c.begin()

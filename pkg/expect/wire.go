@@ -73,31 +73,30 @@ const (
 	ctaExpectNATTuple = 2 // CTA_EXPECT_NAT_TUPLE
 )
 
-// zone is the conntrack zone that every message names. The kernel leaves it out of its own messages: what
-// has a zone there belongs to another one.
+// zone is the conntrack zone of every request. The kernel omits zone 0 in its own messages, so an entry with a
+// zone belongs to another one.
 const zone = 0
 
-// errOtherZone says that a message is about a connection of another zone.
+// errOtherZone is returned for a connection of another zone.
 var errOtherZone = errors.New("another conntrack zone")
 
 const (
 	ipsSeqAdjust = 1 << 6  // IPS_SEQ_ADJUST of nf_conntrack_common.h
 	ipsHelper    = 1 << 13 // IPS_HELPER: rules have attached a helper
 
-	// States of nf_conntrack_tcp.h; those after the second are of a connection that ends.
+	// States of nf_conntrack_tcp.h. The states after tcpEstablished belong to a connection that ends.
 	tcpSynRecv     = 2 // TCP_CONNTRACK_SYN_RECV
 	tcpEstablished = 3 // TCP_CONNTRACK_ESTABLISHED
-	tcpClose       = 8 // TCP_CONNTRACK_CLOSE, the last one
+	tcpClose       = 8 // TCP_CONNTRACK_CLOSE, the last state
 )
 
-// followMaster is the expectfn of nf_nat_core.c: translate as the master is.
+// followMaster is the expectfn of nf_nat_core.c that translates a connection as its master is.
 const followMaster = "nat-follow-master"
 
-// requests are messages to the kernel, one after another.
+// requests is a sequence of messages to the kernel.
 type requests struct{ nfnetlink.Buffer }
 
-// message begins a message about something of the family of an address; EndMessage ends it, after its
-// attributes.
+// message starts a message for the family of an address; EndMessage ends it, after its attributes.
 func (r *requests) message(typ, flags uint16, of netip.Addr, seq uint32) (start int) {
 	family := byte(unix.NFPROTO_IPV6)
 	if of.Is4() {
@@ -138,7 +137,7 @@ func (r *requests) seqAdj(dir Direction, a SeqAdj) {
 	r.End(nest)
 }
 
-// expectation puts what IPCTNL_MSG_EXP_NEW says of e.
+// expectation appends the attributes of e for IPCTNL_MSG_EXP_NEW.
 func (r *requests) expectation(e Expectation) {
 	zero := netip.IPv6Unspecified()
 	ones := netip.AddrFrom16([16]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff})
@@ -151,8 +150,8 @@ func (r *requests) expectation(e Expectation) {
 	if !e.NAT {
 		return
 	}
-	// nf_nat_follow_master takes the addresses from the master, and the real destination port
-	// from the source half of this tuple.
+	// nf_nat_follow_master takes the addresses from the master, and the real destination port from this
+	// tuple's source port.
 	r.Text(ctaExpectFn, followMaster)
 	nat := r.Nest(ctaExpectNAT)
 	r.Uint32(ctaExpectNATDir, uint32(e.Dir))
@@ -160,14 +159,14 @@ func (r *requests) expectation(e Expectation) {
 	r.End(nat)
 }
 
-// tuple returns the packets that e expects.
+// tuple returns the tuple of e; its source port is 0.
 func (e Expectation) tuple() Tuple { return Tuple{netip.AddrPortFrom(e.Src, 0), e.Dst} }
 
-// attributes are those of a message from the kernel, or nested in another one.
+// attributes are those of a message from the kernel, or nested ones.
 type attributes = nfnetlink.Attributes
 
-// decode makes m what the body of an IPCTNL_MSG_CT_NEW says. It allocates only for another
-// helper's name than m has already.
+// decode sets m from the body of an IPCTNL_MSG_CT_NEW. It allocates only if the helper's name differs from that
+// in m.
 func (m *Master) decode(body []byte) error {
 	attrs, err := nfnetlink.Body(body)
 	if err != nil {
@@ -183,7 +182,7 @@ func (m *Master) decode(body []byte) error {
 				return err
 			}
 		case ctaStatus:
-			m.Adjustable = attrs.Uint32(ctaStatus)&ipsSeqAdjust != 0
+			m.SeqAdjWorks = attrs.Uint32(ctaStatus)&ipsSeqAdjust != 0
 		case ctaProtoInfo:
 			if state := v.Nested(ctaProtoInfoTCP).Find(ctaProtoInfoTCPState); len(state) == 1 {
 				m.Opening, m.Closing = state[0] == tcpSynRecv, state[0] > tcpEstablished && state[0] <= tcpClose
@@ -200,13 +199,13 @@ func (m *Master) decode(body []byte) error {
 	}
 	for _, t := range m.Tuples {
 		if !t.Src.IsValid() || !t.Dst.IsValid() {
-			return fmt.Errorf("%w: a connection without its addresses", nfnetlink.ErrMalformed)
+			return fmt.Errorf("%w: a connection without addresses", nfnetlink.ErrMalformed)
 		}
 	}
 	return nil
 }
 
-// decodeTuple decodes CTA_TUPLE_ORIG and the like. What is missing is zero.
+// decodeTuple decodes CTA_TUPLE_ORIG and the like. Missing parts are zero.
 func decodeTuple(v attributes) (t Tuple, err error) {
 	var src, dst netip.Addr
 	var srcPort, dstPort uint16
@@ -233,7 +232,7 @@ func decodeAddr(v attributes, typ4, typ6 uint16) netip.Addr {
 	return a
 }
 
-// decodeHelper returns known, if that is the name, and a new string otherwise.
+// decodeHelper returns the name of a helper, without allocation if it is known.
 func decodeHelper(name []byte, known string) string {
 	if name = bytes.TrimRight(name, "\x00"); string(name) == known {
 		return known

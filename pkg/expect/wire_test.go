@@ -45,10 +45,10 @@ func unhex(t testing.TB, s string) []byte {
 
 func TestDecode(t *testing.T) {
 	full := Master{
-		Tuples:     [2]Tuple{tupleOf("192.0.2.1:34851", "192.0.2.2:21"), tupleOf("127.0.0.1:21", "192.0.2.1:34851")},
-		Helper:     "sane",
-		SeqAdj:     [2]SeqAdj{Reply: {Position: 1000, Before: -2, After: 9}},
-		Adjustable: true,
+		Tuples:      [2]Tuple{tupleOf("192.0.2.1:34851", "192.0.2.2:21"), tupleOf("127.0.0.1:21", "192.0.2.1:34851")},
+		Helper:      "sane",
+		SeqAdj:      [2]SeqAdj{Reply: {Position: 1000, Before: -2, After: 9}},
+		SeqAdjWorks: true,
 	}
 	full.Labels[0], full.Labels[15] = 1<<5, 1<<1
 	plain := Master{Tuples: [2]Tuple{tupleOf("[2001:db8::1]:39897", "[2001:db8::2]:21"), tupleOf("[::1]:21", "[2001:db8::1]:39897")}}
@@ -167,7 +167,7 @@ func FuzzAnswers(f *testing.F) {
 	})
 }
 
-// TestZone says that every request names its conntrack zone.
+// TestZone checks that every request names its conntrack zone.
 func TestZone(t *testing.T) {
 	t4 := Tuple{Src: netip.MustParseAddrPort("203.0.113.101:50774"), Dst: netip.MustParseAddrPort("192.0.2.2:21")}
 	m := &Master{Tuples: [2]Tuple{t4, {Src: t4.Dst, Dst: t4.Src}}}

@@ -2,12 +2,11 @@ package mangle
 
 import "encoding/binary"
 
-// The Internet checksum (RFC 1071): the one's complement of the one's complement sum of
-// all 16-bit words. sum adds up; fold brings the sum back to 16 bits; the complement is
-// the caller's.
+// The Internet checksum (RFC 1071) is the one's complement of the one's complement sum of all 16-bit words. sum adds,
+// fold reduces the sum to 16 bits; the caller takes the complement.
 
-// sum adds the words of b to s, big-endian; a last odd byte counts as if a zero followed.
-// RFC 1071 section 2(C): the sum may be taken over larger words and folded afterwards.
+// sum adds the big-endian words of b to s; an odd last byte is padded with zero. RFC 1071 section 2(C): the sum may be
+// taken over larger words and folded afterwards.
 func sum(s uint64, b []byte) uint64 {
 	for len(b) >= 4 {
 		s += uint64(binary.BigEndian.Uint32(b))
@@ -23,9 +22,8 @@ func sum(s uint64, b []byte) uint64 {
 	return s
 }
 
-// pseudoHeader sums what the TCP checksum covers before the segment: both addresses, the
-// protocol and the segment's length in bytes (RFC 9293 section 3.1 for IPv4, RFC 8200
-// section 8.1 for IPv6).
+// pseudoHeader returns the sum of the pseudo header: both addresses, the protocol and the segment's length in bytes (RFC
+// 9293 section 3.1 for IPv4, RFC 8200 section 8.1 for IPv6).
 func pseudoHeader(addresses []byte, length int) uint64 {
 	return sum(uint64(protoTCP)+uint64(length), addresses)
 }

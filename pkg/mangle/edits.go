@@ -6,33 +6,29 @@ import (
 	"slices"
 )
 
-// MaxEdits is how many edits of one direction may wait for the receiver's acknowledgement.
+// MaxEdits is the number of edits of one direction that may wait for the receiver's acknowledgement.
 const MaxEdits = 64
 
 // Errors of Edits.Add.
 var (
-	// ErrOverlap is returned for an edit that does not lie behind those that are there already.
-	ErrOverlap = errors.New("edit does not lie behind the edits before it")
-	// ErrTooMany is returned where MaxEdits edits are there already.
-	ErrTooMany = errors.New("too many edits that the other side has not acknowledged")
+	// ErrOverlap is returned for an edit that starts before the end of the last one.
+	ErrOverlap = errors.New("edit starts before the end of the last edit")
+	// ErrTooMany is returned for more than MaxEdits edits.
+	ErrTooMany = errors.New("too many edits that the peer has not acknowledged")
 )
 
-// Edits are the changes made to one direction of a TCP connection, in the sender's own
-// sequence space: at a position, old bytes are replaced by new ones. The receiver sees
-// another stream, and this list is all there is to know about the difference: what a
-// segment looks like, however often it is sent and however it is cut (Render), by how much
-// a sequence number is off (Offset), what an acknowledgement means (Undo), and what to tell the
-// kernel (Adjustment).
+// Edits are the changes of one direction of a TCP connection, in the sender's sequence space: at a position, old
+// bytes are replaced by new ones. This list determines everything else: the bytes of a segment, however often it is
+// sent and however it is cut (Render), the offset of a sequence number (Offset), the meaning of an acknowledgement
+// (ToSender), and the kernel's adjustment (Adjustment).
 //
-// An edit of old bytes into new ones maps the first min(old, new) bytes one to one. The
-// length changes behind them: what is left of the old bytes vanishes, or what is left of
-// the new ones comes along with the last old byte. So every cut through an edited span has
-// a meaning, and both parts are what they would have been in one piece.
+// An edit maps the first min(len(old), len(new)) bytes one to one. After them the length changes: the remaining old
+// bytes vanish, or the remaining new bytes are sent with the last old byte. So a segment may be cut anywhere in an
+// edit, and both parts together are rendered as the whole.
 //
-// The zero value has no edits. Those that the receiver is known to have can be forgotten
-// (Forget); no more than MaxEdits are kept.
+// The zero value has no edits. Edits that the receiver has acknowledged can be forgotten (Forget).
 type Edits struct {
-	base int32  // offset before the first edit in the list: what was forgotten
+	base int32  // offset before the first edit in the list
 	list []edit // in the order of the stream
 }
 
@@ -44,16 +40,14 @@ type edit struct {
 func (e edit) end() Seq     { return e.at.Add(len(e.old)) }
 func (e edit) delta() int32 { return int32(len(e.new) - len(e.old)) }
 
-// last returns the last position that still has the offset from before the edit: the last
-// byte that is mapped one to one.
+// last returns the last position with the offset from before the edit: the last byte that is mapped one to one.
 func (e edit) last() Seq { return e.at.Add(min(len(e.old), len(e.new)) - 1) }
 
-// Resume begins with an offset that is there already, as for a connection that was edited
-// before this process came. It forgets all edits.
+// Resume sets the offset of a connection that an earlier process has edited, and removes all edits.
 func (e *Edits) Resume(offset int32) { *e = Edits{base: offset} }
 
-// Add records that the bytes old from at on are replaced by new; it keeps both. Neither may
-// be empty. It returns ErrOverlap if at lies before the end of the last edit.
+// Add replaces the bytes old, from at on, by new. It keeps both slices, which must not be empty. It returns
+// ErrOverlap if at lies before the end of the last edit, and ErrTooMany.
 func (e *Edits) Add(at Seq, old, new []byte) error {
 	if len(old) < 1 || len(new) < 1 {
 		return errors.New("edit replaces nothing or by nothing")
@@ -68,8 +62,7 @@ func (e *Edits) Add(at Seq, old, new []byte) error {
 	return nil
 }
 
-// Offset returns by how many bytes the receiver's number for the byte seq differs from the
-// sender's.
+// Offset returns the receiver's number of the byte seq, minus the sender's.
 func (e *Edits) Offset(seq Seq) int32 {
 	off := e.base
 	for _, d := range e.list {
@@ -81,13 +74,13 @@ func (e *Edits) Offset(seq Seq) int32 {
 	return off
 }
 
-// Undo returns the sender's number for n, one of the receiver's: a receiver that has all in front
-// of n has all in front of the result, and of an edit no byte counts before all that it has become
-// is there. Bytes that vanished are had together with the one before them.
-func (e *Edits) Undo(n Seq) Seq {
+// ToSender converts the acknowledgement number n of the receiver to the sender's sequence space: a receiver that has
+// all bytes before n has all bytes before the result. The last old byte of an edit counts as received only with the
+// last new byte; vanished bytes count as received with the byte before them.
+func (e *Edits) ToSender(n Seq) Seq {
 	off := e.base
 	for _, d := range e.list {
-		at := d.at.Add(int(off)) // the first new byte, as the receiver counts
+		at := d.at.Add(int(off)) // first new byte, in the receiver's numbers
 		if !at.Before(n) {
 			break
 		}
@@ -99,24 +92,30 @@ func (e *Edits) Undo(n Seq) Seq {
 	return n.Add(int(-off))
 }
 
-// Adjustment returns what the kernel is to be told (struct nf_ct_seqadj of
-// include/net/netfilter/nf_conntrack_seqadj.h): numbers of the sender up to and including
-// position are off by before, later ones by after.
+// Adjustment returns the kernel's adjustment (struct nf_ct_seqadj of
+// include/net/netfilter/nf_conntrack_seqadj.h): before is added to sequence numbers up to and including position, after
+// to later ones.
 //
-// The kernel remembers the last change of the offset only. If there are more in the list, all
-// of which the receiver may still lack, before is the largest offset that any byte in front of
-// the last change has, and position makes up for it: whatever the receiver acknowledges of
-// those bytes is then taken for less than it is, never for more, and all behind is exact.
+// The kernel keeps only the last change of the offset. With several edits, before is the largest offset of any byte
+// before the last change, and position is moved to match: an acknowledgement of those bytes is then converted to less
+// than it is, never to more, and every later one exactly. For example:
 //
-// Window tracking compares position with the receiver's numbers as they are (tcp_in_window
-// calls nf_ct_seq_offset so). Where lines have become shorter in sum, and the last one longer,
-// its acknowledgement would seem to lie before position, and beyond what was sent; then before
-// is the same as after.
+//	edit at 100:  4 bytes become 6   offset  0 up to 103, then +2
+//	edit at 200: 10 bytes become 5   offset +2 up to 204, then -3
+//	position 204, before +2, after -3
 //
-// Segments that the kernel would place wrongly, because they lie before the last change, have
-// to be given a number that comes out right.
+// Bytes up to 103 have the offset 0, but the kernel uses +2: it converts their acknowledgement 100 to 98. Segments
+// before the last change therefore have to be sent to the kernel with a number that it converts to the right one.
+//
+// Window tracking compares position with the receiver's number (tcp_in_window calls nf_ct_seq_offset with it). If
+// acknowledged lines became shorter in sum and the last one longer, the last line's acknowledgement would lie before
+// position, and seem to exceed what was sent. In that case before equals after:
+//
+//	Base -5
+//	edit at 200:  4 bytes become 6   offset -5 up to 203, then -3
+//	position 203, before -3, after -3
 func (e *Edits) Adjustment() (position Seq, before, after int32) {
-	var last Seq // the last byte in front of the last change, as the receiver counts
+	var last Seq // last byte before the last change, in the receiver's numbers
 	before, after = e.base, e.base
 	for _, d := range e.list {
 		if d.delta() == 0 {
@@ -135,8 +134,8 @@ func (e *Edits) Adjustment() (position Seq, before, after int32) {
 	return position, before, after
 }
 
-// LastAdjustment returns what the kernel is to be told if the receiver has acknowledged all edits before the last change: as
-// Adjustment, but before is the offset in front of that.
+// LastAdjustment returns the kernel's adjustment if the receiver has acknowledged all edits before the last change: before is
+// then the offset before that change.
 func (e *Edits) LastAdjustment() (position Seq, before, after int32) {
 	after = e.base
 	for _, d := range e.list {
@@ -148,10 +147,9 @@ func (e *Edits) LastAdjustment() (position Seq, before, after int32) {
 	return position, before, after
 }
 
-// Forget drops the edits that the receiver has acknowledged. ack is the receiver's
-// acknowledgement number, in its own numbers: as it stands in its packets. The offset stays
-// as it was, for all before them too: where the acknowledgement gets lost and they are sent
-// again, unedited, the receiver still passes over them if Offset places them.
+// Forget removes the edits before ack, an acknowledgement number of the receiver, in its own numbers. Their offset is
+// kept for all earlier bytes: a retransmission of them, after a lost acknowledgement, is not edited any more, but the
+// receiver ignores it, since Offset numbers it as old.
 func (e *Edits) Forget(ack Seq) {
 	n, off := 0, e.base
 	for _, d := range e.list {
@@ -169,7 +167,7 @@ func (e *Edits) Forget(ack Seq) {
 	}
 }
 
-// Trim drops edits, the oldest first, until n are left: as if the receiver had acknowledged them.
+// Trim removes the oldest edits until n are left, as if the receiver had acknowledged them.
 func (e *Edits) Trim(n int) {
 	for len(e.list) > n {
 		e.base += e.list[0].delta()
@@ -177,27 +175,24 @@ func (e *Edits) Trim(n int) {
 	}
 }
 
-// Base returns the offset in front of the first edit in the list: that of all which was
-// forgotten. Where there are none left, Resume with it makes the same Edits.
+// Base returns the offset before the first edit in the list. Without edits, Resume with it restores the same Edits.
 func (e *Edits) Base() int32 { return e.base }
 
 // Len returns the number of edits in the list.
 func (e *Edits) Len() int { return len(e.list) }
 
-// DropLast takes back the last edit that was added.
+// DropLast removes the last edit.
 func (e *Edits) DropLast() { e.list = e.list[:len(e.list)-1] }
 
-// Render returns the segment whose payload begins at seq as the receiver is to see it: the
-// payload with the edits in it, appended to dst, and the sender's number for its first byte,
-// which is another than seq only where the segment begins in bytes that vanished. The third
-// result is false, and nothing appended, if the segment is the same as it was.
+// Render applies the edits to the segment whose payload starts at seq. It returns the sender's number of the first
+// rendered byte, which differs from seq only if the segment starts in vanished bytes, and the rendered payload,
+// appended to dst. The third result is false, and nothing is appended, if no edit applies.
 //
-// Bytes other than the old ones are not replaced: a segment that has been rendered already, as one
-// that passes this host twice, stays as it is.
+// Bytes that differ from the old ones are not replaced, so a segment that passes this host twice is edited once.
 func (e *Edits) Render(dst []byte, seq Seq, payload []byte) (Seq, []byte, bool) {
 	end := seq.Add(len(payload))
 	changed := false
-	first, from := seq, seq // the number of the first byte; the first byte not rendered yet
+	first, from := seq, seq // number of the first rendered byte; first byte not rendered yet
 	for _, d := range e.list {
 		if !from.Before(d.end()) {
 			continue

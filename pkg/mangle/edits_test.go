@@ -20,21 +20,21 @@ type change struct {
 func (c change) end() int   { return c.at + c.old }
 func (c change) delta() int { return len(c.new) - c.old }
 
-// world is one direction of a connection with all that is known of it: what the sender sends
+// testStream is one direction of a connection with all that is known of it: what the sender sends
 // and what the receiver must get.
-type world struct {
+type testStream struct {
 	start   Seq   // of the sender's stream
 	resumed int32 // offset from before the stream
 	text    []byte
 	changes []change // in order, none over another
 }
 
-func (w *world) String() string {
+func (w *testStream) String() string {
 	return fmt.Sprintf("start %d, offset %d, text %q, changes %+v", w.start, w.resumed, w.text, w.changes)
 }
 
 // received is the receiver's stream: the text with the changes spliced in.
-func (w *world) received() []byte {
+func (w *testStream) received() []byte {
 	var b []byte
 	from := 0
 	for _, c := range w.changes {
@@ -44,14 +44,14 @@ func (w *world) received() []byte {
 	return append(b, w.text[from:]...)
 }
 
-func (w *world) add(t testing.TB, e *Edits, c change) {
+func (w *testStream) add(t testing.TB, e *Edits, c change) {
 	t.Helper()
 	if err := e.Add(w.start.Add(c.at), w.text[c.at:c.end()], []byte(c.new)); err != nil {
 		t.Fatalf("%v: change %+v: %v", w, c, err)
 	}
 }
 
-func (w *world) edits(t testing.TB) *Edits {
+func (w *testStream) edits(t testing.TB) *Edits {
 	var e Edits
 	e.Resume(w.resumed)
 	for _, c := range w.changes {
@@ -61,12 +61,12 @@ func (w *world) edits(t testing.TB) *Edits {
 }
 
 // segment renders text[i:j] and returns where that stands in the receiver's stream.
-func (w *world) segment(t testing.TB, e *Edits, i, j int) (first Seq, at int, payload []byte) {
+func (w *testStream) segment(t testing.TB, e *Edits, i, j int) (first Seq, at int, payload []byte) {
 	t.Helper()
 	seq := w.start.Add(i)
 	first, payload, changed := e.Render([]byte("before"), seq, w.text[i:j])
 	if !bytes.HasPrefix(payload, []byte("before")) {
-		t.Fatalf("%v: segment %d to %d: dst is gone: %q", w, i, j, payload)
+		t.Fatalf("%v: segment %d to %d: dst was overwritten: %q", w, i, j, payload)
 	}
 	payload = payload[len("before"):]
 	if !changed {
@@ -82,7 +82,7 @@ func (w *world) segment(t testing.TB, e *Edits, i, j int) (first Seq, at int, pa
 }
 
 // covered returns how many bytes from text[i] on vanish.
-func (w *world) covered(i, j int) int {
+func (w *testStream) covered(i, j int) int {
 	for _, c := range w.changes {
 		if c.at+len(c.new) <= i && i < c.end() {
 			return c.end() - i
@@ -92,7 +92,7 @@ func (w *world) covered(i, j int) int {
 }
 
 // image returns how many bytes the receiver has when it has got all of text[:i].
-func (w *world) image(i int) int {
+func (w *testStream) image(i int) int {
 	n := i
 	for _, c := range w.changes {
 		switch {
@@ -105,9 +105,9 @@ func (w *world) image(i int) int {
 	return n
 }
 
-// told returns how many bytes of the text the receiver has when it has n bytes: the most that
-// it may acknowledge. What vanishes is received together with the byte before it.
-func (w *world) told(n int) int {
+// acked returns how many bytes of the text the receiver has when it has n bytes: the most that
+// it may acknowledge. What vanishes is acked together with the byte before it.
+func (w *testStream) acked(n int) int {
 	i := 0
 	for i < len(w.text) && w.image(i+1) <= n {
 		i++
@@ -115,10 +115,10 @@ func (w *world) told(n int) int {
 	return i
 }
 
-// randomWorld has a stream of size bytes with up to n changes, near the wrap-around as often
+// randomStream has a stream of size bytes with up to n changes, near the wrap-around as often
 // as not.
-func randomWorld(rnd *rand.Rand, size, n int) *world {
-	w := &world{start: Seq(rnd.Uint32()), text: make([]byte, size)}
+func randomStream(rnd *rand.Rand, size, n int) *testStream {
+	w := &testStream{start: Seq(rnd.Uint32()), text: make([]byte, size)}
 	switch rnd.IntN(3) {
 	case 0: // the numbers wrap somewhere in the stream
 		w.start = -Seq(rnd.IntN(size + 10))
@@ -155,7 +155,7 @@ func randomWorld(rnd *rand.Rand, size, n int) *world {
 // checkAllSegments renders every segment that there can be. Wherever it begins and ends, its
 // bytes must be those of the spliced stream; so any segments in any order, however often they
 // are sent, give that stream. Together they must leave nothing out.
-func checkAllSegments(t *testing.T, w *world, e *Edits) {
+func checkAllSegments(t *testing.T, w *testStream, e *Edits) {
 	t.Helper()
 	want := w.received()
 	for i := range w.text {
@@ -175,7 +175,7 @@ func checkAllSegments(t *testing.T, w *world, e *Edits) {
 func TestRenderAllSegments(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for range 500 {
-		w := randomWorld(rnd, 40, rnd.IntN(6))
+		w := randomStream(rnd, 40, rnd.IntN(6))
 		checkAllSegments(t, w, w.edits(t))
 	}
 }
@@ -185,7 +185,7 @@ func TestRenderAllSegments(t *testing.T) {
 func TestRenderReassembly(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(3, 4))
 	for range 500 {
-		w := randomWorld(rnd, 200, rnd.IntN(20))
+		w := randomStream(rnd, 200, rnd.IntN(20))
 		e := w.edits(t)
 		want := w.received()
 		got := make([]byte, len(want))
@@ -235,16 +235,16 @@ func TestRender(t *testing.T) {
 		{"longer, the rest", "203,0,113,101,4,1", 30, len(line), 30, ",0,113,101,4,1).\r\n", 0},
 		{"longer, one byte of the span", "203,0,113,101,4,1", 30, 31, 30, ",", 0},
 		{"longer, its last byte", "203,0,113,101,4,1", 41, 42, 41, "4,1", 0},
-		{"longer, behind the span", "203,0,113,101,4,1", 42, len(line), 42, "", 2},
+		{"longer, after the span", "203,0,113,101,4,1", 42, len(line), 42, "", 2},
 		{"shorter", "10,0,0,1,4,1", 0, len(line), 0, "227 Entering Passive Mode (10,0,0,1,4,1).\r\n", 0},
 		{"shorter, cut where bytes vanish", "10,0,0,1,4,1", 0, 40, 0, "227 Entering Passive Mode (10,0,0,1,4,1", 0},
 		{"shorter, the rest", "10,0,0,1,4,1", 40, len(line), 42, ").\r\n", -3},
 		{"shorter, from the first byte that vanishes", "10,0,0,1,4,1", 39, len(line), 42, ").\r\n", -3},
 		{"shorter, from the byte before that", "10,0,0,1,4,1", 38, len(line), 38, "1).\r\n", 0},
-		{"shorter, behind the span", "10,0,0,1,4,1", 42, len(line), 42, "", -3},
+		{"shorter, after the span", "10,0,0,1,4,1", 42, len(line), 42, "", -3},
 		{"same length", "192,0,2,111,4,1", 0, len(line), 0, "227 Entering Passive Mode (192,0,2,111,4,1).\r\n", 0},
 		{"same length, the rest", "192,0,2,111,4,1", 30, len(line), 30, ",0,2,111,4,1).\r\n", 0},
-		{"same length, behind the span", "192,0,2,111,4,1", 42, len(line), 42, "", 0},
+		{"same length, after the span", "192,0,2,111,4,1", 42, len(line), 42, "", 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var e Edits
@@ -279,7 +279,7 @@ func TestRenderNothingLeft(t *testing.T) {
 func TestRenderNoPayload(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(5, 6))
 	for range 200 {
-		w := randomWorld(rnd, 40, 4)
+		w := randomStream(rnd, 40, 4)
 		e := w.edits(t)
 		for i := range len(w.text) + 1 {
 			first, payload, _ := e.Render(nil, w.start.Add(i), nil)
@@ -299,7 +299,7 @@ func TestAddRefuses(t *testing.T) {
 		must.Do(t, e.Add(start+100, make([]byte, 10), []byte("x")))
 		for _, at := range []Seq{50, 99, 100, 105, 109} {
 			if err := e.Add(start+at, make([]byte, 1), []byte("x")); !errors.Is(err, ErrOverlap) {
-				t.Errorf("an edit at %d behind one from 100 to 110: %v", at, err)
+				t.Errorf("an edit at %d after one from 100 to 110: %v", at, err)
 			}
 		}
 		if err := e.Add(start+110, nil, []byte("x")); err == nil {
@@ -317,10 +317,10 @@ func TestAddRefuses(t *testing.T) {
 	}
 }
 
-func TestUndoAdd(t *testing.T) {
+func TestDropLast(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(7, 8))
 	for range 100 {
-		w := randomWorld(rnd, 40, 6)
+		w := randomStream(rnd, 40, 6)
 		for n := range len(w.changes) {
 			e := w.edits(t)
 			for range len(w.changes) - n {
@@ -368,7 +368,7 @@ func FuzzRender(f *testing.F) {
 		if len(text) > 100 {
 			return
 		}
-		w := &world{start: Seq(start), resumed: int32(resumed), text: text}
+		w := &testStream{start: Seq(start), resumed: int32(resumed), text: text}
 		for at := 0; len(edits) >= 3; edits = edits[3:] {
 			c := change{at: at + int(edits[0]), old: 1 + int(edits[1]%20)}
 			for i := range 1 + edits[2]%25 {
@@ -387,7 +387,7 @@ func FuzzRender(f *testing.F) {
 func TestTrim(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(13, 14))
 	for range 200 {
-		w := randomWorld(rnd, 60, 1+rnd.IntN(8))
+		w := randomStream(rnd, 60, 1+rnd.IntN(8))
 		e, trimmed := w.edits(t), w.edits(t)
 		n := rnd.IntN(e.Len() + 1)
 		trimmed.Trim(n)
@@ -411,7 +411,7 @@ func TestTrim(t *testing.T) {
 	}
 }
 
-// TestOldBytes says that only the old bytes are replaced: what has been rendered already stays as it is,
+// TestOldBytes checks that only the old bytes are replaced: what has been rendered already stays as it is,
 // whole and in part.
 func TestOldBytes(t *testing.T) {
 	const before, after = "227 (", ")\r\n"

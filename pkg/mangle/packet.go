@@ -1,7 +1,6 @@
-// Package mangle changes packets and TCP streams: a bounds-checked view of an IP packet
-// that carries TCP (Packet), and the edits of one direction of a connection (Edits), from
-// which come the bytes of every segment, the offset of every sequence number, and the
-// kernel's sequence adjustment.
+// Package mangle changes packets and TCP streams. Packet is a bounds-checked view of an IP packet with TCP. Edits are
+// the edits of one direction of a connection, which determine the bytes of every segment, the offset of every
+// sequence number, and the kernel's sequence adjustment.
 //
 // It mirrors net/netfilter/nf_nat_helper.c (nf_nat_mangle_tcp_packet) and
 // nf_conntrack_seqadj.c, as pure functions: no I/O, no clock.
@@ -13,19 +12,18 @@ import (
 	"net/netip"
 )
 
-// Errors of Packet.Decode: why a packet is none that this package changes.
+// Errors of Packet: why a packet cannot be changed.
 var (
-	// ErrTruncated is returned for a packet that ends before its headers say it does.
+	// ErrTruncated is returned for a packet that is shorter than its headers say.
 	ErrTruncated = errors.New("packet is truncated")
 	// ErrNotTCP is returned for anything but TCP directly over IPv4 or IPv6.
 	ErrNotTCP = errors.New("packet is not TCP over IPv4 or IPv6")
 	// ErrFragment is returned for a part of a fragmented packet.
 	ErrFragment = errors.New("packet is a fragment")
-	// ErrSourceRoute is returned for an IPv6 packet that has hops of a routing header
-	// before it: the destination that its TCP checksum covers is not in the IP header.
+	// ErrSourceRoute is returned for an IPv6 packet with a routing header whose segments are left: the destination
+	// that its TCP checksum covers is not in the IP header.
 	ErrSourceRoute = errors.New("packet is source routed")
-	// ErrTooLong is returned by AppendSegment where the packet would not fit into the
-	// length field of its IP header.
+	// ErrTooLong is returned by AppendSegment for a packet whose length exceeds the IP header's length field.
 	ErrTooLong = errors.New("packet would be longer than IP allows")
 )
 
@@ -45,20 +43,19 @@ const (
 const (
 	flagSYN = 1 << 1
 	flagRST = 1 << 2
-	flagACK = 1 << 4 // the acknowledgement number means something
+	flagACK = 1 << 4 // the acknowledgement number is valid
 )
 
-// Packet is a view of the bytes of one IPv4 or IPv6 packet with a TCP segment. It holds no
-// copy: it is valid as long as the bytes are. The zero Packet is empty; Decode fills it,
-// and may be called again and again on the same value.
+// Packet is a view of the bytes of one IPv4 or IPv6 packet with a TCP segment. It is valid as long as the bytes are.
+// The zero Packet is empty; Decode may be called repeatedly on the same value.
 type Packet struct {
-	bytes []byte // the IP packet, nothing behind it
-	tcp   int    // where the TCP header begins
-	data  int    // where the payload begins
+	bytes []byte // the IP packet, without trailing bytes
+	tcp   int    // offset of the TCP header
+	data  int    // offset of the payload
 }
 
-// Decode makes p a view of b, which begins with an IP header. Bytes behind the end that the
-// IP header gives are left out. On an error p is empty.
+// Decode makes p a view of b, which starts with an IP header. Bytes after the length in the IP header are left out. On
+// an error p is empty.
 func (p *Packet) Decode(b []byte) error {
 	*p = Packet{}
 	if len(b) == 0 {
@@ -88,7 +85,7 @@ func (p *Packet) Decode(b []byte) error {
 	return nil
 }
 
-// decode4 returns where TCP begins and the packet ends (RFC 791 section 3.1).
+// decode4 returns the offsets of TCP and of the packet's end (RFC 791 section 3.1).
 func decode4(b []byte) (tcp, end int, err error) {
 	if len(b) < ip4Header {
 		return 0, 0, ErrTruncated
@@ -108,8 +105,8 @@ func decode4(b []byte) (tcp, end int, err error) {
 	return tcp, end, nil
 }
 
-// decode6 does the same over the extension headers of IPv6 (RFC 8200 section 4). Those that
-// it does not know, AH among them, make the packet one that is not changed.
+// decode6 does the same for IPv6 with extension headers (RFC 8200 section 4). It returns ErrNotTCP for unknown ones, AH
+// included.
 func decode6(b []byte) (tcp, end int, err error) {
 	if len(b) < ip6Header {
 		return 0, 0, ErrTruncated
@@ -147,25 +144,24 @@ func decode6(b []byte) (tcp, end int, err error) {
 	return i, end, nil
 }
 
-// Bytes returns the packet without anything behind its end.
+// Bytes returns the packet without trailing bytes.
 func (p *Packet) Bytes() []byte { return p.bytes }
 
-// Payload returns what TCP carries.
+// Payload returns the TCP payload.
 func (p *Packet) Payload() []byte { return p.bytes[p.data:] }
 
-// Seq returns the sequence number of the first byte of the payload. (A SYN has none: its
-// number is one before.)
+// Seq returns the sequence number: that of the first byte of the payload, or of the SYN.
 func (p *Packet) Seq() Seq { return Seq(binary.BigEndian.Uint32(p.bytes[p.tcp+4:])) }
 
-// Ack returns the acknowledgement number, and whether the packet acknowledges anything.
+// Ack returns the acknowledgement number, and whether it is valid.
 func (p *Packet) Ack() (Seq, bool) {
 	return Seq(binary.BigEndian.Uint32(p.bytes[p.tcp+8:])), p.bytes[p.tcp+13]&flagACK != 0
 }
 
-// SYN reports whether the packet opens a connection, or accepts one.
+// SYN reports whether the packet is a SYN or a SYN-ACK.
 func (p *Packet) SYN() bool { return p.bytes[p.tcp+13]&flagSYN != 0 }
 
-// RST reports whether the packet ends a connection at once, or refuses it.
+// RST reports whether the packet resets a connection.
 func (p *Packet) RST() bool { return p.bytes[p.tcp+13]&flagRST != 0 }
 
 // Is4 reports whether the packet is one of IPv4.
@@ -185,13 +181,12 @@ func (p *Packet) endpoint(at4, at6, atPort int) netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom16([16]byte(p.bytes[at6:at6+16])), port)
 }
 
-// AppendSegment appends to dst the packet with another sequence number and payload: same
-// headers, lengths and checksums made right.
+// AppendSegment appends to dst the packet with another sequence number and payload, and with lengths and checksums
+// updated.
 //
-// The checksums are computed in full, since the kernel takes those of an altered packet as
-// final. An IPv4 packet that becomes longer may be fragmented (RFC 791): its sender, who does
-// not know of its length, could not make it fit. It returns ErrTooLong, and dst as it was,
-// where the length would not fit into the IP header.
+// The checksums are computed in full, since the kernel does not complete those of a changed packet. DF is cleared in
+// an IPv4 packet that becomes longer (RFC 791), because its sender could not make it shorter. AppendSegment returns
+// ErrTooLong, and dst unchanged, if the length exceeds the IP header's length field.
 func (p *Packet) AppendSegment(dst []byte, seq Seq, payload []byte) ([]byte, error) {
 	length := p.data + len(payload)
 	inHeader := length

@@ -111,13 +111,13 @@ func decode(t testing.TB, b []byte) *Packet {
 
 func TestDecode(t *testing.T) {
 	for _, tt := range packets {
-		for _, behind := range []string{"", "\x00", "behind the packet's end"} {
-			t.Run(tt.name+behind, func(t *testing.T) {
+		for _, after := range []string{"", "\x00", "after the packet's end"} {
+			t.Run(tt.name+after, func(t *testing.T) {
 				src, dst := "192.168.0.2", "198.51.100.9"
 				if tt.bytes[0]>>4 == 6 {
 					src, dst = "fd00::2", "2001:db8::9"
 				}
-				p := decode(t, append(bytes.Clone(tt.bytes), behind...))
+				p := decode(t, append(bytes.Clone(tt.bytes), after...))
 				if want := netip.AddrPortFrom(netip.MustParseAddr(src), 50006); p.Src() != want {
 					t.Errorf("Src %v, want %v", p.Src(), want)
 				}
@@ -223,7 +223,7 @@ func TestDecodeRefuses(t *testing.T) {
 		{"IPv6 no next header", patch(ip6Packet, 6, "3b"), ErrNotTCP},
 		{"IPv6 ESP", patch(ip6Packet, 6, "32"), ErrNotTCP},
 		{"IPv6 AH", patch(ip6Packet, 6, "33"), ErrNotTCP},
-		{"IPv6 UDP behind hop-by-hop options", patch(ip6Extensions, 40, "11"), ErrNotTCP},
+		{"IPv6 UDP after hop-by-hop options", patch(ip6Extensions, 40, "11"), ErrNotTCP},
 		{"IPv6 first fragment", patch(ip6AtomicFragment, 42, "0001"), ErrFragment},
 		{"IPv6 later fragment", patch(ip6AtomicFragment, 42, "0009"), ErrFragment},
 		{"IPv6 last fragment", patch(ip6AtomicFragment, 42, "0008"), ErrFragment},
@@ -309,7 +309,7 @@ func checkRendered(t *testing.T, p *Packet, b []byte, seq Seq, payload []byte) {
 	t.Helper()
 	got := decode(t, b)
 	if len(got.Bytes()) != len(b) {
-		t.Errorf("%d bytes behind the packet", len(b)-len(got.Bytes()))
+		t.Errorf("%d bytes after the packet", len(b)-len(got.Bytes()))
 	}
 	if got.Seq() != seq || !bytes.Equal(got.Payload(), payload) {
 		t.Errorf("sequence number %d, payload %q; want %d, %q", got.Seq(), got.Payload(), seq, payload)

@@ -8,7 +8,7 @@ type Seq uint32
 // Add returns the sequence number n bytes further on; n may be negative.
 func (s Seq) Add(n int) Seq { return s + Seq(uint32(int32(n))) }
 
-// Sub returns how many bytes s lies behind t: negative if s is before t.
+// Sub returns the distance in bytes from t to s, negative if s is before t.
 func (s Seq) Sub(t Seq) int { return int(int32(s - t)) }
 
 // Before reports whether s is before t.

@@ -32,7 +32,7 @@ func (a seqadj) ack(ack Seq) Seq {
 }
 
 // window is what tcp_in_window (nf_conntrack_proto_tcp.c) makes of an acknowledgement that it
-// compares with what the sender has sent: it asks nf_ct_seq_offset about the receiver's number.
+// compares with what the sender has sent: it calls nf_ct_seq_offset with the receiver's number.
 func (a seqadj) window(ack Seq) Seq {
 	if a.position.Before(ack - 1) {
 		return ack.Add(int(-a.after))
@@ -58,13 +58,13 @@ func adjustment(e *Edits) seqadj {
 
 // sender returns the number in w's text that the kernel makes of an acknowledgement of the
 // receiver's first n bytes.
-func (w *world) sender(a seqadj, n int) int {
+func (w *testStream) sender(a seqadj, n int) int {
 	return a.ack(w.start.Add(n + int(w.resumed))).Sub(w.start)
 }
 
 // checkWindow checks that window tracking takes no acknowledgement for one of bytes that have
 // not been sent: at the time of an adjustment, that is all up to the end of its edit.
-func checkWindow(t *testing.T, w *world, kernel seqadj, edited int) {
+func checkWindow(t *testing.T, w *testStream, kernel seqadj, edited int) {
 	t.Helper()
 	for j := edited; j <= len(w.text); j++ {
 		for n := range w.image(j) + 1 {
@@ -79,11 +79,11 @@ func checkWindow(t *testing.T, w *world, kernel seqadj, edited int) {
 // One edit at a time, each acknowledged before the next one, as a client has it that waits for
 // its replies: the kernel's rule and Offset are the same from the edit before the last one on,
 // and acknowledgements come out exact. That cannot be where a line grows in a stream that has
-// shrunk, since window tracking would not have it: there it holds behind the edit only.
+// shrunk, since window tracking would not have it: there it holds after the edit only.
 func TestAdjustmentOneByOne(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(9, 10))
 	for range 60 {
-		w := randomWorld(rnd, 60, 6)
+		w := randomStream(rnd, 60, 6)
 		changes := w.changes
 		w.changes = nil
 		var e Edits
@@ -120,9 +120,9 @@ func TestAdjustmentOneByOne(t *testing.T) {
 					if got, want := kernel.seq(first), first.Add(int(e.Offset(first))); got != want {
 						t.Fatalf("%v: %+v: segment %d to %d leaves as %d, want %d", w, kernel, i, j, got, want)
 					}
-					// An acknowledgement of the segment is one of what vanishes behind it, too:
+					// An acknowledgement of the segment is one of what vanishes after it, too:
 					// the sender has sent that before the edit could be made.
-					if got, want := w.sender(kernel, at+len(payload)), w.told(at+len(payload)); got != want || got < j {
+					if got, want := w.sender(kernel, at+len(payload)), w.acked(at+len(payload)); got != want || got < j {
 						t.Fatalf("%v: %+v: segment %d to %d is acknowledged up to %d, want %d", w, kernel, i, j, got, want)
 					}
 				}
@@ -135,14 +135,14 @@ func TestAdjustmentOneByOne(t *testing.T) {
 // Several edits that may all be on their way. The kernel remembers one change only, so it
 // cannot be right for what lies between them, as the first check shows. But every segment can
 // be given a number that comes out right; no acknowledgement is taken for more than it is; and
-// behind the last change all is exact.
+// after the last change all is exact.
 func TestAdjustmentSeveral(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(11, 12))
 	wrong := 0
 	for range 150 {
-		w := randomWorld(rnd, 60, 1+rnd.IntN(6))
+		w := randomStream(rnd, 60, 1+rnd.IntN(6))
 		n := len(w.changes)
-		for n > 0 && w.changes[n-1].delta() == 0 { // of these the kernel is not told
+		for n > 0 && w.changes[n-1].delta() == 0 { // the kernel does not need these
 			n--
 		}
 		if n == 0 {
@@ -162,7 +162,7 @@ func TestAdjustmentSeveral(t *testing.T) {
 				if kernel.seq(first) != want {
 					wrong++
 					if i >= whole[n-1].end() {
-						t.Fatalf("%v: %+v: segment %d to %d, behind all changes, leaves as %d, want %d",
+						t.Fatalf("%v: %+v: segment %d to %d, after all changes, leaves as %d, want %d",
 							w, kernel, i, j, kernel.seq(first), want)
 					}
 				}
@@ -171,7 +171,7 @@ func TestAdjustmentSeveral(t *testing.T) {
 				} else if kernel.seq(s) != want {
 					t.Fatalf("%v: %+v: %d comes out as %d, want %d", w, kernel, s, kernel.seq(s), want)
 				}
-				got, want2 := w.sender(kernel, at+len(payload)), w.told(at+len(payload))
+				got, want2 := w.sender(kernel, at+len(payload)), w.acked(at+len(payload))
 				if got > want2 || at+len(payload) >= last && got != want2 {
 					t.Fatalf("%v: %+v: segment %d to %d is acknowledged up to %d, want %d", w, kernel, i, j, got, want2)
 				}
@@ -179,7 +179,7 @@ func TestAdjustmentSeveral(t *testing.T) {
 		}
 		// Not for parts of segments either.
 		for k := range len(w.received()) + 1 {
-			if got, want := w.sender(kernel, k), w.told(k); got > want || k >= last && got != want {
+			if got, want := w.sender(kernel, k), w.acked(k); got > want || k >= last && got != want {
 				t.Fatalf("%v: %+v: %d bytes are acknowledged as %d, want %d", w, kernel, k, got, want)
 			}
 		}
@@ -210,9 +210,11 @@ func TestAdjustment(t *testing.T) {
 		{"over the wrap-around", 0, []seg{{1<<32 - 2, 5, "12345678"}}, seqadj{2, 0, 3}},
 		{"same length before", 0, []seg{{50, 1, "x"}, {100, 5, "12"}}, seqadj{101, 0, -3}},
 		{"two that grow: what lies between them is exact", 0, []seg{{100, 5, "12345678"}, {200, 5, "123456"}}, seqadj{204, 3, 4}},
-		// Nothing in front of the second may be taken for more than it is: the offset before is
-		// that of what lies in front of the first.
+		// Nothing before the second may be taken for more than it is: the offset before is
+		// that of what lies before the first.
 		{"two that shrink", 0, []seg{{100, 5, "12"}, {200, 5, "123"}}, seqadj{199, 0, -5}},
+		{"first example of Adjustment", 0, []seg{{100, 4, "123456"}, {200, 10, "12345"}}, seqadj{204, 2, -3}},
+		{"second example of Adjustment", -5, []seg{{200, 4, "123456"}}, seqadj{203, -3, -3}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var e Edits
@@ -221,7 +223,7 @@ func TestAdjustment(t *testing.T) {
 				must.Do(t, e.Add(d.at, make([]byte, d.old), []byte(d.new)))
 			}
 			if got := adjustment(&e); got != tt.want {
-				t.Errorf("%+v, want %+v", got, tt.want)
+				t.Errorf("got %+v, want %+v", got, tt.want)
 			}
 		})
 	}
@@ -234,7 +236,7 @@ func TestForget(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(13, 14))
 	forgotten := 0
 	for range 40 {
-		w := randomWorld(rnd, 40, 5)
+		w := randomStream(rnd, 40, 5)
 		want := w.received()
 		for n := range len(want) + 1 {
 			ack := w.start.Add(n + int(w.resumed))

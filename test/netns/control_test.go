@@ -93,7 +93,7 @@ func TestMetrics(t *testing.T) {
 	ofQueue := func(name string, labels ...string) string {
 		return fmt.Sprintf("%s{%s}", name, strings.Join(append([]string{fmt.Sprintf("queue=\"%d\"", number)}, labels...), ","))
 	}
-	const accepted, changed, unread = `verdict="accepted"`, `verdict="changed"`, `verdict="unread"`
+	const accepted, changed, unread = `result="accepted"`, `result="changed"`, `result="unread"`
 	got, want := parseSamples(t, scrape(t, router)), samples{"ready": 1}
 	for _, verb := range []string{"PORT", "EPRT", "227", "229"} {
 		want[fmt.Sprintf("endpoints_total{verb=%q}", verb)] = 0
@@ -104,9 +104,9 @@ func TestMetrics(t *testing.T) {
 	for _, series := range []string{
 		ofQueue("packets_total", accepted), ofQueue("packets_total", changed), ofQueue("packets_total", unread),
 		ofQueue("packet_handling_seconds"), ofQueue("tracked_connections"),
-		ofQueue("queue_waiting"), ofQueue("queue_dropped_total"), ofQueue("queue_overflows_total"),
+		ofQueue("queue_packets"), ofQueue("queue_dropped_total"), ofQueue("queue_overflows_total"),
 		`expectations_total{result="expected"}`, `expectations_total{result="failed"}`, `expectations_total{result="would-open"}`, "monitor",
-		"edits_total", "holds_total", "holds_gave_up_total",
+		"rewrites_total", "holds_total", "hold_timeouts_total",
 	} {
 		want[series] = 0
 	}
@@ -136,7 +136,7 @@ func TestMetrics(t *testing.T) {
 	for series, n := range map[string]float64{
 		`endpoints_total{verb="PORT"}`: rounds + 4, `endpoints_total{verb="EPRT"}`: rounds, `endpoints_total{verb="227"}`: rounds, `endpoints_total{verb="229"}`: rounds,
 		`refusals_total{reason="low_port"}`: 1, `refusals_total{reason="not_peer"}`: 2,
-		`expectations_total{result="expected"}`: 4*rounds + 1, "edits_total": rewritten, "holds_total": 1,
+		`expectations_total{result="expected"}`: 4*rounds + 1, "rewrites_total": rewritten, "holds_total": 1,
 		ofQueue("packets_total", accepted): float64(packets - rewritten), ofQueue("packets_total", changed): rewritten,
 		ofQueue("packet_handling_seconds"): float64(packets), ofQueue("tracked_connections"): 1,
 	} {

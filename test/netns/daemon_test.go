@@ -93,7 +93,7 @@ func TestQueueTaken(t *testing.T) {
 		t.Fatalf("%v, queues %v", err, queues)
 	}
 	for number := range queues {
-		want := fmt.Sprintf("nfq-ftphelper: bind queue %d: another program is bound to it, nfq-ftphelper (process %d): stop that, or choose another number with --queue",
+		want := fmt.Sprintf("nfq-ftphelper: bind queue %d: another program is bound to it, nfq-ftphelper (process %d): stop it, or choose another number with --queue",
 			number, host.DaemonProcess().Pid())
 		output, err := host.Run(testContext(t, 20*time.Second), "", host.daemon.Binary, "run", "--rules", "--queue", strconv.Itoa(number), "--control", "")
 		if err == nil || !strings.Contains(err.Error(), want) {
@@ -159,7 +159,7 @@ func wantAllHelped(t testing.TB, routers ...*Router) (held int) {
 	t.Helper()
 	for _, r := range routers {
 		counts := stopAndCount(t, r)
-		if counts["expected"] == 0 || counts["failed"] > 0 || counts["gave_up"] > 0 || counts["overflows"] > 0 ||
+		if counts["expected"] == 0 || counts["failed"] > 0 || counts["hold_timeouts"] > 0 || counts["overflows"] > 0 ||
 			strings.Contains(r.DaemonProcess().Output(), "refused") {
 			t.Errorf("the daemon on the %s has not helped everywhere: %v", r.Name, counts)
 		}

@@ -149,7 +149,7 @@ func TestDoctorExitCode(t *testing.T) {
 			sh(anyPort), true, true, 1,
 			`warning +other helpers +table inet mine, chain pre .*for any port`,
 		},
-		"ports by hand": {sh("nft 'add element inet nfq_ftphelper ports { 2100 }'"), false, true, 0, `ok +rules +.*port 21, and with port 2100`},
+		"ports by hand": {sh("nft 'add element inet nfq_ftphelper ports { 2100 }'"), false, true, 0, `ok +rules +.*port 21, and for port 2100`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -203,7 +203,7 @@ func TestDoctorOnlyReads(t *testing.T) {
 		d := daemon(t, BackEnd{})
 		report, err := router.Run(testContext(t, 20*time.Second), "", "setpriv", "--bounding-set", "-sys_admin",
 			d.Binary, "doctor", "--queue", strconv.Itoa(int(doctorsQueue(t))))
-		if !regexp.MustCompile(`(?m)^warning  transfer +no test transfer, the rules have only been read: this host cannot be copied: no network namespace can be made: operation not permitted$`).MatchString(report) {
+		if !regexp.MustCompile(`(?m)^warning  transfer +no test transfer, the rules were only read: this host cannot be copied: no network namespace can be created: operation not permitted$`).MatchString(report) {
 			t.Errorf("it says\n%s", report)
 		}
 		return report, exitCode(t, err)
@@ -219,7 +219,7 @@ func TestDoctorOnlyReads(t *testing.T) {
 
 // circumstances are warnings about where doctor runs: it cannot make a test transfer there, or is in another process
 // namespace than the daemon.
-var circumstances = regexp.MustCompile(`(?m)^warning  (transfer +no test transfer|queue +queue \d+ is bound, but by whom can't be seen)`)
+var circumstances = regexp.MustCompile(`(?m)^warning  (transfer +no test transfer|queue +queue \d+ is bound, but the program cannot be seen)`)
 
 // wantOneFinding wants a report to have one finding, besides the circumstances.
 func wantOneFinding(t *testing.T, report string) {
@@ -230,10 +230,10 @@ func wantOneFinding(t *testing.T, report string) {
 }
 
 // wantLine wants a finding, and its fix two lines below.
-func wantLine(t *testing.T, report, line, mend string) {
+func wantLine(t *testing.T, report, line, fix string) {
 	t.Helper()
-	if !regexp.MustCompile(`(?m)^` + line + `.*\n .*\n +=> .*` + mend).MatchString(report) {
-		t.Errorf("want %s\n=> %s\nin\n%s", line, mend, report)
+	if !regexp.MustCompile(`(?m)^` + line + `.*\n .*\n +=> .*` + fix).MatchString(report) {
+		t.Errorf("want %s\n=> %s\nin\n%s", line, fix, report)
 	}
 }
 

@@ -20,6 +20,18 @@ var (
 	indented = regexp.MustCompile(`(?m)^    (make .*\n)`)
 )
 
+// TestDocumentedDoctor compares the README with what doctor says of a fault: TestFirewalls makes doctor say it.
+func TestDocumentedDoctor(t *testing.T) {
+	readme, err := os.ReadFile("../../README.md")
+	must.Do(t, err)
+	fault := testFaults()["nft, policy"]
+	for _, want := range []string{"(?m)^" + fault.line, "(?m)^ +=> " + fault.fix + "$"} {
+		if !regexp.MustCompile(want).Match(readme) {
+			t.Errorf("README.md has no line %s", want)
+		}
+	}
+}
+
 // TestDocuments runs every command in the documents, on a router with FTP traffic.
 func TestDocuments(t *testing.T) {
 	t.Parallel()

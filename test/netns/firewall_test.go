@@ -253,7 +253,7 @@ nft replace rule inet firewalld filter_FORWARD handle $handle ct state establish
 	faults["iptables-nft, a rule of nft's"] = testFault{
 		firewall: "iptables-nft", works: true,
 		script: "iptables-nft -R FORWARD 1 -m conntrack --ctstate ESTABLISHED -j ACCEPT; nft insert rule ip filter FORWARD ct state established,related accept",
-		line:   `warning  iptables +table ip filter is iptables', which can't read the rule with handle \d+ of chain FORWARD`, fix: "nft delete rule ip filter FORWARD handle",
+		line:   `warning  iptables +table ip filter is one of iptables, which cannot read the rule with handle \d+ of chain FORWARD`, fix: "nft delete rule ip filter FORWARD handle",
 	}
 	faults["firewalld with iptables, related"] = testFault{
 		firewall: "firewalld with iptables",

@@ -173,7 +173,7 @@ func TestRestOfLineIsLate(t *testing.T) {
 				d.client.quit()
 				wantNothingInvalid(t, lab.Routers...)
 				counts := stopAndCount(t, lab.ServerRouter())
-				if counts["gave_up"] != 1 || counts["failed"] != 1 || counts["expected"] != 4 {
+				if counts["hold_timeouts"] != 1 || counts["failed"] != 1 || counts["expected"] != 4 {
 					t.Errorf("want one line given up, and four helped: %v", counts)
 				}
 			})

@@ -106,7 +106,7 @@ func TestLoss(t *testing.T) {
 		t.Errorf("the daemon has not helped everywhere, or held nothing: %v", counts)
 	}
 	t.Logf("%d transfers in %s; %d packets lost, %d held, given up %d times; SACK on control connections: %d to the server, %d to the client; invalid in all: %d",
-		transfers, took.Round(time.Millisecond), packetsLost, held, counts["gave_up"], toServer, toClient, invalid)
+		transfers, took.Round(time.Millisecond), packetsLost, held, counts["hold_timeouts"], toServer, toClient, invalid)
 }
 
 // lossyLab is a lab on whose links there are faults: netem's where the kernel has

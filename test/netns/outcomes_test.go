@@ -138,7 +138,7 @@ func (p place) wantOutcomes(t *testing.T, f Family, server netip.Addr) {
 	for _, over := range closed {
 		events := log.wait(over.Client, "expected, used, closed")
 		expected, used := events[0], events[1]
-		if used.Verb != expected.Verb || used.Announced != expected.Announced || used.Told != expected.Told || used.Expected != expected.Expected {
+		if used.Verb != expected.Verb || used.Announced != expected.Announced || used.Advertised != expected.Advertised || used.Expected != expected.Expected {
 			t.Errorf("expected %+v\nused     %+v", expected, used)
 		}
 		from := server
@@ -183,7 +183,7 @@ func TestOutcomes(t *testing.T) {
 	c.passive(PASV)
 	c.fetchBy(EPSV, "file", lab.ServerAddress)
 	events = log.wait(client, "expected, expected, used, expired replaced")
-	if events[3].Verb != "227" || events[2].Verb != "229" || !strings.Contains(events[3].Words(), "no data connection came before the next one was announced") {
+	if events[3].Verb != "227" || events[2].Verb != "229" || !strings.Contains(events[3].Describe(), "no data connection came before the next one was announced") {
 		t.Errorf("replaced: %+v", events)
 	}
 

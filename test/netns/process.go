@@ -117,7 +117,7 @@ func (h *Host) Start(cmd *exec.Cmd) (*Process, error) {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
 	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = Scale(time.Second)
 	if err := h.ns.Start(cmd); err != nil {
 		return nil, fmt.Errorf("start %s on the %s: %w", p.name, h.Name, err)
 	}
@@ -144,7 +144,7 @@ func (h *Host) Run(ctx context.Context, stdin, name string, args ...string) (str
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = Scale(5 * time.Second) // for a hang; a slow machine may take its time to read the pipes
 	if err := h.ns.Start(cmd); err != nil {
 		return "", fmt.Errorf("start %s on the %s: %w", name, h.Name, err)
 	}

@@ -11,11 +11,11 @@ import (
 
 // What the daemon says of its rules.
 const (
-	saysRemoved  = "the rules have been removed: new FTP connections are not helped"
-	saysRestored = "the rules had been removed, and are applied again"
-	saysStay     = "the rules have been removed again, and stay so"
-	saysChanged  = "the rules are not as the settings say"
-	saysBack     = "the rules are in place again"
+	saysRemoved  = "rules removed: new FTP connections are not helped"
+	saysRestored = "rules restored"
+	saysStay     = "rules removed again, not restored"
+	saysChanged  = "FTP may not be helped: another program has changed the rules"
+	saysBack     = "rules in place again"
 )
 
 // said waits until the daemon has said something n times.

@@ -127,7 +127,7 @@ func (p Page) Settings() string {
 		usage, value := initial(f, usage)
 		b.text(usage)
 		b.initial(value)
-		if !config.Live(f) {
+		if !config.Reloadable(f) {
 			b.line("A change takes a restart.")
 		}
 	})

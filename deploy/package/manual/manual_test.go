@@ -30,7 +30,7 @@ func testPage() Page {
 	daemon.Flags().String("wait", "1s", "how long it waits (`duration`); see --other")
 	daemon.Flags().Bool("all", false, ".Sh is not a section")
 	config.Group(daemon.Flags(), "Waiting")
-	config.SetLive(daemon.Flags(), "wait")
+	config.SetReloadable(daemon.Flags(), "wait")
 	daemon.Flags().Bool("rules", false, "apply the rules")
 	config.Group(daemon.Flags(), "Others")
 	daemon.Flags().String("config", "", "`file` with settings (default /etc/x, if it exists)")

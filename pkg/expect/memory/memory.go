@@ -1,6 +1,6 @@
-// Package memory is a conntrack in memory, beside the kernel's, whose client is expect.Client. It has the
-// connections that are added to it, keeps expectations by the policy of nf_conntrack_ftp (one for each
-// master, for 300 seconds and one data connection), and adjusts sequence numbers by the kernel's rule.
+// Package memory is a conntrack in memory with the methods of expect.Client. It has the connections added to it,
+// keeps expectations by the policy of nf_conntrack_ftp (one for each master, for 300 seconds and one data
+// connection), and adjusts sequence numbers by the kernel's rule.
 package memory
 
 import (
@@ -11,19 +11,19 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/expect"
 )
 
-// Timeout is how long an expectation lasts.
+// Timeout is the lifetime of an expectation.
 const Timeout = 300 * time.Second
 
 // Conntrack has the methods of expect.Client that the engine uses, with the same errors. Its zero value is
 // empty.
 type Conntrack struct {
-	// Now is the time at which its methods are called. Nothing expires while it stays the same.
+	// Now is the current time; the caller advances it.
 	Now time.Time
-	// Lookups counts the calls of Lookup, Adjustments the adjustments that were made.
+	// Lookups counts the calls of Lookup, Adjustments the adjustments made.
 	Lookups, Adjustments int
 	// Installed are all expectations ever installed, in order.
 	Installed []expect.Expectation
-	// Active are those that were not used, replaced or found to have expired, in order.
+	// Active are those not yet used, replaced or expired, in order.
 	Active []*Expectation
 
 	entries []*Entry
@@ -34,11 +34,11 @@ type Entry struct {
 	expect.Master
 	// NoSeqAdj is set for an entry without the sequence adjustment extension.
 	NoSeqAdj bool
-	// Deleted is set for an entry that Conntrack does not have any more.
+	// Deleted is set for an entry that was removed.
 	Deleted bool
 }
 
-// Expectation is one that was installed.
+// Expectation is an installed expectation.
 type Expectation struct {
 	expect.Expectation
 	// At is when it was installed.
@@ -47,11 +47,11 @@ type Expectation struct {
 	Replaced bool
 }
 
-// String returns from where to where the connection is expected.
+// String returns the source and destination of the expected connection.
 func (x *Expectation) String() string { return fmt.Sprintf("%s to %s", x.Src, x.Dst) }
 
-// Add adds a connection by its two tuples, in the place of an earlier one with the same tuples. Its helper is
-// "sane".
+// Add adds a connection with the helper "sane" by its two tuples. It replaces an earlier one with the same
+// tuples.
 func (c *Conntrack) Add(original, reply expect.Tuple) *Entry {
 	e := &Entry{Master: expect.Master{Tuples: [2]expect.Tuple{original, reply}, Helper: "sane"}}
 	c.entries = append(c.entries, e)
@@ -67,7 +67,7 @@ func (c *Conntrack) entry(t expect.Tuple) (*Entry, expect.Direction) {
 	return nil, 0
 }
 
-// Lookup is that of expect.Client.
+// Lookup implements the method of expect.Client.
 func (c *Conntrack) Lookup(t expect.Tuple) (*expect.Master, expect.Direction, error) {
 	c.Lookups++
 	e, dir := c.entry(t)
@@ -78,7 +78,7 @@ func (c *Conntrack) Lookup(t expect.Tuple) (*expect.Master, expect.Direction, er
 	return &m, dir, nil
 }
 
-// Announce is that of expect.Client.
+// Announce implements the method of expect.Client.
 func (c *Conntrack) Announce(m *expect.Master, x expect.Expectation, u expect.Update) error {
 	e, _ := c.entry(m.Tuples[expect.Original])
 	switch {
@@ -101,7 +101,7 @@ func (c *Conntrack) Announce(m *expect.Master, x expect.Expectation, u expect.Up
 	return nil
 }
 
-// Blocker returns the active expectation of another master that has the place of x, nil if there is none.
+// Blocker returns the active expectation of another master in the place of x, nil if there is none.
 func (c *Conntrack) Blocker(x expect.Expectation) *Expectation {
 	c.expire()
 	i := slices.IndexFunc(c.Active, func(o *Expectation) bool { return o.Src == x.Src && o.Dst == x.Dst && o.Master != x.Master })
@@ -127,7 +127,7 @@ func (c *Conntrack) expire() {
 	c.Active = slices.DeleteFunc(c.Active, func(x *Expectation) bool { return c.Now.Sub(x.At) >= Timeout })
 }
 
-// Update is that of expect.Client.
+// Update implements the method of expect.Client.
 func (c *Conntrack) Update(m *expect.Master, u expect.Update) error {
 	e, _ := c.entry(m.Tuples[expect.Original])
 	switch {
@@ -144,23 +144,21 @@ func (c *Conntrack) Update(m *expect.Master, u expect.Update) error {
 	return nil
 }
 
-// Seq returns the sequence number that the kernel gives a packet of direction dir whose own is
-// seq (nf_ct_seq_adjust of net/netfilter/nf_conntrack_seqadj.c).
+// Seq returns the sequence number to which the kernel adjusts seq, of a packet in direction dir (nf_ct_seq_adjust
+// of net/netfilter/nf_conntrack_seqadj.c).
 func (e *Entry) Seq(dir expect.Direction, seq uint32) uint32 {
 	return seq + uint32(e.SeqAdj[dir].Offset(seq))
 }
 
-// Ack returns the acknowledgement number that the kernel gives a packet of direction dir whose
-// own is ack.
+// Ack returns the acknowledgement number to which the kernel adjusts ack, of a packet in direction dir.
 func (e *Entry) Ack(dir expect.Direction, ack uint32) uint32 {
 	a := e.SeqAdj[dir.Other()]
 	return ack - uint32(a.Offset(ack-uint32(a.Before)))
 }
 
-// Invalid reports whether the kernel would call a packet of direction dir invalid for what it
-// acknowledges, if all that the other side has sent ends before end, in that side's own numbers:
-// the upper bound of tcp_in_window (net/netfilter/nf_conntrack_proto_tcp.c), which looks the
-// offset up by the number that stands in the packet.
+// Invalid reports whether the kernel treats a packet in direction dir as invalid because it acknowledges data
+// beyond end, the end of what the peer has sent in the peer's own numbers: the upper bound of tcp_in_window
+// (net/netfilter/nf_conntrack_proto_tcp.c), which looks up the offset by the number in the packet.
 func (e *Entry) Invalid(dir expect.Direction, ack, end uint32) bool {
 	return int32(end-(ack-uint32(e.SeqAdj[dir.Other()].Offset(ack-1)))) < 0
 }

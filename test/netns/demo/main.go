@@ -100,9 +100,9 @@ established, related, or new to port 21.
 
 const next = `
 From here:
-  make build         builds bin/nfq-ftphelper
-  README.md, "Use"   how to run it on a gateway, a Kubernetes node, or beside one server
-  make test          every test that this machine's kernel can run (about 10 minutes)
+  README.md, "Which setup do I need?"   on a gateway, a container host or Kubernetes node, or beside one server
+  make build                            builds bin/nfq-ftphelper
+  make test                             runs every test that this kernel allows (about 10 minutes)
 `
 
 func kernelRelease() string {

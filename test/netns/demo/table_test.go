@@ -1,9 +1,12 @@
 package main
 
 import (
+	"os"
 	"regexp"
+	"strings"
 	"testing"
 
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
 
@@ -31,6 +34,22 @@ func TestTable(t *testing.T) {
 	}
 	if got := regexp.MustCompile(`\x1b\[\d+m`).ReplaceAllString(coloured, ""); got != want {
 		t.Errorf("without its colours it is\n%swant\n%s", got, want)
+	}
+}
+
+// TestReadme wants the README to show what the demo prints when everything works.
+func TestReadme(t *testing.T) {
+	readme, err := os.ReadFile("../../../README.md")
+	must.Do(t, err)
+	var rows []row
+	all := map[netns.Verb]bool{netns.PORT: true, netns.EPRT: true, netns.PASV: true, netns.EPSV: true}
+	for _, server := range []string{"public", "behind NAT"} {
+		for _, client := range []string{"public", "behind NAT"} {
+			rows = append(rows, row{client: client, server: server, with: all})
+		}
+	}
+	if want := table(rows, false); !strings.Contains(string(readme), want) {
+		t.Errorf("README.md does not have the table\n%s", want)
 	}
 }
 

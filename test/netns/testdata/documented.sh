@@ -68,6 +68,14 @@ podman() {
 	*) return 1 ;;
 	esac
 }
+docker() {
+	[[ "$1 $2" == "compose -f" && -f $3 ]] || return
+	case ${*:4} in
+	"up --detach") nfq-ftphelper run --rules ;;
+	"exec nfq-ftphelper nfq-ftphelper "*) "${@:6}" ;;
+	*) return 1 ;;
+	esac
+}
 systemctl() {
 	local unit=deploy/systemd/nfq-ftphelper.service start
 	case $* in

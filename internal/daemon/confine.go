@@ -6,7 +6,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/confine"
 )
 
-// confine gives up what the process needs no more, if it is to. No packet has been read by then.
+// confine gives up the rights that the process does not need any more, before any packet is read.
 func (d *daemon) confine() error {
 	if d.settings.Confine == nil {
 		return nil
@@ -19,10 +19,10 @@ func (d *daemon) confine() error {
 	return nil
 }
 
-// status is a line for people.
+// status is the line that "systemctl status" shows.
 func (d *daemon) status() string {
 	c, with := d.choice.Rules, "helper "+d.choice.Rules.Helper
-	if d.settings.Wish.Monitor {
+	if d.settings.Request.Monitor {
 		with = "monitoring only"
 	}
 	if c.Queues == 1 {
@@ -31,9 +31,9 @@ func (d *daemon) status() string {
 	return fmt.Sprintf("serving queues %d to %d, %s", c.Queue, c.Queue+c.Queues-1, with)
 }
 
-// tell logs what the service manager could not be told: that must not end the daemon.
-func (d *daemon) tell(err error) {
+// notify logs an error of notifying the service manager, which must not end the daemon.
+func (d *daemon) notify(err error) {
 	if err != nil {
-		d.log.Warn("the service manager does not know how the daemon fares", "why", err)
+		d.log.Warn("the service manager could not be notified", "why", err)
 	}
 }

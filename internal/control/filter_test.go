@@ -39,7 +39,7 @@ func TestFilter(t *testing.T) {
 			t.Errorf("%q selects %v, want %v", filter, got, want)
 		}
 	}
-	if _, err := ParseFilter("port=21"); err == nil || !strings.Contains(err.Error(), `there is no field "port": there are client, server, nat,`) {
+	if _, err := ParseFilter("port=21"); err == nil || !strings.Contains(err.Error(), `unknown field "port": the fields are client, server, nat,`) {
 		t.Error(err)
 	}
 }
@@ -61,6 +61,6 @@ func TestOrder(t *testing.T) {
 		}
 	}
 	if len(Orders) != 5 {
-		t.Errorf("%v", Orders)
+		t.Errorf("got the orders %v", Orders)
 	}
 }

@@ -5,7 +5,7 @@ import "github.com/nfq-ftphelper/nfq-ftphelper/internal/engine"
 // Word is a value that a field can have.
 type Word = engine.Word
 
-// Kinds of events that are not those of an engine.
+// Kinds of events besides those of an engine.
 const (
 	KindUsed    = "used"
 	KindExpired = "expired"
@@ -13,7 +13,7 @@ const (
 	KindMissed  = "missed"
 )
 
-// StateClosing is the State of a Flow that is not an engine's.
+// StateClosing is the State of a Flow besides those of an engine.
 const StateClosing = "closing"
 
 // Reasons of a KindExpired.

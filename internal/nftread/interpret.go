@@ -1,4 +1,4 @@
-package doctor
+package nftread
 
 import (
 	"bytes"
@@ -9,68 +9,63 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
+	"github.com/nfq-ftphelper/nfq-ftphelper/internal/nfnetlink"
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
-// match is the part of a rule's conditions, and of the jumps that lead to it, that matters
-// here. The zero value of a field but for states is "whatever it is".
-type match struct {
-	// ports are the destination ports, sources the source ports.
-	ports, sources []rules.PortRange
-	// in and out are the interfaces; a "*" at the end stands for any rest of the name.
-	in, out, notIn, notOut string
-	// states are those of conntrack, as bits; stated says that there is such a condition.
-	states uint32
-	stated bool
-	// notTCP says that packets of TCP don't match.
-	notTCP bool
-	// helper is the one that the connection must have.
-	helper string
-	// other says that there is something more, of any kind.
-	other bool
+// Match is the conditions of a rule and of the jumps that lead to it, as far as FTP is concerned. The zero
+// value of each field but States matches any packet.
+type Match struct {
+	Ports, Sources         []rules.PortRange // destination and source ports
+	In, Out, NotIn, NotOut string            // interfaces; "*" at the end matches any suffix
+	States                 uint32            // conntrack states, as bits (expr.CtStateBit*)
+	Stated                 bool              // a condition on the state exists
+	NotTCP                 bool              // no TCP packet matches
+	Helper                 string            // helper of the connection
+	Other                  bool              // a condition exists that cannot be interpreted
 }
 
-var anything = match{states: ^uint32(0)}
+var anything = Match{States: ^uint32(0)}
 
-// and combines the conditions of a jump with those behind it.
-func (m match) and(n match) match {
-	if n.ports == nil {
-		n.ports = m.ports
+// and returns the conditions of a jump and those of a rule that it leads to.
+func (m Match) and(n Match) Match {
+	if n.Ports == nil {
+		n.Ports = m.Ports
 	}
-	if n.sources == nil {
-		n.sources = m.sources
+	if n.Sources == nil {
+		n.Sources = m.Sources
 	}
-	n.helper = cmp.Or(n.helper, m.helper)
-	n.in, n.out = cmp.Or(n.in, m.in), cmp.Or(n.out, m.out)
-	n.notIn, n.notOut = cmp.Or(n.notIn, m.notIn), cmp.Or(n.notOut, m.notOut)
-	n.states &= m.states
-	n.stated = n.stated || m.stated
-	n.notTCP = n.notTCP || m.notTCP
-	n.other = n.other || m.other
+	n.Helper = cmp.Or(n.Helper, m.Helper)
+	n.In, n.Out = cmp.Or(n.In, m.In), cmp.Or(n.Out, m.Out)
+	n.NotIn, n.NotOut = cmp.Or(n.NotIn, m.NotIn), cmp.Or(n.NotOut, m.NotOut)
+	n.States &= m.States
+	n.Stated = n.Stated || m.Stated
+	n.NotTCP = n.NotTCP || m.NotTCP
+	n.Other = n.Other || m.Other
 	return n
 }
 
-// An action is what a rule does to what it matches.
-type action struct {
-	match   match
-	verdict *verdict
-	reject  bool
-	queue   bool      // to a program, which decides
-	notrack bool      // conntrack does not see the packet
-	helper  *ctHelper // attached to the connection
+// Action is what a rule does to the packets that it matches.
+type Action struct {
+	Match   Match
+	Verdict *Verdict
+	Reject  bool
+	Queue   bool    // to a program that decides
+	Notrack bool    // hides the packet from conntrack
+	Helper  *Helper // assigned to the connection
 }
 
-// reading is the state of reading one rule.
-type reading struct {
-	rs      *ruleset
-	rule    *rule
-	match   match
+// ruleReader interprets one rule.
+type ruleReader struct {
+	rs      *Ruleset
+	rule    *Rule
+	match   Match
 	loaded  map[uint32]value
-	between map[loaded]rules.PortRange // what comparisons leave of ports
-	actions []action
+	between map[loaded]rules.PortRange // ports that pass all comparisons so far
+	actions []Action
 }
 
-// value is what is in a register.
+// value is the content of a register.
 type value struct {
 	what loaded
 	mask uint32 // of the state
@@ -91,26 +86,26 @@ const (
 	inIndex
 )
 
-// actions reads a rule.
-func (rs *ruleset) actions(r *rule) []action {
-	if r.known != nil {
-		return r.known
+// Actions interprets a rule, never nil.
+func (rs *Ruleset) Actions(r *Rule) []Action {
+	if r.actions != nil {
+		return r.actions
 	}
-	d := &reading{rs: rs, rule: r, match: anything, loaded: make(map[uint32]value), between: make(map[loaded]rules.PortRange)}
-	for _, e := range r.exprs {
+	d := &ruleReader{rs: rs, rule: r, match: anything, loaded: make(map[uint32]value), between: make(map[loaded]rules.PortRange)}
+	for _, e := range r.Exprs {
 		d.read(e)
 	}
-	r.known = append([]action{}, d.actions...) // not nil, so that it is read once
-	return r.known
+	r.actions = append([]Action{}, d.actions...) // not nil: interpreted once
+	return r.actions
 }
 
-func (d *reading) act(a action) {
-	a.match = d.match.and(a.match)
+func (d *ruleReader) emit(a Action) {
+	a.Match = d.match.and(a.Match)
 	d.actions = append(d.actions, a)
 }
 
-func (d *reading) read(e expression) {
-	switch a := e.attrs; e.name {
+func (d *ruleReader) read(e Expression) {
+	switch a := e.Attrs; e.Name {
 	case "ct":
 		d.readCt(a)
 	case "payload":
@@ -155,7 +150,7 @@ func (d *reading) read(e expression) {
 		d.matchXtables(a)
 	case "immediate":
 		if v := newVerdict(a.Find(unix.NFTA_IMMEDIATE_DATA)); v != nil {
-			d.act(action{match: anything, verdict: v})
+			d.emit(Action{Match: anything, Verdict: v})
 		}
 		delete(d.loaded, a.Uint32(unix.NFTA_IMMEDIATE_DREG))
 	case "objref":
@@ -163,25 +158,25 @@ func (d *reading) read(e expression) {
 	case "target":
 		d.target(a)
 	case "reject":
-		d.act(action{match: anything, reject: true})
+		d.emit(Action{Match: anything, Reject: true})
 	case "queue":
-		d.act(action{match: anything, queue: true})
+		d.emit(Action{Match: anything, Queue: true})
 	case "notrack":
-		d.act(action{match: anything, notrack: true})
+		d.emit(Action{Match: anything, Notrack: true})
 	case "byteorder", "counter", "exthdr", "fib", "hash", "log", "masq", "nat", "numgen", "redir", "rt", "socket":
-		// These change registers that nothing of interest is in, or are no condition.
+		// These are no condition, or change registers without a loaded value.
 	default:
-		d.match.other = true
+		d.match.Other = true
 	}
 }
 
-func (d *reading) load(a attributes, register uint16, v value) {
+func (d *ruleReader) load(a nfnetlink.Attributes, register uint16, v value) {
 	if a.Find(register) != nil {
 		d.loaded[a.Uint32(register)] = v
 	}
 }
 
-func (d *reading) readCt(a attributes) {
+func (d *ruleReader) readCt(a nfnetlink.Attributes) {
 	v := value{}
 	direction := a.Find(unix.NFTA_CT_DIRECTION)
 	switch expr.CtKey(a.Uint32(unix.NFTA_CT_KEY)) {
@@ -198,38 +193,38 @@ func (d *reading) readCt(a attributes) {
 }
 
 // compare narrows the match.
-func (d *reading) compare(v value, op expr.CmpOp, data []byte) {
+func (d *ruleReader) compare(v value, op expr.CmpOp, data []byte) {
 	switch {
 	case v.what == ctState && len(data) == 4 && (op == expr.CmpOpEq || op == expr.CmpOpNeq):
 		n := binary.NativeEndian.Uint32(data)
-		states := n // of which one must be set
+		states := n // one of them must be set
 		if n == 0 {
 			states, op = v.mask, expr.CmpOpEq+expr.CmpOpNeq-op
 		}
 		if op == expr.CmpOpNeq {
 			states = ^states
 		}
-		d.match = d.match.and(match{states: states, stated: true})
+		d.match = d.match.and(Match{States: states, Stated: true})
 	case v.what == ctHelperName && op == expr.CmpOpEq:
-		d.match.helper = string(bytes.TrimRight(data, "\x00"))
+		d.match.Helper = string(bytes.TrimRight(data, "\x00"))
 	case v.what == protocol && op == expr.CmpOpEq && len(data) == 1:
-		d.match.notTCP = data[0] != unix.IPPROTO_TCP
+		d.match.NotTCP = data[0] != unix.IPPROTO_TCP
 	case v.what == protocol && op == expr.CmpOpNeq && len(data) == 1 && data[0] == unix.IPPROTO_TCP:
-		d.match.notTCP = true
+		d.match.NotTCP = true
 	case (v.what == destinationPort || v.what == sourcePort) && op != expr.CmpOpNeq && len(data) == 2:
 		d.comparePort(v.what, op, binary.BigEndian.Uint16(data))
 	case v.what == family && op == expr.CmpOpEq:
-		// A rule for IPv4 or IPv6 alone is taken for one for both.
+		// A condition on the family is ignored: the rule counts for IPv4 and IPv6.
 	case (v.what == inInterface || v.what == outInterface) && (op == expr.CmpOpEq || op == expr.CmpOpNeq):
 		d.match.onInterface(v.what, interfaceName(data), op == expr.CmpOpNeq)
 	case v.what == inIndex && op == expr.CmpOpEq && len(data) == 4 && binary.NativeEndian.Uint32(data) == 1:
-		d.match.in = loopback // which is always the first interface
+		d.match.In = loopback // which is always the first interface
 	default:
-		d.match.other = true
+		d.match.Other = true
 	}
 }
 
-func (d *reading) comparePort(what loaded, op expr.CmpOp, port uint16) {
+func (d *ruleReader) comparePort(what loaded, op expr.CmpOp, port uint16) {
 	r, ok := d.between[what]
 	if !ok {
 		r.Last = 65535
@@ -246,18 +241,17 @@ func (d *reading) comparePort(what loaded, op expr.CmpOp, port uint16) {
 	d.match.onPorts(what, []rules.PortRange{r})
 }
 
-func (m *match) onPorts(what loaded, ports []rules.PortRange) {
+func (m *Match) onPorts(what loaded, ports []rules.PortRange) {
 	if what == sourcePort {
-		m.sources = ports
+		m.Sources = ports
 	} else {
-		m.ports = ports
+		m.Ports = ports
 	}
 }
 
-// loopback is the name of its interface.
 const loopback = "lo"
 
-// interfaceName reads a name of IFNAMSIZ bytes, or the shorter beginning of names.
+// interfaceName returns a name of IFNAMSIZ bytes, or a shorter prefix with "*".
 func interfaceName(data []byte) string {
 	name, _, whole := bytes.Cut(data, []byte{0})
 	if whole {
@@ -266,56 +260,56 @@ func interfaceName(data []byte) string {
 	return string(name) + "*"
 }
 
-func (m *match) onInterface(what loaded, name string, not bool) {
+func (m *Match) onInterface(what loaded, name string, not bool) {
 	switch {
 	case what == inInterface && not:
-		m.notIn = name
+		m.NotIn = name
 	case what == inInterface:
-		m.in = name
+		m.In = name
 	case not:
-		m.notOut = name
+		m.NotOut = name
 	default:
-		m.out = name
+		m.Out = name
 	}
 }
 
-// inRange reads a comparison with both ends of a range.
-func (d *reading) inRange(a attributes) {
+// inRange interprets a comparison with both ends of a range.
+func (d *ruleReader) inRange(a nfnetlink.Attributes) {
 	v := d.loaded[a.Uint32(unix.NFTA_RANGE_SREG)]
 	first := a.Nested(unix.NFTA_RANGE_FROM_DATA).Find(unix.NFTA_DATA_VALUE)
 	last := a.Nested(unix.NFTA_RANGE_TO_DATA).Find(unix.NFTA_DATA_VALUE)
 	if a.Uint32(unix.NFTA_RANGE_OP) != unix.NFT_RANGE_EQ || len(first) != 2 || len(last) != 2 {
-		d.match.other = true
+		d.match.Other = true
 		return
 	}
 	ports := []rules.PortRange{{First: binary.BigEndian.Uint16(first), Last: binary.BigEndian.Uint16(last)}}
 	if v.what != destinationPort && v.what != sourcePort {
-		d.match.other = true
+		d.match.Other = true
 		return
 	}
 	d.match.onPorts(v.what, ports)
 }
 
-// lookup reads sets of states, of protocols and of ports, and maps of verdicts.
-func (d *reading) lookup(a attributes) {
+// lookup interprets sets of states, protocols and ports, and maps of verdicts.
+func (d *ruleReader) lookup(a nfnetlink.Attributes) {
 	v := d.loaded[a.Uint32(unix.NFTA_LOOKUP_SREG)]
 	toRegister := a.Find(unix.NFTA_LOOKUP_DREG) != nil
 	verdicts := toRegister && a.Uint32(unix.NFTA_LOOKUP_DREG) == unix.NFT_REG_VERDICT
 	inverted := a.Uint32(unix.NFTA_LOOKUP_FLAGS) != 0
 	read := v.what == ctState || v.what == destinationPort || v.what == sourcePort || v.what == protocol
 	if !verdicts && (!read || inverted || toRegister) {
-		d.match.other = true
+		d.match.Other = true
 		return
 	}
-	elements, err := d.rs.elements(d.rule.table, a.Text(unix.NFTA_LOOKUP_SET))
+	elements, err := d.rs.setElements(d.rule.Table, a.Text(unix.NFTA_LOOKUP_SET))
 	if err != nil {
-		d.match.other = true
+		d.match.Other = true
 		return
 	}
 	if verdicts {
 		for _, e := range elements {
-			if e.verdict != nil {
-				d.act(action{match: keyMatch(v, e), verdict: e.verdict})
+			if e.Verdict != nil {
+				d.emit(Action{Match: keyMatch(v, e), Verdict: e.Verdict})
 			}
 		}
 		return
@@ -324,60 +318,52 @@ func (d *reading) lookup(a attributes) {
 	case (v.what == destinationPort || v.what == sourcePort) && allHave(elements, 2):
 		d.match.onPorts(v.what, portRanges(elements))
 	case v.what == protocol && allHave(elements, 1):
-		d.match.notTCP = !slices.ContainsFunc(elements, func(e element) bool { return e.key[0] == unix.IPPROTO_TCP })
+		d.match.NotTCP = !slices.ContainsFunc(elements, func(e Element) bool { return e.Key[0] == unix.IPPROTO_TCP })
 	case v.what == ctState && allHave(elements, 4):
 		var states uint32
 		for _, e := range elements {
-			states |= binary.NativeEndian.Uint32(e.key)
+			states |= binary.NativeEndian.Uint32(e.Key)
 		}
-		d.match = d.match.and(match{states: states & v.mask, stated: true})
-	default: // it begins with one of these, and goes on with something else
-		d.match.other = true
+		d.match = d.match.and(Match{States: states & v.mask, Stated: true})
+	default: // a concatenation
+		d.match.Other = true
 	}
 }
 
-// keyMatch is the match of one element of a map.
-func keyMatch(v value, e element) match {
+// keyMatch returns the condition of one element of a map.
+func keyMatch(v value, e Element) Match {
 	m := anything
 	switch {
-	case v.what == ctState && len(e.key) == 4:
-		m.states, m.stated = binary.NativeEndian.Uint32(e.key)&v.mask, true
-	case v.what == destinationPort && len(e.key) == 2 && !e.end:
-		port := binary.BigEndian.Uint16(e.key)
-		m.ports = []rules.PortRange{{First: port, Last: port}}
-	case v.what == protocol && len(e.key) == 1:
-		m.notTCP = e.key[0] != unix.IPPROTO_TCP
-	case (v.what == inInterface || v.what == outInterface) && len(e.key) == unix.IFNAMSIZ:
-		m.onInterface(v.what, interfaceName(e.key), false)
+	case v.what == ctState && len(e.Key) == 4:
+		m.States, m.Stated = binary.NativeEndian.Uint32(e.Key)&v.mask, true
+	case v.what == destinationPort && len(e.Key) == 2 && !e.End:
+		port := binary.BigEndian.Uint16(e.Key)
+		m.Ports = []rules.PortRange{{First: port, Last: port}}
+	case v.what == protocol && len(e.Key) == 1:
+		m.NotTCP = e.Key[0] != unix.IPPROTO_TCP
+	case (v.what == inInterface || v.what == outInterface) && len(e.Key) == unix.IFNAMSIZ:
+		m.onInterface(v.what, interfaceName(e.Key), false)
 	default:
-		m.other = true
+		m.Other = true
 	}
 	return m
 }
 
-func allHave(elements []element, length int) bool {
-	return !slices.ContainsFunc(elements, func(e element) bool { return len(e.key) != length })
+func allHave(elements []Element, length int) bool {
+	return !slices.ContainsFunc(elements, func(e Element) bool { return len(e.Key) != length })
 }
 
-// portRanges reads the elements of a set of ports, intervals or not. It is never nil.
-func portRanges(elements []element) []rules.PortRange {
-	slices.SortFunc(elements, func(a, b element) int {
-		if c := bytes.Compare(a.key, b.key); c != 0 || a.end == b.end {
-			return c
-		}
-		if a.end { // one ends where the next one begins
-			return -1
-		}
-		return 1
-	})
-	intervals := slices.ContainsFunc(elements, func(e element) bool { return e.end })
+// portRanges returns the ports of a set, with intervals or without, never nil.
+func portRanges(elements []Element) []rules.PortRange {
+	slices.SortFunc(elements, CompareElements)
+	intervals := slices.ContainsFunc(elements, func(e Element) bool { return e.End })
 	ranges := []rules.PortRange{}
 	for _, e := range elements {
-		port := binary.BigEndian.Uint16(e.key)
+		port := binary.BigEndian.Uint16(e.Key)
 		switch {
-		case !e.end && intervals:
+		case !e.End && intervals:
 			ranges = append(ranges, rules.PortRange{First: port, Last: 65535})
-		case !e.end:
+		case !e.End:
 			ranges = append(ranges, rules.PortRange{First: port, Last: port})
 		case len(ranges) > 0 && port > 0:
 			ranges[len(ranges)-1].Last = port - 1
@@ -386,9 +372,9 @@ func portRanges(elements []element) []rules.PortRange {
 	return ranges
 }
 
-// matchXtables reads those matches of iptables that matter here (xt_conntrack.h, xt_state.h,
-// xt_tcpudp.h, xt_multiport.h, xt_helper.h).
-func (d *reading) matchXtables(a attributes) {
+// matchXtables interprets matches of iptables (xt_conntrack.h, xt_state.h, xt_tcpudp.h, xt_multiport.h,
+// xt_helper.h).
+func (d *ruleReader) matchXtables(a nfnetlink.Attributes) {
 	info := a.Find(unix.NFTA_MATCH_INFO)
 	revision := a.Uint32(unix.NFTA_MATCH_REV)
 	switch name := a.Text(unix.NFTA_MATCH_NAME); {
@@ -396,24 +382,24 @@ func (d *reading) matchXtables(a attributes) {
 	case name == "conntrack" && revision >= 1:
 		d.matchConntrack(info, revision)
 	case name == "state" && len(info) >= 4:
-		d.match = d.match.and(match{states: binary.NativeEndian.Uint32(info), stated: true})
+		d.match = d.match.and(Match{States: binary.NativeEndian.Uint32(info), Stated: true})
 	case name == "helper" && len(info) >= 5 && binary.NativeEndian.Uint32(info) == 0:
 		helper, _, _ := bytes.Cut(info[4:], []byte{0})
-		d.match.helper = string(helper)
+		d.match.Helper = string(helper)
 	case name == "tcp" && len(info) >= 12:
 		d.matchTCP(info)
 	case name == "multiport" && revision == 1:
 		d.matchMultiport(info)
 	default:
-		d.match.other = true
+		d.match.Other = true
 	}
 }
 
-// matchConntrack reads the states of struct xt_conntrack_mtinfo1, 2 or 3, whose bits are those of nftables.
-func (d *reading) matchConntrack(info []byte, revision uint32) {
+// matchConntrack interprets the states of struct xt_conntrack_mtinfo1, 2 or 3, whose bits are those of nftables.
+func (d *ruleReader) matchConntrack(info []byte, revision uint32) {
 	const flags, inverted, mask, onState = 146, 148, 150, 1
 	if len(info) < mask+2 {
-		d.match.other = true
+		d.match.Other = true
 		return
 	}
 	matched, not := binary.NativeEndian.Uint16(info[flags:]), binary.NativeEndian.Uint16(info[inverted:])
@@ -422,7 +408,7 @@ func (d *reading) matchConntrack(info []byte, revision uint32) {
 		states = uint32(info[mask])
 	}
 	if matched != onState {
-		d.match.other = true
+		d.match.Other = true
 	}
 	if matched&onState == 0 {
 		return
@@ -430,11 +416,11 @@ func (d *reading) matchConntrack(info []byte, revision uint32) {
 	if not&onState != 0 {
 		states = ^states
 	}
-	d.match = d.match.and(match{states: states, stated: true})
+	d.match = d.match.and(Match{States: states, Stated: true})
 }
 
-// matchTCP reads struct xt_tcp: ranges of source and destination ports, the option, flags, what is inverted.
-func (d *reading) matchTCP(info []byte) {
+// matchTCP interprets struct xt_tcp.
+func (d *ruleReader) matchTCP(info []byte) {
 	read := func(at int) []rules.PortRange {
 		r := rules.PortRange{First: binary.NativeEndian.Uint16(info[at:]), Last: binary.NativeEndian.Uint16(info[at+2:])}
 		if r.First == 0 && r.Last == 65535 {
@@ -443,18 +429,18 @@ func (d *reading) matchTCP(info []byte) {
 		return []rules.PortRange{r}
 	}
 	if option, flags, inverted := info[8], info[9], info[11]; option != 0 || flags != 0 || inverted != 0 {
-		d.match.other = true
+		d.match.Other = true
 		return
 	}
-	d.match.sources, d.match.ports = read(0), read(4)
+	d.match.Sources, d.match.Ports = read(0), read(4)
 }
 
-// matchMultiport reads struct xt_multiport_v1. A port whose flag is set begins a range.
-func (d *reading) matchMultiport(info []byte) {
+// matchMultiport interprets struct xt_multiport_v1. A port whose flag is set starts a range.
+func (d *ruleReader) matchMultiport(info []byte) {
 	const most = 15
 	const source, destination = 0, 1
 	if len(info) < 2+2*most+most+1 || info[1] > most {
-		d.match.other = true
+		d.match.Other = true
 		return
 	}
 	var ports []rules.PortRange
@@ -469,16 +455,16 @@ func (d *reading) matchMultiport(info []byte) {
 	}
 	switch inverted := info[2+2*most+most]; {
 	case inverted == 0 && info[0] == source:
-		d.match.sources = ports
+		d.match.Sources = ports
 	case inverted == 0 && info[0] == destination:
-		d.match.ports = ports
+		d.match.Ports = ports
 	default:
-		d.match.other = true
+		d.match.Other = true
 	}
 }
 
-// attach reads "ct helper set", of one helper or out of a map.
-func (d *reading) attach(a attributes) {
+// attach interprets "ct helper set", of one helper or from a map.
+func (d *ruleReader) attach(a nfnetlink.Attributes) {
 	if a.Uint32(unix.NFTA_OBJREF_IMM_TYPE) == unix.NFT_OBJECT_CT_HELPER {
 		d.attachObject(a.Text(unix.NFTA_OBJREF_IMM_NAME), anything)
 		return
@@ -486,42 +472,42 @@ func (d *reading) attach(a attributes) {
 	if a.Find(unix.NFTA_OBJREF_SET_NAME) == nil {
 		return
 	}
-	// The map may be one of counters or of something else.
-	elements, err := d.rs.elements(d.rule.table, a.Text(unix.NFTA_OBJREF_SET_NAME))
+	// The objects of the map may be counters, say.
+	elements, err := d.rs.setElements(d.rule.Table, a.Text(unix.NFTA_OBJREF_SET_NAME))
 	if err != nil {
 		return
 	}
 	v := d.loaded[a.Uint32(unix.NFTA_OBJREF_SET_SREG)]
 	for _, e := range elements {
-		d.attachObject(e.object, keyMatch(v, e))
+		d.attachObject(e.Object, keyMatch(v, e))
 	}
 }
 
-func (d *reading) attachObject(name string, m match) {
-	if h, ok := d.rs.helpers[objectName{d.rule.table, name}]; ok {
-		d.act(action{match: m, helper: &h})
+func (d *ruleReader) attachObject(name string, m Match) {
+	if h, ok := d.rs.helpers[Object{d.rule.Table, name}]; ok {
+		d.emit(Action{Match: m, Helper: &h})
 	}
 }
 
-// target reads what iptables' target CT sets (struct xt_ct_target_info_v1, xt_CT.h), and the targets of
-// verdicts, which iptables-nft writes as nftables' own.
-func (d *reading) target(a attributes) {
+// target interprets iptables' target CT (struct xt_ct_target_info_v1, xt_CT.h), and targets that end in a
+// verdict.
+func (d *ruleReader) target(a nfnetlink.Attributes) {
 	const noTrack, from, to = 1, 12, 28
 	info := a.Find(unix.NFTA_TARGET_INFO)
 	switch name := a.Text(unix.NFTA_TARGET_NAME); {
 	case name == "CT" && len(info) >= to:
 		helper, _, _ := bytes.Cut(info[from:to], []byte{0})
 		if len(helper) > 0 {
-			d.act(action{match: anything, helper: &ctHelper{kind: string(helper), tcp: true, template: true}})
+			d.emit(Action{Match: anything, Helper: &Helper{Type: string(helper), TCP: true, Template: true}})
 		}
 		if binary.NativeEndian.Uint16(info)&noTrack != 0 {
-			d.act(action{match: anything, notrack: true})
+			d.emit(Action{Match: anything, Notrack: true})
 		}
 	case name == "NOTRACK":
-		d.act(action{match: anything, notrack: true})
+		d.emit(Action{Match: anything, Notrack: true})
 	case name == "NFQUEUE":
-		d.act(action{match: anything, queue: true})
+		d.emit(Action{Match: anything, Queue: true})
 	case name == "REJECT":
-		d.act(action{match: anything, reject: true})
+		d.emit(Action{Match: anything, Reject: true})
 	}
 }

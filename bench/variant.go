@@ -21,34 +21,34 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
 
-// contender is something that helps FTP along on the router, or that shows what can be reached.
-type contender struct {
+// variant is a helper on the router, or a limit to compare helpers with.
+type variant struct {
 	name string
-	// in are the situations where it makes sense; stock says that it needs a stock kernel.
+	// in are the situations to measure it in; stock is true if it needs a stock kernel.
 	in    []netns.Situation
 	stock bool
-	// before says that it is the earlier build.
+	// before is true for an earlier build.
 	before bool
-	// workloads are those that it is fit for; all if there are none.
+	// workloads are those that it supports; nil for all.
 	workloads []Operation
-	// keepsAddress says that PASV's answer comes through as the server sent it.
+	// keepsAddress is true if the reply to PASV is not rewritten.
 	keepsAddress bool
-	// limit names the contender that queues the same packets and does nothing with them.
+	// limit names the variant that queues the same packets and accepts them.
 	limit string
-	// start makes the router ready and returns the process that packets are queued to, if any.
+	// start sets up the router and returns the process that packets are queued to, if any.
 	start func(ctx context.Context, b binaries, lab *netns.Lab) (*netns.Process, error)
-	// stop undoes what outlives the lab; it may be nil.
+	// stop removes what outlives the lab; it may be nil.
 	stop func(ctx context.Context, lab *netns.Lab) error
 }
 
-// binaries are the paths of programs that are measured.
+// binaries are the paths of the measured programs.
 type binaries struct {
 	daemon string // nfq-ftphelper
 	before string // an earlier build of it, or ""
 	accept string // the C program
 }
 
-// The names of contenders, as the tables have them.
+// The names of variants, as the tables have them.
 const (
 	noHelper   = "no helper"
 	kernel     = "kernel"
@@ -61,31 +61,31 @@ const (
 	beforeLean = "before lean"
 )
 
-// queueNumber is the same in every lab: each has a namespace of its own.
+// queueNumber is the same in every lab, each of which has its own namespace.
 const queueNumber = 100
 
 var (
-	behindNAT   = []netns.Situation{netns.DNAT}
+	throughNAT  = []netns.Situation{netns.DNAT}
 	anywhere    = []netns.Situation{netns.DNAT, netns.Routed}
 	withoutNAT  = []netns.Situation{netns.Routed}
 	onlyControl = []Operation{Noop, Pasv}
 )
 
-// contenders are in the order of the tables. What helps is next to its limit.
-var contenders = []contender{
+// variants are in the order of the tables, helpers next to their limits.
+var variants = []variant{
 	{name: noHelper, in: anywhere, keepsAddress: true, start: openPorts},
-	// A helper's name can be registered once, so these two are not on one kernel at a time.
-	{name: kernel, in: behindNAT, start: startKernel},
+	// A helper's name can be registered once, so a kernel cannot have these two at a time.
+	{name: kernel, in: throughNAT, start: startKernel},
 	{name: conntrackd, in: withoutNAT, stock: true, start: startConntrackd, stop: stopConntrackd},
-	{name: cFull, in: behindNAT, workloads: onlyControl, keepsAddress: true, start: startFullAccept},
+	{name: cFull, in: throughNAT, workloads: onlyControl, keepsAddress: true, start: startFullAccept},
 	{name: oursFull, in: anywhere, limit: cFull, start: ours()},
 	{name: oursLean, in: anywhere, limit: cLean, start: ours("--ruleset", "lean")},
-	{name: cLean, in: behindNAT, workloads: onlyControl, keepsAddress: true, start: startLeanAccept},
+	{name: cLean, in: throughNAT, workloads: onlyControl, keepsAddress: true, start: startLeanAccept},
 	{name: beforeFull, in: anywhere, before: true, limit: cFull, start: earlier(ours())},
 	{name: beforeLean, in: anywhere, before: true, limit: cLean, start: earlier(ours("--ruleset", "lean"))},
 }
 
-// reference names the contender that others are compared with in a situation.
+// reference names the variant that others are compared with in a situation.
 func reference(s netns.Situation) string {
 	if s == netns.DNAT {
 		return kernel
@@ -93,12 +93,12 @@ func reference(s netns.Situation) string {
 	return conntrackd
 }
 
-func (c contender) fits(s netns.Situation, o Operation) bool {
+func (c variant) fits(s netns.Situation, o Operation) bool {
 	return slices.Contains(c.in, s) && (len(c.workloads) == 0 || slices.Contains(c.workloads, o))
 }
 
-// openPorts has the server's passive ports open, and translated where the control port is: what
-// it costs to route data without anybody's help.
+// openPorts opens the server's passive ports, and translates them where the control port is translated: the cost of
+// routing without a helper.
 func openPorts(ctx context.Context, _ binaries, lab *netns.Lab) (*netns.Process, error) {
 	data := fmt.Sprintf("%d-%d", firstDataPort, lastDataPort)
 	ruleset := fmt.Sprintf("add rule inet filter forward ct state new tcp dport %s accept\n", data)
@@ -144,7 +144,7 @@ func earlier(start func(context.Context, binaries, *netns.Lab) (*netns.Process, 
 	}
 }
 
-// isReady tells whether the daemon's log says that it is.
+// isReady reports whether the daemon's log says that it is ready.
 func isReady(log string) bool { return strings.Contains(log, "msg=ready") }
 
 // waitReady waits until a process has written to its log that it is ready.

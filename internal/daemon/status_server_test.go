@@ -24,12 +24,12 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/pkg/parse"
 )
 
-// TestHang has the goroutine that serves a queue hang for a while: who asks is told so, and told
-// more when it goes on.
+// TestHang has the goroutine that serves a queue hang for a while: queries fail meanwhile, and
+// succeed again afterwards.
 func TestHang(t *testing.T) {
 	host := netns.NewTestHost(t, "host")
 	log, path := slog.New(slog.DiscardHandler), filepath.Join(t.TempDir(), "control.sock")
-	d := &daemon{settings: Settings{Control: path, Version: "v1"}, log: log, choice: backend.Choice{Rules: rules.Config{Queue: 7, Queues: 1}}}
+	d := &daemon{settings: Settings{Control: path, Version: "v1"}, log: log, choice: backend.Plan{Rules: rules.Config{Queue: 7, Queues: 1}}}
 	w := &worker{number: 7, engine: engine.New(engine.Config{})}
 	w.queue = nfq.New(w.number, w.engine, log)
 	d.workers = append(d.workers, w)
@@ -38,10 +38,10 @@ func TestHang(t *testing.T) {
 	go func() { ended <- host.Do(func() error { return w.queue.Run(ctx) }) }()
 	<-w.queue.Ready()
 	err := host.Do(func() (err error) {
-		if d.desk, err = d.openDesk(); err != nil {
+		if d.server, err = d.newStatusServer(); err != nil {
 			return err
 		}
-		d.desk.serve(filling{})
+		d.server.serve(ruleState{})
 		return nil
 	})
 	must.Do(t, err)
@@ -62,50 +62,49 @@ func TestHang(t *testing.T) {
 	})
 	<-begun
 	if err := live(); err == nil || !strings.HasPrefix(err.Error(), "the daemon says: queue 7 has not been served for 2") {
-		t.Errorf("while it hangs: %v", err)
+		t.Errorf("live while the queue hangs: got %v, want queue 7 not served", err)
 	}
-	if err := scrape(); err == nil || !strings.HasPrefix(err.Error(), "the daemon says: nothing can be told: queue 7 has not been served for 5") {
-		t.Errorf("while it hangs: %v", err)
+	if err := scrape(); err == nil || !strings.HasPrefix(err.Error(), "the daemon says: metrics not available: queue 7 has not been served for 5") {
+		t.Errorf("metrics while the queue hangs: got %v, want queue 7 not served", err)
 	}
 	close(goOn)
 	if err := errors.Join(live(), scrape()); err != nil {
-		t.Errorf("afterwards: %v", err)
+		t.Errorf("afterwards: got %v, want no error", err)
 	}
 
-	// At the end it is not ready before it is gone.
-	d.desk.filled.Store(nil)
-	if err := live(); err == nil || !strings.Contains(err.Error(), "about to stop") {
-		t.Errorf("before the end: %v", err)
+	// At the end it stops being ready before the queue ends.
+	d.server.state.Store(nil)
+	if err := live(); err == nil || !strings.Contains(err.Error(), "is stopping") {
+		t.Errorf("before the end: got %v, want that it is stopping", err)
 	}
 	stop()
 	must.Do(t, <-ended)
 	if err := scrape(); err == nil || !strings.Contains(err.Error(), "queue 7: "+nfq.ErrNotServed.Error()) {
-		t.Errorf("when the queue is gone: %v", err)
+		t.Errorf("after the end of the queue: got %v, want %v", err, nfq.ErrNotServed)
 	}
-	must.Do(t, d.desk.close())
+	must.Do(t, d.server.close())
 }
 
-// TestLookup asks conntrack for a connection, which it does not have, and does not ask when there is
-// no time.
+// TestLookup looks up a missing connection in conntrack, and does not look it up after the deadline.
 func TestLookup(t *testing.T) {
 	at := netip.MustParseAddrPort
 	f := &engine.Flow{Tuples: [2]expect.Tuple{{Src: at("203.0.113.101:40000"), Dst: at("192.0.2.2:21")}, {Src: at("192.168.1.2:21"), Dst: at("203.0.113.101:40000")}}}
-	var d desk
+	var d statusServer
 	if _, err := d.lookup(f, time.Now().Add(-time.Second)); !errors.Is(err, errNoTime) {
-		t.Errorf("without time: %v", err)
+		t.Errorf("after the deadline: got %v, want %v", err, errNoTime)
 	}
 	ct, err := expect.Dial()
 	must.Do(t, err)
 	defer ct.Close()
 	d.conntrack = ct
 	if _, err := d.lookup(f, time.Now().Add(time.Minute)); !errors.Is(err, expect.ErrNoEntry) {
-		t.Errorf("with time: %v", err)
+		t.Errorf("before the deadline: got %v, want %v", err, expect.ErrNoEntry)
 	}
 }
 
-// TestObserve says that events never wait for a follower who does not read.
-func TestObserve(t *testing.T) {
-	d := desk{socket: &control.Socket{}}
+// TestEmit checks that emit never waits for a follower that does not read.
+func TestEmit(t *testing.T) {
+	d := statusServer{socket: &control.Socket{}}
 	at := netip.MustParseAddrPort
 	client, server, public := at("203.0.113.101:40000"), at("192.168.1.2:21"), at("192.0.2.2:21")
 	master := &expect.Master{Tuples: [2]expect.Tuple{{Src: client, Dst: public}, {Src: server, Dst: client}}}
@@ -113,7 +112,7 @@ func TestObserve(t *testing.T) {
 	f, err := d.Follow(time.Now())
 	must.Do(t, err)
 	for range 10_000 {
-		d.observe(7, ev)
+		d.emit(7, ev)
 	}
 	got := <-f.Events()
 	want := control.Event{
@@ -124,16 +123,16 @@ func TestObserve(t *testing.T) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
 	if n := len(f.Events()) + int(f.Missed()); n != 9_999 {
-		t.Errorf("%d of 9999 events are there or missed", n)
+		t.Errorf("got %d events buffered or missed, want 9999", n)
 	}
 	f.Close()
-	if n := testing.AllocsPerRun(100, func() { d.observe(7, ev) }); n > 0 {
-		t.Errorf("%v allocations for an event", n)
+	if n := testing.AllocsPerRun(100, func() { d.emit(7, ev) }); n > 0 {
+		t.Errorf("got %v allocations for an event, want 0", n)
 	}
-	without := desk{}
-	without.observe(7, ev)
+	without := statusServer{}
+	without.emit(7, ev)
 	if len(without.events.Refusals()) > 0 {
-		t.Error("events are kept without a control socket")
+		t.Error("got kept events, want none without a control socket")
 	}
 }
 
@@ -154,11 +153,11 @@ func TestEventWords(t *testing.T) {
 					t.Errorf("%v: %s", err, text)
 				}
 			} else if engine.IsWord(key, "") != nil {
-				t.Errorf("%s is no word: %s", key, text)
+				t.Errorf("%s: got another type than string: %s", key, text)
 			}
 		}
 		if fields["kind"] == nil {
-			t.Errorf("no kind: %s", text)
+			t.Errorf("got no kind: %s", text)
 		}
 	}
 	for kind := engine.Tracked; kind <= engine.Missed; kind++ {
@@ -172,7 +171,7 @@ func TestEventWords(t *testing.T) {
 	check(control.Event{Kind: control.KindMissed, Missed: 3})
 }
 
-// TestListenAnywhere listens at addresses that no host has.
+// TestListenAnywhere listens at addresses that this host does not have.
 func TestListenAnywhere(t *testing.T) {
 	for _, at := range []string{"192.0.2.99:0", "[2001:db8::99]:0"} {
 		l, err := listenAnywhere(netip.MustParseAddrPort(at))

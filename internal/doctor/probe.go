@@ -20,51 +20,51 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/rules"
 )
 
-// trial is what came of doing to one connection what the daemon does, as far as it went.
-type trial struct {
+// probe is the result of doing to one connection what the daemon does.
+type probe struct {
 	statement   rules.Statement // that hands packets to the queue
 	noStatement error
-	noHelper    string // why no helper can be attached
-	helper      string // attached to the connection
+	noHelper    string // why no helper can be assigned
+	helper      string // assigned to the connection
 	expect      error  // of installing and removing an expectation
-	translate   error  // of setting up NAT, without which adjust is not tried
-	translated  bool   // the connection is
+	translate   error  // of setting up NAT; adjust needs it
+	translated  bool   // conntrack translates the connection
 	adjust      error  // of setting a sequence adjustment and reading it back
 }
 
-// checkTrial says what the kernel can do, as seen in a namespace of its own: where the helper
-// of a rule is removed, the kernel drops all packets that wait in the queues of that namespace.
-func checkTrial(p *patient) []Finding {
-	if p.noChoice != nil {
-		return nil // checkChoice has said so
+// checkProbe finds what the kernel cannot do, in a new network namespace: when a helper's rule is removed, the
+// kernel drops all packets that wait in the namespace's queues.
+func checkProbe(x *examination) []Finding {
+	if x.noPlan != nil {
+		return nil // checkPlan reports it
 	}
-	choice := p.choice
-	if p.wish.Monitor { // what matters is whether the daemon could help
-		w := p.wish
-		w.Monitor = false
+	plan := x.plan
+	if x.request.Monitor { // tried as if without --monitor
+		r := x.request
+		r.Monitor = false
 		var err error
-		if choice, err = p.choose(w); err != nil {
+		if plan, err = x.choose(r); err != nil {
 			return problem(strings.ReplaceAll(err.Error(), "\n", "; "), "without --monitor, the daemon could help no connection", "")
 		}
 	}
-	t, err := p.try(choice)
+	t, err := x.probe(plan)
 	if err != nil {
-		return warning(fmt.Sprintf("nothing can be tried: %v", err),
-			"whether the kernel can queue, expect and adjust is unknown",
+		return warning(fmt.Sprintf("no test in a network namespace: %v", err),
+			"whether the kernel can queue, expect and adjust is not known",
 			"run it with CAP_SYS_ADMIN, which root has outside of containers: sudo nfq-ftphelper doctor")
 	}
 	var found []Finding
-	if !choice.Enabled() {
-		found = named("queue statement", judgeStatement(t))
+	if !plan.KernelQueues() {
+		found = named("queue statement", statementFinding(t))
 	}
 	switch {
 	case t.noStatement != nil:
 		return found
 	case t.noHelper != "":
-		return append(found, named("expectations", warning("can't be tried: "+t.noHelper,
-			"whether the kernel can expect and adjust is unknown", p.command("run")))...)
+		return append(found, named("expectations", warning("no test: "+t.noHelper,
+			"whether the kernel can expect and adjust is not known", x.command("run")))...)
 	}
-	return slices.Concat(found, named("expectations", judgeExpectation(t)), named("sequence adjustment", judgeAdjustment(t)))
+	return slices.Concat(found, named("expectations", expectationFinding(t)), named("sequence adjustment", adjustmentFinding(t)))
 }
 
 func named(check string, found []Finding) []Finding {
@@ -74,9 +74,9 @@ func named(check string, found []Finding) []Finding {
 	return found
 }
 
-func judgeStatement(t trial) []Finding {
+func statementFinding(t probe) []Finding {
 	if t.noStatement != nil {
-		return problem(t.noStatement.Error(), "without it no packet reaches the daemon",
+		return problem(t.noStatement.Error(), "no packet reaches the daemon",
 			"modprobe nft_queue || modprobe -a nft_compat xt_NFQUEUE")
 	}
 	if t.statement == rules.Compat {
@@ -85,38 +85,38 @@ func judgeStatement(t trial) []Finding {
 	return ok("packets are queued by nftables' queue statement")
 }
 
-func judgeExpectation(t trial) []Finding {
-	const why = "data connections of FTP stay unknown to conntrack: no NAT for them, and not \"related\""
+func expectationFinding(t probe) []Finding {
+	const why = "data connections are not translated by NAT and not \"related\""
 	switch {
 	case errors.Is(t.expect, expect.ErrNoHelper):
-		return problem("the rules attach no helper to a connection", why, "")
+		return problem("the rules assign no helper to the test connection", why, "")
 	case t.expect != nil:
-		return problem(fmt.Sprintf("the kernel refuses them: %v", t.expect), why, "")
+		return problem(fmt.Sprintf("the kernel refuses the test expectation: %v", t.expect), why, "")
 	}
-	return ok("one was installed and removed, on a connection with the helper %s", t.helper)
+	return ok("test expectation worked with helper %s (in a throw-away namespace)", t.helper)
 }
 
-func judgeAdjustment(t trial) []Finding {
-	const unknown = "whether lines can be rewritten to another length is unknown"
+func adjustmentFinding(t probe) []Finding {
+	const unknown = "whether a line can change its length is not known"
 	switch {
 	case t.translate != nil:
-		return warning(fmt.Sprintf("NAT can't be tried: %v", t.translate), unknown, "")
+		return warning(fmt.Sprintf("no test with NAT: %v", t.translate), unknown, "")
 	case !t.translated:
-		return warning("the connection of the trial was not translated", unknown, "")
+		return warning("the test connection was not translated", unknown, "")
 	case t.adjust != nil:
-		return problem(t.adjust.Error(), "lines can't be rewritten to another length", "install a later kernel")
+		return problem(t.adjust.Error(), "a line cannot change its length", "install a later kernel")
 	}
-	return ok("one was set and read back, on a connection with DNAT")
+	return ok("test adjustment worked with DNAT (in a throw-away namespace)")
 }
 
-// try implements system.
-func (host) try(c backend.Choice) (t trial, err error) {
+// probe implements system.
+func (host) probe(c backend.Plan) (t probe, err error) {
 	err = inNewNamespace(func() error {
-		if !c.Enabled() {
+		if !c.KernelQueues() {
 			t.statement, t.noStatement = rules.ProbeStatement()
 		}
 		if c.Helper == backend.CTHelper {
-			if err := t.substitute(&c); err != nil {
+			if err := t.standInCarrier(&c); err != nil {
 				return err
 			}
 		}
@@ -126,47 +126,46 @@ func (host) try(c backend.Choice) (t trial, err error) {
 		if _, err := rules.Apply(c.Rules); err != nil {
 			return err
 		}
-		t.translate = translateTrial()
-		conn, peer, err := connectTrial(c.Rules.Ports[0].First)
+		t.translate = translateProbe()
+		conn, peer, err := connectProbe(c.Rules.Ports[0].First)
 		if err != nil {
 			return err
 		}
 		defer conn.Close()
 		defer peer.Close()
-		return t.run(conn)
+		return t.try(conn)
 	})
 	return t, err
 }
 
-// substitute makes the choice of a cthelper one that can be tried. An enabled one makes the kernel
-// queue, and here nobody serves the queue: a carrier has to stand in. One that is not there can't
-// be registered for a trial, since removing it would drop packets.
-func (t *trial) substitute(c *backend.Choice) error {
-	if c.Enabled() {
+// standInCarrier changes the plan of a cthelper to one that can be tried. Where the kernel queues for the cthelper,
+// nothing would release the packets here, so a carrier replaces it. A cthelper that is not registered is not
+// registered for the test, since removing it would drop packets.
+func (t *probe) standInCarrier(c *backend.Plan) error {
+	if c.KernelQueues() {
 		c.Rules.Ruleset = rules.Full
 		for _, c.Rules.Helper = range rules.Carriers {
 			if rules.ProbeCarrier(c.Rules.Helper) == nil {
 				return nil
 			}
 		}
-		t.noHelper = "there is no carrier to stand in for the cthelper"
+		t.noHelper = "the kernel has no carrier to test with instead of the cthelper"
 		return nil
 	}
-	_, there, err := cthelper.Lookup(c.Rules.Helper)
-	if err == nil && !there {
+	_, registered, err := cthelper.Lookup(c.Rules.Helper)
+	if err == nil && !registered {
 		t.noHelper = fmt.Sprintf("the helper %s is not registered; the daemon does that", c.Rules.Helper)
 	}
 	return err
 }
 
-// In the namespace of the trial a client on this host connects to one loopback address, and
-// DNAT sends it to another one.
+// In the test a client connects to one loopback address, and DNAT changes it to another one.
 var (
-	trialAddress = netip.AddrFrom4([4]byte{127, 0, 0, 2})
-	trialServer  = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	probeAddress = netip.AddrFrom4([4]byte{127, 0, 0, 2})
+	probeServer  = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 )
 
-// inNewNamespace runs do in a network namespace that ends with it. Its loopback interface is up.
+// inNewNamespace runs do in a network namespace that is removed afterwards, with its loopback interface up.
 func inNewNamespace(do func() error) error {
 	done := make(chan error)
 	go func() {
@@ -179,7 +178,7 @@ func inNewNamespace(do func() error) error {
 		}
 		defer unix.Close(home)
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			done <- fmt.Errorf("no network namespace can be made: %w", err)
+			done <- fmt.Errorf("no network namespace can be created: %w", err)
 			return
 		}
 		defer unix.Setns(home, unix.CLONE_NEWNET)
@@ -206,27 +205,26 @@ func loopbackUp() error {
 	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, request)
 }
 
-// translateTrial has connections to trialAddress go to trialServer.
-func translateTrial() error {
+// translateProbe translates connections to probeAddress to probeServer.
+func translateProbe() error {
 	conn, err := nftables.New()
 	if err != nil {
 		return err
 	}
-	table := conn.AddTable(&nftables.Table{Name: "trial", Family: nftables.TableFamilyIPv4})
+	table := conn.AddTable(&nftables.Table{Name: "probe", Family: nftables.TableFamilyIPv4})
 	chain := conn.AddChain(&nftables.Chain{Table: table, Name: "output", Type: nftables.ChainTypeNAT,
 		Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityNATDest})
 	conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
 		&expr.Payload{Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4, DestRegister: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: trialAddress.AsSlice()},
-		&expr.Immediate{Register: 1, Data: trialServer.AsSlice()},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: probeAddress.AsSlice()},
+		&expr.Immediate{Register: 1, Data: probeServer.AsSlice()},
 		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1},
 	}})
 	return conn.Flush()
 }
 
-// connectTrial opens a connection to a port of trialAddress, on which somebody listens,
-// with NAT or without.
-func connectTrial(port uint16) (conn, peer net.Conn, err error) {
+// connectProbe opens a connection to a port of probeAddress, and accepts it, with NAT or without.
+func connectProbe(port uint16) (conn, peer net.Conn, err error) {
 	listener, err := net.Listen("tcp4", netip.AddrPortFrom(netip.IPv4Unspecified(), port).String())
 	if err != nil {
 		return nil, nil, err
@@ -234,10 +232,10 @@ func connectTrial(port uint16) (conn, peer net.Conn, err error) {
 	defer listener.Close()
 	dialer := net.Dialer{
 		Timeout:   5 * time.Second,
-		LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(trialServer, 0)),
+		LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(probeServer, 0)),
 	}
 	dialer.SetMultipathTCP(false)
-	if conn, err = dialer.Dial("tcp4", netip.AddrPortFrom(trialAddress, port).String()); err != nil {
+	if conn, err = dialer.Dial("tcp4", netip.AddrPortFrom(probeAddress, port).String()); err != nil {
 		return nil, nil, err
 	}
 	if peer, err = listener.Accept(); err != nil {
@@ -246,8 +244,8 @@ func connectTrial(port uint16) (conn, peer net.Conn, err error) {
 	return conn, peer, err
 }
 
-// run does to the connection what the daemon does.
-func (t *trial) run(conn net.Conn) error {
+// try does to the connection what the daemon does.
+func (t *probe) try(conn net.Conn) error {
 	c, err := expect.Dial()
 	if err != nil {
 		return err

@@ -7,7 +7,7 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/internal/control"
 )
 
-// TestWords says that the words which package control names by itself are in the lists.
+// TestWords checks that the words which package control names by itself are in the lists.
 func TestWords(t *testing.T) {
 	for _, c := range []struct {
 		list  []control.Word
@@ -21,7 +21,7 @@ func TestWords(t *testing.T) {
 	} {
 		for _, word := range c.words {
 			if !slices.ContainsFunc(c.list, func(w control.Word) bool { return w.Name == word }) {
-				t.Errorf("%q is not in %v", word, c.list)
+				t.Errorf("got %v, want %q in it", c.list, word)
 			}
 		}
 	}

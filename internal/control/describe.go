@@ -8,14 +8,14 @@ import (
 	"unicode"
 )
 
-// NAT says in words what this host translates of the connection.
+// NAT describes what this host translates of the connection.
 func (f *Flow) NAT() string {
 	var parts []string
 	if f.ServerReachedAt.IsValid() {
-		parts = append(parts, "server reached at "+elsewhere(f.ServerReachedAt, f.Server))
+		parts = append(parts, "server reached at "+addrOrPort(f.ServerReachedAt, f.Server))
 	}
 	if f.ClientSeenAs.IsValid() {
-		parts = append(parts, "client seen as "+elsewhere(f.ClientSeenAs, f.Client))
+		parts = append(parts, "client seen as "+addrOrPort(f.ClientSeenAs, f.Client))
 	}
 	if len(parts) == 0 {
 		return "none"
@@ -23,26 +23,26 @@ func (f *Flow) NAT() string {
 	return strings.Join(parts, ", ")
 }
 
-// elsewhere leaves out the port if only the address is another one.
-func elsewhere(at, than netip.AddrPort) string {
+// addrOrPort returns at, without its port if only the address differs from that of than.
+func addrOrPort(at, than netip.AddrPort) string {
 	if at.Port() == than.Port() {
 		return at.Addr().String()
 	}
 	return at.String()
 }
 
-// String says in words what was announced: "227 port 30000", "PORT port 20, not opened: …", or "229
-// port 30000, advertised as 40000".
+// String describes the announcement: "227 port 30000", "PORT port 20, not opened: …", or "229 port 30000,
+// advertised as 40000".
 func (e *Endpoint) String() string {
 	switch {
 	case e == nil:
 		return "none"
-	case e.Told == 0 && e.Why != "":
+	case e.Advertised == 0 && e.Why != "":
 		return fmt.Sprintf("%s port %d, not opened: %s", e.Verb, e.Announced, e.Why)
-	case e.Told == 0:
+	case e.Advertised == 0:
 		return fmt.Sprintf("%s port %d, not opened", e.Verb, e.Announced)
-	case e.Told != e.Announced:
-		return fmt.Sprintf("%s port %d, advertised as %d", e.Verb, e.Announced, e.Told)
+	case e.Advertised != e.Announced:
+		return fmt.Sprintf("%s port %d, advertised as %d", e.Verb, e.Announced, e.Advertised)
 	}
 	return fmt.Sprintf("%s port %d", e.Verb, e.Announced)
 }
@@ -52,26 +52,26 @@ func (e *Endpoint) Short() string {
 	switch {
 	case e == nil:
 		return ""
-	case e.Told == 0:
+	case e.Advertised == 0:
 		return strings.TrimSuffix(fmt.Sprintf("%s %d: %s", e.Verb, e.Announced, e.Reason), ": ")
-	case e.Told != e.Announced:
-		return fmt.Sprintf("%s %d, advertised as %d", e.Verb, e.Announced, e.Told)
+	case e.Advertised != e.Announced:
+		return fmt.Sprintf("%s %d, advertised as %d", e.Verb, e.Announced, e.Advertised)
 	}
 	return fmt.Sprintf("%s %d", e.Verb, e.Announced)
 }
 
-// Ends says between whom it happened, if it was between two.
-func (ev *Event) Ends() (client, server string) {
+// Endpoints returns client and server, "" for an event without a connection.
+func (ev *Event) Endpoints() (client, server string) {
 	if !ev.Client.IsValid() {
 		return "", ""
 	}
 	return ev.Client.String(), ev.Server.String()
 }
 
-// Short says in a few words what happened, but for the kind and the connection: addresses that go without
-// saying are left out, and a reason is one word.
+// Short describes the event in a few words, without kind and connection. Addresses that are those of the
+// connection are left out, and a reason is one word.
 func (ev *Event) Short() string {
-	port, told := ev.Announced.Port(), ev.Told.Port()
+	port, advertised := ev.Announced.Port(), ev.Advertised.Port()
 	var words string
 	switch {
 	case ev.Kind == KindUsed:
@@ -85,26 +85,25 @@ func (ev *Event) Short() string {
 	case ev.Kind == KindClosed:
 		words = fmt.Sprintf("%s, %d refused", plural(uint64(ev.Transfers), "transfer"), ev.Refused)
 	case ev.Kind == KindMissed || ev.Verb == "" || ev.Line != "":
-		words = ev.Words()
+		words = ev.Describe()
 	case ev.Reason != "":
 		words = fmt.Sprintf("%s %d: %s", ev.Verb, port, ev.Reason)
 	case ev.Why != "":
 		words = fmt.Sprintf("%s %d: %s", ev.Verb, port, ev.Why)
-	case port == told:
+	case port == advertised:
 		words = fmt.Sprintf("%s %d", ev.Verb, port)
 	default:
-		words = fmt.Sprintf("%s %d, advertised as %d", ev.Verb, port, told)
+		words = fmt.Sprintf("%s %d, advertised as %d", ev.Verb, port, advertised)
 	}
 	return printable(words)
 }
 
-// Words say what happened, but for the kind and the connection. There is nothing in them that a
-// terminal would take for a command.
-func (ev *Event) Words() string {
-	words, announced, told, same := ev.Why, ev.Announced.String(), ev.Told.String(), ev.Announced == ev.Told
+// Describe describes the event, without kind and connection. The text has no control characters.
+func (ev *Event) Describe() string {
+	words, announced, advertised, same := ev.Why, ev.Announced.String(), ev.Advertised.String(), ev.Announced == ev.Advertised
 	if ev.Verb == "229" { // it has no address
-		from, to := ev.Announced.Port(), ev.Told.Port()
-		announced, told, same = fmt.Sprintf("port %d", from), strconv.Itoa(int(to)), from == to
+		from, to := ev.Announced.Port(), ev.Advertised.Port()
+		announced, advertised, same = fmt.Sprintf("port %d", from), strconv.Itoa(int(to)), from == to
 	}
 	switch {
 	case ev.Kind == KindMissed && ev.Why == "":
@@ -125,12 +124,12 @@ func (ev *Event) Words() string {
 	case same:
 		words = fmt.Sprintf("%s %s", ev.Verb, announced)
 	default:
-		words = fmt.Sprintf("%s %s, advertised as %s", ev.Verb, announced, told)
+		words = fmt.Sprintf("%s %s, advertised as %s", ev.Verb, announced, advertised)
 	}
 	return printable(words)
 }
 
-// printable replaces what a terminal would not print.
+// printable replaces characters that a terminal does not print.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) {
@@ -140,7 +139,7 @@ func printable(s string) string {
 	}, s)
 }
 
-// plural writes a number of things.
+// plural returns a number with its noun.
 func plural(n uint64, one string) string {
 	if n == 1 {
 		return "1 " + one

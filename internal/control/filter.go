@@ -12,17 +12,17 @@ import (
 // Filter selects connections. The zero Filter selects all.
 type Filter struct{ terms []term }
 
-// term is one condition: a text in a field, or in any if the field is empty.
+// term is one condition: a text in a field, or in any field if that is empty.
 type term struct {
 	field, text string
 	network     netip.Prefix // instead of the text, if it is valid
 }
 
-// fields are what a Filter can ask for.
+// fields are the fields that a Filter can name.
 var fields = []struct {
 	name string
 	text func(*Flow) string
-	end  func(*Flow) netip.AddrPort // of those that are addresses
+	addr func(*Flow) netip.AddrPort // nil for fields other than addresses
 }{
 	{"client", func(f *Flow) string { return f.Client.String() }, func(f *Flow) netip.AddrPort { return f.Client }},
 	{"server", func(f *Flow) string { return f.Server.String() }, func(f *Flow) netip.AddrPort { return f.Server }},
@@ -39,7 +39,7 @@ var fields = []struct {
 	}, nil},
 }
 
-// FilterFields returns the names of the fields that a Filter can ask for.
+// FilterFields returns the names of the fields that a Filter can name.
 func FilterFields() []string {
 	var names []string
 	for _, f := range fields {
@@ -48,16 +48,16 @@ func FilterFields() []string {
 	return names
 }
 
-// ParseFilter reads conditions with spaces between them, all of which have to be true: TEXT, which any
-// field has in it, or FIELD=TEXT. The text of client and server can be a network. Upper and lower case
-// are the same. It returns an error for a field that does not exist.
+// ParseFilter parses conditions separated by spaces, all of which have to be true: TEXT, which any field may
+// contain, or FIELD=TEXT. The text of client and server can be a network. Case is ignored. It returns an
+// error for an unknown field.
 func ParseFilter(s string) (f Filter, err error) {
 	for _, word := range strings.Fields(s) {
 		t := term{text: strings.ToLower(word)}
 		if name, text, ok := strings.Cut(t.text, "="); ok {
 			t.field, t.text = name, text
 			if !slices.Contains(FilterFields(), name) {
-				return Filter{}, fmt.Errorf("there is no field %q: there are %s", name, strings.Join(FilterFields(), ", "))
+				return Filter{}, fmt.Errorf("unknown field %q: the fields are %s", name, strings.Join(FilterFields(), ", "))
 			}
 			if network, err := netip.ParsePrefix(text); err == nil {
 				t.network = network.Masked()
@@ -77,8 +77,8 @@ func (t term) matches(flow *Flow) bool {
 	for _, f := range fields {
 		switch {
 		case t.field != "" && t.field != f.name:
-		case t.network.IsValid() && f.end != nil:
-			if t.network.Contains(f.end(flow).Addr()) {
+		case t.network.IsValid() && f.addr != nil:
+			if t.network.Contains(f.addr(flow).Addr()) {
 				return true
 			}
 		case strings.Contains(strings.ToLower(f.text(flow)), t.text):
@@ -88,10 +88,10 @@ func (t term) matches(flow *Flow) bool {
 	return false
 }
 
-// Order is by what connections are sorted.
+// Order is the sort order of connections.
 type Order string
 
-// The orders. Counts are sorted from the largest on.
+// The orders. Counts are in descending order.
 const (
 	ByClient    Order = "client"
 	ByServer    Order = "server"
@@ -103,8 +103,7 @@ const (
 // Orders lists them.
 var Orders = []Order{ByClient, ByServer, ByState, ByTransfers, ByRefused}
 
-// Compare compares two connections for sorting. Those that are equal in the order are sorted by their
-// ends.
+// Compare compares two connections for sorting. Equal ones are sorted by client and server.
 func (o Order) Compare(a, b *Flow) int {
 	var first int
 	switch o {

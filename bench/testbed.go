@@ -13,13 +13,12 @@ import (
 	"github.com/nfq-ftphelper/nfq-ftphelper/test/netns"
 )
 
-// station is a lab with a contender on its router, an FTP server behind it and a load generator
-// before it.
-type station struct {
-	contender contender
+// testbed is a lab with a variant on its router, an FTP server and a load generator.
+type testbed struct {
+	variant   variant
 	lab       *netns.Lab
-	daemon    *netns.Process // that packets are queued to; nil for none
-	processor int            // that everything is bound to
+	daemon    *netns.Process // packets are queued to it; nil for none
+	processor int            // everything is bound to it
 	load      *netns.Process
 	jobs      *os.File
 	outcomes  *os.File
@@ -27,27 +26,26 @@ type station struct {
 	out       *json.Decoder
 }
 
-// newStation builds a lab and starts everything in it. The programs of the load are those of
-// this binary, which is run again.
-func newStation(ctx context.Context, c contender, s netns.Situation, b binaries, processor int) (*station, error) {
+// newTestbed builds a lab and starts everything in it. The load programs are this binary, run again.
+func newTestbed(ctx context.Context, c variant, s netns.Situation, b binaries, processor int) (*testbed, error) {
 	lab, err := netns.New(ctx, netns.Config{Situation: s, Family: netns.IPv4, Helper: netns.None})
 	if err != nil {
 		return nil, err
 	}
-	t := &station{contender: c, lab: lab, processor: processor}
+	t := &testbed{variant: c, lab: lab, processor: processor}
 	if err := t.start(ctx, b); err != nil {
 		return nil, errors.Join(fmt.Errorf("start with %s: %w", c.name, err), t.close())
 	}
 	return t, nil
 }
 
-func (t *station) start(ctx context.Context, b binaries) (err error) {
+func (t *testbed) start(ctx context.Context, b binaries) (err error) {
 	r := t.lab.ServerRouter()
-	// What conntrack remembers of ended data connections would grow with a contender's speed.
+	// Otherwise entries of ended data connections would accumulate with a variant's speed.
 	if err := r.Sysctl("netfilter.nf_conntrack_tcp_timeout_time_wait", "1"); err != nil {
 		return err
 	}
-	if t.daemon, err = t.contender.start(ctx, b, t.lab); err != nil {
+	if t.daemon, err = t.variant.start(ctx, b, t.lab); err != nil {
 		return err
 	}
 	self, err := os.Executable()
@@ -61,7 +59,7 @@ func (t *station) start(ctx context.Context, b binaries) (err error) {
 	return t.startLoad(self)
 }
 
-func (t *station) startLoad(self string) error {
+func (t *testbed) startLoad(self string) error {
 	input, jobs, err := os.Pipe()
 	if err != nil {
 		return err
@@ -80,38 +78,38 @@ func (t *station) startLoad(self string) error {
 	return err
 }
 
-func (t *station) close() error {
+func (t *testbed) close() error {
 	var errs []error
 	if t.jobs != nil {
 		errs = append(errs, t.jobs.Close(), t.outcomes.Close())
 	}
-	if t.contender.stop != nil {
+	if t.variant.stop != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), netns.Scale(30*time.Second))
 		defer cancel()
-		errs = append(errs, t.contender.stop(ctx, t.lab))
+		errs = append(errs, t.variant.stop(ctx, t.lab))
 	}
 	return errors.Join(append(errs, t.lab.Close())...)
 }
 
-// do has the load generator do a job, and counts what that costs.
-func (t *station) do(ctx context.Context, j job) (Sample, error) {
+// do runs a job on the load generator, and measures its cost.
+func (t *testbed) do(ctx context.Context, j job) (Sample, error) {
 	s, err := t.try(ctx, j)
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
 	if err != nil {
-		return Sample{}, fmt.Errorf("%s with %s, %d at once: %w", j.Operation, t.contender.name, j.Connections, err)
+		return Sample{}, fmt.Errorf("%s with %s, %d at once: %w", j.Operation, t.variant.name, j.Connections, err)
 	}
 	return s, nil
 }
 
-func (t *station) try(ctx context.Context, j job) (Sample, error) {
+func (t *testbed) try(ctx context.Context, j job) (Sample, error) {
 	j.Server = t.lab.ServerAddress
-	j.AnyAddress = t.contender.keepsAddress
-	// Reads of the pipes end when there is no more time.
+	j.AnyAddress = t.variant.keepsAddress
+	// At the end of ctx, reads of the pipes end.
 	defer context.AfterFunc(ctx, func() { _ = t.outcomes.SetReadDeadline(time.Now()) })()
 
-	// Of the connections before, nothing is to be left: their expectations would be in the way.
+	// Entries and expectations of earlier connections must not affect this job.
 	if _, err := t.lab.ServerRouter().Run(ctx, "", "conntrack", "-F"); err != nil {
 		return Sample{}, err
 	}
@@ -147,7 +145,7 @@ func (t *station) try(ctx context.Context, j job) (Sample, error) {
 	}, nil
 }
 
-func (t *station) outcome() (o outcome, err error) {
+func (t *testbed) outcome() (o outcome, err error) {
 	if err := t.out.Decode(&o); err != nil {
 		return o, t.explain(err)
 	}
@@ -157,10 +155,10 @@ func (t *station) outcome() (o outcome, err error) {
 	return o, nil
 }
 
-// explain adds what is known of the load generator's end to an error of a pipe.
-func (t *station) explain(err error) error {
+// explain adds the output of the load generator to an error of a pipe.
+func (t *testbed) explain(err error) error {
 	if errors.Is(err, io.EOF) {
 		return fmt.Errorf("the load generator has ended: %s", t.load.Output())
 	}
-	return fmt.Errorf("talk to the load generator: %w", err)
+	return fmt.Errorf("communicate with the load generator: %w", err)
 }

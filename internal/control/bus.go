@@ -9,17 +9,17 @@ import (
 )
 
 const (
-	// maxFollowers is how many may follow the events at the same time.
+	// maxFollowers is the number of followers at the same time.
 	maxFollowers = 16
-	// followerBuffer is how many events may wait for one follower.
+	// followerBuffer is the number of events that wait for one follower.
 	followerBuffer = 1024
 )
 
-// ErrFollowers is returned where too many follow the events already.
+// ErrFollowers is returned where maxFollowers follow the events already.
 var ErrFollowers = fmt.Errorf("%d programs follow the events already: stop one of them", maxFollowers)
 
-// Bus hands events to those who follow them, and keeps the last ones. It never waits for a follower:
-// one that is too slow misses events, and gets their number. The zero Bus has no followers.
+// Bus hands events to followers, and keeps the last events. It never waits for a follower: a slow one
+// misses events, and gets their number. The zero Bus has no followers.
 type Bus struct {
 	mu        sync.Mutex
 	followers []*Follower
@@ -27,7 +27,7 @@ type Bus struct {
 	refusals  ring
 }
 
-// How many events are kept, and how many of those that say why something was not opened.
+// Numbers of events that are kept: of all, and of those about endpoints that were not opened.
 const (
 	maxBacklog  = 4096
 	maxRefusals = 10
@@ -53,8 +53,8 @@ func (b *Bus) Refusals() []Event {
 	return b.refusals.since(time.Time{})
 }
 
-// Follow adds a follower, which has to be closed; it begins with those events that are kept and
-// happened at since or later. It returns ErrFollowers if there are too many.
+// Follow adds a follower, which has to be closed. It starts with the kept events that happened at since or
+// later. It returns ErrFollowers if there are too many.
 func (b *Bus) Follow(since time.Time) (*Follower, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -73,8 +73,8 @@ func (b *Bus) Follow(since time.Time) (*Follower, error) {
 // ring keeps the last events.
 type ring struct {
 	events  []Event
-	next    int    // the place of the next one, once there is no more room
-	dropped uint64 // to make room
+	next    int    // place of the next event, once the ring is full
+	dropped uint64 // events overwritten
 }
 
 func (r *ring) add(ev *Event, room int) {
@@ -89,7 +89,7 @@ func (r *ring) add(ev *Event, room int) {
 
 func (r *ring) oldest() *Event { return &r.events[r.next] }
 
-// since returns a copy of the events that happened then or later, oldest first.
+// since returns a copy of the events that happened at begin or later, oldest first.
 func (r *ring) since(begin time.Time) []Event {
 	var kept []Event
 	for i := range r.events {
@@ -100,12 +100,12 @@ func (r *ring) since(begin time.Time) []Event {
 	return kept
 }
 
-// Follower is one who follows the events of a Bus.
+// Follower receives the events of a Bus.
 type Follower struct {
 	bus     *Bus
 	backlog []Event
 	events  chan Event
-	missed  atomic.Uint64 // after all that is in events
+	missed  atomic.Uint64 // events missed after the last one in events
 }
 
 // Backlog returns the events that happened before Follow, oldest first.
@@ -122,15 +122,14 @@ func (f *Follower) publish(ev Event) {
 	}
 }
 
-// Events are those that happen from Follow on. Who does not take them in time misses some: as
-// many as the next one's Missed says, or Missed where there is none yet.
+// Events returns the events that happen from Follow on. A slow reader misses some: as many as the next
+// event's Missed says, or Missed returns while there is no next event.
 func (f *Follower) Events() <-chan Event { return f.events }
 
-// Missed returns how many events have been missed since the last one that is in Events, and
-// forgets that.
+// Missed returns the number of events missed since the last one in Events, and resets it.
 func (f *Follower) Missed() uint64 { return f.missed.Swap(0) }
 
-// Close ends following.
+// Close removes the follower from its Bus.
 func (f *Follower) Close() {
 	f.bus.mu.Lock()
 	defer f.bus.mu.Unlock()
