@@ -187,7 +187,13 @@ func TestRecognised(t *testing.T) {
 // TestLineAfterEviction has a connection forgotten in the middle of a line, whose rest looks like a PORT.
 func TestLineAfterEviction(t *testing.T) {
 	for name, forget := range map[string]func(*world){
-		"evicted":        (*world).evict,
+		"evicted": (*world).evict,
+		"evicted, after a gap": func(w *world) {
+			w.say(client, "x\r\n")
+			w.next[client] += uint32(len("RETR a "))
+			w.say(client, "file called ")
+			w.evict()
+		},
 		"far away":       (*world).farAck,
 		"daemon stopped": func(w *world) { w.leave(w.eng.Flush(nil)); w.restart(one) },
 	} {
