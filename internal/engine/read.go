@@ -135,7 +135,7 @@ const maxLeanEdits = 4
 func (e *Engine) readAlone(c *connection, dir expect.Direction) {
 	cmd, _ := parse.ParseCommand(e.pkt.Payload())
 	l := e.mode().labels.Active
-	active := dir == expect.Original && l != 0 && cmd.Verb.Announces()
+	active := dir == expect.Original && l != 0 && (cmd.Verb.Announces() || c.master.Label(l)) // or left over by a PORT that passed unread
 	if active {
 		c.master.Apply(expect.Update{SetLabel: l}) // as the rules did
 	}
