@@ -295,7 +295,8 @@ func (o *outcomes) expired(at place, x *opened) {
 func (o *outcomes) tracked(ev *engine.Event) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if t := ev.Master.Tuples[expect.Original]; len(o.controls) < maxOpened {
+	t := ev.Master.Tuples[expect.Original]
+	if reported := o.controls[t]; !reported && len(o.controls) < maxOpened {
 		o.controls[t] = false
 	} // beyond that, a connection is reported when conntrack removes it
 }
