@@ -104,7 +104,12 @@ func (e *Engine) open() {
 	opened.streams[expect.Reply].Open(server)
 	opened.streams[expect.Original].Open(client)
 	e.emit(Event{Kind: Tracked, Master: m})
-	e.track(opened)
+	c = e.track(opened)
+	if l := e.mode().labels.Recognised; labelled(m.Label, l) {
+		// Conntrack has not seen the end of an earlier connection, and has kept its entry (TCP_CONNTRACK_IGNORE in
+		// net/netfilter/nf_conntrack_proto_tcp.c).
+		e.setLabel(c, expect.Update{ClearLabel: l})
+	}
 }
 
 // newConnection returns a connection that conntrack has, and whose first lines were missed.
@@ -188,11 +193,11 @@ func (e *Engine) track(c connection) *connection {
 	return e.table.add(c)
 }
 
-// leaveInLine labels a recognised connection that is forgotten in the middle of a line: when it is looked up
-// again, its next segment is not the beginning of one.
+// leaveInLine labels a recognised connection that is forgotten in the middle of a line, or in a gap: when it is looked up
+// again, its next segment is not the beginning of a line.
 func (e *Engine) leaveInLine(c *connection) {
-	l := e.mode().labels.InLine
-	if l != 0 && c.control.Recognised() && c.streams[expect.Original].InLine() && !c.inLine {
+	l, s := e.mode().labels.InLine, &c.streams[expect.Original]
+	if l != 0 && c.control.Recognised() && (s.InLine() || len(s.Held()) > 0) && !c.inLine {
 		e.setLabel(c, expect.Update{SetLabel: l})
 	}
 }

@@ -190,6 +190,16 @@ func TestLeanActive(t *testing.T) {
 	}
 }
 
+// TestLeanActiveLeft has a PORT pass while no daemon runs: what follows is not queued for ever.
+func TestLeanActiveLeft(t *testing.T) {
+	w := newWorld(t, natOriginal, natReply, lean)
+	w.entry.Apply(expect.Update{SetLabel: allLabels.Active})
+	w.harmless(client, "RETR x\r\n")
+	if w.entry.Label(allLabels.Active) {
+		t.Errorf("labels %v", labels(w.entry))
+	}
+}
+
 // TestLeanEncrypted has the connection taken out of the queue.
 func TestLeanEncrypted(t *testing.T) {
 	w := newWorld(t, natOriginal, natReply, lean)

@@ -27,6 +27,11 @@ func (e *Engine) read(c *connection, dir expect.Direction, p *mangle.Packet) {
 			c.control.CommandLost()
 		}
 	}
+	if dir == expect.Original && !s.Renders(p) {
+		// The beginning was not the first byte: until the client answers, a server can send another SYN-ACK that acknowledges any
+		// number, and conntrack does not check it.
+		c.control.CommandLost()
+	}
 	if dir == expect.Original && s.OpenedAt(p.Seq()) && s.Next() == p.Seq() {
 		if n := parse.ProxyHeader(p.Payload()); n > 0 {
 			s.Restart(p.Seq().Add(n))
@@ -130,7 +135,7 @@ const maxLeanEdits = 4
 func (e *Engine) readAlone(c *connection, dir expect.Direction) {
 	cmd, _ := parse.ParseCommand(e.pkt.Payload())
 	l := e.mode().labels.Active
-	active := dir == expect.Original && l != 0 && cmd.Verb.Announces()
+	active := dir == expect.Original && l != 0 && (cmd.Verb.Announces() || c.master.Label(l)) // or left over by a PORT that passed unread
 	if active {
 		c.master.Apply(expect.Update{SetLabel: l}) // as the rules did
 	}

@@ -44,6 +44,17 @@ func (w *world) farAck() {
 	w.acked[client] = had
 }
 
+// synAckFurther has the server send another SYN-ACK before the client has answered, which acknowledges n bytes more.
+func (w *world) synAckFurther(n int) {
+	w.t.Helper()
+	w.entry.Opening = true
+	next := w.next[client]
+	w.next[client] += uint32(n)
+	w.synAck()
+	w.next[client], w.acked[client] = next, next
+	w.entry.Opening = false
+}
+
 // attackEnds are what follows an attack: the text that opens a port if it is believed.
 var attackEnds = []string{port, "\r\n" + port, "\r\n" + login + port, login, port}
 
@@ -58,6 +69,9 @@ func TestNotRecognised(t *testing.T) {
 		"over RTSP":                func(w *world) { w.say(client, "OPTIONS * RTSP/1.0\r\n") },
 		"over SIP":                 func(w *world) { w.say(client, "REGISTER sip:x SIP/2.0\r\n") },
 		"a header":                 func(w *world) { w.say(client, "HELP me\r\nX-Header: x\r\n") },
+		"PROXY as a method":        func(w *world) { w.say(client, "PROXY / HTTP/1.1\r\n") },
+		"IAC SB hides a line":      func(w *world) { w.say(client, "\xff\xfaPOST / HTTP/1.1\r\n") },
+		"IAC SB hides bytes":       func(w *world) { w.say(client, "HELP \xff\xfa\x16\x03\x01\r\n") },
 		"TLS":                      func(w *world) { w.say(client, tls+"\nUSER x\n"+port) },
 		"TLS, cut at the line end": func(w *world) { w.say(client, tls); w.say(client, "\n"); w.say(client, "USER x\n"+port) },
 		"TURN":                     func(w *world) { w.say(client, "\x00\x03\x00\x40\x21\x12\xa4\x42\nUSER x\n"+port) },
@@ -71,6 +85,15 @@ func TestNotRecognised(t *testing.T) {
 			w.say(client, "text\r\n")
 			w.now = w.now.Add(engine.DefaultHoldTime)
 			w.leave(w.eng.Expire(nil))
+		},
+		"a second SYN-ACK": func(w *world) { w.synAckFurther(len(http)); w.say(client, http) },
+		"a label that is left over": func(w *world) {
+			// The client and the server have closed a connection of FTP, and conntrack, which has not seen that, keeps its entry.
+			w.restart(one)
+			w.entry.Apply(expect.Update{SetLabel: recognisedLabel})
+			w.open()
+			w.say(client, "HELP me\r\n")
+			w.evict()
 		},
 		"SYN-ACK passed unread": func(w *world) { w.restart(one); w.miss(client, http); w.say(server, ready) },
 		"the daemon started":    func(w *world) { w.say(client, "HELP me\r\n"); w.restart(one) },
@@ -164,7 +187,13 @@ func TestRecognised(t *testing.T) {
 // TestLineAfterEviction has a connection forgotten in the middle of a line, whose rest looks like a PORT.
 func TestLineAfterEviction(t *testing.T) {
 	for name, forget := range map[string]func(*world){
-		"evicted":        (*world).evict,
+		"evicted": (*world).evict,
+		"evicted, after a gap": func(w *world) {
+			w.say(client, "x\r\n")
+			w.next[client] += uint32(len("RETR a "))
+			w.say(client, "file called ")
+			w.evict()
+		},
 		"far away":       (*world).farAck,
 		"daemon stopped": func(w *world) { w.leave(w.eng.Flush(nil)); w.restart(one) },
 	} {

@@ -22,7 +22,8 @@
 //
 // The client, which reads the replies, has then taken the reply for finished, and the line answers its
 // command. A 227 that is sent inside a multi-line reply meets this only if the server repeats whole lines
-// without a prefix, the forger chose two of them in a row, and a command of his passes exactly between the two. It then opens
+// without a prefix, the forger chose the one after the first line, or two in a row, and a command of his passes exactly in
+// front of the 227, which a client that closes its receive window can achieve. It then opens
 // a port of the server's own address to the client, no more than the rest of the policy allows.
 package ftp
 

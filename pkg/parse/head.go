@@ -8,11 +8,15 @@ import (
 // IsClientLine reports whether a line from a client, without its line end, can be one of FTP (RFC 959 section
 // 5.3): a verb, known or not, that begins with a letter, and after it a blank or the end; no control characters but those of
 // Telnet; and not the request of another protocol, whose verb may be an FTP command ("STAT / HTTP/1.1"). The
-// headers of such a request are none either: a colon follows their name. A blank line is one.
+// headers of such a request are none either: a colon follows their name. A blank line is one. Telnet's subnegotiations, which
+// no FTP client sends, are none: they could hold anything.
 func IsClientLine(line []byte) bool {
 	for trimmed := -1; trimmed != len(line); {
 		trimmed = len(line)
 		line = bytes.TrimSuffix(bytes.TrimRight(line, " \t\r"), []byte("\r\x00"))
+	}
+	if bytes.Contains(line, []byte{iac, sb}) {
+		return false
 	}
 	verb, end, arg := splitCommand(line)
 	if verb == Unknown || arg == end && arg < len(line) {
@@ -39,19 +43,16 @@ func IsClientLine(line []byte) bool {
 // otherProtocols begin the last word of a request of HTTP, RTSP, SIP and ICAP.
 var otherProtocols = [...][]byte{[]byte(" HTTP/"), []byte(" RTSP/"), []byte(" SIP/"), []byte(" ICAP/")}
 
-// ProxyHeader returns the length of the header of the PROXY protocol, version 1 or 2, with which the stream of a
-// client begins where a load balancer opened it (haproxy's proxy-protocol.txt); 0 if there is none.
+// ProxyHeader returns the length of the binary header of the PROXY protocol with which the stream of a client begins where
+// a load balancer opened it (version 2 of haproxy's proxy-protocol.txt); 0 if there is none. The header of version 1 is a
+// line that IsClientLine accepts.
 func ProxyHeader(stream []byte) int {
 	const (
-		text, longest = "PROXY ", 107
-		binary2       = "\r\n\r\n\x00\r\nQUIT\n"
-		fixed         = len(binary2) + 4 // version and command, family, length
+		signature = "\r\n\r\n\x00\r\nQUIT\n"
+		fixed     = len(signature) + 4 // version and command, family, length
 	)
-	switch {
-	case bytes.HasPrefix(stream, []byte(text)):
-		return bytes.IndexByte(stream[:min(len(stream), longest)], '\n') + 1
-	case len(stream) >= fixed && bytes.HasPrefix(stream, []byte(binary2)) && stream[len(binary2)]>>4 == 2:
-		return fixed + int(binary.BigEndian.Uint16(stream[fixed-2:]))
+	if len(stream) < fixed || !bytes.HasPrefix(stream, []byte(signature)) || stream[len(signature)]>>4 != 2 {
+		return 0
 	}
-	return 0
+	return fixed + int(binary.BigEndian.Uint16(stream[fixed-2:]))
 }

@@ -337,11 +337,14 @@ func peerNumbers(conn *net.TCPConn) (next, ack uint32, err error) {
 }
 
 // forgedPacket returns an IP packet with a TCP segment.
-func forgedPacket(t testing.TB, src, dst netip.AddrPort, seq, ack uint32, payload string) []byte {
+func forgedPacket(t testing.TB, src, dst netip.AddrPort, seq, ack uint32, payload string, change ...func(*layers.TCP)) []byte {
 	t.Helper()
 	tcp := &layers.TCP{
 		SrcPort: layers.TCPPort(src.Port()), DstPort: layers.TCPPort(dst.Port()),
 		Seq: seq, Ack: ack, ACK: true, PSH: true, Window: 500,
+	}
+	for _, f := range change {
+		f(tcp)
 	}
 	var network gopacket.NetworkLayer
 	if src.Addr().Is4() {

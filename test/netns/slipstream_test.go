@@ -8,6 +8,10 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/gopacket/layers"
+
+	"github.com/nfq-ftphelper/nfq-ftphelper/test/must"
 )
 
 // The tests in this file have a client that speaks another protocol, such as a browser, and a server that makes it send a
@@ -60,6 +64,11 @@ func TestSlipstream(t *testing.T) {
 			}
 			send(f, "USER x\r\n")
 		}},
+		{name: "a second SYN-ACK", ours: true, why: "midstream", before: func(f *forgery) {
+			f.openTwice(requestLine)
+			greet(f)
+			send(f, "USER x\r\n")
+		}},
 	}
 	for _, helper := range []Helper{Kernel, Ours} {
 		for _, a := range attacks {
@@ -72,7 +81,7 @@ func TestSlipstream(t *testing.T) {
 				if helper == Kernel {
 					needKernelHelper(t)
 				} else {
-					config.Daemon.Flags = []string{"--max-connections", "1"}
+					config.Daemon.Flags = []string{"--max-connections", "1", "--log-level", "debug"}
 				}
 				f := &forgery{t: t, lab: newLab(t, config), family: IPv4}
 				f.open()
@@ -99,6 +108,39 @@ func TestSlipstream(t *testing.T) {
 				honest.wantPORT()
 			})
 		}
+	}
+}
+
+// openTwice opens another control connection. Before the client has answered the server's SYN-ACK, the server sends
+// a second one, which acknowledges all that the client is about to send, too.
+func (f *forgery) openTwice(text string) {
+	f.t.Helper()
+	r, ctx := f.lab.ServerRouter(), testContext(f.t, 20*time.Second)
+	lose := func(what string) {
+		f.t.Helper()
+		must.Do(f.t, r.Nft(ctx, "table ip lost\ndelete table ip lost\n"+
+			"table ip lost {\nchain handshake { type filter hook prerouting priority -300;\n"+what+"\n}\n}\n"))
+	}
+	lose("tcp dport 21 tcp flags & (syn | ack) == ack ip length < 60 drop")
+	client, err := f.lab.Client.Dial(ctx, netip.AddrPort{}, netip.AddrPortFrom(f.lab.ServerAddress, 21))
+	must.Do(f.t, err)
+	f.t.Cleanup(func() { client.Close() })
+	const window = 500 // of the second one
+	lose(fmt.Sprintf("tcp sport 21 tcp flags & (syn | ack) == syn | ack tcp window != %d drop", window))
+	next, ack, err := peerNumbers(client)
+	must.Do(f.t, err)
+	at := client.LocalAddr().(*net.TCPAddr).AddrPort()
+	f.inject(f.lab.Server, forgedPacket(f.t, netip.AddrPortFrom(f.lab.Addresses.Server.Addr(), 21), at, next-1, ack+uint32(len(text)), "",
+		func(tcp *layers.TCP) { tcp.SYN, tcp.PSH, tcp.Window = true, false, window }))
+	read := func(log string) bool { return strings.Count(log, "kind=tracked client="+at.String()) == 2 }
+	must.Do(f.t, r.DaemonProcess().WaitOutput(ctx, read))
+	must.Do(f.t, writeOnce(client, text))
+	f.client, f.server = client, f.accept(f.listener)
+	f.t.Cleanup(func() { f.server.Close() })
+	must.Do(f.t, r.Nft(ctx, "delete table ip lost\n"))
+	f.fromServer, f.fromClient = bufio.NewReader(f.client), bufio.NewReader(f.server)
+	for range strings.Count(text, "\n") {
+		f.hear(f.fromClient, "")
 	}
 }
 
