@@ -94,6 +94,26 @@ func TestLean(t *testing.T) {
 	}
 }
 
+// TestLeanWithinSegment has lines that do not begin their segment: they keep their length, since the rules queue no
+// retransmission of such a segment, and TCP would take what is left of it for new bytes.
+func TestLeanWithinSegment(t *testing.T) {
+	for _, segments := range [][]string{
+		{"22", "7 Entering Passive Mode (192,168,1,2,145,37)\r\n"},
+		{"200 ok\r\n227 Entering Passive Mode (192,168,1,2,145,37)\r\n"},
+	} {
+		w := newWorld(t, natOriginal, natReply, lean)
+		w.unseen(client, "PASV\r\n")
+		for _, s := range segments {
+			if got := w.say(server, s); got != s {
+				t.Errorf("%q: %q came out as %q, want it unchanged", segments, s, got)
+			}
+		}
+		if failed := w.eng.Stats().Failed; failed != 1 {
+			t.Errorf("%q: %d announcements failed, want 1", segments, failed)
+		}
+	}
+}
+
 // TestLeanUnasked says that an answer counts once for each time that the client asks.
 func TestLeanUnasked(t *testing.T) {
 	w := newWorld(t, natOriginal, natReply, lean)

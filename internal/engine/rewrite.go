@@ -18,6 +18,8 @@ import (
 var (
 	errFixed = errors.New("the line has to keep its length, since the kernel does not adjust the sequence numbers of this connection")
 	errGrown = errors.New("the packet would become too long for the path")
+	// The lean rules would not queue a retransmission, which would pass with its old length.
+	errNotFirst = errors.New("the line does not begin its segment, and the lean rules queue segments by their first bytes: use the full ones")
 )
 
 // advertisedAs returns what the other side is to read where x is expected: only a server's own address can
@@ -49,6 +51,8 @@ func (e *Engine) rewrite(s *stream.Stream, a announcement, to netip.AddrPort, ma
 		return false, nil
 	case len(text) == span.Len():
 		return false, s.Edit(a.line, span, text)
+	case e.mode().lean && !beginsAnnouncement(e.pkt.Payload()):
+		return false, errNotFirst
 	case !mayResize:
 		reason = errFixed
 	case e.fits(s, len(text)-span.Len()):
@@ -63,6 +67,22 @@ func (e *Engine) rewrite(s *stream.Stream, a announcement, to netip.AddrPort, ma
 			"have the server announce the right address itself, or word its reply with more text", reason)
 	}
 	return false, s.Edit(a.line, parse.Span{Start: start, End: span.End}, text)
+}
+
+// beginsAnnouncement reports whether the lean rules queue a segment with this payload, its retransmissions too.
+func beginsAnnouncement(payload []byte) bool {
+	if len(payload) < 4 {
+		return false
+	}
+	switch first := [4]byte(payload); {
+	case string(first[:3]) == "227", string(first[:3]) == "229":
+		return true
+	default:
+		for i := range first {
+			first[i] &^= 0x20
+		}
+		return string(first[:]) == "PORT" || string(first[:]) == "EPRT"
+	}
 }
 
 // fits reports whether the packets that leave next may become n bytes longer. IPv4 can fragment
