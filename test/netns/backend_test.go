@@ -84,7 +84,10 @@ func wantBackEnd(t *testing.T, r *Router, family Family) {
 	if right := strings.Count(entries, " helper="+helper+" "); all == 0 || right != all {
 		t.Errorf("want all %d control connections on the %s to have the helper %s, not %d:\n%s", all, r.Name, helper, right, entries)
 	}
-	chosen := fmt.Sprintf("helper=%s helper_name=%s ", b.Helper, helper)
+	chosen := "using kernel helper " + helper + ";"
+	if b.Helper == CTHelper {
+		chosen = "using user-space helper " + helper + ";"
+	}
 	if log := r.DaemonProcess().Output(); !strings.Contains(log, chosen) {
 		t.Errorf("the daemon on the %s does not say that it has chosen %s:\n%s", r.Name, chosen, log)
 	}

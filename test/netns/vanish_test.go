@@ -15,6 +15,7 @@ const (
 	saysRestored = "rules restored"
 	saysStay     = "rules removed again, not restored"
 	saysChanged  = "FTP may not be helped: another program has changed the rules"
+	saysDiffer   = "FTP may not be helped: the rules differ from the settings"
 	saysBack     = "rules in place again"
 )
 
@@ -99,7 +100,7 @@ func TestOthersRulesVanish(t *testing.T) {
 		said(t, host, saysBack, n+1)
 	}
 	must.Do(t, host.Nft(ctx, "delete element inet nfq_ftphelper ports { 21 }"))
-	said(t, host, saysChanged, 1)
+	said(t, host, saysDiffer, 1)
 	must.Do(t, host.StopDaemon(ctx))
 	if log := host.DaemonProcess().Output(); strings.Contains(log, saysRestored) {
 		t.Errorf("it has applied rules that are not its own:\n%s", log)
