@@ -96,7 +96,7 @@ FTP control connections a conntrack helper and queue their packets with payload,
 	return cmd
 }
 
-// removeOwn removes the rules if they are those that a daemon with the wish applies. Otherwise it leaves them in
+// removeOwn removes the rules if they are those that a daemon with this request applies. Otherwise it leaves them in
 // place, and reports that without an error.
 func removeOwn(w backend.Request, stderr io.Writer) error {
 	w.Installed = false // as for the daemon that applies them

@@ -87,7 +87,7 @@ func TestAdvertise(t *testing.T) {
 			}
 		})
 	}
-	t.Run("where somebody else's is allowed", func(t *testing.T) {
+	t.Run("where another host's is allowed", func(t *testing.T) {
 		original := tuple("198.51.100.1:40000", "10.0.0.3:21")
 		w := newWorld(t, original, expect.Tuple{Src: original.Dst, Dst: original.Src}, func(c *engine.Config) {
 			c.Advertise, c.Policy.Allowed = public, []netip.Prefix{netip.MustParsePrefix("192.0.2.7/32")}

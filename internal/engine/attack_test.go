@@ -35,7 +35,7 @@ func (w *world) harmless(dir expect.Direction, text string) {
 
 const forged = "227 Entering Passive Mode (192,168,1,2,100,1)\r\n"
 
-// TestForgedReply has the server say what somebody else made it say: in an error text, a file
+// TestForgedReply has the server repeat what a client made it say: in an error text, a file
 // name, a banner, a multi-line reply.
 func TestForgedReply(t *testing.T) {
 	for name, turns := range map[string][]turn{

@@ -301,7 +301,7 @@ func TestPass(t *testing.T) {
 		refused, failed uint64
 		log             string
 	}{
-		"PORT of somebody else":        {"", client, "PORT 203,0,113,77,200,1\r\n", 1, 0, "not that of the one who announces it"},
+		"PORT of another host":         {"", client, "PORT 203,0,113,77,200,1\r\n", 1, 0, "not that of the one who announces it"},
 		"PORT of localhost":            {"", client, "PORT 127,0,0,1,200,1\r\n", 1, 0, "not that of the one"},
 		"PORT of a low port":           {"", client, "PORT 203,0,113,101,0,22\r\n", 1, 0, "below the lowest"},
 		"PORT with an octet of 256":    {"", client, "PORT 203,0,113,101,256,1\r\n", 0, 0, "out of range"},
@@ -309,8 +309,8 @@ func TestPass(t *testing.T) {
 		"PORT after SITE":              {"", client, "SITE x PORT 203,0,113,101,200,1\r\n", 0, 0, ""},
 		"EPRT of another family":       {"", client, "EPRT |2|2001:db8::1|5000|\r\n", 1, 0, "not that of the one"},
 		"EPRT with the wrong protocol": {"", client, "EPRT |2|203.0.113.101|5000|\r\n", 0, 0, "does not go with"},
-		"227 that nobody asked for":    {"", server, "227 (192,168,1,2,145,37)\r\n", 1, 0, "no PASV or EPSV"},
-		"227 of somebody else":         {pasv, server, "227 (192,168,1,77,145,37)\r\n", 1, 0, "not that of the one"},
+		"unsolicited 227":              {"", server, "227 (192,168,1,2,145,37)\r\n", 1, 0, "no PASV or EPSV"},
+		"227 of another host":          {pasv, server, "227 (192,168,1,77,145,37)\r\n", 1, 0, "not that of the one"},
 		"227 of nowhere":               {pasv, server, "227 (0,0,0,0,82,237)\r\n", 1, 0, "not that of the one"},
 		"227 without numbers":          {pasv, server, "227 Logout.\r\n", 0, 0, "not in the form"},
 		"227 in a multi-line reply":    {pasv, server, "230-Welcome\r\n227 (192,168,1,2,145,37)\r\n230 end\r\n", 0, 0, ""},
@@ -663,7 +663,7 @@ func TestFlows(t *testing.T) {
 	}
 	w.say(client, "PASV\r\n")
 	w.say(server, "227 Entering Passive Mode (192,168,1,2,145,37).\r\n")
-	w.say(server, "227 Entering Passive Mode (192,168,1,2,145,38).\r\n") // nobody asked
+	w.say(server, "227 Entering Passive Mode (192,168,1,2,145,38).\r\n") // unsolicited
 	var got []engine.Flow
 	for next, n := uint32(0), 0; n == 0 || next != 0; n++ {
 		if got, next = w.eng.AppendFlows(got, next, 100); n > 1000 {

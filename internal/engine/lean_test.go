@@ -131,7 +131,7 @@ func TestLeanUnasked(t *testing.T) {
 	}
 	unasked("227 (192,168,1,2,145,37)\r\n")
 	w.unseen(client, "PASV\r\n")
-	unasked("227 (192,168,1,7,145,37)\r\n") // somebody else's: PASV is not answered yet
+	unasked("227 (192,168,1,7,145,37)\r\n") // another host's: PASV is not answered yet
 	if got, want := answer("227 (192,168,1,2,145,37)\r\n"), "227 (192,0,2,2,145,37)\r\n"; got != want {
 		t.Errorf("227 came out as %q, want %q", got, want)
 	}

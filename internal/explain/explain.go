@@ -62,7 +62,7 @@ type Connection struct {
 	number     int
 	tuples     [2]expect.Tuple
 	source     natSource
-	side       expect.Direction // whose side the capture has, where the NAT has been told
+	side       expect.Direction // whose side of the NAT the capture has, if it is known
 	forwarded  bool             // the capture has packets as they came in and as they went out
 	begun      bool             // it has the SYN
 	recognised bool             // it lacks the server's SYN-ACK

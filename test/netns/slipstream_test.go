@@ -234,7 +234,7 @@ func TestHog(t *testing.T) {
 	<-neighbour.pauser.paused
 	neighbour.pauser.goOn <- struct{}{}
 	if at := neighbour.client.wantPassive(PASV); at.Addr() != lab.ServerAddress {
-		t.Errorf("the client was told %s: the line was not rewritten", at)
+		t.Errorf("the client received %s: the line was not rewritten", at)
 	}
 }
 
