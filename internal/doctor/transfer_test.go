@@ -338,17 +338,11 @@ iptables-legacy -t mangle -S; ip6tables-legacy -S
 ip -4 route show table all; ip -6 route show table all | grep -v 'anycast\|fe80\|multicast'; ip rule; ip -6 rule; ip -br addr | sed 's/fe80[^ ]*//; s/@[^ ]*//'`
 	want := r.sh(t, list)
 	var got string
-	do(t, r.Host, func() error {
-		s, err := takeSnapshot()
-		if err != nil {
-			return err
-		}
-		return inReplica(s, ftp, func(replica *replica) error {
-			out, err := exec.CommandContext(t.Context(), "sh", "-ec",
-				"nft delete table inet "+traceTable+"; nft delete table inet "+ownTable+"\n"+list).Output()
-			got = string(out)
-			return err
-		})
+	inReplicaOf(t, r.Host, func(replica *replica) error {
+		out, err := exec.CommandContext(t.Context(), "sh", "-ec",
+			"nft delete table inet "+traceTable+"; nft delete table inet "+ownTable+"\n"+list).Output()
+		got = string(out)
+		return err
 	})
 	if d := differences(lines(got), lines(want)); len(d) > 0 || got == "" {
 		t.Errorf("got\n%s\nin the replica, want as on the host\n%s\ndifferences: %q", got, want, d)
@@ -380,34 +374,40 @@ func lines(s string) []string {
 	return all
 }
 
+// inReplicaOf calls run in a replica of a host.
+func inReplicaOf(t *testing.T, h *netns.Host, run func(*replica) error) {
+	t.Helper()
+	do(t, h, func() error {
+		s, err := takeSnapshot()
+		if err != nil {
+			return err
+		}
+		return inReplica(s, ftp, run)
+	})
+}
+
 // TestReplicaRetransmitsNothing waits longer than the retransmission time-out between two test connections: a
 // retransmission for the first would be taken for the segment of the second.
 func TestReplicaRetransmitsNothing(t *testing.T) {
 	t.Parallel()
 	r := newTestRouter(t)
-	do(t, r.Host, func() error {
-		s, err := takeSnapshot()
-		if err != nil {
+	inReplicaOf(t, r.Host, func(replica *replica) error {
+		left, right := netip.MustParseAddrPort("203.0.113.101:1111"), netip.MustParseAddrPort("192.168.1.2:21")
+		own := netip.MustParseAddrPort("203.0.113.1:21")
+		if err := replica.listen(own); err != nil {
 			return err
 		}
-		return inReplica(s, ftp, func(replica *replica) error {
-			left, right := netip.MustParseAddrPort("203.0.113.101:1111"), netip.MustParseAddrPort("192.168.1.2:21")
-			own := netip.MustParseAddrPort("203.0.113.1:21")
-			if err := replica.listen(own); err != nil {
-				return err
+		for _, ends := range [][2]netip.AddrPort{{left, own}, {netip.AddrPortFrom(own.Addr(), 1112), right}} {
+			if c, err := replica.connect(ends[0], ends[1]); err != nil || c.master == nil {
+				t.Errorf("%s to %s: got %+v, %v, want a connection", ends[0], ends[1], c, err)
 			}
-			for _, ends := range [][2]netip.AddrPort{{left, own}, {netip.AddrPortFrom(own.Addr(), 1112), right}} {
-				if c, err := replica.connect(ends[0], ends[1]); err != nil || c.master == nil {
-					t.Errorf("%s to %s: got %+v, %v, want a connection", ends[0], ends[1], c, err)
-				}
-				time.Sleep(1500 * time.Millisecond) // TCP_TIMEOUT_INIT is 1 s, include/net/tcp.h
-				c, err := replica.connect(netip.AddrPortFrom(left.Addr(), replica.port()), right)
-				if err != nil || c.seq != 1000 || c.answer != nil {
-					t.Errorf("got %+v, %v, want sequence number 1000, of segment, and no answer", c, err)
-				}
+			time.Sleep(1500 * time.Millisecond) // TCP_TIMEOUT_INIT is 1 s, include/net/tcp.h
+			c, err := replica.connect(netip.AddrPortFrom(left.Addr(), replica.port()), right)
+			if err != nil || c.seq != 1000 || c.answer != nil {
+				t.Errorf("got %+v, %v, want sequence number 1000, of segment, and no answer", c, err)
 			}
-			return nil
-		})
+		}
+		return nil
 	})
 }
 
@@ -415,24 +415,18 @@ func TestReplicaRetransmitsNothing(t *testing.T) {
 func TestLostMarker(t *testing.T) {
 	t.Parallel()
 	r := newTestRouter(t)
-	do(t, r.Host, func() error {
-		s, err := takeSnapshot()
-		if err != nil {
-			return err
-		}
-		return inReplica(s, ftp, func(replica *replica) error {
-			lose := exec.CommandContext(t.Context(), "nft", fmt.Sprintf(`table netdev lossy { chain in {
+	inReplicaOf(t, r.Host, func(replica *replica) error {
+		lose := exec.CommandContext(t.Context(), "nft", fmt.Sprintf(`table netdev lossy { chain in {
 				type filter hook ingress device %q priority 0; ip protocol %d limit rate 1/hour burst 1 packets counter drop; }; }`,
-				replica.links[0].name, markerProtocol))
-			if out, err := lose.CombinedOutput(); err != nil {
-				return fmt.Errorf("%w: %s", err, out)
-			}
-			c, err := replica.connect(netip.MustParseAddrPort("203.0.113.101:1111"), netip.MustParseAddrPort("192.168.1.2:21"))
-			if err != nil || c.master == nil || replica.markers != 2 {
-				t.Errorf("got %+v, %v, after %d markers, want a connection after 2", c, err, replica.markers)
-			}
-			return nil
-		})
+			replica.links[0].name, markerProtocol))
+		if out, err := lose.CombinedOutput(); err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		c, err := replica.connect(netip.MustParseAddrPort("203.0.113.101:1111"), netip.MustParseAddrPort("192.168.1.2:21"))
+		if err != nil || c.master == nil || replica.markers != 2 {
+			t.Errorf("got %+v, %v, after %d markers, want a connection after 2", c, err, replica.markers)
+		}
+		return nil
 	})
 }
 

@@ -11,7 +11,7 @@ import (
 type Policy struct {
 	// MinPort is the lowest port that may be announced. 0 means DefaultMinPort.
 	MinPort uint16
-	// Loose lets everybody announce any address, as nf_conntrack_ftp does with its parameter of
+	// Loose allows announcements of any address, as nf_conntrack_ftp does with its parameter of
 	// that name: for transfers between two servers (FXP), and for bounce attacks.
 	Loose bool
 	// Allowed are addresses that may be announced besides one's own.
@@ -24,7 +24,7 @@ type Policy struct {
 // Defaults of Policy.
 const (
 	DefaultMinPort = 1024
-	DefaultRate    = 10_000 // programs that mean well come to several thousand
+	DefaultRate    = 10_000 // honest programs reach several thousand
 )
 
 func (p Policy) withDefaults() Policy {
